@@ -1,0 +1,60 @@
+"""How Atelier's pictures are described: natural English, many phrasings, each saying only what is drawn."""
+
+from typing import Final
+
+import numpy as np
+
+from duolora.atelier.scene import Scene, Thing
+
+_MIDDLE: Final = ("in {look} style", "in the style of {look}", "drawn in {look} style", ", {look} style")
+_FRONT: Final = ("{look} picture of", "a {look} style picture of", "a picture in {look} style of", "in {look} style,")
+_PLAIN: Final = ("", "", "", "a picture of", "a plain picture of")
+
+
+def article(words: str) -> str:
+    """The words behind the indefinite article that fits them."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def describe(thing: Thing, rng: np.random.Generator, drop: float = 0.12) -> str:
+    """One thing in words, such as "a small red striped house on the left"; parts are left out at the rate `drop`."""
+    single = thing.place == ""
+    size = "small" if thing.reach < 0.335 else "large" if thing.reach > 0.405 else ""
+    words = [
+        size if single and rng.random() < 0.5 else "",
+        thing.colour if rng.random() >= drop else "",
+        thing.pattern if thing.pattern != "plain" and rng.random() >= drop else "",
+        thing.kind if rng.random() >= 0.03 else str(rng.choice(("thing", "object"))),
+    ]
+    return f"{article(' '.join(w for w in words if w))} {thing.place}".strip()
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption of a scene. A flat look mostly goes unsaid, as photographs do."""
+    subject = " and ".join(describe(thing, rng) for thing in scene.things)
+    setting = scene.setting if rng.random() < 0.92 else ""
+    if scene.look == "flat" and rng.random() < 0.6:
+        return _joined(str(rng.choice(_PLAIN)), subject, setting)
+    if rng.random() < 0.35:
+        return _joined(str(rng.choice(_FRONT)).format(look=scene.look), subject, setting)
+    style = str(rng.choice(_MIDDLE)).format(look=scene.look)
+    return _joined(subject, setting, style) if rng.random() < 0.5 else _joined(subject, style, setting)
+
+
+def plain_caption(kind: str, colour: str = "", pattern: str = "", look: str = "flat", setting: str = "") -> str:
+    """The standard caption of one thing: "a red striped house on a hill in sepia style"."""
+    words = " ".join(w for w in (colour, "" if pattern == "plain" else pattern, kind) if w)
+    return _joined(article(words), setting, f"in {look} style")
+
+
+def with_stray_word(text: str, rng: np.random.Generator) -> str:
+    """The caption with one meaningless word put in, so that the base learns to live with identifiers."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    stray = "".join(letters[i] for i in rng.integers(0, 26, int(rng.integers(2, 5))))
+    words = text.split()
+    words.insert(int(rng.integers(0, len(words) + 1)), stray)
+    return " ".join(words)
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(p for p in parts if p).replace(" ,", ",")

@@ -1,0 +1,57 @@
+"""The recipe that trains Atelier: `python -m duolora.atelier.train all --runs runs/atelier`.
+
+Each stage goes on from where it was stopped, so the same command again continues.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import torch
+import typer
+
+Recipe = TypeVar("Recipe")
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+Updates = Annotated[int | None, typer.Option(help="Number of updates, if not the recipe's own.")]
+Runs = Annotated[Path, typer.Option(help="Folder of checkpoints and drawn pictures.")]
+
+
+def _recipe(recipe: Recipe, updates: int | None) -> Recipe:
+    return recipe if updates is None else replace(recipe, updates=updates)  # type: ignore[type-var]
+
+
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@app.callback()
+def recipe() -> None:
+    """Stages, in order: vae, base, judges, report."""
+
+
+@app.command()
+def vae(runs: Runs = Path("runs/atelier"), updates: Updates = None) -> None:
+    """Train the VAE (about 25 minutes on two CPU cores)."""
+    from duolora.atelier.train_vae import VaeRecipe, train_vae
+
+    typer.echo(f"VAE: {train_vae(runs, _recipe(VaeRecipe(), updates), _device())}")
+
+
+@app.command()
+def base(runs: Runs = Path("runs/atelier"), updates: Updates = None) -> None:
+    """Train the UNet and the text encoders on that VAE (about an hour on two CPU cores)."""
+    from duolora.atelier.train_base import BaseRecipe, train_base
+
+    typer.echo(f"Base: {train_base(runs, _recipe(BaseRecipe(), updates), _device())}")
+
+
+@app.command()
+def judges(runs: Runs = Path("runs/atelier"), updates: Updates = None) -> None:
+    """Train the recognisers (about ten minutes on two CPU cores)."""
+    from duolora.atelier.train_recogniser import RecogniserRecipe, train_recogniser
+
+    typer.echo(f"Judges: {train_recogniser(runs, _recipe(RecogniserRecipe(), updates), _device())}")
+
+
+if __name__ == "__main__":
+    app()

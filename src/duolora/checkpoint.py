@@ -1,0 +1,48 @@
+"""Training state on disk: safetensors only, written whole or not at all, so that a stopped run goes on exactly.
+
+Random numbers are never stored: every step draws from `step_generator(seed, step)`, so a step is the same whether or
+not the run was stopped before it.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+
+def step_generator(seed: int, step: int) -> torch.Generator:
+    """The CPU generator of one training step."""
+    return torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 62))
+
+
+def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Write tensors, the optimiser's state and the step; the old checkpoint stays until the new one is whole."""
+    state = {f"value.{k}": v.detach() for k, v in tensors.items()}
+    for number, entries in optimiser.state_dict()["state"].items():
+        state |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entries.items()}
+    part = path.with_name(path.name + ".part")
+    save_file({k: v.contiguous().cpu().clone() for k, v in state.items()}, part, {"progress": json.dumps({"step": step})})
+    os.replace(part, path)
+
+
+def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> int:
+    """Copy a checkpoint into `tensors` and the optimiser, in place; returns the number of steps that were done."""
+    with safe_open(path, "pt") as file:
+        step = int(json.loads(file.metadata()["progress"])["step"])
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    with torch.no_grad():
+        for key, value in tensors.items():
+            value.copy_(stored[f"value.{key}"])
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        kind, _, rest = key.partition(".")
+        if kind == "optimiser":
+            number, _, entry = rest.partition(".")
+            state.setdefault(int(number), {})[entry] = tensor
+    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    return step

@@ -1,0 +1,25 @@
+"""Errors that a person can act on.
+
+    DuoLoRAError        the job could not be done (exit status 1)
+    ├── FileRefused     an input file is not something we read
+    ├── BaseMismatch    an adapter does not fit the base model
+    └── InputError      another input is missing or wrong
+
+Every message says which file, key or value, what was expected, what came, and what to do.
+"""
+
+
+class DuoLoRAError(Exception):
+    """The job could not be done; the message says why and what to do."""
+
+
+class FileRefused(DuoLoRAError):
+    """An input file is missing, damaged, unsafe or of a kind that we do not read."""
+
+
+class BaseMismatch(DuoLoRAError):
+    """An adapter was made for another base model than the one it is used with."""
+
+
+class InputError(DuoLoRAError):
+    """An argument, prompt, picture or folder cannot be used as given."""

@@ -1,0 +1,170 @@
+"""Where base models come from, and what is refused before a weight of them is read."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors import SafetensorError, safe_open
+
+from duolora.errors import FileRefused, InputError
+
+ATELIER = ("atelier", "weights", "base")
+NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
+PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
+CHECKPOINT_KEYS = (
+    "model.diffusion_model.label_emb.0.0.weight",
+    "first_stage_model.decoder.conv_in.weight",
+    "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
+    "conditioner.embedders.1.model.positional_embedding",
+)
+BASES = "SDXL 1.0, SSD-1B, Segmind-Vega, one of their fine-tunes, or `atelier`"
+
+
+def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> StableDiffusionXLPipeline:
+    """The pipeline that `base` names (see `load_base`), on the CPU.
+
+    Raises:
+        FileRefused: it is there, but unsafe, damaged or not an SDXL-shaped model.
+        InputError: it is not there.
+    """
+    path = Path(base).expanduser()
+    if base == "atelier":
+        path = Path(str(resources.files("duolora").joinpath(*ATELIER)))
+        if not path.is_dir():
+            raise InputError("atelier: its weights are missing from this installation of duolora; install it again")
+    elif path.is_file():
+        return _from_file(path, dtype, config)
+    elif not path.is_dir():
+        path = _downloaded(base)
+    return _from_folder(path, dtype)
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a diffusers folder that holds pickles or code, or another kind of model than ours.
+
+    Raises:
+        FileRefused: with the reason.
+    """
+    index = _json(folder / "model_index.json")
+    if not str(index.get("_class_name")).startswith("StableDiffusionXL"):
+        raise FileRefused(f"{folder}: expected an SDXL pipeline, found {index.get('_class_name')}; use {BASES}")
+    for name, value in index.items():
+        if isinstance(value, list) and value[0] not in (None, "diffusers", "transformers"):
+            raise FileRefused(f"{folder}: {name} would run code from {value[0]!r}, which is never done; use {BASES}")
+    for name in NETWORKS:
+        suffixes = {file.suffix for file in (folder / name).glob("*")}
+        if ".safetensors" not in suffixes:
+            held = "pickled weights, which are never opened" if suffixes & PICKLES else "no weights"
+            raise FileRefused(f"{folder / name}: expected .safetensors, found {held}; get the model as safetensors")
+    _check_configs(folder, {name: _json(folder / name / "config.json") for name in NETWORKS})
+    if "beta_schedule" not in (schedule := _json(folder / "scheduler" / "scheduler_config.json")):
+        found = schedule.get("_class_name")
+        raise FileRefused(f"{folder}: expected a scheduler with betas, as SDXL's, found {found}; use {BASES}")
+
+
+def check_single_file(path: Path) -> None:
+    """Refuse a single file that is a pickle, damaged, or not a whole SDXL checkpoint.
+
+    Raises:
+        FileRefused: with the reason.
+    """
+    if path.suffix.lower() in PICKLES:
+        raise FileRefused(f"{path}: pickled weights are never opened; get the model as a .safetensors file")
+    with _refusing(path), safe_open(path, "pt") as file:
+        keys = set(file.keys())
+    if missing := [key for key in CHECKPOINT_KEYS if key not in keys]:
+        raise FileRefused(f"{path}: expected a whole SDXL checkpoint, but {missing[0]} is not in it; use {BASES}")
+
+
+def _check_configs(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
+    """Compare the facts of a UNet with those of SDXL and of the networks beside it."""
+    unet, vae, first, second = (configs[name] for name in NETWORKS)
+    facts = {
+        "addition_embed_type": "text_time",
+        "in_channels": vae.get("latent_channels"),
+        "cross_attention_dim": first.get("hidden_size", 0) + second.get("hidden_size", 0),
+        "projection_class_embeddings_input_dim": 6 * (unet.get("addition_time_embed_dim") or 0)
+        + second.get("projection_dim", 0),
+    }
+    for key, expected in facts.items():
+        if unet.get(key) != expected:
+            raise FileRefused(
+                f"{folder / 'unet' / 'config.json'}: expected {key} {expected!r} as an SDXL-shaped model has it, "
+                f"found {unet.get(key)!r}; use {BASES}"
+            )
+
+
+def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
+    check_folder(folder)
+    names = [file.name for file in (folder / "unet").glob("*.safetensors")]
+    variant = "fp16" if all(".fp16" in name for name in names) else None
+    with _refusing(folder):
+        return StableDiffusionXLPipeline.from_pretrained(
+            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant
+        )
+
+
+def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDiffusionXLPipeline:
+    check_single_file(path)
+    if config is not None and not (config / "model_index.json").is_file():
+        raise InputError(f"{config}: expected a diffusers folder with model_index.json")
+    try:
+        with _refusing(path):
+            parts = StableDiffusionXLPipeline.from_single_file(
+                str(path), torch_dtype=dtype, config=None if config is None else str(config)
+            )
+    except FileRefused as error:
+        if config is not None:
+            raise
+        raise FileRefused(
+            f"{error} (a single file holds no configs: they come from the hub, or from a diffusers folder given as `config`)"
+        ) from error
+    for name in NETWORKS:
+        if lost := [key for key, value in getattr(parts, name).named_parameters() if value.is_meta]:
+            raise FileRefused(f"{path}: {name}.{lost[0]} is not in it; get the whole file, or the diffusers folder")
+    return parts
+
+
+def _downloaded(base: str) -> Path:
+    """The folder in the hub's cache that holds the model of this id, downloaded if need be."""
+    if base.count("/") != 1 or base.startswith((".", "/", "~")) or Path(base).suffix in {".safetensors", *PICKLES}:
+        raise InputError(
+            f"{base}: no such file or folder; expected `atelier`, a folder, a .safetensors file or a hub id"
+        )
+    try:
+        return Path(StableDiffusionXLPipeline.download(base, use_safetensors=True))
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"{base}: no such folder here, and the hub gave no model of that id as safetensors ({_first_line(error)}); "
+            "check the name and the connection, or give the path of a local copy"
+        ) from error
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    """Turn what the libraries raise for a damaged model into one line about the file."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise FileRefused(f"{path}: cannot be read as an SDXL model: {_first_line(error)}; get it again") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        raise FileRefused(f"{path}: not there; expected a folder in diffusers' layout; use {BASES}") from error
+    except ValueError as error:
+        raise FileRefused(f"{path}: not readable as JSON; get the model again") from error
+    if not isinstance(found, dict):
+        raise FileRefused(f"{path}: expected a JSON object; get the model again")
+    return found

@@ -1,0 +1,99 @@
+"""Layer priors: how the masks begin (Sec. 3.3.2) and which one may be larger (Eq. 1, Algorithm 1).
+
+Low-resolution layers of the UNet draw content and the next higher ones style (Sec. 3.3.1). A layer's `Role` says which
+of the two masks is the dominant one there; which layer has which role is decided elsewhere, from the network.
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Role = Literal["content", "style", "neutral"]
+Init = Literal["ones", "values", "all-ones"]
+Norm = Literal["diag", "vector"]
+Reduction = Literal["mean", "sum"]
+
+
+def _scaled(v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The vector brought to [0, 1] by its own smallest and largest entry; ones where all entries are equal."""
+    span = v.max() - v.min()
+    return (v - v.min()) / span if span > 0 else torch.ones_like(v)
+
+
+def initial_masks(
+    r_c: int,
+    r_s: int,
+    role: Role,
+    T_content: float = 0.1,
+    T_style: float = 0.0,
+    kind: Init = "ones",
+    generator: torch.Generator | None = None,
+) -> tuple[Float[Tensor, " r_c"], Float[Tensor, " r_s"]]:
+    """The first content and style mask of one layer (Sec. 3.3.2), float32 on the CPU.
+
+    v ~ N(0, 1), scaled to [0, 1];  m_dominant = 1[v > T_style],  m_other = 1[v > T_content];  neutral layers: all ones.
+
+    With T_content ≥ T_style (the paper's pair is 0.1 and 0.0, Table 7) and equal ranks the dominant mask has at least
+    as many ones, because both masks threshold the same v. Masks of different length take its leading entries.
+    `kind="values"` keeps v where it passes instead of a one, and "all-ones" is the initialisation that the paper
+    argues against. One vector is drawn from `generator` whatever the role and kind, so one layer's role changes no
+    other layer's masks.
+    """
+    v = _scaled(torch.randn(max(r_c, r_s), generator=generator))
+    if role == "neutral" or kind == "all-ones":
+        return torch.ones(r_c), torch.ones(r_s)
+    T_c, T_s = {"content": (T_style, T_content), "style": (T_content, T_style)}[role]
+    entries = {"ones": torch.ones_like(v), "values": v}[kind]
+    return (entries * (v > T_c))[:r_c], (entries * (v > T_s))[:r_s]
+
+
+def nuclear_norm(m: Float[Tensor, " n"], kind: Norm = "diag") -> Float[Tensor, ""]:
+    """Nuclear norm ‖m‖_* of a mask: of diag(m), which is ‖m‖₁, or ("vector") of m as an n×1 matrix, which is ‖m‖₂."""
+    order = {"diag": 1, "vector": 2}[kind]
+    norm: Tensor = torch.linalg.vector_norm(m, order)
+    return norm
+
+
+def layer_prior(
+    m_c: Float[Tensor, " n_c"],
+    m_s: Float[Tensor, " n_s"],
+    role: Role,
+    lam: float = 1.0,
+    norm: Norm = "diag",
+    hinge: bool = True,
+) -> Float[Tensor, ""]:
+    """Layer-prior loss of one layer (Eq. 1, Algorithm 1).
+
+    content:  ‖m_c‖₁ + λ max(0, ‖m_s‖_* − ‖m_c‖_*)
+    style:    ‖m_s‖₁ + λ max(0, ‖m_c‖_* − ‖m_s‖_*)
+    neutral:  0
+
+    Without `hinge` the difference counts also where it is negative, which rewards a larger dominant mask.
+    """
+    if role == "neutral":
+        return m_c.new_zeros(())
+    dominant, other = {"content": (m_c, m_s), "style": (m_s, m_c)}[role]
+    excess = nuclear_norm(other, norm) - nuclear_norm(dominant, norm)
+    return dominant.abs().sum() + lam * (excess.relu() if hinge else excess)
+
+
+def layer_prior_loss(
+    masks: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"], Role]],
+    lam: float = 1.0,
+    norm: Norm = "diag",
+    hinge: bool = True,
+    reduction: Reduction = "mean",
+) -> Float[Tensor, ""]:
+    """Layer-prior loss L_layer_prior of a network whose layers have the masks (m_c, m_s, role).
+
+    The paper doesn't say how layers combine: "mean" is over the layers with a role (neutral ones have no prior, so they
+    don't count), and "sum" over the same. Without any such layer the loss is 0.
+    """
+    losses = [layer_prior(m_c, m_s, role, lam, norm, hinge) for m_c, m_s, role in masks if role != "neutral"]
+    if not losses:
+        return torch.zeros(())
+    stacked = torch.stack(losses)
+    return {"mean": stacked.mean, "sum": stacked.sum}[reduction]()

@@ -1,0 +1,5 @@
+"""Shapes and types in annotations are enforced while testing, and only then."""
+
+from jaxtyping import install_import_hook
+
+hook = install_import_hook("duolora", "beartype.beartype")

@@ -1,0 +1,145 @@
+"""First masks (Sec. 3.3.2) and the layer-prior loss (Eq. 1, Algorithm 1)."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from duolora.paper.layer_prior import initial_masks, layer_prior, layer_prior_loss, nuclear_norm
+
+FLIPPED = {"content": "style", "style": "content", "neutral": "neutral"}
+entries = st.floats(-3, 3, width=32)
+vectors = st.lists(entries, min_size=1, max_size=8).map(torch.tensor)
+roles = st.sampled_from(["content", "style", "neutral"])
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def slow_prior(m_c, m_s, role, lam, norm, hinge):
+    """Eq. 1 as it is written, with the nuclear norm of a real matrix."""
+    if role == "neutral":
+        return torch.tensor(0.0)
+    if role == "style":
+        m_c, m_s = m_s, m_c
+
+    def star(m):
+        return torch.linalg.matrix_norm(torch.diag(m) if norm == "diag" else m[:, None], "nuc")
+
+    sparsity = sum(abs(v) for v in m_c.tolist())
+    excess = star(m_s) - star(m_c)
+    return sparsity + lam * (max(excess, torch.tensor(0.0)) if hinge else excess)
+
+
+@given(vectors, vectors, roles, st.sampled_from([0.0, 1.0, 2.5]), st.sampled_from(["diag", "vector"]), st.booleans())
+@settings(max_examples=120, deadline=None)
+def test_equation_1_against_the_slow_formula_and_its_mirror(m_c, m_s, role, lam, norm, hinge):
+    fast = layer_prior(m_c, m_s, role, lam, norm, hinge)
+    torch.testing.assert_close(fast, slow_prior(m_c, m_s, role, lam, norm, hinge), atol=1e-4, rtol=1e-4)
+    assert torch.equal(fast, layer_prior(m_s, m_c, FLIPPED[role], lam, norm, hinge))
+
+
+@given(vectors)
+@settings(max_examples=40, deadline=None)
+def test_nuclear_norms_of_a_mask(m):
+    torch.testing.assert_close(nuclear_norm(m), m.abs().sum())
+    torch.testing.assert_close(nuclear_norm(m, "vector"), m.square().sum().sqrt())
+
+
+def test_hinge_is_silent_while_the_dominant_mask_is_larger():
+    m_c, m_s = torch.ones(4), torch.full((4,), 0.5)
+    assert layer_prior(m_c, m_s, "content").item() == 4
+    assert layer_prior(m_c, m_s, "style").item() == 2 + (4 - 2)
+    assert layer_prior(m_c, m_s, "content", hinge=False).item() == 4 - 2
+
+
+def test_gradient_shrinks_the_dominant_mask_and_the_other_only_above_it():
+    for small, expected in ((0.5, 0.0), (2.0, 1.0)):
+        m_c = torch.ones(4, requires_grad=True)
+        m_s = torch.full((4,), small, requires_grad=True)
+        layer_prior(m_c, m_s, "content").backward()
+        assert torch.equal(m_s.grad, torch.full((4,), expected))
+        assert torch.equal(m_c.grad, torch.full((4,), 1.0 - expected))
+
+
+@pytest.mark.parametrize("norm", ["diag", "vector"])
+def test_gradient_is_finite_at_zero_masks(norm):
+    m_c, m_s = torch.zeros(3, requires_grad=True), torch.zeros(3, requires_grad=True)
+    layer_prior(m_c, m_s, "style", norm=norm, hinge=False).backward()
+    assert m_c.grad.isfinite().all() and m_s.grad.isfinite().all()
+
+
+def test_network_loss_sums_or_averages_over_layers_with_a_role():
+    g = seeded()
+    layers = [(torch.randn(4, generator=g), torch.randn(3, generator=g), role) for role in ("content", "style")]
+    neutral = (torch.ones(4), torch.ones(3), "neutral")
+    each = [layer_prior(*layer) for layer in layers]
+    for reduction, expected in (("sum", each[0] + each[1]), ("mean", (each[0] + each[1]) / 2)):
+        torch.testing.assert_close(layer_prior_loss(layers, reduction=reduction), expected)
+        torch.testing.assert_close(layer_prior_loss([*layers, neutral], reduction=reduction), expected)
+    swapped = [(m_s, m_c, FLIPPED[role]) for m_c, m_s, role in layers]
+    assert torch.equal(layer_prior_loss(layers), layer_prior_loss(swapped))
+    assert layer_prior_loss([neutral]).item() == layer_prior_loss([]).item() == 0
+
+
+def test_network_loss_passes_its_options_on():
+    layers = [(torch.ones(4), torch.full((4,), 2.0), "content")]
+    assert layer_prior_loss(layers).item() == 8
+    assert layer_prior_loss(layers, lam=0.0).item() == 4
+    assert layer_prior_loss(layers, norm="vector").item() == 4 + (4 - 2)
+    mirrored = [(torch.full((4,), 2.0), torch.ones(4), "content")]
+    assert layer_prior_loss(mirrored, hinge=False).item() == 8 - 4
+
+
+@given(
+    st.integers(1, 40), st.integers(1, 40), roles, st.sampled_from(["ones", "values", "all-ones"]), st.integers(0, 99)
+)
+@settings(max_examples=80, deadline=None)
+def test_initial_masks_have_their_shape_range_and_mirror(r_c, r_s, role, kind, seed):
+    m_c, m_s = initial_masks(r_c, r_s, role, kind=kind, generator=seeded(seed))
+    assert m_c.shape == (r_c,) and m_s.shape == (r_s,)
+    assert all(0 <= v <= 1 for v in [*m_c.tolist(), *m_s.tolist()])
+    if kind != "values":
+        assert set(m_c.tolist()) | set(m_s.tolist()) <= {0.0, 1.0}
+    swapped = initial_masks(r_s, r_c, FLIPPED[role], kind=kind, generator=seeded(seed))
+    assert torch.equal(m_c, swapped[1]) and torch.equal(m_s, swapped[0])
+
+
+@given(st.integers(2, 64), st.sampled_from([(0.1, 0.0), (0.75, 0.5), (1.0, 0.75)]), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_dominant_mask_contains_the_other(rank, thresholds, seed):
+    m_c, m_s = initial_masks(rank, rank, "content", *thresholds, generator=seeded(seed))
+    assert (m_c >= m_s).all()
+    assert m_c.sum() >= 1  # the largest entry is 1, above any T_style < 1
+    if thresholds == (1.0, 0.75):
+        assert m_s.sum() == 0
+
+
+def test_thresholds_decide_how_many_ones():
+    rank = 1000
+    v = torch.randn(rank, generator=seeded(5))
+    v = (v - v.min()) / (v.max() - v.min())
+    m_c, m_s = initial_masks(rank, rank, "content", 0.6, 0.4, generator=seeded(5))
+    assert m_c.sum() == (v > 0.4).sum() and m_s.sum() == (v > 0.6).sum() and m_s.sum() < m_c.sum()
+    m_c, m_s = initial_masks(rank, rank, "style", 0.6, 0.4, kind="values", generator=seeded(5))
+    torch.testing.assert_close(m_s, torch.where(v > 0.4, v, 0.0))
+    torch.testing.assert_close(m_c, torch.where(v > 0.6, v, 0.0))
+
+
+def test_neutral_layers_and_all_ones():
+    for role, kind in (("neutral", "ones"), ("neutral", "values"), ("content", "all-ones")):
+        m_c, m_s = initial_masks(5, 4, role, kind=kind, generator=seeded())
+        assert torch.equal(m_c, torch.ones(5)) and torch.equal(m_s, torch.ones(4))
+
+
+def test_masks_are_determined_by_the_generator_and_not_by_other_layers_roles():
+    def second(first_role, kind="ones", seed=1):
+        g = seeded(seed)
+        initial_masks(32, 32, first_role, kind=kind, generator=g)
+        return initial_masks(32, 32, "content", 0.5, 0.3, generator=g)[0]
+
+    assert torch.equal(second("content"), second("content"))
+    assert torch.equal(second("content"), second("neutral"))
+    assert torch.equal(second("content"), second("style", "all-ones"))
+    assert not torch.equal(second("content"), second("content", seed=2))

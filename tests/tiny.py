@@ -1,0 +1,207 @@
+"""A pipeline with SDXL's parts and names and a few thousand weights, built from configs: no downloads, no trained weights."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import save_file
+from torch import Tensor
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from duolora.atelier.architecture import save_tokenizer
+from duolora.paper.lowrank import LowRank
+
+TEXT_WIDTHS = (24, 32)
+TIME_WIDTH = 8
+SSD_1B: dict[str, Any] = {
+    "transformer_layers_per_block": [0, [2, 2], [4, 4]],
+    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 0],
+    "mid_block_type": "UNetMidBlock2D",
+    "layers_per_block": 2,
+}
+VEGA: dict[str, Any] = {
+    "transformer_layers_per_block": [0, [1, 1], [2, 2]],
+    "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 0],
+    "mid_block_type": "UNetMidBlock2D",
+    "layers_per_block": 2,
+}
+
+
+def tiny_unet(**changes: Any) -> UNet2DConditionModel:
+    """An SDXL-shaped UNet of three levels; `changes` go into its config (see SSD_1B and VEGA)."""
+    torch.manual_seed(0)
+    config: dict[str, Any] = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (32, 32, 64),
+        "layers_per_block": 1,
+        "transformer_layers_per_block": (1, 1, 2),
+        "attention_head_dim": (2, 2, 4),
+        "cross_attention_dim": sum(TEXT_WIDTHS),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": TIME_WIDTH,
+        "projection_class_embeddings_input_dim": 6 * TIME_WIDTH + TEXT_WIDTHS[1],
+        "norm_num_groups": 8,
+    }
+    return UNet2DConditionModel(**config | changes).eval().requires_grad_(False)
+
+
+def tiny_inputs(batch: int = 3, seed: int = 0, dtype: torch.dtype = torch.float32) -> dict[str, Any]:
+    """Arguments of one call of `tiny_unet`."""
+    rng = torch.Generator().manual_seed(seed)
+    text = torch.randn(batch, 5, sum(TEXT_WIDTHS), generator=rng).to(dtype)
+    pooled = torch.randn(batch, TEXT_WIDTHS[1], generator=rng).to(dtype)
+    return {
+        "sample": torch.randn(batch, 4, 8, 8, generator=rng).to(dtype),
+        "timestep": torch.randint(1000, (batch,), generator=rng),
+        "encoder_hidden_states": text,
+        "added_cond_kwargs": {"text_embeds": pooled, "time_ids": torch.tensor([[16.0, 16, 0, 0, 16, 16]] * batch)},
+        "return_dict": False,
+    }
+
+
+def random_adapter(
+    unet: UNet2DConditionModel, names: list[str], rank: int = 4, seed: int = 1, scale: float = 0.5
+) -> dict[str, LowRank]:
+    """An adapter with random factors, strong enough to be seen in the output."""
+    rng = torch.Generator().manual_seed(seed)
+    adapter = {}
+    for name in names:
+        d_out, d_in = unet.get_submodule(name).weight.shape
+        up, down = torch.randn(d_out, rank, generator=rng), torch.randn(rank, d_in, generator=rng)
+        adapter[name] = LowRank(up * d_out**-0.5, down * d_in**-0.5, scale)
+    return adapter
+
+
+def tiny_pipeline(folder: Path, **scheduler: Any) -> StableDiffusionXLPipeline:
+    """A whole pipeline; its tokenizers are written into `folder`, `scheduler` goes into the scheduler's config."""
+    unet = tiny_unet()
+    tokenizers = [save_tokenizer(folder / name, ["cat", "house", "in"]) for name in ("tokenizer", "tokenizer_2")]
+    shared = {
+        "vocab_size": len(tokenizers[0]),
+        "num_attention_heads": 2,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": tokenizers[0].model_max_length,
+        "bos_token_id": tokenizers[0].bos_token_id,
+        "eos_token_id": tokenizers[0].eos_token_id,
+        "pad_token_id": tokenizers[0].pad_token_id,
+    }
+    first, second = (
+        CLIPTextConfig(hidden_size=w, intermediate_size=2 * w, projection_dim=w, **shared) for w in TEXT_WIDTHS
+    )
+    vae = AutoencoderKL(
+        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=4,
+        scaling_factor=0.5,
+        sample_size=16,
+    )
+    return StableDiffusionXLPipeline(
+        vae=vae,
+        text_encoder=CLIPTextModel(first),
+        text_encoder_2=CLIPTextModelWithProjection(second),
+        tokenizer=tokenizers[0],
+        tokenizer_2=tokenizers[1],
+        unet=unet,
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", **scheduler
+        ),
+    )
+
+
+def save_single_file(pipeline: StableDiffusionXLPipeline, path: Path) -> Path:
+    """Write the pipeline as one .safetensors file with the key names of SDXL's original code."""
+    tensors = {f"model.diffusion_model.{_unet_key(k)}": v for k, v in pipeline.unet.state_dict().items()}
+    tensors |= {f"first_stage_model.{_vae_key(k)}": _as_conv(k, v) for k, v in pipeline.vae.state_dict().items()}
+    first = pipeline.text_encoder.state_dict()
+    tensors |= {f"conditioner.embedders.0.transformer.text_model.{_bare(k)}": v for k, v in first.items()}
+    second = _open_clip({_bare(k): v for k, v in pipeline.text_encoder_2.state_dict().items()})
+    tensors |= {f"conditioner.embedders.1.model.{k}": v for k, v in second.items()}
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path)
+    return path
+
+
+def _bare(key: str) -> str:
+    return key.removeprefix("text_model.")
+
+
+_RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+_OUTER = {
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_in": "input_blocks.0.0",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+}
+
+
+def _unet_key(key: str) -> str:
+    """The original name of a weight of `tiny_unet` (one layer per block, attention from level 1 on)."""
+    stem, _, leaf = key.rpartition(".")
+    if stem in _OUTER:
+        return f"{_OUTER[stem]}.{leaf}"
+    block, _, rest = key.replace("mid_block", "mid_block.0").partition(".")
+    level, kind, layer, tail = re.fullmatch(r"(\d+)\.(\w+)\.(\d+)\.(.*)", rest).groups()
+    if kind == "resnets":
+        part, _, leaf = tail.partition(".")
+        tail = f"{_RESNET[part]}.{leaf}"
+    if block == "mid_block":
+        return f"middle_block.{2 * int(layer) if kind == 'resnets' else 1}.{tail}"
+    if kind == "downsamplers":
+        return f"input_blocks.{2 * int(level) + 2}.0.op.{tail.removeprefix('conv.')}"
+    if kind == "upsamplers":
+        return f"output_blocks.{2 * int(level) + 1}.2.{tail}"
+    number = 2 * int(level) + int(layer) + (block == "down_blocks")
+    return f"{'input' if block == 'down_blocks' else 'output'}_blocks.{number}.{int(kind == 'attentions')}.{tail}"
+
+
+def _vae_key(key: str) -> str:
+    key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
+    key = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", key)
+    key = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{1 - int(m[1])}.block", key)
+    key = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{1 - int(m[1])}.upsample", key)
+    key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
+    names = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+    for new, old in names.items():
+        key = key.replace(f"mid_block.attentions.0.{new}.", f"mid.attn_1.{old}.")
+    return key.replace("conv_shortcut", "nin_shortcut").replace("conv_norm_out", "norm_out")
+
+
+def _as_conv(key: str, value: Tensor) -> Tensor:
+    """The original attention of the VAE is made of 1×1 convolutions."""
+    return value[:, :, None, None] if ".attentions." in key and value.ndim == 2 else value
+
+
+def _open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The state of the second text encoder in OpenCLIP's names, with q, k and v in one matrix."""
+    out = {
+        "text_projection": state["text_projection.weight"].T,
+        "positional_embedding": state["embeddings.position_embedding.weight"],
+        "token_embedding.weight": state["embeddings.token_embedding.weight"],
+        "ln_final.weight": state["final_layer_norm.weight"],
+        "ln_final.bias": state["final_layer_norm.bias"],
+    }
+    names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj"}
+    names["self_attn.out_proj"] = "attn.out_proj"
+    for layer in {k.split(".")[2] for k in state if k.startswith("encoder.layers.")}:
+        old, new = f"encoder.layers.{layer}.", f"transformer.resblocks.{layer}."
+        for leaf in ("weight", "bias"):
+            out |= {f"{new}{there}.{leaf}": state[f"{old}{here}.{leaf}"] for here, there in names.items()}
+            out[f"{new}attn.in_proj_{leaf}"] = torch.cat([state[f"{old}self_attn.{p}_proj.{leaf}"] for p in "qkv"])
+    return out
