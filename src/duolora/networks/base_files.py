@@ -104,9 +104,11 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     names = [file.name for file in (folder / "unet").glob("*.safetensors")]
     variant = "fp16" if all(".fp16" in name for name in names) else None
     with _refusing(folder):
-        return StableDiffusionXLPipeline.from_pretrained(
-            str(folder), torch_dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant
+        parts = StableDiffusionXLPipeline.from_pretrained(
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant
         )
+        stored = {name: _stored_keys(folder / name) for name in ("text_encoder", "text_encoder_2")}
+    return _complete(folder, parts, stored)
 
 
 def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDiffusionXLPipeline:
@@ -116,7 +118,7 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDif
     try:
         with _refusing(path):
             parts = StableDiffusionXLPipeline.from_single_file(
-                str(path), torch_dtype=dtype, config=None if config is None else str(config)
+                str(path), dtype=dtype, config=None if config is None else str(config)
             )
     except FileRefused as error:
         if config is not None:
@@ -124,10 +126,31 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDif
         raise FileRefused(
             f"{error} (a single file holds no configs: they come from the hub, or from a diffusers folder given as `config`)"
         ) from error
+    return _complete(path, parts, {})
+
+
+def _complete(path: Path, parts: StableDiffusionXLPipeline, stored: dict[str, set[str]]) -> StableDiffusionXLPipeline:
+    """Refuse a model with weights that were not read: diffusers leaves them empty, transformers makes them up."""
     for name in NETWORKS:
-        if lost := [key for key, value in getattr(parts, name).named_parameters() if value.is_meta]:
-            raise FileRefused(f"{path}: {name}.{lost[0]} is not in it; get the whole file, or the diffusers folder")
+        weights = getattr(parts, name).named_parameters()
+        known = {_bare(key) for key in stored.get(name, ())}
+        if lost := [key for key, value in weights if value.is_meta or (known and _bare(key) not in known)]:
+            raise FileRefused(f"{path}: {name}.{lost[0]} is missing ({len(lost)} in all); get the model again")
     return parts
+
+
+def _bare(key: str) -> str:
+    """The name of a text encoder's weight, which some versions of transformers begin with `text_model.`."""
+    return key.removeprefix("text_model.")
+
+
+def _stored_keys(folder: Path) -> set[str]:
+    """The names of all weights in a folder's safetensors files."""
+    keys: set[str] = set()
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as file:
+            keys.update(file.keys())
+    return keys
 
 
 def _downloaded(base: str) -> Path:
@@ -151,7 +174,8 @@ def _refusing(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise FileRefused(f"{path}: cannot be read as an SDXL model: {_first_line(error)}; get it again") from error
+        reason = "weights are missing in it" if "meta tensor" in str(error) else _first_line(error)
+        raise FileRefused(f"{path}: cannot be read as an SDXL model: {reason}; get it again") from error
 
 
 def _first_line(error: Exception) -> str:

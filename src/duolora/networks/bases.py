@@ -93,13 +93,14 @@ class Base:
             )
         self.vae.to(self.device)
         latents = []
-        for part in pixels.split(_at_once(height * width)):
+        for part in torch.split(pixels, _at_once(height * width)):
             posterior = self.vae.encode(part.to(self.device, torch.float32)).latent_dist
             latents.append(posterior.mean)
             if generator is not None:
                 noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
                 latents[-1] = posterior.mean + posterior.std * noise
-        return torch.cat(latents) * self.vae.config.scaling_factor
+        scaling: float = self.vae.config.scaling_factor
+        return torch.cat(latents) * scaling
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
@@ -107,7 +108,7 @@ class Base:
         self.vae.to(self.device)
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         area = latents.shape[2] * latents.shape[3] * self.parts.vae_scale_factor**2
-        return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in scaled.split(_at_once(area))])
+        return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in torch.split(scaled, _at_once(area))])
 
     def time_ids(self, n: int, height: int, width: int) -> Float[Tensor, "n 6"]:
         """SDXL's size conditions of n uncropped pictures: original size, corner of the crop, target size."""

@@ -130,7 +130,7 @@ class MountedDenoise:
         rows = self._index(tuple(prompt), self.prompts)
         conditions = {"text_embeds": self.embeds.pooled[rows], "time_ids": self.time_ids.expand(len(x), -1)}
         with self.mount.gating(gates):
-            y = self.unet(
+            y: Tensor = self.unet(
                 x.to(self.mount.dtype),
                 t,
                 encoder_hidden_states=self.embeds.embeds[rows],

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
@@ -50,7 +50,7 @@ class Stacked:
             gate = gate.expand(len(x), -1)
         if axis == "rank":
             return ziprank.forward(x, self.up, self.down, gate)
-        gate = gate.unflatten(1, (len(self.owners), -1))
+        gate = gate.view(len(gate), len(self.owners), -1)
         forward = ziplora.forward_output if axis == "output" else ziplora.forward_input
         return forward(x, self.up, self.down, self.ranks, gate)
 
@@ -88,8 +88,8 @@ class Mount:
     def unflat(self, row: Float[Tensor, " columns"]) -> list[dict[str, Tensor]]:
         """The masks of a gate row, one mapping for each adapter; the inverse of `flat`."""
         masks: list[dict[str, Tensor]] = [{} for _ in range(self.adapters)]
-        for (name, stacked), part in zip(self.modules.items(), row.split(self._sizes), strict=True):
-            for k, mask in zip(stacked.owners, part.split(stacked.widths(self.axis)), strict=True):
+        for (name, stacked), part in zip(self.modules.items(), torch.split(row, self._sizes), strict=True):
+            for k, mask in zip(stacked.owners, torch.split(part, list(stacked.widths(self.axis))), strict=True):
                 masks[k][name] = mask
         return masks
 
@@ -108,7 +108,7 @@ class Mount:
         """Calls of the UNet in this context give sample i the gate `gates[i]`; a single row holds for any batch."""
         if gates.ndim != 2 or gates.shape[1] != self.columns:
             raise ValueError(f"expected gates (batch, {self.columns}), got {tuple(gates.shape)}")
-        parts = gates.to(self.device, self.dtype).split(self._sizes, dim=1)
+        parts = torch.split(gates.to(self.device, self.dtype), self._sizes, dim=1)
         with self._using(dict(zip(self.modules, parts, strict=True))):
             yield
 
@@ -120,7 +120,7 @@ class Mount:
         finally:
             self._gates = before
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "Mount":  # noqa: PYI034 (shapes are checked method by method, where Self has no meaning)
         """Put the adapters in."""
         if self._restore is not None:
             raise RuntimeError("this mount is already entered; make another one to nest it")

@@ -49,8 +49,9 @@ def fold(
     Directions with |m| ≤ `threshold` are dropped, so the rank differs by module; None when none is left. With
     `binary`, the others enter in full, as the printed m ∈ {0, 1} has it.
     """
-    halves = []
-    for lora, m in ((content, m_c), (style, m_s)):
-        strength = torch.ones_like(m) if binary else m
-        halves.append(prune(masked(lora, strength), m, threshold))
-    return total(halves)
+    return total([kept(content, m_c, threshold, binary), kept(style, m_s, threshold, binary)])
+
+
+def kept(lora: LowRank, m: Float[Tensor, " r"], threshold: float = 0.0, binary: bool = False) -> LowRank | None:
+    """One adapter's share of `fold`: its masked directions with |m| > `threshold`; None when none is left."""
+    return prune(masked(lora, torch.ones_like(m) if binary else m), m, threshold)

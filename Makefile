@@ -1,0 +1,32 @@
+# make demo   set-up (into .venv) and the main job; leaves demo/
+# make test   set-up and the tests
+# make check  formatter, linter, types, layering
+# make base   train Atelier anew (hours on a CPU, minutes on a GPU)
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test check base
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/duolora demo --out demo
+
+test: .venv/ready
+	$(BIN)/python -m pytest
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+base: .venv/ready
+	$(BIN)/python -m duolora.atelier.train vae
+	$(BIN)/python -m duolora.atelier.train base
+	$(BIN)/python -m duolora.atelier.train judges
+	$(BIN)/python -m duolora.atelier.train report

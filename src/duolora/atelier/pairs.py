@@ -1,0 +1,69 @@
+"""Things and looks to personalise: pictures of one thing, and one picture of a look, none of which the base has seen."""
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from duolora.atelier.captions import article
+from duolora.atelier.scene import COLOURS, PATTERNS, Scene, render, sample_scene
+
+IDENTIFIERS = ("sks", "zwx")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A held-out thing, with its colour and pattern, and a held-out look that was seen on another object."""
+
+    kind: str
+    colour: str
+    pattern: str
+    look: str
+    shown: str
+    """The object in the style picture, which must not leak into the merge."""
+
+    @property
+    def content_prompt(self) -> str:
+        """What the content pictures show, the thing by its identifier only."""
+        return f"a {IDENTIFIERS[0]} thing in flat style"
+
+    @property
+    def style_prompt(self) -> str:
+        """What the style picture shows, the look by its identifier only."""
+        return f"{article(self.shown)} in {IDENTIFIERS[1]} style"
+
+    @property
+    def merged_prompt(self) -> str:
+        """The thing in the look."""
+        return f"a {IDENTIFIERS[0]} thing in {IDENTIFIERS[1]} style"
+
+    def content_scenes(self, count: int = 5, seed: int = 0) -> list[Scene]:
+        """The same thing in several places and settings, in a flat look."""
+        return [self._scene(self.kind, "flat", seed * 100 + k, setting=k % 2 == 1) for k in range(count)]
+
+    def style_scene(self, seed: int = 0) -> Scene:
+        """Another object, that the base knows, in the look."""
+        scene = self._scene(self.shown, self.look, seed * 100 + 50, setting=False)
+        return replace(scene, things=(replace(scene.things[0], pattern="plain"),))
+
+    def _scene(self, kind: str, look: str, seed: int, setting: bool) -> Scene:
+        scene = sample_scene(np.random.default_rng(seed), (kind,), (look,), (1.0, 0.0, 0.0, 0.0))
+        thing = replace(scene.things[0], mirrored=False)
+        if kind == self.kind:
+            thing = replace(thing, colour=self.colour, pattern=self.pattern)
+        return replace(scene, things=(thing,), setting=scene.setting if setting else "")
+
+
+def sample_pair(seed: int) -> Pair:
+    """A random pair, the same for the same seed."""
+    from duolora.atelier.looks import HELD_OUT_LOOKS
+    from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
+
+    rng = np.random.default_rng(seed)
+    kind, look, shown = (str(rng.choice(c)) for c in (HELD_OUT_OBJECTS, HELD_OUT_LOOKS, BASE_OBJECTS))
+    return Pair(kind, str(rng.choice(tuple(COLOURS))), str(rng.choice(PATTERNS)), look, shown)
+
+
+def pictures(scenes: list[Scene]) -> list[NDArray[np.uint8]]:
+    """The scenes, rendered."""
+    return [render(scene) for scene in scenes]

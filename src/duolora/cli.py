@@ -1,0 +1,193 @@
+"""The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from duolora.errors import DuoLoRAError
+
+app = typer.Typer(
+    name="duolora",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Turn a content LoRA and a style LoRA into one LoRA file that draws that thing in that look.
+
+    \b
+    Try it, with nothing to download:
+        duolora demo --out demo
+
+    \b
+    From photos to one file:
+        duolora train --images photos/ --prompt "a sks thing in flat style"  --out thing.safetensors
+        duolora train --images look.png --prompt "a house in zwx style"      --out look.safetensors
+        duolora merge --content thing.safetensors --style look.safetensors   --out both.safetensors
+        duolora generate --prompt "a sks thing in zwx style" --lora both.safetensors --out pictures
+
+    Every command works on the base that ships inside (`--base atelier`, 64×64 pixels, two CPU cores are enough) and on
+    SDXL, SSD-1B and Segmind-Vega (`--base` with a diffusers folder, a .safetensors checkpoint or a hub id).
+    """,
+)
+
+BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Turn an error that a person can act on into one line on stderr and exit status 1."""
+    try:
+        yield
+    except DuoLoRAError as error:
+        typer.echo(f"duolora: {error}", err=True)
+        raise typer.Exit(1) from None
+
+
+def _changed(options: Any, **given: object) -> Any:
+    """The options with every value that was given on the command line."""
+    return replace(options, **{k: v for k, v in given.items() if v is not None})
+
+
+def _report(as_json: bool, text: str, **facts: object) -> None:
+    typer.echo(json.dumps(facts, default=str) if as_json else text)
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")] = Path("demo"),
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Show the whole road in about four minutes: train two LoRAs, merge them by every method, draw and compare."""
+    with _one_line():
+        from duolora.verbs.demo import demo as run
+
+        typer.echo(run(out, seed, progress=not quiet))
+
+
+@app.command()
+def train(
+    images: Annotated[Path, typer.Option(help="A folder of pictures of one thing or one look, or a single picture.")],
+    prompt: Annotated[str, typer.Option(help='What they show, with an identifier: "a sks thing in flat style".')],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    base: BaseOption = "atelier",
+    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA  [64; atelier 16].")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser updates  [1000; atelier its own].")] = None,
+    batch: Annotated[int | None, typer.Option(help="Pictures in each update  [1; atelier 4].")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam  [5e-4; 5e-5 is gentler; atelier its own].")] = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a LoRA on a few pictures of a thing, or on one picture of a look."""
+    with _one_line():
+        from duolora.verbs.train import default_options
+        from duolora.verbs.train import train as run
+
+        options = _changed(default_options(base), rank=rank, steps=steps, batch=batch, lr=lr, seed=seed)
+        done = run(images, prompt, out, base, options, progress=not quiet)
+        text = f"{done.path}: {done.proof}"
+        _report(as_json, text, path=done.path, bytes=done.proof.bytes, error=done.proof.error, losses=done.losses)
+
+
+@app.command()
+def merge(
+    content: Annotated[Path, typer.Option(help="The LoRA of the thing.")],
+    style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    method: Annotated[str, typer.Option(help="naive, ziplora, ziprank, ziprank-prior or duolora.")] = "duolora",
+    base: BaseOption = "atelier",
+    content_images: Annotated[Path | None, typer.Option(help="Pictures of the thing  [drawn with its LoRA].")] = None,
+    style_images: Annotated[Path | None, typer.Option(help="Pictures of the look  [drawn with its LoRA].")] = None,
+    content_prompt: Annotated[str | None, typer.Option(help="What brings out the thing  [from its file].")] = None,
+    style_prompt: Annotated[str | None, typer.Option(help="What brings out the look  [from its file].")] = None,
+    merged_prompt: Annotated[str | None, typer.Option(help="What brings out both  [put together from the two].")] = None,
+    weights: Annotated[str | None, typer.Option(help="The paper's loss weights: section4, table9 or released.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser updates of the masks  [100].")] = None,
+    option: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option; `--set help` lists them.")] = None,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge a content LoRA and a style LoRA into one ordinary LoRA file, and prove its strength."""
+    with _one_line():
+        from duolora.verbs.merge import merge as run
+        from duolora.verbs.merge import options_of
+        from duolora.methods import WEIGHTS
+        from duolora.networks.block_map import formatted
+
+        if option == ["help"]:
+            typer.echo("\n".join(f"{f.name:20} {getattr(options_of(method), f.name)}" for f in fields(options_of(method))))
+            return
+        if weights is not None and weights not in WEIGHTS:
+            raise DuoLoRAError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
+        options = options_of(method, **WEIGHTS.get(weights or "", {}))
+        options = _changed(options, steps=steps, seed=seed, **_parsed(option or [], options))
+        done = run(
+            content, style, out, method, base, content_images, style_images, content_prompt, style_prompt,
+            merged_prompt, options, progress=not quiet, announce=None if quiet else lambda r: typer.echo(formatted(r), err=True),
+        )  # fmt: skip
+        text = f"{done.path}: {done.proof}"
+        if done.trainable:
+            text += f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
+        facts = {"trainable": done.trainable, "moved": done.moved, "seconds": done.seconds, "losses": done.losses}
+        _report(as_json, text, path=done.path, bytes=done.proof.bytes, error=done.proof.error, **facts)
+
+
+def _parsed(assignments: list[str], options: Any) -> dict[str, object]:
+    """`NAME=VALUE` options with the types of the defaults."""
+    found: dict[str, object] = {}
+    for assignment in assignments:
+        name, _, value = assignment.partition("=")
+        if not hasattr(options, name):
+            raise DuoLoRAError(f"--set {assignment}: no option of that name; `--set help` lists them")
+        kind = type(getattr(options, name))
+        try:
+            found[name] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
+        except ValueError:
+            raise DuoLoRAError(f"--set {assignment}: expected {name} to be of type {kind.__name__}") from None
+    return found
+
+
+@app.command()
+def generate(
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    lora: Annotated[list[Path] | None, typer.Option(help="A LoRA file to apply; may be given several times.")] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="The strength of each LoRA  [1].")] = None,
+    base: BaseOption = "atelier",
+    num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
+    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw pictures from prompts, with or without LoRA files."""
+    with _one_line():
+        from duolora.verbs.generate import generate as run
+
+        files = run(prompt, out, lora or [], base, num, seed, steps, guidance, weight, progress=not quiet)
+        _report(as_json, "\n".join(map(str, files)), files=files)
+
+
+def main() -> None:
+    """Run the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("duolora: stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,81 @@
+"""The methods: one loop, and a table of which masks, which losses and which beginning.
+
+Every field is an option of `duolora merge`; the comment says where its default comes from. `docs/paper.md` says where
+the paper is open and what was chosen; presets of its loss weights are in `WEIGHTS`.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from duolora.networks.block_map import Kind
+from duolora.paper.constyle import Multiplies, Reading, Space
+from duolora.paper.layer_prior import Init, Norm, Reduction
+from duolora.paper.ziplora import Similarity
+
+MaskAxis = Literal["none", "rank", "output", "input"]
+Basis = Literal["svd", "raw"]
+Rest = Literal["sum", "content", "style", "drop"]
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    """How two LoRAs are merged."""
+
+    masks: MaskAxis = "rank"
+    """What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's own)."""
+    basis: Basis = "svd"
+    """The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file."""
+    init: Init = "all-ones"
+    T_content: float = 0.1  # Table 8's row with initialisation
+    T_style: float = 0.0
+    block_map: Kind = "resolution"
+
+    lambda_layer_prior: float = 0.0
+    prior_lambda: float = 1.0
+    """λ inside Eq. 1, before the hinge."""
+    norm: Norm = "diag"
+    hinge: bool = True
+    reduction: Reduction = "mean"
+
+    reading: Reading = "none"
+    """How the cycle reaches the masks; `none` leaves the reconstruction terms only."""
+    lambda_cycle: float = 0.1  # Sec. 3.4
+    multiplies: Multiplies = "cycle"
+    space: Space = "noise"
+    fresh_noise: bool = False
+
+    lambda_similarity: float = 0.0
+    similarity: Similarity = "product"
+
+    steps: int = 100  # Sec. 4: optimiser updates
+    batch: int = 1
+    """Content pictures, and as many style pictures, in each update."""
+    lr: float = 0.01  # Sec. 4
+    seed: int = 0
+    pictures: int = 8
+    """How many calibration pictures are drawn with each LoRA when none are given."""
+
+    content_weight: float = 1.0
+    style_weight: float = 1.0
+    threshold: float = 1e-3
+    """Directions whose mask is not above this are left out of the file."""
+    binary: bool = False
+    rest: Rest = "sum"
+    """What becomes of modules outside the attention layers, which have no masks."""
+
+
+METHODS: dict[str, MergeOptions] = {
+    "naive": MergeOptions(masks="none"),
+    "ziplora": MergeOptions(masks="output", lambda_similarity=0.01),
+    "ziprank": MergeOptions(),
+    "ziprank-prior": MergeOptions(init="ones", lambda_layer_prior=0.1),
+    "duolora": MergeOptions(init="ones", lambda_layer_prior=0.1, reading="teacher"),
+}
+
+WEIGHTS: dict[str, dict[str, object]] = {
+    "section4": {"lambda_layer_prior": 0.1, "lambda_cycle": 0.01, "multiplies": "all", "reduction": "sum"},
+    "table9": {"lambda_layer_prior": 1.0, "lambda_cycle": 0.01, "multiplies": "all", "reduction": "sum"},
+    "released": {"reading": "teacher", "hinge": False, "block_map": "released"},
+}
+"""Presets: the weights as Section 4 prints them, as the row of Table 9 that equals the headline numbers has them, and
+what the authors' program does differently."""

@@ -1,0 +1,42 @@
+"""Pictures from prompts and seeds, by the base's own pipeline."""
+
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from duolora.networks.bases import Base
+
+STEPS = 25
+GUIDANCE = 5.0
+
+
+@torch.no_grad()
+def draw(
+    base: Base,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    batch: int = 16,
+    progress: bool = False,
+) -> Float[Tensor, "n 3 h w"]:
+    """One picture for each prompt and seed, in [-1, 1]; a seed's noise is the same in any batch and on any device."""
+    pipeline = base.pipeline()
+    pictures = []
+    starts = range(0, len(prompts), batch)
+    for i in tqdm(starts, "Drawing", disable=not progress, leave=False):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch]]
+        latents = pipeline(
+            prompt=list(prompts[i : i + batch]),
+            height=base.resolution,
+            width=base.resolution,
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=generators,
+            output_type="latent",
+        ).images
+        pictures.append(base.decode(latents).cpu())
+    return torch.cat(pictures)

@@ -1,0 +1,162 @@
+"""The whole road on Atelier: pictures of a thing and of a look, two LoRAs, every merge, and the comparison."""
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
+from duolora.atelier.pairs import Pair, pictures
+from duolora.atelier.recognisers import Recogniser, Verdict, judge, load_recogniser
+from duolora.images import as_image
+from duolora.methods import METHODS
+from duolora.networks.bases import Base, load_base
+from duolora.sampling import draw
+from duolora.verbs.generate import applied
+from duolora.verbs.merge import merge
+from duolora.verbs.train import train
+
+PAIR = Pair(kind="teapot", colour="turquoise", pattern="plain", look="gilded", shown="house")
+"""Chosen to be representative, not flattering: see `docs/log.md`."""
+COUNT = 16
+"""Pictures of each method."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the demo's table; shares are of `COUNT` pictures, and None where there is nothing to judge."""
+
+    name: str
+    prompt: str
+    object: float
+    look: float
+    both: float
+    colour: float | None
+    pattern: float | None
+    leak: float
+    masks: int = 0
+    moved: float = 0.0
+    kilobytes: float = 0.0
+    seconds: float = 0.0
+
+
+def demo(out: Path, seed: int = 0, pair: Pair = PAIR, progress: bool = True) -> str:
+    """Run the whole road into the folder `out`; returns the table as text.
+
+    Leaves `references/`, `content.safetensors`, `style.safetensors`, one LoRA file for each method in `merged/`, the
+    pictures in `pictures/`, `comparison.png`, `table.md` and `results.json`.
+    """
+    started = time.perf_counter()
+    stages: dict[str, float] = {}
+    base, judges = load_base("atelier"), load_recogniser()
+    stages["load"] = time.perf_counter() - started
+    content, style = _references(out / "references", pair)
+    files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
+    for kind, folder, prompt in (("content", content, pair.content_prompt), ("style", style, pair.style_prompt)):
+        begun = time.perf_counter()
+        train(folder, prompt, files[kind], base, progress=progress)
+        stages[f"train {kind}"] = time.perf_counter() - begun
+    jobs = [("base", pair.merged_prompt, None, {})]
+    jobs += [("content LoRA", pair.content_prompt, files["content"], {}), ("style LoRA", pair.style_prompt, files["style"], {})]
+    for method in tqdm(METHODS, "Methods", disable=not progress):
+        path = out / "merged" / f"{method}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        done = merge(
+            files["content"], files["style"], path, method, base, content, style, merged_prompt=pair.merged_prompt,
+            progress=progress,
+        )  # fmt: skip
+        stages[f"merge {method}"] = done.seconds
+        facts = {"masks": done.trainable, "moved": done.moved, "kilobytes": done.proof.bytes / 1000, "seconds": done.seconds}
+        jobs.append((method, pair.merged_prompt, path, facts))
+    begun = time.perf_counter()
+    rows, drawn = [], {}
+    for name, prompt, path, facts in tqdm(jobs, "Drawing", disable=not progress):
+        drawn[name] = _drawn(base, prompt, path, seed)
+        rows.append(_row(name, prompt, judge(judges, drawn[name]), pair, facts))
+        _save(drawn[name], out / "pictures" / name.replace(" ", "-"))
+    stages["draw"] = time.perf_counter() - begun
+    comparison(pair, drawn).save(out / "comparison.png")
+    text = table(rows, pair)
+    (out / "table.md").write_text(text)
+    stages["total"] = time.perf_counter() - started
+    results = {"pair": asdict(pair), "seed": seed, "rows": [asdict(r) for r in rows], "seconds": stages}
+    (out / "results.json").write_text(json.dumps(results, indent=1))
+    return f"{text}\n{out / 'comparison.png'}; {stages['total']:.0f} s"
+
+
+def _references(folder: Path, pair: Pair) -> tuple[Path, Path]:
+    """Write the pictures that a person would bring; returns the content folder and the style picture."""
+    content, style = folder / "content", folder / "style.png"
+    content.mkdir(parents=True, exist_ok=True)
+    for k, picture in enumerate(pictures(pair.content_scenes())):
+        Image.fromarray(picture).save(content / f"{k:02d}.png")
+    Image.fromarray(pictures([pair.style_scene()])[0]).save(style)
+    return content, style
+
+
+def _drawn(base: Base, prompt: str, lora: Path | None, seed: int) -> torch.Tensor:
+    with applied(base, [lora] if lora else []):
+        return draw(base, [prompt] * COUNT, range(seed + 1000, seed + 1000 + COUNT)).clamp(-1, 1)
+
+
+def _save(drawn: torch.Tensor, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for k, picture in enumerate(drawn):
+        as_image(picture).save(folder / f"{k:02d}.png")
+
+
+def _row(name: str, prompt: str, verdict: Verdict, pair: Pair, facts: dict[str, float]) -> Row:
+    return Row(
+        name=name,
+        prompt=prompt,
+        object=verdict.share(object=pair.kind),
+        look=verdict.share(look=pair.look),
+        both=verdict.share(object=pair.kind, look=pair.look),
+        colour=verdict.share(colour=pair.colour) if pair.look in KEEP_COLOUR else None,
+        pattern=verdict.share(pattern=pair.pattern) if pair.look in KEEP_PATTERN else None,
+        leak=verdict.share(object=pair.shown),
+        **facts,  # type: ignore[arg-type]
+    )
+
+
+def table(rows: list[Row], pair: Pair) -> str:
+    """The rows as a Markdown table."""
+    lines = [
+        f"Atelier, recognisers' truth: a {pair.colour} {pair.kind} ({pair.pattern}) in the look of one {pair.look} picture",
+        f"that shows a {pair.shown}. Shares of {COUNT} pictures. These are not the paper's numbers, nor comparable to them.",
+        "",
+        "| | object | look | both | colour | pattern | leak | masks | moved | file, kB | time, s |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for r in rows:
+        shares = (r.object, r.look, r.both, r.colour, r.pattern, r.leak)
+        cells = ["–" if s is None else f"{s:.2f}" for s in shares]
+        merged = [f"{r.masks:,}", f"{r.moved:.3f}", f"{r.kilobytes:.0f}", f"{r.seconds:.1f}"] if r.kilobytes else [""] * 4
+        lines.append(f"| {r.name} | {' | '.join(cells + merged)} |")
+    return "\n".join(lines) + "\n"
+
+
+def comparison(pair: Pair, drawn: dict[str, torch.Tensor], columns: int = 8, scale: int = 2) -> Image.Image:
+    """References on the left, one labelled row for each method."""
+    cell, gap, label = 64 * scale, 4, 130
+    font = ImageFont.load_default(16)
+    left = cell + 3 * gap
+    sheet = Image.new("RGB", (left + label + columns * (cell + gap), len(drawn) * (cell + gap) + 28), "white")
+    brush = ImageDraw.Draw(sheet)
+    brush.text((gap, 5), "references", "black", font)
+    brush.text((left + label, 5), f"“{pair.merged_prompt}”, the same seeds in every row", "black", font)
+    references = [*pictures(pair.content_scenes()), pictures([pair.style_scene()])[0]]
+    for k, picture in enumerate(references):
+        image = Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST)
+        sheet.paste(image, (gap, 28 + k * (cell + gap)))
+    for row, (name, batch) in enumerate(drawn.items()):
+        top = 28 + row * (cell + gap)
+        brush.text((left, top + cell // 2 - 10), name, "black", font)
+        for k, picture in enumerate(batch[:columns]):
+            image = as_image(picture).resize((cell, cell), Image.Resampling.NEAREST)
+            sheet.paste(image, (left + label + k * (cell + gap), top))
+    return sheet

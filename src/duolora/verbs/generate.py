@@ -1,0 +1,89 @@
+"""Draw pictures from prompts, with LoRA files loaded the way everybody loads them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from duolora.adapters.files import check_fits, read_adapter
+from duolora.errors import InputError
+from duolora.images import as_image
+from duolora.networks.bases import Base, load_base
+from duolora.sampling import GUIDANCE, STEPS, draw
+
+
+def generate(
+    prompts: str | Sequence[str],
+    out: str | Path,
+    loras: Sequence[str | Path] = (),
+    base: str | Base = "atelier",
+    num: int = 4,
+    seed: int = 0,
+    steps: int = STEPS,
+    guidance: float = GUIDANCE,
+    weights: Sequence[float] | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Draw `num` pictures of each prompt into the folder `out`; returns the files.
+
+    Picture k of a prompt uses the seed `seed + k`, whatever else is drawn, and is named `<prompt number>-<seed>.png`.
+
+    Args:
+        prompts: one prompt or several.
+        out: the folder, made if need be.
+        loras: LoRA files to apply, together.
+        base: a name, path or hub id (see `load_base`), or a loaded base.
+        num: pictures of each prompt.
+        seed: the first seed.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale; 1 is none.
+        weights: the strength of each LoRA, by default 1.
+        progress: show a bar on stderr.
+
+    Raises:
+        DuoLoRAError: an input cannot be used.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if num < 1 or not prompts:
+        raise InputError(f"expected at least one prompt and picture, got {len(prompts)} prompts, num {num}")
+    folder = Path(out).expanduser()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: expected a folder to put pictures in, found a file")
+    loaded = load_base(base) if isinstance(base, str) else base
+    seeds = [seed + k for _ in prompts for k in range(num)]
+    with applied(loaded, loras, weights):
+        pictures = draw(loaded, [p for p in prompts for _ in range(num)], seeds, steps, guidance, progress=progress)
+    folder.mkdir(parents=True, exist_ok=True)
+    files = []
+    for k, picture in enumerate(pictures):
+        files.append(folder / f"{k // num:02d}-{seeds[k]}.png")
+        as_image(picture).save(files[-1])
+    return files
+
+
+@contextmanager
+def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | None = None) -> Iterator[None]:
+    """LoRA files loaded into the base's pipeline by diffusers itself, and taken out again.
+
+    Raises:
+        DuoLoRAError: a file cannot be read or does not fit the base.
+        InputError: there are more or fewer weights than files.
+    """
+    weights = [1.0] * len(loras) if weights is None else list(weights)
+    if len(weights) != len(loras):
+        raise InputError(f"weights: expected {len(loras)}, one for each LoRA file, got {len(weights)}")
+    shapes = base.linear_shapes()
+    for path in loras:
+        check_fits(read_adapter(Path(path)), shapes, Path(path))
+    pipeline = base.pipeline()
+    try:
+        names = [f"lora_{k}" for k in range(len(loras))]
+        for name, path in zip(names, loras, strict=True):
+            file = Path(path).expanduser()
+            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        if names:
+            pipeline.set_adapters(names, weights)
+        yield
+    finally:
+        if loras:
+            pipeline.unload_lora_weights()
+

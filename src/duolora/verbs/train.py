@@ -1,0 +1,181 @@
+"""Train a LoRA on a few pictures (Sec. 4, "Implementation details"): one verb, one file out."""
+
+import hashlib
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from tqdm import tqdm
+
+from duolora.adapters.adapter import Adapter
+from duolora.adapters.files import Proof, write_adapter
+from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
+from duolora.errors import DuoLoRAError, InputError
+from duolora.images import picture_files, read_pictures
+from duolora.networks.bases import Base, load_base
+from duolora.networks.denoise import noise_schedule
+from duolora.networks.targets import target_modules
+from duolora.paper.lowrank import LowRank
+from duolora.provenance import file_hash, versions
+
+
+@dataclass(frozen=True)
+class TrainOptions:
+    """How a LoRA is trained. The defaults are the paper's (Sec. 4), meant for SDXL."""
+
+    rank: int = 64
+    steps: int = 1000
+    batch: int = 1
+    lr: float = 5e-4
+    seed: int = 0
+
+
+ATELIER_OPTIONS = TrainOptions(rank=16, steps=250, batch=4, lr=2e-3)
+"""What suits the small base: it learns a thing or a look in half a minute on two cores."""
+
+
+def default_options(base: str) -> TrainOptions:
+    """The options for a base: the paper's, or Atelier's own."""
+    return ATELIER_OPTIONS if base == "atelier" else TrainOptions()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished LoRA: the file, the proof of its strength, and the loss at every tenth step."""
+
+    path: Path
+    proof: Proof
+    losses: list[float]
+
+
+def train(
+    images: str | Path,
+    prompt: str,
+    out: str | Path,
+    base: str | Base = "atelier",
+    options: TrainOptions | None = None,
+    progress: bool = True,
+) -> Trained:
+    """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
+
+    Latents and prompt embeddings are computed once; only the low-rank factors learn. A run that is stopped goes on
+    from its last checkpoint (every 100 steps, beside `out`) when the same call is made again, to the same bytes.
+
+    Args:
+        images: a folder of pictures, or one picture.
+        prompt: what the pictures show, with an identifier in it, such as "a sks thing in flat style".
+        out: the .safetensors file to write, in diffusers' format.
+        base: a name, path or hub id (see `load_base`), or a loaded base.
+        options: rank, steps, batch, learning rate, seed; by default those that suit the base.
+        progress: show a bar on stderr.
+
+    Raises:
+        DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
+    """
+    out = Path(out).expanduser()
+    loaded = load_base(base) if isinstance(base, str) else base
+    options = options or default_options(loaded.name)
+    _check(prompt, out, options)
+    files = picture_files(images)
+    recipe: dict[str, object] = {
+        "made_by": "duolora train",
+        "base": loaded.name,
+        "prompt": prompt,
+        "options": asdict(options),
+        "pictures": [file_hash(path) for path in files],
+        "versions": versions(),
+    }
+    latents = loaded.encode_images(read_pictures(images, loaded.resolution))
+    with _lora(loaded, options) as factors:
+        losses = _optimise(loaded, factors, latents, prompt, options, _checkpoint_path(out, recipe), progress)
+        modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
+    proof = write_adapter(out, Adapter(modules, recipe))
+    _checkpoint_path(out, recipe).unlink(missing_ok=True)
+    return Trained(out, proof, losses)
+
+
+def _check(prompt: str, out: Path, options: TrainOptions) -> None:
+    if not prompt.strip():
+        raise InputError("prompt: expected words that say what the pictures show, got none")
+    if out.suffix != ".safetensors":
+        raise InputError(f"{out}: expected an output file that ends in .safetensors")
+    for name, value in asdict(options).items():
+        if name != "seed" and value <= 0:
+            raise InputError(f"{name}: expected a number above 0, got {value}")
+
+
+def _checkpoint_path(out: Path, recipe: dict[str, object]) -> Path:
+    """A name that only the same recipe has, so that another recipe never goes on from this one's checkpoint."""
+    mark = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    return out.with_name(f".{out.stem}.{mark}.ckpt.safetensors")
+
+
+@contextmanager
+def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """PEFT's LoRA on the base's attention, as {module: (up, down)}, float32; gone again on leaving."""
+    names = target_modules(base.unet)
+    config = LoraConfig(r=options.rank, lora_alpha=options.rank, init_lora_weights="gaussian", target_modules=names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        base.unet.add_adapter(config, adapter_name="training")
+    try:
+        layers = {name: base.unet.get_submodule(name) for name in names}
+        for layer in layers.values():
+            if not isinstance(layer, LoraLayer):
+                raise DuoLoRAError("PEFT did not put its LoRA on the attention layers; the installed version is too old")
+            layer.lora_A["training"].float()
+            layer.lora_B["training"].float()
+        yield {n: (m.lora_B["training"].weight, m.lora_A["training"].weight) for n, m in layers.items()}
+    finally:
+        base.unet.unload_lora()
+        base.unet.requires_grad_(False).eval()
+
+
+def _optimise(
+    base: Base,
+    factors: dict[str, tuple[Tensor, Tensor]],
+    latents: Float[Tensor, "n c h w"],
+    prompt: str,
+    options: TrainOptions,
+    checkpoint: Path,
+    progress: bool,
+) -> list[float]:
+    """The denoising loss of the pictures, minimised in place by Adam; the losses of every tenth step."""
+    schedule = noise_schedule(base)
+    prompts = base.encode_prompts([prompt])
+    time_ids = base.time_ids(options.batch, base.resolution, base.resolution)
+    base.release_encoders()
+    parameters = {f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)}
+    optimiser = torch.optim.Adam(parameters.values(), lr=options.lr)
+    start = load_checkpoint(checkpoint, parameters, optimiser) if checkpoint.exists() else 0
+    embeds = prompts.embeds.expand(options.batch, -1, -1)
+    conditions = {"text_embeds": prompts.pooled.expand(options.batch, -1), "time_ids": time_ids}
+    losses: list[Tensor] = []
+    bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
+    for step in bar:
+        rng = step_generator(options.seed, step)
+        rows = torch.randint(len(latents), (options.batch,), generator=rng)
+        noise = torch.randn((options.batch, *latents.shape[1:]), generator=rng).to(base.device)
+        t = schedule.sample_timesteps(options.batch, rng)
+        clean = latents[rows.to(latents.device)]
+        noisy = schedule.add_noise(clean, noise, t).to(base.dtype)
+        with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+            predicted = base.unet(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
+        loss = F.mse_loss(predicted.float(), schedule.target(clean, noise, t))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        if step % 10 == 0:
+            losses.append(loss.detach())
+        if (step + 1) % 100 == 0 and step + 1 < options.steps:
+            checkpoint.parent.mkdir(parents=True, exist_ok=True)
+            save_checkpoint(checkpoint, parameters, optimiser, step + 1)
+    return [float(loss) for loss in losses]
