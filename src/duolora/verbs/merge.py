@@ -20,7 +20,7 @@ from duolora.networks.bases import Base, load_base
 from duolora.networks.block_map import roles
 from duolora.networks.denoise import MountedDenoise, NoiseSchedule, denoiser, noise_schedule
 from duolora.networks.mount import Mount
-from duolora.networks.targets import target_modules
+from duolora.networks.targets import linear_shapes, target_modules
 from duolora.paper import ziplora, ziprank
 from duolora.paper.constyle import Prompts, constyle, overall
 from duolora.paper.layer_prior import Role, initial_masks, layer_prior_loss
@@ -93,7 +93,7 @@ def merge(
         raise InputError(f"{out}: expected an output file that ends in .safetensors")
     adapters = {"content": read_adapter(Path(content)), "style": read_adapter(Path(style))}
     loaded = load_base(base) if isinstance(base, str) else base
-    shapes = loaded.linear_shapes()
+    shapes = linear_shapes(loaded.unet)
     for adapter, path in zip(adapters.values(), (content, style), strict=True):
         check_fits(adapter, shapes, Path(path))
     masked = set(target_modules(loaded.unet))

@@ -1,0 +1,107 @@
+"""Which LoRA leads in which module: the content-style prior of the UNet's blocks (Sec. 3.3.1).
+
+A level is a resolution of the UNet: `down_blocks.i` is on level i, the middle on the last, n − 1, and `up_blocks.j` on
+level n − 1 − j. In SDXL at 1024 pixels, attention is on level 1 (64×64) and level 2 (32×32).
+
+resolution    content on the lowest resolution that has attention, style on the next, wherever the picture's size is
+literal       the paper's names: content in up_blocks.2, down_blocks.2 and mid_block, style in up_blocks.1, down_blocks.1;
+              up_blocks.2 of SDXL has no attention, and up_blocks.0 is left free
+released      as `resolution`, but of the lowest resolution only the down block is content
+blora         B-LoRA's two blocks: up_blocks.0.attentions.0 content, up_blocks.0.attentions.1 style
+
+Every other module is neutral.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Literal, get_args
+
+from diffusers import UNet2DConditionModel
+
+from duolora.errors import InputError
+from duolora.networks.targets import target_modules
+from duolora.paper.layer_prior import Role
+
+Kind = Literal["resolution", "literal", "released", "blora"]
+
+LITERAL: dict[str, Role] = {
+    "up_blocks.2": "content",
+    "down_blocks.2": "content",
+    "mid_block": "content",
+    "up_blocks.1": "style",
+    "down_blocks.1": "style",
+}
+BLORA: dict[str, Role] = {"up_blocks.0.attentions.0": "content", "up_blocks.0.attentions.1": "style"}
+
+
+def roles(unet: UNet2DConditionModel, kind: Kind | Mapping[str, Role] = "resolution") -> dict[str, Role]:
+    """The role of every target module, in the network's order; works on the meta device.
+
+    Args:
+        unet: an SDXL-shaped UNet.
+        kind: one of the maps above, or a table {beginning of a module's path: role}, whose longest match counts.
+
+    Raises:
+        InputError: there is no such map, or a table names what the UNet does not have.
+    """
+    names = target_modules(unet)
+    if not isinstance(kind, str):
+        _refuse_bad_table(kind, names)
+        return {name: _longest(kind, name) for name in names}
+    if kind not in get_args(Kind):
+        raise InputError(f"block map: expected one of {', '.join(get_args(Kind))} or a table, got {kind!r}")
+    if kind in ("literal", "blora"):
+        return {name: _longest(LITERAL if kind == "literal" else BLORA, name) for name in names}
+    levels = len(unet.config["down_block_types"])
+    lowest = max((_level(name, levels) for name in names), default=0)
+    by_level: dict[int, Role] = {lowest: "content", lowest - 1: "style"}
+    found = {name: by_level.get(_level(name, levels), "neutral") for name in names}
+    if kind == "released":
+        return {n: "neutral" if r == "content" and not n.startswith("down_blocks") else r for n, r in found.items()}
+    return found
+
+
+def formatted(found: Mapping[str, Role]) -> str:
+    """A line for each block, or for each attention where they differ in a block: its role and how many modules."""
+    blocks: dict[str, list[Role]] = {}
+    for name, role in found.items():
+        blocks.setdefault(_block(name), []).append(role)
+    mixed = {block for block, here in blocks.items() if len(set(here)) > 1}
+    lines: dict[tuple[str, Role], int] = {}
+    for name, role in found.items():
+        block = _block(name)
+        line = (".".join(name.split(".")[: block.count(".") + 3]) if block in mixed else block, role)
+        lines[line] = lines.get(line, 0) + 1
+    width = max((len(block) for block, _ in lines), default=0)
+    return "\n".join(f"{block:{width}}  {role:7}  {count:3} modules" for (block, role), count in lines.items())
+
+
+def _block(name: str) -> str:
+    return name.partition(".attentions")[0]
+
+
+def _level(name: str, levels: int) -> int:
+    found = re.match(r"(down|up)_blocks\.(\d+)\.", name)
+    if found is None:
+        return levels - 1
+    return int(found[2]) if found[1] == "down" else levels - 1 - int(found[2])
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return f"{name}.".startswith(f"{prefix}.")
+
+
+def _longest(table: Mapping[str, Role], name: str) -> Role:
+    fitting = [prefix for prefix in table if _begins(name, prefix)]
+    return table[max(fitting, key=len)] if fitting else "neutral"
+
+
+def _refuse_bad_table(table: Mapping[str, Role], names: list[str]) -> None:
+    for prefix, role in table.items():
+        if role not in get_args(Role):
+            raise InputError(f"block map: {prefix}: expected one of {', '.join(get_args(Role))}, got {role!r}")
+        if not any(_begins(name, prefix) for name in names):
+            raise InputError(
+                f"block map: {prefix}: expected the beginning of an attention module's path, such as "
+                f"{_block(names[0]) if names else 'down_blocks.1'}; the UNet has no such"
+            )
