@@ -1,4 +1,4 @@
-"""A pipeline with SDXL's parts and names and a few thousand weights, built from configs: no downloads, no trained weights."""
+"""A pipeline with SDXL's parts and names, tiny and built from configs: no downloads, no trained weights."""
 
 import re
 from pathlib import Path

@@ -7,7 +7,12 @@ them is asked for.
 from importlib import import_module
 from typing import Any
 
-_VERBS = {"train": "duolora.verbs.train", "merge": "duolora.verbs.merge", "generate": "duolora.verbs.generate", "load_base": "duolora.networks.bases"}
+_VERBS = {
+    "train": "duolora.verbs.train",
+    "merge": "duolora.verbs.merge",
+    "generate": "duolora.verbs.generate",
+    "load_base": "duolora.networks.bases",
+}
 __all__ = ["generate", "load_base", "merge", "train"]
 
 

@@ -26,7 +26,9 @@ def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.
     for number, entries in optimiser.state_dict()["state"].items():
         state |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entries.items()}
     part = path.with_name(path.name + ".part")
-    save_file({k: v.contiguous().cpu().clone() for k, v in state.items()}, part, {"progress": json.dumps({"step": step})})
+    save_file(
+        {k: v.contiguous().cpu().clone() for k, v in state.items()}, part, {"progress": json.dumps({"step": step})}
+    )
     os.replace(part, path)
 
 

@@ -57,13 +57,22 @@ def _changed(options: Any, **given: object) -> Any:
     return replace(options, **{k: v for k, v in given.items() if v is not None})
 
 
+def _proven(proof: Any) -> str:
+    """What reading a written file back has shown, in words."""
+    low, high = proof.ranks
+    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    return f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB; read back, ΔW is off by at most {proof.error:.0e}"
+
+
 def _report(as_json: bool, text: str, **facts: object) -> None:
     typer.echo(json.dumps(facts, default=str) if as_json else text)
 
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")] = Path("demo"),
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")
+    ] = Path("demo"),
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
@@ -83,7 +92,9 @@ def train(
     rank: Annotated[int | None, typer.Option(help="Rank of the LoRA  [64; atelier 16].")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates  [1000; atelier its own].")] = None,
     batch: Annotated[int | None, typer.Option(help="Pictures in each update  [1; atelier 4].")] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam  [5e-4; 5e-5 is gentler; atelier its own].")] = None,
+    lr: Annotated[
+        float | None, typer.Option(help="Learning rate of Adam  [5e-4; 5e-5 is gentler; atelier its own].")
+    ] = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -95,8 +106,8 @@ def train(
 
         options = _changed(default_options(base), rank=rank, steps=steps, batch=batch, lr=lr, seed=seed)
         done = run(images, prompt, out, base, options, progress=not quiet)
-        text = f"{done.path}: {done.proof}"
-        _report(as_json, text, path=done.path, bytes=done.proof.bytes, error=done.proof.error, losses=done.losses)
+        text = f"{done.path}: {_proven(done.proof)}"
+        _report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)
 
 
 @app.command()
@@ -110,23 +121,29 @@ def merge(
     style_images: Annotated[Path | None, typer.Option(help="Pictures of the look  [drawn with its LoRA].")] = None,
     content_prompt: Annotated[str | None, typer.Option(help="What brings out the thing  [from its file].")] = None,
     style_prompt: Annotated[str | None, typer.Option(help="What brings out the look  [from its file].")] = None,
-    merged_prompt: Annotated[str | None, typer.Option(help="What brings out both  [put together from the two].")] = None,
+    merged_prompt: Annotated[
+        str | None, typer.Option(help="What brings out both  [put together from the two].")
+    ] = None,
     weights: Annotated[str | None, typer.Option(help="The paper's loss weights: section4, table9 or released.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates of the masks  [100].")] = None,
-    option: Annotated[list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option; `--set help` lists them.")] = None,
+    option: Annotated[
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option; `--set help` lists them.")
+    ] = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge a content LoRA and a style LoRA into one ordinary LoRA file, and prove its strength."""
     with _one_line():
-        from duolora.verbs.merge import merge as run
-        from duolora.verbs.merge import options_of
         from duolora.methods import WEIGHTS
         from duolora.networks.block_map import formatted
+        from duolora.verbs.merge import merge as run
+        from duolora.verbs.merge import options_of
 
         if option == ["help"]:
-            typer.echo("\n".join(f"{f.name:20} {getattr(options_of(method), f.name)}" for f in fields(options_of(method))))
+            typer.echo(
+                "\n".join(f"{f.name:20} {getattr(options_of(method), f.name)}" for f in fields(options_of(method)))
+            )
             return
         if weights is not None and weights not in WEIGHTS:
             raise DuoLoRAError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
@@ -136,11 +153,13 @@ def merge(
             content, style, out, method, base, content_images, style_images, content_prompt, style_prompt,
             merged_prompt, options, progress=not quiet, announce=None if quiet else lambda r: typer.echo(formatted(r), err=True),
         )  # fmt: skip
-        text = f"{done.path}: {done.proof}"
+        text = f"{done.path}: {_proven(done.proof)}"
         if done.trainable:
-            text += f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
+            text += (
+                f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
+            )
         facts = {"trainable": done.trainable, "moved": done.moved, "seconds": done.seconds, "losses": done.losses}
-        _report(as_json, text, path=done.path, bytes=done.proof.bytes, error=done.proof.error, **facts)
+        _report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, **facts)
 
 
 def _parsed(assignments: list[str], options: Any) -> dict[str, object]:

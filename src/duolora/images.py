@@ -65,7 +65,9 @@ def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:
 
 def as_pictures(images: Iterable[Image.Image]) -> Float[Tensor, "n 3 h w"]:
     """Pillow images of one size as a tensor in [-1, 1]."""
-    return torch.stack([torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1 for i in images])
+    return torch.stack(
+        [torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1 for i in images]
+    )
 
 
 def tiled(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from tiny import SSD_1B, VEGA, random_adapter, tiny_inputs, tiny_unet
 
 from duolora.networks.mount import Mount
 from duolora.networks.targets import target_modules
+from tiny import SSD_1B, VEGA, random_adapter, tiny_inputs, tiny_unet
 
 
 @pytest.mark.parametrize(("config", "modules"), [(SSD_1B, 272), (VEGA, 120)], ids=["SSD-1B", "Vega"])

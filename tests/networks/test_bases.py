@@ -43,7 +43,7 @@ def test_folder_and_single_file_are_the_same_base(base, base_folder, base_file):
 
 def test_atelier_is_read_from_the_package(base, base_folder, tmp_path, monkeypatch):
     monkeypatch.setattr(base_files.resources, "files", lambda package: tmp_path)
-    with pytest.raises(InputError, match="atelier.*install it again"):
+    with pytest.raises(InputError, match=r"atelier.*install it again"):
         load_base("atelier", "cpu")
     shutil.copytree(base_folder, tmp_path.joinpath("atelier", "weights", "base"))
     found = load_base(device="cpu")
@@ -126,10 +126,10 @@ def test_released_encoders_come_back_when_needed(base):
 def test_a_folder_of_pickles_is_refused(copied):
     for file in [*(copied / "vae").glob("*.safetensors")]:
         file.rename(file.with_suffix(".bin"))
-    with pytest.raises(FileRefused, match="vae: expected .safetensors, found pickled weights"):
+    with pytest.raises(FileRefused, match=r"vae: expected .safetensors, found pickled weights"):
         load_base(copied, "cpu")
     shutil.rmtree(copied / "vae")
-    with pytest.raises(FileRefused, match="vae: expected .safetensors, found no weights"):
+    with pytest.raises(FileRefused, match=r"vae: expected .safetensors, found no weights"):
         load_base(copied, "cpu")
 
 
@@ -160,10 +160,10 @@ def test_damaged_folders_are_refused_in_one_line(copied):
         load_base(copied, "cpu")
     assert "\n" not in str(caught.value)
     (copied / "unet" / "config.json").write_text("{")
-    with pytest.raises(FileRefused, match="config.json: not readable as JSON"):
+    with pytest.raises(FileRefused, match=r"config.json: not readable as JSON"):
         load_base(copied, "cpu")
     (copied / "model_index.json").unlink()
-    with pytest.raises(FileRefused, match="model_index.json: not there"):
+    with pytest.raises(FileRefused, match=r"model_index.json: not there"):
         load_base(copied, "cpu")
 
 

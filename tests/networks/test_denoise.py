@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from tiny import random_adapter
 
 from duolora.errors import InputError
 from duolora.networks.bases import load_base
@@ -13,6 +12,7 @@ from duolora.networks.denoise import GATES, denoiser, noise_schedule
 from duolora.networks.mount import Mount
 from duolora.networks.targets import target_modules
 from duolora.paper.constyle import Prompts, constyle
+from tiny import random_adapter
 
 PROMPTS = ("a cat", "a house in a house", "content")
 
@@ -64,7 +64,7 @@ def test_zero_terminal_signal_is_safe_for_velocity_and_refused_for_noise(base):
     t = torch.full((8,), 999)
     assert torch.equal(schedule.add_noise(x0, noise, t), noise)
     torch.testing.assert_close(schedule.predict_x0(noise, t, -x0), x0)
-    with pytest.raises(InputError, match="zero terminal signal.*v_prediction"):
+    with pytest.raises(InputError, match=r"zero terminal signal.*v_prediction"):
         scheduled(base, prediction_type="epsilon", rescale_betas_zero_snr=True)
     with pytest.raises(InputError, match="prediction_type is 'sample'"):
         scheduled(base, prediction_type="sample")

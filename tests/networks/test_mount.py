@@ -4,7 +4,6 @@ from copy import deepcopy
 
 import pytest
 import torch
-from tiny import random_adapter, tiny_inputs, tiny_unet
 
 from duolora.errors import BaseMismatch
 from duolora.networks.mount import Axis, Mount
@@ -12,6 +11,7 @@ from duolora.networks.targets import target_modules
 from duolora.paper.lowrank import LowRank
 from duolora.paper.ziplora import input_masked, output_masked
 from duolora.paper.ziprank import masked
+from tiny import random_adapter, tiny_inputs, tiny_unet
 
 APPLY = {"rank": masked, "output": output_masked, "input": input_masked}
 AXES: tuple[Axis, ...] = ("rank", "output", "input")
@@ -228,12 +228,12 @@ def test_a_bfloat16_network_takes_float32_masks(adapters):
 
 def test_what_does_not_fit_is_named(unet, adapters):
     name, lora = next(iter(adapters[0].items()))
-    with pytest.raises(BaseMismatch, match="no_such.to_q"):
+    with pytest.raises(BaseMismatch, match=r"no_such.to_q"):
         Mount(unet, [{"no_such.to_q": lora}])
     wrong = LowRank(torch.zeros(7, 2), torch.zeros(2, 9))
-    with pytest.raises(BaseMismatch, match=f"{name}.*32×32.*7×9"):
+    with pytest.raises(BaseMismatch, match=rf"{name}.*32×32.*7×9"):
         Mount(unet, [{name: wrong}])
-    with pytest.raises(BaseMismatch, match="conv_in.*Conv2d"):
+    with pytest.raises(BaseMismatch, match=r"conv_in.*Conv2d"):
         Mount(unet, [{"conv_in": lora}])
     with (
         pytest.raises(ValueError, match="expected gates"),

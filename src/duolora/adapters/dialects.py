@@ -56,15 +56,13 @@ def adapter_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], fil
     config = _config(metadata, file)
     parts, left_out = _parts(tensors, file)
     _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], config, file)
-    patterns = [(re.compile(rf"(.*\.)?({key})$"), alpha) for key, alpha in config.get("alpha_pattern", {}).items()]
+    patterns = _patterns(config, file)
     modules = {}
     for name, part in sorted(parts.items()):
         up, down = _factors(name, part, file)
-        alpha = part.alpha
-        if config:
-            alpha = next((a for pattern, a in patterns if pattern.match(name)), config.get("lora_alpha", _PEFT_ALPHA))
-        root = math.sqrt(up.shape[1]) if config.get("use_rslora") else up.shape[1]
-        modules[name] = LowRank(up.float(), down.float(), 1.0 if alpha is None else alpha / root)
+        alpha = _alpha(name, config, patterns) if config else part.alpha
+        divisor = math.sqrt(up.shape[1]) if config.get("use_rslora") else up.shape[1]
+        modules[name] = LowRank(up.float(), down.float(), 1.0 if alpha is None else alpha / divisor)
     if not modules:
         raise FileRefused(
             f"{file}: expected LoRAs of linear modules of the UNet, found only {len(left_out)} of text encoders or "
@@ -151,15 +149,30 @@ def _config(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
     found = _object(metadata, ADAPTER_METADATA, file)
     outside = ("text_encoder.", "text_encoder_2.")
     config = {key.removeprefix("unet."): value for key, value in found.items() if not key.startswith(outside)}
-    patterns = config.get("alpha_pattern") or {}
-    config["alpha_pattern"] = patterns
-    alphas = [config.get("lora_alpha", _PEFT_ALPHA), *(patterns.values() if isinstance(patterns, dict) else [None])]
-    for alpha in alphas:
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise FileRefused(f"{file}: {ADAPTER_METADATA}: expected numbers as alphas, got {alpha!r}")
     if config.get("use_dora"):
         raise FileRefused(f"{file}: {ADAPTER_METADATA} makes it a DoRA; expected a plain LoRA; convert it to one first")
-    return config if len(config) > 1 else {}
+    return config
+
+
+def _patterns(config: Mapping[str, Any], file: str) -> list[tuple[re.Pattern[str], float]]:
+    """The alphas that differ from the common one, with the modules that PEFT would give them to."""
+    patterns = config.get("alpha_pattern") or {}
+    alphas = [config.get("lora_alpha", _PEFT_ALPHA), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    for alpha in alphas:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
+            raise FileRefused(f"{file}: {ADAPTER_METADATA}: expected finite numbers as alphas, got {alpha!r}")
+    try:
+        return [(re.compile(rf"(.*\.)?({key})$"), alpha) for key, alpha in patterns.items()]
+    except re.error as error:
+        raise FileRefused(
+            f"{file}: {ADAPTER_METADATA}: {error.pattern!r} is no pattern ({error}); it is damaged"
+        ) from error
+
+
+def _alpha(name: str, config: Mapping[str, Any], patterns: list[tuple[re.Pattern[str], float]]) -> float:
+    """The alpha that PEFT gives a module: of the first pattern that matches, else the common one."""
+    alpha: float = config.get("lora_alpha", _PEFT_ALPHA)
+    return next((a for pattern, a in patterns if pattern.match(name)), alpha)
 
 
 def _recipe(metadata: Mapping[str, str], file: str) -> dict[str, object]:

@@ -42,7 +42,7 @@ def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
 
 
 def _alpha(lora: LowRank) -> float:
-    """scale · rank to 12 digits, so that alpha / rank · rank is alpha again, however often a file is rewritten."""
+    """Scale · rank to 12 digits, so that alpha / rank · rank is alpha again, however often a file is rewritten."""
     return float(f"{lora.scale * lora.rank:.12g}")
 
 

@@ -4,6 +4,7 @@ import json
 import os
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,7 +91,8 @@ def write_adapter(path: Path, adapter: Adapter, dtype: torch.dtype = torch.float
     except OSError as error:
         raise DuoLoRAError(f"{path}: it cannot be written ({error.strerror or error}); nothing was changed") from error
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):
+            draft.unlink()
     return proof
 
 

@@ -18,7 +18,12 @@ _OTHER_BASES = {
     "FLUX": re.compile(r"single_transformer_blocks|double_blocks|single_blocks"),
     "Stable Diffusion 3": re.compile(r"joint_blocks|joint_transformer_blocks|\.attn\.add_[qkv]_proj"),
 }
-_BASE_VERSIONS = {"sd_v1": "Stable Diffusion 1", "sd_v2": "Stable Diffusion 2", "flux": "FLUX", "sd3": "Stable Diffusion 3"}
+_BASE_VERSIONS = {
+    "sd_v1": "Stable Diffusion 1",
+    "sd_v2": "Stable Diffusion 2",
+    "flux": "FLUX",
+    "sd3": "Stable Diffusion 3",
+}
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
 
 

@@ -55,10 +55,14 @@ def _chunk(make: Callable[[int], tuple[Pixels, object]], seeds: range) -> list[t
     return [make(seed) for seed in seeds]
 
 
-def made(make: Callable[[int], tuple[Pixels, object]], count: int, seed: int, cache: Path | None) -> tuple[Pixels, list]:
+def made(
+    make: Callable[[int], tuple[Pixels, object]], count: int, seed: int, cache: Path | None
+) -> tuple[Pixels, list]:
     """`count` pictures (count, 64, 64, 3) and what was said of each; read from `cache` if they were made before."""
     if cache and cache.with_suffix(".json").exists():
-        return np.load(cache.with_suffix(".npy"), allow_pickle=False), json.loads(cache.with_suffix(".json").read_text())
+        return np.load(cache.with_suffix(".npy"), allow_pickle=False), json.loads(
+            cache.with_suffix(".json").read_text()
+        )
     first = seed * 10_000_000
     parts = [range(s, min(s + 500, first + count)) for s in range(first, first + count, 500)]
     with ProcessPoolExecutor() as pool:

@@ -254,8 +254,10 @@ def risograph(p: Paint, rng: np.random.Generator) -> Image:
     paper = np.zeros_like(p.albedo) + colour(0.98, 0.96, 0.9)
     pink = (p.light < 0.72).astype(np.float32) * 0.85
     teal = np.maximum(np.roll(p.light < 0.42, 4, (0, 1)).astype(np.float32), np.roll(p.edges(2), 3, (0, 1))) * 0.8
-    return paper * mix(np.ones_like(paper), colour(1.0, 0.35, 0.55), pink) * mix(
-        np.ones_like(paper), colour(0.1, 0.6, 0.65), teal
+    return (
+        paper
+        * mix(np.ones_like(paper), colour(1.0, 0.35, 0.55), pink)
+        * mix(np.ones_like(paper), colour(0.1, 0.6, 0.65), teal)
     )
 
 

@@ -27,7 +27,7 @@ class BaseRecipe:
     """How the base is trained; the defaults are those of the shipped one."""
 
     pictures: int = 48_000
-    updates: int = 8_000
+    updates: int = 5_800
     batch: int = 32
     lr: float = 1e-3
     unconditional: float = 0.1
@@ -141,5 +141,3 @@ def save_pipeline(model: TextToImage, tokenizer: CLIPTokenizer, folder: Path) ->
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder / "base", safe_serialization=True)
     return folder / "base"
-
-

@@ -20,8 +20,8 @@ from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
 class RecogniserRecipe:
     """How the judges are trained; the defaults are those of the shipped ones."""
 
-    pictures: int = 48_000
-    updates: int = 4_000
+    pictures: int = 24_000
+    updates: int = 2_500
     batch: int = 64
     lr: float = 2e-3
     seed: int = 3

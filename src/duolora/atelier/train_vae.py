@@ -57,7 +57,9 @@ def train_vae(folder: Path, recipe: VaeRecipe, device: torch.device) -> Path:
         optimiser.param_groups[0]["lr"] = recipe.lr * min(1, (step + 1) / 100) * min(1, max(0.02, 2.2 * (1 - done)))
         posterior = vae.encode(x).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=rng).to(device)
-        loss = vae_loss(x, vae.decode(posterior.mean + posterior.std * noise).sample, posterior.mean, posterior.logvar, recipe.kl)
+        loss = vae_loss(
+            x, vae.decode(posterior.mean + posterior.std * noise).sample, posterior.mean, posterior.logvar, recipe.kl
+        )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
         optimiser.step()

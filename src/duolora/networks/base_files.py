@@ -124,7 +124,8 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDif
         if config is not None:
             raise
         raise FileRefused(
-            f"{error} (a single file holds no configs: they come from the hub, or from a diffusers folder given as `config`)"
+            f"{error} (a single file holds no configs: they come from the hub, or from a diffusers folder "
+            "given as `config`)"
         ) from error
     return _complete(path, parts, {})
 

@@ -119,8 +119,8 @@ class Base:
     def pipeline(self) -> StableDiffusionXLPipeline:
         """The whole pipeline on the device, with the base's own sampler.
 
-        It is this base's own, so a LoRA loaded into it stays in the base until it is unloaded. Where the UNet is narrower than float32, ask it for `output_type="latent"`
-        and use `decode`, because the VAE stays float32.
+        It is this base's own, so a LoRA loaded into it stays in the base until it is unloaded. Where the UNet is
+        narrower than float32, ask it for `output_type="latent"` and use `decode`, because the VAE stays float32.
         """
         for module in self._encoders():
             module.to(self.device)

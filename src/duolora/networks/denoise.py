@@ -59,7 +59,7 @@ class NoiseSchedule:
     def sample_timesteps(
         self, n: int, generator: torch.Generator | None = None, low: int = 0, high: int | None = None
     ) -> Int[Tensor, " n"]:
-        """Timesteps drawn uniformly from low ≤ t < high (default: all), on the CPU generator, so the same on any device.
+        """Timesteps drawn uniformly from low ≤ t < high (default: all) by a CPU generator, so the same on any device.
 
         Raises:
             InputError: the range is empty or leaves the training timesteps.
@@ -83,8 +83,9 @@ def noise_schedule(base: Base) -> NoiseSchedule:
     signal = base.noise_scheduler.alphas_cumprod.double()
     if kind == "epsilon" and signal.min() <= 0:
         raise InputError(
-            f"{base.name}: its scheduler has zero terminal signal (rescale_betas_zero_snr) but predicts noise (epsilon), "
-            "from which the picture cannot be told there; set prediction_type to 'v_prediction' or switch the rescaling off"
+            f"{base.name}: its scheduler has zero terminal signal (rescale_betas_zero_snr) but predicts noise "
+            "(epsilon), from which no picture can be told there; set prediction_type to 'v_prediction' or switch the "
+            "rescaling off"
         )
     alpha, sigma = (x.sqrt().float().to(base.device) for x in (signal, 1 - signal))
     return NoiseSchedule(alpha, sigma, kind == "v_prediction")

@@ -120,7 +120,7 @@ class Mount:
         finally:
             self._gates = before
 
-    def __enter__(self) -> "Mount":  # noqa: PYI034 (shapes are checked method by method, where Self has no meaning)
+    def __enter__(self) -> "Mount":
         """Put the adapters in."""
         if self._restore is not None:
             raise RuntimeError("this mount is already entered; make another one to nest it")
@@ -176,8 +176,8 @@ def _stacked(unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank
     modules = {name: module for name, module in unet.named_modules() if name in covered}
     if missing := sorted(covered - modules.keys()):
         raise BaseMismatch(
-            f"{missing[0]}: the base model has no such module ({len(missing)} of the {len(covered)} modules of the LoRA "
-            "are unknown to it); use the base that the LoRA was trained on"
+            f"{missing[0]}: the base model has no such module ({len(missing)} of the {len(covered)} modules of the "
+            "LoRA are unknown to it); use the base that the LoRA was trained on"
         )
     stacked = {}
     for name, module in modules.items():
@@ -189,7 +189,7 @@ def _stacked(unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank
             [LowRank(lora.up.detach().float(), lora.down.detach().float(), lora.scale) for lora in loras]
         )
         place = {"device": unet.device, "dtype": unet.dtype}
-        stacked[name] = Stacked(both.up.to(**place), both.down.to(**place), owners, tuple(l.rank for l in loras))
+        stacked[name] = Stacked(both.up.to(**place), both.down.to(**place), owners, tuple(lora.rank for lora in loras))
     return stacked
 
 

@@ -36,3 +36,8 @@ def count_masks(unet: UNet2DConditionModel, rank: int, adapters: int = 2) -> Mas
         output=adapters * sum(d_out for d_out, _ in shapes),
         input=adapters * sum(d_in for _, d_in in shapes),
     )
+
+
+def linear_shapes(unet: UNet2DConditionModel) -> dict[str, tuple[int, int]]:
+    """The weight's shape (d_out, d_in) of every linear layer, by its path."""
+    return {name: (m.out_features, m.in_features) for name, m in unet.named_modules() if isinstance(m, nn.Linear)}

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair, pictures
-from duolora.atelier.recognisers import Recogniser, Verdict, judge, load_recogniser
+from duolora.atelier.recognisers import Verdict, judge, load_recogniser
 from duolora.images import as_image
 from duolora.methods import METHODS
 from duolora.networks.bases import Base, load_base
@@ -61,7 +61,10 @@ def demo(out: Path, seed: int = 0, pair: Pair = PAIR, progress: bool = True) -> 
         train(folder, prompt, files[kind], base, progress=progress)
         stages[f"train {kind}"] = time.perf_counter() - begun
     jobs = [("base", pair.merged_prompt, None, {})]
-    jobs += [("content LoRA", pair.content_prompt, files["content"], {}), ("style LoRA", pair.style_prompt, files["style"], {})]
+    jobs += [
+        ("content LoRA", pair.content_prompt, files["content"], {}),
+        ("style LoRA", pair.style_prompt, files["style"], {}),
+    ]
     for method in tqdm(METHODS, "Methods", disable=not progress):
         path = out / "merged" / f"{method}.safetensors"
         path.parent.mkdir(exist_ok=True)
@@ -70,7 +73,12 @@ def demo(out: Path, seed: int = 0, pair: Pair = PAIR, progress: bool = True) -> 
             progress=progress,
         )  # fmt: skip
         stages[f"merge {method}"] = done.seconds
-        facts = {"masks": done.trainable, "moved": done.moved, "kilobytes": done.proof.bytes / 1000, "seconds": done.seconds}
+        facts = {
+            "masks": done.trainable,
+            "moved": done.moved,
+            "kilobytes": done.proof.size / 1000,
+            "seconds": done.seconds,
+        }
         jobs.append((method, pair.merged_prompt, path, facts))
     begun = time.perf_counter()
     rows, drawn = [], {}
@@ -135,7 +143,9 @@ def table(rows: list[Row], pair: Pair) -> str:
     for r in rows:
         shares = (r.object, r.look, r.both, r.colour, r.pattern, r.leak)
         cells = ["–" if s is None else f"{s:.2f}" for s in shares]
-        merged = [f"{r.masks:,}", f"{r.moved:.3f}", f"{r.kilobytes:.0f}", f"{r.seconds:.1f}"] if r.kilobytes else [""] * 4
+        merged = (
+            [f"{r.masks:,}", f"{r.moved:.3f}", f"{r.kilobytes:.0f}", f"{r.seconds:.1f}"] if r.kilobytes else [""] * 4
+        )
         lines.append(f"| {r.name} | {' | '.join(cells + merged)} |")
     return "\n".join(lines) + "\n"
 

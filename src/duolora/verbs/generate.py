@@ -87,4 +87,3 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
     finally:
         if loras:
             pipeline.unload_lora_weights()
-

@@ -208,7 +208,13 @@ class _Merging:
             return self.base.encode_images(draw(self.base, [prompt] * len(seeds), list(seeds), progress=self.progress))
 
     def _loss(
-        self, denoise: MountedDenoise, schedule: NoiseSchedule, x_c: Tensor, x_s: Tensor, prompts: Prompts, rng: torch.Generator
+        self,
+        denoise: MountedDenoise,
+        schedule: NoiseSchedule,
+        x_c: Tensor,
+        x_s: Tensor,
+        prompts: Prompts,
+        rng: torch.Generator,
     ) -> dict[str, Tensor]:
         """The terms of the loss at one draw of pictures, timesteps and noise."""
         o = self.options

@@ -130,7 +130,9 @@ def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor,
         layers = {name: base.unet.get_submodule(name) for name in names}
         for layer in layers.values():
             if not isinstance(layer, LoraLayer):
-                raise DuoLoRAError("PEFT did not put its LoRA on the attention layers; the installed version is too old")
+                raise DuoLoRAError(
+                    "PEFT did not put its LoRA on the attention layers; the installed version is too old"
+                )
             layer.lora_A["training"].float()
             layer.lora_B["training"].float()
         yield {n: (m.lora_B["training"].weight, m.lora_A["training"].weight) for n, m in layers.items()}
