@@ -29,4 +29,5 @@ base: .venv/ready
 	$(BIN)/python -m duolora.atelier.train vae
 	$(BIN)/python -m duolora.atelier.train base
 	$(BIN)/python -m duolora.atelier.train judges
+	$(BIN)/python -m duolora.atelier.train pack
 	$(BIN)/python -m duolora.atelier.train report

@@ -2,4 +2,4 @@
 
 from jaxtyping import install_import_hook
 
-hook = install_import_hook("duolora", "beartype.beartype")
+hook = install_import_hook("duolora", "typechecker.checked")

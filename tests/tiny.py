@@ -15,22 +15,10 @@ from duolora.paper.lowrank import LowRank
 
 TEXT_WIDTHS = (24, 32)
 TIME_WIDTH = 8
-SSD_1B: dict[str, Any] = {
-    "transformer_layers_per_block": [0, [2, 2], [4, 4]],
-    "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 0],
-    "mid_block_type": "UNetMidBlock2D",
-    "layers_per_block": 2,
-}
-VEGA: dict[str, Any] = {
-    "transformer_layers_per_block": [0, [1, 1], [2, 2]],
-    "reverse_transformer_layers_per_block": [[2, 2, 2], [1, 1, 1], 0],
-    "mid_block_type": "UNetMidBlock2D",
-    "layers_per_block": 2,
-}
 
 
 def tiny_unet(**changes: Any) -> UNet2DConditionModel:
-    """An SDXL-shaped UNet of three levels; `changes` go into its config (see SSD_1B and VEGA)."""
+    """An SDXL-shaped UNet of three levels; `changes` go into its config."""
     torch.manual_seed(0)
     config: dict[str, Any] = {
         "sample_size": 8,

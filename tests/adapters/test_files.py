@@ -1,5 +1,6 @@
 """LoRA files: their strength in diffusers, their bytes, and what is refused."""
 
+import io
 import json
 import os
 import pickle
@@ -76,7 +77,7 @@ def test_the_scale_data_is_what_makes_it_exact(mixed, tmp_path):
 
 
 def test_modules_whose_names_end_alike_keep_their_own_rank(unet, tmp_path):
-    """`attn1.to_q` of two blocks, and blocks 1 and 10 of a level, whose names begin and end like each other."""
+    """Of two names that differ in one number only, the rank of one must not be given to the other."""
     names = [f"mid_block.attentions.0.transformer_blocks.{k}.attn1.to_q" for k in (0, 1)]
     d_out, d_in = unet.get_submodule(names[0]).weight.shape
     modules = {n: LowRank(torch.randn(d_out, r), torch.randn(r, d_in), 0.5) for n, r in zip(names, (3, 7), strict=True)}
@@ -149,7 +150,7 @@ def test_the_proof_is_the_error_of_the_written_weights(mixed, tmp_path):
     assert proof.error > 1e-4
     assert proof.modules == len(rough)
     assert proof.ranks == (1, 5)
-    assert write_adapter(path, mixed, torch.float16).error < 1e-12
+    assert write_adapter(path, mixed, torch.float16).error < 1e-11
 
 
 def test_a_module_of_zero_strength_has_no_error(tmp_path):
@@ -226,7 +227,7 @@ def test_what_cannot_be_written_is_named(lora, tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(DuoLoRAError, match="nothing was changed"):
         write_adapter(tmp_path / "file" / "a.safetensors", Adapter({MODULE: lora}))
-    assert not path.parent.exists()
+    assert not [p for p in tmp_path.rglob("*") if p.name not in ("new", "file")]
     write_adapter(path, Adapter({MODULE: lora}))
     assert path.exists()
 
@@ -251,7 +252,8 @@ def test_a_pickle_is_refused_unopened(tmp_path, name, how):
         torch.save({"x": Malicious(marker)}, path, _use_new_zipfile_serialization=how == "torch")
     assert "pickle" in refusal(path)
     assert not marker.exists()
-    torch.load(path, weights_only=False)
+    data = io.BytesIO(path.read_bytes())
+    pickle.load(data) if how == "pickle" else torch.load(data, weights_only=False)
     assert marker.exists(), "the trap has to be one"
 
 

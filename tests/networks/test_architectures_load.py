@@ -3,14 +3,16 @@
 import pytest
 import torch
 
+from duolora.networks.architectures import unet_config
 from duolora.networks.mount import Mount
 from duolora.networks.targets import target_modules
-from tiny import SSD_1B, VEGA, random_adapter, tiny_inputs, tiny_unet
+from tiny import random_adapter, tiny_inputs, tiny_unet
 
 
-@pytest.mark.parametrize(("config", "modules"), [(SSD_1B, 272), (VEGA, 120)], ids=["SSD-1B", "Vega"])
-def test_distilled_unets_can_be_mounted(config, modules):
-    unet, inputs = tiny_unet(**config), tiny_inputs(2)
+@pytest.mark.parametrize(("architecture", "modules"), [("ssd-1b", 272), ("segmind-vega", 120)])
+def test_distilled_unets_can_be_mounted(architecture, modules):
+    unet, inputs = tiny_unet(**unet_config(architecture, width=8)), tiny_inputs(2)
+    inputs["encoder_hidden_states"] = inputs["encoder_hidden_states"][..., : unet.config.cross_attention_dim]
     names = target_modules(unet)
     assert len(names) == modules
     assert not any(name.startswith("mid_block") for name in names)

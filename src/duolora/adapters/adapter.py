@@ -7,11 +7,11 @@ from duolora.paper.lowrank import LowRank
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """The low-rank updates of a network's modules, and where they came from.
-
-    `modules` are named as in the network (text encoders with a `text_encoder.` or `text_encoder_2.` before it).
-    `recipe` is what the file says of its making; it holds only what JSON can.
-    """
+    """The low-rank updates of a UNet's modules, and where they came from."""
 
     modules: dict[str, LowRank]
+    """Named by their paths in the UNet."""
     recipe: dict[str, object] = field(default_factory=dict)
+    """What the file says of its making; only what JSON can hold."""
+    left_out: tuple[str, ...] = ()
+    """Parts of the file that were not read, such as those for text encoders."""

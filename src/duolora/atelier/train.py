@@ -1,4 +1,4 @@
-"""The recipe that trains Atelier: `python -m duolora.atelier.train all --runs runs/atelier`.
+"""The recipe that trains Atelier: `python -m duolora.atelier.train vae`, then base, judges, pack and report.
 
 Each stage goes on from where it was stopped, so the same command again continues.
 """
@@ -26,7 +26,7 @@ def _device() -> torch.device:
 
 @app.callback()
 def recipe() -> None:
-    """Stages, in order: vae, base, judges, report."""
+    """Stages, in order: vae, base, judges, pack, report."""
 
 
 @app.command()
@@ -51,6 +51,27 @@ def judges(runs: Runs = Path("runs/atelier"), updates: Updates = None) -> None:
     from duolora.atelier.train_recogniser import RecogniserRecipe, train_recogniser
 
     typer.echo(f"Judges: {train_recogniser(runs, _recipe(RecogniserRecipe(), updates), _device())}")
+
+
+@app.command()
+def pack(runs: Runs = Path("runs/atelier")) -> None:
+    """Put what was trained into the package."""
+    from shutil import copyfile, copytree
+
+    weights = Path(__file__).parent / "weights"
+    copytree(runs / "base", weights / "base", dirs_exist_ok=True)
+    copyfile(runs / "recogniser.safetensors", weights / "recogniser.safetensors")
+    typer.echo(f"Packed: {weights}")
+
+
+@app.command()
+def report(out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("benchmarks/atelier")) -> None:
+    """Measure the packed base and judges; writes figures and a grid of pictures."""
+    import json
+
+    from duolora.atelier.report import report as measure
+
+    typer.echo(json.dumps(measure(out), indent=1))
 
 
 if __name__ == "__main__":

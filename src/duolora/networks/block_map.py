@@ -34,20 +34,20 @@ LITERAL: dict[str, Role] = {
 BLORA: dict[str, Role] = {"up_blocks.0.attentions.0": "content", "up_blocks.0.attentions.1": "style"}
 
 
-def roles(unet: UNet2DConditionModel, kind: Kind | Mapping[str, Role] = "resolution") -> dict[str, Role]:
+def roles(unet: UNet2DConditionModel, kind: str | Mapping[str, str] = "resolution") -> dict[str, Role]:
     """The role of every target module, in the network's order; works on the meta device.
 
     Args:
         unet: an SDXL-shaped UNet.
-        kind: one of the maps above, or a table {beginning of a module's path: role}, whose longest match counts.
+        kind: the name of a map above (`Kind`), or a table {beginning of a module's path: role}, whose longest match counts.
 
     Raises:
         InputError: there is no such map, or a table names what the UNet does not have.
     """
     names = target_modules(unet)
     if not isinstance(kind, str):
-        _refuse_bad_table(kind, names)
-        return {name: _longest(kind, name) for name in names}
+        table = {prefix: _checked(prefix, role, names) for prefix, role in kind.items()}
+        return {name: _longest(table, name) for name in names}
     if kind not in get_args(Kind):
         raise InputError(f"block map: expected one of {', '.join(get_args(Kind))} or a table, got {kind!r}")
     if kind in ("literal", "blora"):
@@ -96,12 +96,14 @@ def _longest(table: Mapping[str, Role], name: str) -> Role:
     return table[max(fitting, key=len)] if fitting else "neutral"
 
 
-def _refuse_bad_table(table: Mapping[str, Role], names: list[str]) -> None:
-    for prefix, role in table.items():
-        if role not in get_args(Role):
-            raise InputError(f"block map: {prefix}: expected one of {', '.join(get_args(Role))}, got {role!r}")
-        if not any(_begins(name, prefix) for name in names):
-            raise InputError(
-                f"block map: {prefix}: expected the beginning of an attention module's path, such as "
-                f"{_block(names[0]) if names else 'down_blocks.1'}; the UNet has no such"
-            )
+def _checked(prefix: str, role: str, names: list[str]) -> Role:
+    """The role that a user's table gives to a block, once it is certain that there are such a role and such a block."""
+    known: dict[str, Role] = {name: name for name in get_args(Role)}
+    if role not in known:
+        raise InputError(f"block map: {prefix}: expected one of {', '.join(known)}, got {role!r}")
+    if not any(_begins(name, prefix) for name in names):
+        raise InputError(
+            f"block map: {prefix}: expected the beginning of an attention module's path, such as "
+            f"{_block(names[0]) if names else 'down_blocks.1'}; the UNet has no such"
+        )
+    return known[role]

@@ -27,6 +27,9 @@ from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
 
 
+_NAME = "learning"
+
+
 @dataclass(frozen=True)
 class TrainOptions:
     """How a LoRA is trained. The defaults are the paper's (Sec. 4), meant for SDXL."""
@@ -125,7 +128,7 @@ def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor,
     config = LoraConfig(r=options.rank, lora_alpha=options.rank, init_lora_weights="gaussian", target_modules=names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        base.unet.add_adapter(config, adapter_name="training")
+        base.unet.add_adapter(config, adapter_name=_NAME)
     try:
         layers = {name: base.unet.get_submodule(name) for name in names}
         for layer in layers.values():
@@ -133,9 +136,9 @@ def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor,
                 raise DuoLoRAError(
                     "PEFT did not put its LoRA on the attention layers; the installed version is too old"
                 )
-            layer.lora_A["training"].float()
-            layer.lora_B["training"].float()
-        yield {n: (m.lora_B["training"].weight, m.lora_A["training"].weight) for n, m in layers.items()}
+            layer.lora_A[_NAME].float()
+            layer.lora_B[_NAME].float()
+        yield {n: (m.lora_B[_NAME].weight, m.lora_A[_NAME].weight) for n, m in layers.items()}
     finally:
         base.unet.unload_lora()
         base.unet.requires_grad_(False).eval()

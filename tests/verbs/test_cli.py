@@ -1,0 +1,97 @@
+"""The command line: one clear line and the right exit status, JSON on stdout, help without heavy imports."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+from typer.testing import CliRunner
+
+from duolora.cli import app
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, [str(a) for a in arguments])
+
+
+def test_help_imports_nothing_heavy():
+    code = "import sys; sys.argv = ['duolora', '--help']\nfrom duolora.cli import main\ntry: main()\nfinally: print(sorted(sys.modules), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0
+    assert "merge" in done.stdout
+    assert "'torch'" not in done.stderr
+    assert "'diffusers'" not in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["demo", "train", "merge", "generate"])
+def test_every_verb_explains_itself(verb):
+    done = run(verb, "--help")
+    assert done.exit_code == 0
+    assert "--seed" in done.stdout
+
+
+def test_wrong_usage_is_2():
+    assert run("merge").exit_code == 2
+    assert run("fly").exit_code == 2
+
+
+def test_generate_and_merge_through_the_command_line(folder, loras, tmp_path):
+    out = tmp_path / "both.safetensors"
+    done = run("merge", "--content", loras[0], "--style", loras[1], "--out", out, "--base", folder, "--steps", 2,
+               "--set", "pictures=2", "--quiet", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    facts = json.loads(done.stdout)
+    assert facts["trainable"] > 0
+    assert facts["error"] < 2e-3
+    done = run("generate", "--prompt", "a cat", "--lora", out, "--out", tmp_path / "p", "--base", folder, "--num", 2,
+               "--steps", 2, "--quiet", "--json")  # fmt: skip
+    assert done.exit_code == 0, done.output
+    assert len(json.loads(done.stdout)["files"]) == 2
+    assert len(list((tmp_path / "p").glob("*.png"))) == 2
+
+
+class _Bomb:
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return os.mkdir, (self.marker,)
+
+
+@pytest.mark.parametrize("kind", ["text", "pickle", "hidden pickle", "truncated", "missing", "folder"])
+def test_bad_lora_is_one_line_and_exit_1(kind, folder, loras, tmp_path):
+    marker, bad = tmp_path / "opened", tmp_path / "bad.safetensors"
+    if kind == "text":
+        bad.write_text("this is no LoRA")
+    elif kind == "truncated":
+        bad.write_bytes(loras[0].read_bytes()[:-100])
+    elif kind == "folder":
+        bad.mkdir()
+    elif kind != "missing":
+        bad = bad.with_suffix(".pt") if kind == "pickle" else bad
+        bad.write_bytes(pickle.dumps(_Bomb(str(marker))))
+    done = run("merge", "--content", bad, "--style", loras[1], "--out", tmp_path / "o.safetensors", "--base", folder)
+    assert done.exit_code == 1
+    lines = done.stderr.strip().splitlines()
+    assert len(lines) == 1
+    assert "bad" in lines[0]
+    assert not marker.exists()
+    assert not (tmp_path / "o.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--set", "magic=1"], "magic"),
+        (["--set", "lr=fast"], "float"),
+        (["--weights", "table10"], "section4"),
+        (["--method", "magic"], "naive"),
+    ],
+)
+def test_bad_option_is_named(arguments, message, folder, loras, tmp_path):
+    done = run("merge", "--content", loras[0], "--style", loras[1], "--out", tmp_path / "o.safetensors",
+               "--base", folder, *arguments)  # fmt: skip
+    assert done.exit_code == 1
+    assert message in done.stderr

@@ -1,0 +1,110 @@
+"""Training LoRAs: it learns, it resumes exactly, it leaves the base alone, it says what is wrong."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from conftest import OPTIONS
+
+from duolora.adapters.files import read_adapter
+from duolora.checkpoint import load_checkpoint, save_checkpoint
+from duolora.errors import FileRefused, InputError
+from duolora.networks.targets import target_modules
+from duolora.verbs.train import train
+
+
+def test_every_attention_layer_learns(base, loras):
+    adapter = read_adapter(loras[0])
+    assert set(adapter.modules) == set(target_modules(base.unet))
+    assert all(lora.delta().abs().max() > 0 and lora.rank == 4 for lora in adapter.modules.values())
+    assert adapter.recipe["prompt"] == "a sks cat in flat style"
+
+
+def test_base_is_left_as_it_was(base, photos, tmp_path):
+    before = {k: v.clone() for k, v in base.unet.state_dict().items()}
+    train(photos, "a cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False)
+    after = base.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not any(p.requires_grad for p in base.unet.parameters())
+
+
+def test_loss_falls(base, photos, tmp_path):
+    options = replace(OPTIONS, steps=150)
+    losses = train(photos, "a cat", tmp_path / "x.safetensors", base, options, progress=False).losses
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_same_seed_same_bytes(base, photos, tmp_path):
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for path, seed in zip(paths, (5, 5, 6), strict=True):
+        train(photos, "a cat", path, base, replace(OPTIONS, seed=seed), progress=False)
+    a, b, c = (path.read_bytes() for path in paths)
+    assert a == b
+    assert a != c
+
+
+def test_stopped_run_goes_on_to_the_same_bytes(base, photos, tmp_path, monkeypatch):
+    options = replace(OPTIONS, steps=130)
+    train(photos, "a cat", tmp_path / "whole.safetensors", base, options, progress=False)
+    calls = 0
+    original = torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 115:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(photos, "a cat", tmp_path / "parts.safetensors", base, options, progress=False)
+    assert not (tmp_path / "parts.safetensors").exists()
+    monkeypatch.undo()
+    train(photos, "a cat", tmp_path / "parts.safetensors", base, options, progress=False)
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
+
+
+def test_checkpoint_holds_tensors_and_optimiser(tmp_path):
+    def fresh():
+        value = torch.nn.Parameter(torch.ones(3))
+        return value, torch.optim.Adam([value], lr=0.1)
+
+    def step(value, optimiser):
+        (value**2).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    value, optimiser = fresh()
+    step(value, optimiser)
+    save_checkpoint(tmp_path / "c.safetensors", {"v": value}, optimiser, 1)
+    step(value, optimiser)
+    other, its_optimiser = fresh()
+    assert load_checkpoint(tmp_path / "c.safetensors", {"v": other}, its_optimiser) == 1
+    step(other, its_optimiser)
+    assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize(
+    ("images", "prompt", "out", "message"),
+    [
+        ("nowhere", "a cat", "x.safetensors", "no such file or folder"),
+        ("empty", "a cat", "x.safetensors", "no pictures"),
+        ("photos", "  ", "x.safetensors", "prompt"),
+        ("photos", "a cat", "x.bin", ".safetensors"),
+    ],
+)
+def test_wrong_inputs_are_named(base, photos, tmp_path, images, prompt, out, message):
+    (tmp_path / "empty").mkdir()
+    where = {"photos": photos, "empty": tmp_path / "empty"}.get(images, tmp_path / images)
+    with pytest.raises(InputError, match=message):
+        train(where, prompt, tmp_path / out, base, OPTIONS, progress=False)
+    assert not (tmp_path / out).exists()
+
+
+def test_text_is_no_picture(base, tmp_path):
+    (tmp_path / "words.png").write_text("hello")
+    with pytest.raises(FileRefused, match=r"words.png: not a readable picture"):
+        train(tmp_path, "a cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False)
