@@ -61,7 +61,8 @@ def _proven(proof: Any) -> str:
     """What reading a written file back has shown, in words."""
     low, high = proof.ranks
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
-    return f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB; read back, ΔW is off by at most {proof.error:.0e}"
+    size = f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB"
+    return f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
 
 
 def _report(as_json: bool, text: str, **facts: object) -> None:
@@ -151,7 +152,8 @@ def merge(
         options = _changed(options, steps=steps, seed=seed, **_parsed(option or [], options))
         done = run(
             content, style, out, method, base, content_images, style_images, content_prompt, style_prompt,
-            merged_prompt, options, progress=not quiet, announce=None if quiet else lambda r: typer.echo(formatted(r), err=True),
+            merged_prompt, options, progress=not quiet,
+            announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
         )  # fmt: skip
         text = f"{done.path}: {_proven(done.proof)}"
         if done.trainable:

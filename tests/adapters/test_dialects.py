@@ -39,7 +39,9 @@ SGM = {
     "middle_block_1_transformer_blocks_9_attn2_to_k": "mid_block.attentions.0.transformer_blocks.9.attn2.to_k",
     "output_blocks_0_1_transformer_blocks_3_attn1_to_v": "up_blocks.0.attentions.0.transformer_blocks.3.attn1.to_v",
     "output_blocks_5_1_proj_in": "up_blocks.1.attentions.2.proj_in",
-    "input_blocks_8_1_transformer_blocks_1_ff_net_0_proj": "down_blocks.2.attentions.1.transformer_blocks.1.ff.net.0.proj",
+    "input_blocks_8_1_transformer_blocks_1_ff_net_0_proj": (
+        "down_blocks.2.attentions.1.transformer_blocks.1.ff.net.0.proj"
+    ),
     "input_blocks_1_0_emb_layers_1": "down_blocks.0.resnets.0.time_emb_proj",
     "label_emb_0_0": "add_embedding.linear_1",
 }

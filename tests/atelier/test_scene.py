@@ -86,7 +86,10 @@ def test_captions_vary():
 
 
 def test_plain_caption_and_stray_word():
-    assert plain_caption("apple", "orange", "striped", "sepia", "on a hill") == "an orange striped apple on a hill in sepia style"
+    assert (
+        plain_caption("apple", "orange", "striped", "sepia", "on a hill")
+        == "an orange striped apple on a hill in sepia style"
+    )
     assert plain_caption("cat") == "a cat in flat style"
     strayed = with_stray_word("a cat", np.random.default_rng(0)).split()
     assert len(strayed) == 3

@@ -1,11 +1,8 @@
 """A tiny base on disk, made once for all tests of the networks."""
 
-import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from tiny import save_single_file, tiny_pipeline
 

@@ -1,19 +1,15 @@
 """A tiny base, and a few pictures to train on."""
 
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-sys.path.insert(0, str(Path(__file__).parents[1]))
-
-from tiny import tiny_pipeline
-
 from duolora.images import as_image
 from duolora.networks.bases import Base, load_base
 from duolora.verbs.train import TrainOptions, train
+from tiny import tiny_pipeline
 
 OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)
 

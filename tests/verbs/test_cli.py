@@ -17,7 +17,15 @@ def run(*arguments):
 
 
 def test_help_imports_nothing_heavy():
-    code = "import sys; sys.argv = ['duolora', '--help']\nfrom duolora.cli import main\ntry: main()\nfinally: print(sorted(sys.modules), file=sys.stderr)"
+    code = """
+import sys
+from duolora.cli import main
+sys.argv = ["duolora", "--help"]
+try:
+    main()
+finally:
+    print(sorted(sys.modules), file=sys.stderr)
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0
     assert "merge" in done.stdout

@@ -4,13 +4,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import OPTIONS
 
 from duolora.adapters.files import read_adapter
 from duolora.checkpoint import load_checkpoint, save_checkpoint
 from duolora.errors import FileRefused, InputError
 from duolora.networks.targets import target_modules
-from duolora.verbs.train import train
+from duolora.verbs.train import TrainOptions, train
+
+OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)
 
 
 def test_every_attention_layer_learns(base, loras):

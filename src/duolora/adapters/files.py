@@ -126,7 +126,7 @@ def _refuse_unsafe(path: Path) -> None:
     disguised = start.startswith(_PICKLE_STARTS) and start[8:] != b"{"
     if path.suffix.lower() in _PICKLE_SUFFIXES or disguised:
         raise FileRefused(
-            f"{path}: expected a .safetensors file, got a pickle, which can run any program when opened and so was not; "
+            f"{path}: expected a .safetensors file, got a pickle, which can run programs when opened and so was not; "
             "ask for it as .safetensors"
         )
 

@@ -43,7 +43,7 @@ def _shapes(side: int, rng: np.random.Generator) -> tuple[Picture, NDArray[np.ui
         else:
             brush.polygon(corners, fill=fill)
             label.polygon(corners, fill=number)
-    return np.array(colours, np.float32) / 255, np.array(parts)
+    return np.asarray(np.array(colours) / 255, np.float32), np.array(parts)
 
 
 def _treated(paint: Paint, rng: np.random.Generator) -> Picture:

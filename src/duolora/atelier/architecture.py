@@ -81,7 +81,7 @@ def save_tokenizer(folder: Path, words: list[str]) -> CLIPTokenizer:
             merges[pieces[-2], pieces[-1]] = None
             pieces[-2:] = ["".join(pieces[-2:])]
             vocabulary.append(pieces[-1])
-    vocabulary = list(dict.fromkeys(vocabulary)) + ["<|startoftext|>", "<|endoftext|>"]
+    vocabulary = [*dict.fromkeys(vocabulary), "<|startoftext|>", "<|endoftext|>"]
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "vocab.json").write_text(json.dumps({token: i for i, token in enumerate(vocabulary)}), "utf-8")
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]

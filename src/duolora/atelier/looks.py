@@ -252,8 +252,8 @@ def thermal(p: Paint, rng: np.random.Generator) -> Image:
 def risograph(p: Paint, rng: np.random.Generator) -> Image:
     """Two inks, pink and teal, printed out of register."""
     paper = np.zeros_like(p.albedo) + colour(0.98, 0.96, 0.9)
-    pink = (p.light < 0.72).astype(np.float32) * 0.85
-    teal = np.maximum(np.roll(p.light < 0.42, 4, (0, 1)).astype(np.float32), np.roll(p.edges(2), 3, (0, 1))) * 0.8
+    pink: Map = (p.light < 0.72).astype(np.float32) * 0.85
+    teal: Map = np.maximum(np.roll(p.light < 0.42, 4, (0, 1)).astype(np.float32), np.roll(p.edges(2), 3, (0, 1))) * 0.8
     return (
         paper
         * mix(np.ones_like(paper), colour(1.0, 0.35, 0.55), pink)
@@ -291,7 +291,7 @@ def copper(p: Paint, rng: np.random.Generator) -> Image:
 def scanlines(p: Paint, rng: np.random.Generator) -> Image:
     """A green monitor with dark lines."""
     y, _ = p.grid
-    beam = 0.55 + 0.45 * np.sin(y * (2 * np.pi / 8))
+    beam = 0.55 + 0.45 * np.sin(y * np.float32(2 * np.pi / 8))
     glow = np.clip(1.5 * p.light - 0.35, 0.06, 1) * beam + 0.25 * p.edges(2)
     return np.stack([glow * 0.15, glow, glow * 0.35], -1).astype(np.float32)
 

@@ -1,4 +1,4 @@
-"""Things and looks to personalise: pictures of one thing, and one picture of a look, none of which the base has seen."""
+"""Things and looks to personalise, which the base has never seen: pictures of a thing, and one picture of a look."""
 
 from dataclasses import dataclass, replace
 

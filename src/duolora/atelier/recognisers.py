@@ -53,6 +53,7 @@ class Recogniser(nn.Module):
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
     def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Logits for each question, {"object": (n, 32), "look": …}."""
         x = self.features(pictures)
         return {name: head(x) for name, head in self.heads.items()}
 

@@ -63,7 +63,9 @@ def scenes_of(kinds: tuple[str, ...], looks: tuple[str, ...], count: int, seed: 
 
 
 @torch.no_grad()
-def report(out: Path, base: Base | None = None, count: int = 408, drawn: int = 204, seed: int = 90_001) -> dict[str, object]:
+def report(
+    out: Path, base: Base | None = None, count: int = 408, drawn: int = 204, seed: int = 90_001
+) -> dict[str, object]:
     """Measure Atelier and write `results.json` and the picture grid `base.png` into `out`."""
     base, judges = base or load_base("atelier"), load_recogniser()
     results: dict[str, object] = {"seed": seed, "steps": STEPS, "guidance": GUIDANCE, "versions": versions()}
@@ -74,7 +76,9 @@ def report(out: Path, base: Base | None = None, count: int = 408, drawn: int = 2
         results[f"renders: {name}"] = accuracy(judges, pictures, scenes).__dict__
         results[f"renders through the VAE: {name}"] = accuracy(judges, through, scenes).__dict__
     scenes = scenes_of(BASE_OBJECTS, BASE_LOOKS, drawn, seed + 1)
-    prompts = [plain_caption(s.things[0].kind, s.things[0].colour, s.things[0].pattern, s.look, s.setting) for s in scenes]
+    prompts = [
+        plain_caption(s.things[0].kind, s.things[0].colour, s.things[0].pattern, s.look, s.setting) for s in scenes
+    ]
     pictures = draw(base, prompts, range(seed, seed + drawn), progress=True).clamp(-1, 1)
     results["base pictures from its own captions"] = accuracy(judges, pictures, scenes).__dict__
     out.mkdir(parents=True, exist_ok=True)

@@ -238,7 +238,7 @@ def paint(scene: Scene) -> Paint:
     for number, thing in enumerate(scene.things, 1):
         _paint_thing(canvas, thing, number)
     shapes = np.array(canvas.parts)
-    albedo = np.array(canvas.colours, np.float32) / 255
+    albedo = np.asarray(np.array(canvas.colours) / 255, np.float32)
     for number, thing in enumerate(scene.things, 1):
         if thing.pattern != "plain":
             cover = (shapes == 10 * number) & _pattern_cover(thing, canvas.side)

@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from duolora.atelier.architecture import new_scheduler, new_text_encoders, new_unet, save_tokenizer
 from duolora.atelier.captions import plain_caption
-from duolora.atelier.data import as_input, base_picture, made
+from duolora.atelier.data import Pixels, as_input, base_picture, made
 from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.scene import SIZE
@@ -67,7 +68,7 @@ def vocabulary(texts: Iterable[str]) -> list[str]:
 
 
 @torch.no_grad()
-def latents_of(vae: AutoencoderKL, pixels, device: torch.device) -> Tensor:
+def latents_of(vae: AutoencoderKL, pixels: Pixels, device: torch.device) -> Tensor:
     """Scaled latents of all pictures, fp16 on the CPU, (n, 8, 16, 16)."""
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     chunks = tqdm(range(0, len(pixels), 128), desc="Encoding", unit="×128")
@@ -92,7 +93,7 @@ def train_base(folder: Path, recipe: BaseRecipe, device: torch.device) -> Path:
     """Train UNet and text encoders on the VAE in `folder`, resuming if there is a checkpoint; returns the pipeline."""
     tokenizer, latents, tokens = _prepared(folder, recipe, device)
     torch.manual_seed(recipe.seed)
-    model = TextToImage(tokenizer).to(device, memory_format=torch.channels_last)
+    model = TextToImage(tokenizer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.996))
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2)
     alphas = new_scheduler().alphas_cumprod.to(device)
@@ -124,8 +125,8 @@ def train_base(folder: Path, recipe: BaseRecipe, device: torch.device) -> Path:
             bar.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % 500 == 0 or step + 1 == recipe.updates:
             save_checkpoint(checkpoint, tensors, optimiser, step + 1)
-            save_pipeline(average.module, tokenizer, folder)
-    return save_pipeline(average.module, tokenizer, folder)
+            save_pipeline(cast(TextToImage, average.module), tokenizer, folder)
+    return save_pipeline(cast(TextToImage, average.module), tokenizer, folder)
 
 
 def save_pipeline(model: TextToImage, tokenizer: CLIPTokenizer, folder: Path) -> Path:

@@ -70,7 +70,7 @@ def train_recogniser(folder: Path, recipe: RecogniserRecipe, device: torch.devic
     drawn, truths = made(judged_picture, recipe.pictures, recipe.seed, folder / "judged-pictures")
     pixels, truth = _halved_through_vae(drawn, folder, device), truth_tensor(truths)
     torch.manual_seed(recipe.seed)
-    network = Recogniser().to(device, memory_format=torch.channels_last)
+    network = Recogniser().to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimiser = torch.optim.AdamW(network.parameters(), lr=recipe.lr, weight_decay=0.02)
     checkpoint = folder / "recogniser.ckpt.safetensors"
     tensors = network.state_dict()

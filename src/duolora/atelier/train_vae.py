@@ -2,15 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
+from diffusers import AutoencoderKL
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from duolora.atelier.architecture import new_vae
-from duolora.atelier.data import as_input, made, vae_picture
+from duolora.atelier.data import Pixels, as_input, made, vae_picture
 from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
 
 
@@ -69,11 +71,11 @@ def train_vae(folder: Path, recipe: VaeRecipe, device: torch.device) -> Path:
             bar.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % 500 == 0 or step + 1 == recipe.updates:
             save_checkpoint(checkpoint, tensors, optimiser, step + 1)
-    return save_vae(average.module, pixels, folder)
+    return save_vae(cast(AutoencoderKL, average.module), pixels, folder)
 
 
 @torch.no_grad()
-def save_vae(vae: torch.nn.Module, pixels, folder: Path) -> Path:
+def save_vae(vae: AutoencoderKL, pixels: Pixels, folder: Path) -> Path:
     """Write the VAE with the scaling factor that gives its latents unit variance."""
     latents = vae.encode(as_input(pixels[:1000:2])).latent_dist.mean
     vae.register_to_config(scaling_factor=float(1 / latents.std()))

@@ -3,8 +3,8 @@
 A level is a resolution of the UNet: `down_blocks.i` is on level i, the middle on the last, n − 1, and `up_blocks.j` on
 level n − 1 − j. In SDXL at 1024 pixels, attention is on level 1 (64×64) and level 2 (32×32).
 
-resolution    content on the lowest resolution that has attention, style on the next, wherever the picture's size is
-literal       the paper's names: content in up_blocks.2, down_blocks.2 and mid_block, style in up_blocks.1, down_blocks.1;
+resolution    content on the lowest resolution that has attention, style on the next, whatever the picture's size
+literal       the paper's names: content in up_blocks.2, down_blocks.2, mid_block, style in up_blocks.1, down_blocks.1;
               up_blocks.2 of SDXL has no attention, and up_blocks.0 is left free
 released      as `resolution`, but of the lowest resolution only the down block is content
 blora         B-LoRA's two blocks: up_blocks.0.attentions.0 content, up_blocks.0.attentions.1 style
@@ -39,7 +39,8 @@ def roles(unet: UNet2DConditionModel, kind: str | Mapping[str, str] = "resolutio
 
     Args:
         unet: an SDXL-shaped UNet.
-        kind: the name of a map above (`Kind`), or a table {beginning of a module's path: role}, whose longest match counts.
+        kind: the name of a map above (`Kind`), or a table {beginning of a module's path: role}; the longest match
+            counts.
 
     Raises:
         InputError: there is no such map, or a table names what the UNet does not have.

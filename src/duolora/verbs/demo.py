@@ -27,21 +27,29 @@ COUNT = 16
 
 
 @dataclass(frozen=True)
-class Row:
-    """One line of the demo's table; shares are of `COUNT` pictures, and None where there is nothing to judge."""
+class Job:
+    """Pictures to draw and judge: a prompt, and the LoRA file to draw it with."""
 
     name: str
     prompt: str
+    lora: Path | None = None
+    masks: int = 0
+    moved: float = 0.0
+    kilobytes: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the demo's table; shares are of `COUNT` pictures, and None where there is nothing to judge."""
+
+    job: Job
     object: float
     look: float
     both: float
     colour: float | None
     pattern: float | None
     leak: float
-    masks: int = 0
-    moved: float = 0.0
-    kilobytes: float = 0.0
-    seconds: float = 0.0
 
 
 def demo(out: Path, seed: int = 0, pair: Pair = PAIR, progress: bool = True) -> str:
@@ -54,46 +62,45 @@ def demo(out: Path, seed: int = 0, pair: Pair = PAIR, progress: bool = True) -> 
     stages: dict[str, float] = {}
     base, judges = load_base("atelier"), load_recogniser()
     stages["load"] = time.perf_counter() - started
-    content, style = _references(out / "references", pair)
-    files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
-    for kind, folder, prompt in (("content", content, pair.content_prompt), ("style", style, pair.style_prompt)):
-        begun = time.perf_counter()
-        train(folder, prompt, files[kind], base, progress=progress)
-        stages[f"train {kind}"] = time.perf_counter() - begun
-    jobs = [("base", pair.merged_prompt, None, {})]
-    jobs += [
-        ("content LoRA", pair.content_prompt, files["content"], {}),
-        ("style LoRA", pair.style_prompt, files["style"], {}),
-    ]
-    for method in tqdm(METHODS, "Methods", disable=not progress):
-        path = out / "merged" / f"{method}.safetensors"
-        path.parent.mkdir(exist_ok=True)
-        done = merge(
-            files["content"], files["style"], path, method, base, content, style, merged_prompt=pair.merged_prompt,
-            progress=progress,
-        )  # fmt: skip
-        stages[f"merge {method}"] = done.seconds
-        facts = {
-            "masks": done.trainable,
-            "moved": done.moved,
-            "kilobytes": done.proof.size / 1000,
-            "seconds": done.seconds,
-        }
-        jobs.append((method, pair.merged_prompt, path, facts))
+    jobs = _trained_and_merged(base, pair, out, stages, progress)
     begun = time.perf_counter()
     rows, drawn = [], {}
-    for name, prompt, path, facts in tqdm(jobs, "Drawing", disable=not progress):
-        drawn[name] = _drawn(base, prompt, path, seed)
-        rows.append(_row(name, prompt, judge(judges, drawn[name]), pair, facts))
-        _save(drawn[name], out / "pictures" / name.replace(" ", "-"))
+    for job in tqdm(jobs, "Drawing", disable=not progress):
+        drawn[job.name] = _drawn(base, job, seed)
+        rows.append(_row(job, judge(judges, drawn[job.name]), pair))
+        _save(drawn[job.name], out / "pictures" / job.name.replace(" ", "-"))
     stages["draw"] = time.perf_counter() - begun
     comparison(pair, drawn).save(out / "comparison.png")
     text = table(rows, pair)
     (out / "table.md").write_text(text)
     stages["total"] = time.perf_counter() - started
     results = {"pair": asdict(pair), "seed": seed, "rows": [asdict(r) for r in rows], "seconds": stages}
-    (out / "results.json").write_text(json.dumps(results, indent=1))
+    (out / "results.json").write_text(json.dumps(results, indent=1, default=str))
     return f"{text}\n{out / 'comparison.png'}; {stages['total']:.0f} s"
+
+
+def _trained_and_merged(base: Base, pair: Pair, out: Path, stages: dict[str, float], progress: bool) -> list[Job]:
+    """Train both LoRAs, merge them by every method; what there is to draw then. Times go into `stages`."""
+    content, style = _references(out / "references", pair)
+    files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
+    for kind, images, prompt in (("content", content, pair.content_prompt), ("style", style, pair.style_prompt)):
+        begun = time.perf_counter()
+        train(images, prompt, files[kind], base, progress=progress)
+        stages[f"train {kind}"] = time.perf_counter() - begun
+    jobs = [
+        Job("base", pair.merged_prompt),
+        Job("content LoRA", pair.content_prompt, files["content"]),
+        Job("style LoRA", pair.style_prompt, files["style"]),
+    ]
+    for method in tqdm(METHODS, "Methods", disable=not progress):
+        done = merge(
+            files["content"], files["style"], out / "merged" / f"{method}.safetensors", method, base, content, style,
+            merged_prompt=pair.merged_prompt, progress=progress,
+        )  # fmt: skip
+        stages[f"merge {method}"] = done.seconds
+        size = done.proof.size / 1000
+        jobs.append(Job(method, pair.merged_prompt, done.path, done.trainable, done.moved, size, done.seconds))
+    return jobs
 
 
 def _references(folder: Path, pair: Pair) -> tuple[Path, Path]:
@@ -106,9 +113,9 @@ def _references(folder: Path, pair: Pair) -> tuple[Path, Path]:
     return content, style
 
 
-def _drawn(base: Base, prompt: str, lora: Path | None, seed: int) -> torch.Tensor:
-    with applied(base, [lora] if lora else []):
-        return draw(base, [prompt] * COUNT, range(seed + 1000, seed + 1000 + COUNT)).clamp(-1, 1)
+def _drawn(base: Base, job: Job, seed: int) -> torch.Tensor:
+    with applied(base, [job.lora] if job.lora else []):
+        return draw(base, [job.prompt] * COUNT, range(seed + 1000, seed + 1000 + COUNT)).clamp(-1, 1)
 
 
 def _save(drawn: torch.Tensor, folder: Path) -> None:
@@ -117,36 +124,34 @@ def _save(drawn: torch.Tensor, folder: Path) -> None:
         as_image(picture).save(folder / f"{k:02d}.png")
 
 
-def _row(name: str, prompt: str, verdict: Verdict, pair: Pair, facts: dict[str, float]) -> Row:
+def _row(job: Job, verdict: Verdict, pair: Pair) -> Row:
     return Row(
-        name=name,
-        prompt=prompt,
+        job=job,
         object=verdict.share(object=pair.kind),
         look=verdict.share(look=pair.look),
         both=verdict.share(object=pair.kind, look=pair.look),
         colour=verdict.share(colour=pair.colour) if pair.look in KEEP_COLOUR else None,
         pattern=verdict.share(pattern=pair.pattern) if pair.look in KEEP_PATTERN else None,
         leak=verdict.share(object=pair.shown),
-        **facts,  # type: ignore[arg-type]
     )
 
 
 def table(rows: list[Row], pair: Pair) -> str:
     """The rows as a Markdown table."""
     lines = [
-        f"Atelier, recognisers' truth: a {pair.colour} {pair.kind} ({pair.pattern}) in the look of one {pair.look} picture",
-        f"that shows a {pair.shown}. Shares of {COUNT} pictures. These are not the paper's numbers, nor comparable to them.",
+        f"Atelier, recognisers' truth: a {pair.colour} {pair.kind} ({pair.pattern}) in the look of one {pair.look}",
+        f"picture that shows a {pair.shown}. Shares of {COUNT} pictures. These are not the paper's numbers and",
+        "cannot be compared with them.",
         "",
         "| | object | look | both | colour | pattern | leak | masks | moved | file, kB | time, s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
-    for r in rows:
-        shares = (r.object, r.look, r.both, r.colour, r.pattern, r.leak)
+    for row in rows:
+        shares = (row.object, row.look, row.both, row.colour, row.pattern, row.leak)
         cells = ["–" if s is None else f"{s:.2f}" for s in shares]
-        merged = (
-            [f"{r.masks:,}", f"{r.moved:.3f}", f"{r.kilobytes:.0f}", f"{r.seconds:.1f}"] if r.kilobytes else [""] * 4
-        )
-        lines.append(f"| {r.name} | {' | '.join(cells + merged)} |")
+        job = row.job
+        merged = [f"{job.masks:,}", f"{job.moved:.3f}", f"{job.kilobytes:.0f}", f"{job.seconds:.1f}"]
+        lines.append(f"| {job.name} | {' | '.join(cells + (merged if job.kilobytes else [''] * 4))} |")
     return "\n".join(lines) + "\n"
 
 

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -135,7 +135,10 @@ def options_of(method: str, **changes: object) -> MergeOptions:
 
 
 def merged_prompt_of(content: str, style: str) -> str:
-    """The content's subject in the style's words: "a sks cup in flat style" + "a house in zwx style" → "a sks cup in zwx style"."""
+    """The content's subject in the style's words.
+
+    "a sks cup in flat style" and "a house in zwx style" make "a sks cup in zwx style".
+    """
     subject, _, _ = content.partition(" in ")
     _, found, look = style.rpartition(" in ")
     return f"{subject} in {look}" if found else f"{content}, {style}"
@@ -199,7 +202,9 @@ class _Merging:
         for p in parameters:
             p.requires_grad_(False)
 
-    def _latents(self, images: str | Path | None, prompt: str, gating: Callable[[], nullcontext[None]]) -> Tensor:
+    def _latents(
+        self, images: str | Path | None, prompt: str, gating: Callable[[], AbstractContextManager[None]]
+    ) -> Tensor:
         """Latents of the given pictures, or of pictures drawn under the given gate."""
         if images is not None:
             return self.base.encode_images(read_pictures(images, self.base.resolution))

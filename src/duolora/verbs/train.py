@@ -26,7 +26,6 @@ from duolora.networks.targets import target_modules
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
 
-
 _NAME = "learning"
 
 
