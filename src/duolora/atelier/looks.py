@@ -252,8 +252,9 @@ def thermal(p: Paint, rng: np.random.Generator) -> Image:
 def risograph(p: Paint, rng: np.random.Generator) -> Image:
     """Two inks, pink and teal, printed out of register."""
     paper = np.zeros_like(p.albedo) + colour(0.98, 0.96, 0.9)
-    pink: Map = (p.light < 0.72).astype(np.float32) * 0.85
-    teal: Map = np.maximum(np.roll(p.light < 0.42, 4, (0, 1)).astype(np.float32), np.roll(p.edges(2), 3, (0, 1))) * 0.8
+    pink = np.asarray((p.light < 0.72) * 0.85, np.float32)
+    shifted = np.maximum(np.roll(p.light < 0.42, 4, (0, 1)), np.roll(p.edges(2), 3, (0, 1)))
+    teal = np.asarray(shifted * 0.8, np.float32)
     return (
         paper
         * mix(np.ones_like(paper), colour(1.0, 0.35, 0.55), pink)
