@@ -74,14 +74,17 @@ def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")
     ] = Path("demo"),
+    pair: Annotated[int | None, typer.Option(help="The seed of another thing and look than the demo's own.")] = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
     """Show the whole road in about four minutes: train two LoRAs, merge them by every method, draw and compare."""
     with _one_line():
+        from duolora.atelier.pairs import sample_pair
+        from duolora.verbs.demo import PAIR
         from duolora.verbs.demo import demo as run
 
-        typer.echo(run(out, seed, progress=not quiet))
+        typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet))
 
 
 @app.command()

@@ -20,8 +20,8 @@ from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
 class RecogniserRecipe:
     """How the judges are trained; the defaults are those of the shipped ones."""
 
-    pictures: int = 24_000
-    updates: int = 2_500
+    pictures: int = 20_000
+    updates: int = 2_200
     batch: int = 64
     lr: float = 2e-3
     seed: int = 3
@@ -91,5 +91,6 @@ def train_recogniser(folder: Path, recipe: RecogniserRecipe, device: torch.devic
         if (step + 1) % 500 == 0 or step + 1 == recipe.updates:
             save_checkpoint(checkpoint, tensors, optimiser, step + 1)
     path = folder / "recogniser.safetensors"
-    save_file({k: v.half() if v.is_floating_point() else v for k, v in network.cpu().state_dict().items()}, path)
+    state = network.cpu().state_dict()
+    save_file({k: (v.half() if v.is_floating_point() else v).contiguous() for k, v in state.items()}, path)
     return path
