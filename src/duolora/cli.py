@@ -191,7 +191,7 @@ def generate(
     base: BaseOption = "atelier",
     num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float, typer.Option(help="Classifier-free guidance scale.")] = 5.0,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance  [5; atelier 1.5].")] = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,

@@ -11,6 +11,8 @@ from duolora.networks.bases import Base
 
 STEPS = 25
 GUIDANCE = 5.0
+ATELIER_GUIDANCE = 1.5
+"""Under more guidance than this, LoRAs on the small base overshoot (`docs/log.md`)."""
 
 
 @torch.no_grad()
@@ -19,11 +21,16 @@ def draw(
     prompts: Sequence[str],
     seeds: Sequence[int],
     steps: int = STEPS,
-    guidance: float = GUIDANCE,
+    guidance: float | None = None,
     batch: int = 16,
     progress: bool = False,
 ) -> Float[Tensor, "n 3 h w"]:
-    """One picture for each prompt and seed, in [-1, 1]; a seed's noise is the same in any batch and on any device."""
+    """One picture for each prompt and seed, in [-1, 1]; a seed's noise is the same in any batch and on any device.
+
+    `guidance` is that of classifier-free guidance; by default what suits the base, 1 is none.
+    """
+    if guidance is None:
+        guidance = ATELIER_GUIDANCE if base.name == "atelier" else GUIDANCE
     pipeline = base.pipeline()
     pictures = []
     starts = range(0, len(prompts), batch)

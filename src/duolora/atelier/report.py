@@ -79,7 +79,7 @@ def report(
     prompts = [
         plain_caption(s.things[0].kind, s.things[0].colour, s.things[0].pattern, s.look, s.setting) for s in scenes
     ]
-    pictures = draw(base, prompts, range(seed, seed + drawn), progress=True).clamp(-1, 1)
+    pictures = draw(base, prompts, range(seed, seed + drawn), guidance=GUIDANCE, progress=True).clamp(-1, 1)
     results["base pictures from its own captions"] = accuracy(judges, pictures, scenes).__dict__
     out.mkdir(parents=True, exist_ok=True)
     images = [as_image(p) for p in pictures[: 6 * len(BASE_LOOKS)]]

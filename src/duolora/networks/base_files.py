@@ -7,7 +7,9 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import torch
+import transformers
 from diffusers import StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
@@ -32,6 +34,9 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> StableD
         FileRefused: it is there, but unsafe, damaged or not an SDXL-shaped model.
         InputError: it is not there.
     """
+    for library in (diffusers.utils.logging, transformers.utils.logging):
+        library.disable_progress_bar()
+        library.set_verbosity_error()
     path = Path(base).expanduser()
     if base == "atelier":
         path = Path(str(resources.files("duolora").joinpath(*ATELIER)))

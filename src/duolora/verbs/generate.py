@@ -9,7 +9,7 @@ from duolora.errors import InputError
 from duolora.images import as_image
 from duolora.networks.bases import Base, load_base
 from duolora.networks.targets import linear_shapes
-from duolora.sampling import GUIDANCE, STEPS, draw
+from duolora.sampling import STEPS, draw
 
 
 def generate(
@@ -20,7 +20,7 @@ def generate(
     num: int = 4,
     seed: int = 0,
     steps: int = STEPS,
-    guidance: float = GUIDANCE,
+    guidance: float | None = None,
     weights: Sequence[float] | None = None,
     progress: bool = True,
 ) -> list[Path]:
@@ -36,7 +36,7 @@ def generate(
         num: pictures of each prompt.
         seed: the first seed.
         steps: denoising steps.
-        guidance: classifier-free guidance scale; 1 is none.
+        guidance: classifier-free guidance scale, by default what suits the base; 1 is none.
         weights: the strength of each LoRA, by default 1.
         progress: show a bar on stderr.
 
