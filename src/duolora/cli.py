@@ -163,7 +163,16 @@ def merge(
             text += (
                 f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
             )
-        facts = {"trainable": done.trainable, "moved": done.moved, "seconds": done.seconds, "losses": done.losses}
+        if done.left_out:
+            parts = f"{len(done.left_out)} parts, beginning with {done.left_out[0]}"
+            text += f"\nnot carried over, since they are no linear layers of the UNet: {parts}"
+        facts = {
+            "trainable": done.trainable,
+            "left_out": done.left_out,
+            "moved": done.moved,
+            "seconds": done.seconds,
+            "losses": done.losses,
+        }
         _report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, **facts)
 
 

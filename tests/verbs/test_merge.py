@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import read_adapter, write_adapter
@@ -156,6 +157,18 @@ def test_rest_follows_its_policy(base, loras, tmp_path):
         assert (linear in both) is present
         if present:
             torch.testing.assert_close(both[linear].delta(), extra.delta(), rtol=2e-3, atol=1e-3)
+
+
+def test_what_is_not_carried_over_is_said(base, loras, tmp_path):
+    with safe_open(loras[0], "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    stem = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
+    tensors |= {f"{stem}.lora_A.weight": torch.zeros(2, 8), f"{stem}.lora_B.weight": torch.zeros(8, 2)}
+    save_file(tensors, tmp_path / "text.safetensors", header)
+    done = merge(tmp_path / "text.safetensors", loras[1], tmp_path / "o.safetensors", "naive", base, progress=False)
+    assert any("self_attn.q_proj" in part for part in done.left_out)
+    assert read_adapter(done.path).recipe["left_out"] == list(done.left_out)
 
 
 def test_adapters_that_cover_different_modules(base, loras, photos, tmp_path):

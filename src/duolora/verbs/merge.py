@@ -47,6 +47,8 @@ class Merged:
     """The terms of the loss, at every tenth update."""
     content_masks: Masks
     style_masks: Masks
+    left_out: tuple[str, ...] = ()
+    """Parts of the two files that the merge does not carry over, such as LoRAs of text encoders."""
 
 
 def merge(
@@ -118,9 +120,11 @@ def merge(
     }
     if prompts is not None:
         recipe |= {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
+    if left_out := tuple(part for adapter in adapters.values() for part in adapter.left_out):
+        recipe["left_out"] = list(left_out)
     proof = write_adapter(out, Adapter(modules, recipe))
-    seconds = time.perf_counter() - started
-    return Merged(out, proof, merging.trainable, merging.moved, seconds, merging.losses, merging.m_c, merging.m_s)
+    learnt = (merging.trainable, merging.moved, time.perf_counter() - started, merging.losses)
+    return Merged(out, proof, *learnt, merging.m_c, merging.m_s, left_out)
 
 
 def options_of(method: str, **changes: object) -> MergeOptions:
