@@ -47,7 +47,7 @@ def test_plain_diffusers_loads_and_draws(base):
     generator = torch.Generator().manual_seed(5)
     image = pipeline("a red house in flat style", num_inference_steps=4, generator=generator, output_type="pt",
                      height=64, width=64).images[0]  # fmt: skip
-    ours = draw(base, ["a red house in flat style"], [5], steps=4)[0]
+    ours = draw(base, ["a red house in flat style"], [5], steps=4, guidance=5.0)[0]
     torch.testing.assert_close(image * 2 - 1, ours.clamp(-1, 1), rtol=0, atol=2e-2)
 
 

@@ -1,5 +1,6 @@
 """The text-to-image base: an SDXL-shaped UNet and two text encoders, trained together on captioned scenes."""
 
+import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -144,4 +145,10 @@ def save_pipeline(model: TextToImage, tokenizer: CLIPTokenizer, folder: Path) ->
         add_watermarker=False,
     )
     pipeline.to(dtype=torch.float16).save_pretrained(folder / "base", safe_serialization=True)
+    for name in (
+        "text_encoder",
+        "text_encoder_2",
+    ):  # transformers would load what is stored as fp16 beside an fp32 UNet
+        config = folder / "base" / name / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
     return folder / "base"
