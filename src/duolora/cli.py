@@ -1,6 +1,7 @@
 """The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -215,6 +216,8 @@ def generate(
 
 def main() -> None:
     """Run the command line."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn as they are imported, before anybody can ask them not to
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
     try:
         app()
     except KeyboardInterrupt:
