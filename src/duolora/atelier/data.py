@@ -17,7 +17,7 @@ from duolora.atelier.abstract import abstract
 from duolora.atelier.captions import caption, with_stray_word
 from duolora.atelier.looks import LOOKS
 from duolora.atelier.objects import OBJECTS
-from duolora.atelier.scene import COLOURS, PATTERNS, SIZE, render, sample_scene
+from duolora.atelier.scene import COLOURS, PATTERNS, render, sample_scene
 
 Pixels = NDArray[np.uint8]
 Truth = tuple[int, int, int, int]
@@ -79,6 +79,3 @@ def made(
 def as_input(pixels: Pixels) -> Tensor:
     """Bytes (n, h, w, 3) as float32 (n, 3, h, w) in [-1, 1], the range of the VAE and the recognisers."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)
-
-
-__all__ = ["SIZE", "as_input", "base_picture", "judged_picture", "made", "vae_picture"]

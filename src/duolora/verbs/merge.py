@@ -108,18 +108,8 @@ def merge(
         prompts = _prompts(adapters, content_prompt, style_prompt, merged_prompt)
         merging.learn(prompts, content_images, style_images)
     modules = merging.folded() | _rest(adapters, masked, options)
-    recipe: dict[str, object] = {
-        "made_by": "duolora merge",
-        "method": method,
-        "base": loaded.name,
-        "options": asdict(options),
-        "content": file_hash(Path(content)),
-        "style": file_hash(Path(style)),
-        "blocks": _block_table(merging.roles),
-        "versions": versions(),
-    }
-    if prompts is not None:
-        recipe |= {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
+    sources = {"content": file_hash(Path(content)), "style": file_hash(Path(style))}
+    recipe = _recipe(method, loaded, merging, prompts) | sources
     if left_out := tuple(part for adapter in adapters.values() for part in adapter.left_out):
         recipe["left_out"] = list(left_out)
     proof = write_adapter(out, Adapter(modules, recipe))
@@ -296,6 +286,21 @@ def _prompts(adapters: Mapping[str, Adapter], content: str | None, style: str | 
             raise InputError(f"{kind} LoRA: its file names no prompt or trigger word; give --{kind}-prompt")
         chosen[kind] = prompt
     return Prompts(**chosen, merged=merged or merged_prompt_of(chosen["content"], chosen["style"]))
+
+
+def _recipe(method: str, base: Base, merging: "_Merging", prompts: Prompts | None) -> dict[str, object]:
+    """What the file says of its making."""
+    recipe: dict[str, object] = {
+        "made_by": "duolora merge",
+        "method": method,
+        "base": base.name,
+        "options": asdict(merging.options),
+        "blocks": _block_table(merging.roles),
+        "versions": versions(),
+    }
+    if prompts is not None:
+        recipe |= {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
+    return recipe
 
 
 def _block_table(found: Mapping[str, Role]) -> dict[str, str]:
