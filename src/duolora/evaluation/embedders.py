@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -48,6 +48,7 @@ class Card:
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """What the metrics need of a network."""
 

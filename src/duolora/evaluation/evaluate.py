@@ -11,7 +11,7 @@ from torch import Tensor
 
 from duolora.errors import InputError
 from duolora.evaluation.cache import Cache, embed_files
-from duolora.evaluation.embedders import Card, Embedder, load_embedder
+from duolora.evaluation.embedders import DEFAULTS, Card, Embedder, load_embedder
 from duolora.evaluation.metrics import Interval, bootstrap_interval, matched, mean_by_row
 from duolora.images import picture_files
 from duolora.provenance import versions
@@ -43,7 +43,12 @@ ATELIER = {
     "atelier-leakage": Metric("Atelier leakage", "atelier-content", "style"),
 }
 """The same formulas on Atelier's own encoders, in the same order."""
-METRICS = PAPER | ATELIER
+OTHERS = {
+    "dinov2": Metric("DINOv2", "dinov2", "content"),
+    "dinov2-leakage": Metric("leakage (DINOv2 to style)", "dinov2", "style"),
+}
+"""Not in the paper; asked for by name."""
+METRICS = PAPER | ATELIER | OTHERS
 GROUPS = {"paper": tuple(PAPER), "atelier": tuple(ATELIER)}
 
 
@@ -79,11 +84,11 @@ class Evaluation:
 
     def table(self) -> str:
         """The scores for people, with the checkpoints and transforms behind them."""
-        lines = [f"{'':24} {'value':>7}   {'95 % over pictures':20} against"]
+        lines = [f"{'':26} {'value':>7}   {'95 % over pictures':20} against"]
         for score in self.scores:
             v, count = score.value, "" if score.references == 1 else f" × {score.references}"
             span = f"{v.low:.3f} to {v.high:.3f}"
-            lines.append(f"{score.label:24} {v.mean:7.3f}   {span:20} {score.against}, {score.pictures}{count}")
+            lines.append(f"{score.label:26} {v.mean:7.3f}   {span:20} {score.against}, {score.pictures}{count}")
         lines.append("")
         for card in dict.fromkeys(score.card for score in self.scores):
             lines.append(
@@ -108,10 +113,8 @@ def chosen(metrics: str | Sequence[str], given: Sequence[str]) -> list[str]:
     found: dict[str, None] = {}
     for name in (n.strip().lower() for n in names):
         if name in METRICS:
-            if METRICS[name].against not in given:
-                raise InputError(
-                    f"{name}: it compares with the {METRICS[name].against}; give --{METRICS[name].against}"
-                )
+            if (against := METRICS[name].against) not in given:
+                raise InputError(f"{name}: it compares with the {against}; give --{against}")
             found[name] = None
         elif name in GROUPS:
             found |= dict.fromkeys(m for m in GROUPS[name] if METRICS[m].against in given)
@@ -120,6 +123,23 @@ def chosen(metrics: str | Sequence[str], given: Sequence[str]) -> list[str]:
     if not found:
         raise InputError("expected something to compare with, got nothing; give --content, --style or --prompt")
     return list(found)
+
+
+def named_checkpoints(assignments: Sequence[str]) -> dict[str, str]:
+    """`NAME=WHERE` as it is typed, {"dino": "path/or/id"}.
+
+    Raises:
+        InputError: there is no such embedder, or nothing behind the equals sign.
+    """
+    found = {}
+    for assignment in assignments:
+        name, _, where = assignment.partition("=")
+        if name not in DEFAULTS or not where:
+            raise InputError(
+                f"checkpoint: expected NAME=WHERE with a name of {', '.join(DEFAULTS)}; got {assignment!r}"
+            )
+        found[name] = where
+    return found
 
 
 def evaluate(
