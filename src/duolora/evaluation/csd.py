@@ -46,12 +46,17 @@ class Shape:
     out: int = 768
 
     @property
+    def tokens(self) -> int:
+        """Patches and the class token."""
+        return (self.image // self.patch) ** 2 + 1
+
+    @property
     def keys(self) -> dict[str, tuple[int, ...]]:
         """Every key of a checkpoint and its shape."""
-        w, tokens = self.width, (self.image // self.patch) ** 2 + 1
+        w = self.width
         found: dict[str, tuple[int, ...]] = {
             "backbone.class_embedding": (w,),
-            "backbone.positional_embedding": (tokens, w),
+            "backbone.positional_embedding": (self.tokens, w),
             "backbone.conv1.weight": (w, 3, self.patch, self.patch),
             "last_layer_style": (w, self.out),
             "last_layer_content": (w, self.out),
@@ -167,7 +172,11 @@ def _backbone(state: dict[str, Tensor], shape: Shape) -> CLIPVisionModel:
             weights |= {f"{stem}.self_attn.{letter}_proj.{leaf}": part for letter, part in thirds}
         else:
             weights[new] = value
-    network = CLIPVisionModel(config)
+    with torch.device("meta"):  # no time is spent on random weights
+        network = CLIPVisionModel(config)
     prefix = "vision_model." if any(k.startswith("vision_model.") for k in network.state_dict()) else ""
-    network.load_state_dict({prefix + k: v for k, v in weights.items()}, strict=True)
+    network.load_state_dict({prefix + k: v for k, v in weights.items()}, strict=True, assign=True)
+    for module in network.modules():
+        if "position_ids" in dict(module.named_buffers(recurse=False)):  # in no checkpoint
+            module.register_buffer("position_ids", torch.arange(shape.tokens)[None], persistent=False)
     return network.eval().requires_grad_(False)
