@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import read_adapter, write_adapter
 from duolora.errors import BaseMismatch, FileRefused, InputError
+from duolora.merging.sources import merged_prompt_of
 from duolora.methods import METHODS, WEIGHTS
 from duolora.networks.denoise import denoiser
 from duolora.networks.mount import Mount
@@ -17,7 +18,7 @@ from duolora.networks.targets import target_modules
 from duolora.paper.lowrank import LowRank, svd_basis
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
-from duolora.verbs.merge import merge, merged_prompt_of, options_of
+from duolora.verbs.merge import merge, options_of
 
 
 def quick(method, **changes):

@@ -1,7 +1,5 @@
 """Train a LoRA on a few pictures (Sec. 4, "Implementation details"): one verb, one file out."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -17,7 +15,7 @@ from tqdm import tqdm
 
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import Proof, write_adapter
-from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
+from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 from duolora.errors import DuoLoRAError, InputError
 from duolora.images import picture_files, read_pictures
 from duolora.networks.bases import Base, load_base
@@ -97,10 +95,10 @@ def train(
     }
     latents = loaded.encode_images(read_pictures(images, loaded.resolution))
     with _lora(loaded, options) as factors:
-        losses = _optimise(loaded, factors, latents, prompt, options, _checkpoint_path(out, recipe), progress)
+        losses = _optimise(loaded, factors, latents, prompt, options, checkpoint_path(out, recipe), progress)
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
     proof = write_adapter(out, Adapter(modules, recipe))
-    _checkpoint_path(out, recipe).unlink(missing_ok=True)
+    checkpoint_path(out, recipe).unlink(missing_ok=True)
     return Trained(out, proof, losses)
 
 
@@ -112,12 +110,6 @@ def _check(prompt: str, out: Path, options: TrainOptions) -> None:
     for name, value in asdict(options).items():
         if name != "seed" and value <= 0:
             raise InputError(f"{name}: expected a number above 0, got {value}")
-
-
-def _checkpoint_path(out: Path, recipe: dict[str, object]) -> Path:
-    """A name that only the same recipe has, so that another recipe never goes on from this one's checkpoint."""
-    mark = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    return out.with_name(f".{out.stem}.{mark}.ckpt.safetensors")
 
 
 @contextmanager
@@ -180,6 +172,5 @@ def _optimise(
         if step % 10 == 0:
             losses.append(loss.detach())
         if (step + 1) % 100 == 0 and step + 1 < options.steps:
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
             save_checkpoint(checkpoint, parameters, optimiser, step + 1)
     return [float(loss) for loss in losses]
