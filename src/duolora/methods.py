@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 from duolora.networks.block_map import Kind
-from duolora.paper.constyle import Multiplies, Reading, Space
+from duolora.paper.constyle import Cycles, Multiplies, Reading, Space
 from duolora.paper.layer_prior import Init, Norm, Reduction
 from duolora.paper.ziplora import Similarity
 
 MaskAxis = Literal["none", "rank", "output", "input"]
 Basis = Literal["svd", "raw"]
 Rest = Literal["sum", "content", "style", "drop"]
+Combine = Literal["masks", "svd", "ties", "dare_ties"]
 
 
 @dataclass(frozen=True)
@@ -29,10 +30,14 @@ class MergeOptions:
     T_content: float = 0.1  # Table 8's row with initialisation
     T_style: float = 0.0
     block_map: Kind = "resolution"
+    neutral: float = 1.0
+    """What multiplies the first masks of modules without a role."""
 
     lambda_layer_prior: float = 0.0
     prior_lambda: float = 1.0
     """λ inside Eq. 1, before the hinge."""
+    sparsity: float = 1.0
+    """What multiplies Eq. 1's first term, ‖m_dominant‖₁."""
     norm: Norm = "diag"
     hinge: bool = True
     reduction: Reduction = "mean"
@@ -41,6 +46,7 @@ class MergeOptions:
     """How the cycle reaches the masks; `none` leaves the reconstruction terms only."""
     lambda_cycle: float = 0.1  # Sec. 3.4
     multiplies: Multiplies = "cycle"
+    cycles: Cycles = "both"
     space: Space = "noise"
     fresh_noise: bool = False
 
@@ -55,6 +61,12 @@ class MergeOptions:
     pictures: int = 8
     """How many calibration pictures are drawn with each LoRA when none are given."""
 
+    combine: Combine = "masks"
+    """How the two become one: by their masks, or without any by one of PEFT's ways, on the true ΔW."""
+    density: float = 0.5
+    """The share of entries of each ΔW that `ties` and `dare_ties` keep."""
+    rank: int = 0
+    """The rank that `svd`, `ties` and `dare_ties` end with; 0 is the sum of both ranks."""
     content_weight: float = 1.0
     style_weight: float = 1.0
     threshold: float = 1e-3
@@ -66,6 +78,11 @@ class MergeOptions:
 
 METHODS: dict[str, MergeOptions] = {
     "naive": MergeOptions(masks="none"),
+    "split": MergeOptions(masks="none", init="split"),
+    "blora": MergeOptions(masks="none", init="split", block_map="blora", neutral=0.0),
+    "svd": MergeOptions(masks="none", combine="svd"),
+    "ties": MergeOptions(masks="none", combine="ties"),
+    "dare_ties": MergeOptions(masks="none", combine="dare_ties"),
     "ziplora": MergeOptions(masks="output", lambda_similarity=0.01),
     "ziprank": MergeOptions(),
     "ziprank-prior": MergeOptions(init="ones", lambda_layer_prior=0.1),

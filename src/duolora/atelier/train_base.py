@@ -76,7 +76,7 @@ def latents_of(vae: AutoencoderKL, pixels: Pixels, device: torch.device) -> Tens
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     chunks = tqdm(range(0, len(pixels), 128), desc="Encoding", unit="×128")
     done = [vae.encode(as_input(pixels[i : i + 128]).to(device)).latent_dist.mean.half().cpu() for i in chunks]
-    return torch.cat(done) * vae.config.scaling_factor
+    return (torch.cat(done) * vae.config.scaling_factor).contiguous()
 
 
 def _kept_latents(folder: Path, pixels: Pixels, device: torch.device) -> Tensor:

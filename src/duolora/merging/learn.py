@@ -132,8 +132,8 @@ def losses_of(
     if o.lambda_layer_prior:
         nothing = x_c.new_zeros(0)
         layers = [(m_c.get(n, nothing), m_s.get(n, nothing), role) for n, role in both.roles.items()]
-        prior = layer_prior_loss(layers, o.prior_lambda, o.norm, o.hinge, o.reduction)
-    loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies)
+        prior = layer_prior_loss(layers, o.prior_lambda, o.norm, o.hinge, o.reduction, o.sparsity)
+    loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
     if o.lambda_similarity:
         pairs = [(m_c[n], m_s[n]) for n in m_c if n in m_s]
         loss = loss + o.lambda_similarity * ziplora.similarity(pairs, o.similarity)

@@ -56,7 +56,8 @@ def first_masks(both: Sources, options: MergeOptions, device: torch.device) -> t
     for name, role in both.roles.items():
         n_c, n_s = (_width(loras.get(name), options.masks) for loras in (both.content, both.style))
         first = initial_masks(n_c, n_s, role, options.T_content, options.T_style, options.init, rng)
-        m_c[name], m_s[name] = (m.to(device) for m in first)
+        share = options.neutral if role == "neutral" else 1.0
+        m_c[name], m_s[name] = (share * m.to(device) for m in first)
     return {n: m for n, m in m_c.items() if n in both.content}, {n: m for n, m in m_s.items() if n in both.style}
 
 

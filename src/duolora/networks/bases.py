@@ -77,6 +77,13 @@ class Base:
         )
         return PromptEmbeds(embeds.to(self.dtype), pooled.to(self.dtype))
 
+    def empty_prompt(self) -> PromptEmbeds:
+        """What the pipeline's guidance takes as the prompt that says nothing: zeros, where the pipeline says so."""
+        empty = self.encode_prompts([""])
+        if not self.parts.config.force_zeros_for_empty_prompt:
+            return empty
+        return PromptEmbeds(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled))
+
     @torch.no_grad()
     def encode_images(
         self, pixels: Float[Tensor, "n 3 height width"], generator: torch.Generator | None = None

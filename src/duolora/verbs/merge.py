@@ -9,6 +9,7 @@ from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import Proof, check_fits, read_adapter, write_adapter
 from duolora.checkpoint import checkpoint_path
 from duolora.errors import InputError
+from duolora.merging.combine import combined
 from duolora.merging.fold import folded, rest
 from duolora.merging.learn import Learnt, calibration, learn
 from duolora.merging.sources import Masks, Sources, first_masks, prompts_of, sources
@@ -102,7 +103,10 @@ def merge(
         pictures = {"x_c": tensor_hash(data.x_c), "x_s": tensor_hash(data.x_s)}
         checkpoint = checkpoint_path(out, recipe | pictures)
         learnt = learn(loaded, both, options, data, checkpoint, progress)
-    merged = folded(both, learnt.content_masks, learnt.style_masks, options) | rest(both, options)
+    if options.combine == "masks":
+        merged = folded(both, learnt.content_masks, learnt.style_masks, options) | rest(both, options)
+    else:
+        merged = combined(both, options) | rest(both, options)
     proof = write_adapter(out, Adapter(merged, recipe))
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)

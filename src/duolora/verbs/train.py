@@ -35,6 +35,8 @@ class TrainOptions:
     steps: int = 1000
     batch: int = 1
     lr: float = 5e-4
+    unconditional: float = 0.0
+    """The chance that a picture is shown without its prompt, which guidance at sampling takes as its zero."""
     seed: int = 0
 
 
@@ -108,8 +110,10 @@ def _check(prompt: str, out: Path, options: TrainOptions) -> None:
     if out.suffix != ".safetensors":
         raise InputError(f"{out}: expected an output file that ends in .safetensors")
     for name, value in asdict(options).items():
-        if name != "seed" and value <= 0:
+        if name not in ("seed", "unconditional") and value <= 0:
             raise InputError(f"{name}: expected a number above 0, got {value}")
+    if not 0 <= options.unconditional < 1:
+        raise InputError(f"unconditional: expected a chance from 0 to below 1, got {options.unconditional}")
 
 
 @contextmanager
@@ -147,13 +151,13 @@ def _optimise(
     """The denoising loss of the pictures, minimised in place by Adam; the losses of every tenth step."""
     schedule = noise_schedule(base)
     prompts = base.encode_prompts([prompt])
+    empty = base.empty_prompt()
     time_ids = base.time_ids(options.batch, base.resolution, base.resolution)
     base.release_encoders()
     parameters = {f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)}
     optimiser = torch.optim.Adam(parameters.values(), lr=options.lr)
     start = load_checkpoint(checkpoint, parameters, optimiser) if checkpoint.exists() else 0
-    embeds = prompts.embeds.expand(options.batch, -1, -1)
-    conditions = {"text_embeds": prompts.pooled.expand(options.batch, -1), "time_ids": time_ids}
+    both = [torch.cat(pair) for pair in ((prompts.embeds, empty.embeds), (prompts.pooled, empty.pooled))]
     losses: list[Tensor] = []
     bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
     for step in bar:
@@ -163,6 +167,8 @@ def _optimise(
         t = schedule.sample_timesteps(options.batch, rng)
         clean = latents[rows.to(latents.device)]
         noisy = schedule.add_noise(clean, noise, t).to(base.dtype)
+        shown = (torch.rand(options.batch, generator=rng) < options.unconditional).long().to(base.device)
+        embeds, conditions = both[0][shown], {"text_embeds": both[1][shown], "time_ids": time_ids}
         with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
             predicted = base.unet(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
         loss = F.mse_loss(predicted.float(), schedule.target(clean, noise, t))
