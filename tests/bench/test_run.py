@@ -6,7 +6,7 @@ import pytest
 
 from duolora.bench import cells
 from duolora.bench.pairs import suite
-from duolora.bench.run import chosen_rows, run_table
+from duolora.bench.run import only_rows, run_table
 from duolora.bench.tables import TABLES, Row, Table
 from duolora.errors import InputError
 from duolora.verbs import train
@@ -52,10 +52,10 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
 
 def test_rows_by_label():
     table = TABLES["table8"]
-    assert [row.label for row in chosen_rows(table, ["ZipRank"])] == ["ZipRank"]
-    assert chosen_rows(table, []) == table.rows
+    assert [row.label for row in only_rows(table, ["ZipRank"]).rows] == ["ZipRank"]
+    assert only_rows(table, []) == table
     with pytest.raises(InputError, match="magic"):
-        chosen_rows(table, ["magic"])
+        only_rows(table, ["magic"])
 
 
 def test_no_pairs_no_table(tmp_path):

@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -27,7 +26,7 @@ from duolora.networks.bases import Base, load_base
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
 from duolora.verbs.merge import Merged, merge, options_of
-from duolora.verbs.train import train
+from duolora.verbs.train import TrainOptions, train
 
 COUNT = 8
 """Pictures of each pair and prompt."""
@@ -51,6 +50,19 @@ class Cell:
         mark = hashlib.sha256(json.dumps([row, asdict(self.case)], sort_keys=True).encode()).hexdigest()[:8]
         name = self.row.method if self.row.how == "merge" else self.row.how
         return self.out / "cells" / self.case.name / f"{name}-{mark}-{self.seed}"
+
+    @property
+    def dataset(self) -> str:
+        """The data set of its case."""
+        return self.case.dataset
+
+    def needs(self) -> "list[LoraJob]":
+        """The LoRAs that must be there before it runs."""
+        return list(loras_of(self).values())
+
+    def run(self) -> None:
+        """Merge, draw and judge."""
+        run_cell(self)
 
     @property
     def options(self) -> MergeOptions:
@@ -82,7 +94,7 @@ class LoraJob:
         """The file, named for what it is trained on."""
         p = self.pair
         about = {
-            "content": f"{p.kind}-{p.colour}-{p.pattern}-{self.count}",
+            "content": f"{p.identifier}-{p.kind}-{p.colour}-{p.pattern}-{self.count}",
             "style": f"{p.look}-{p.shown}",
             "oracle": f"{p.kind}-{p.colour}-{p.pattern}-{p.look}",
         }[self.kind]
@@ -105,8 +117,8 @@ def loras_of(cell: Cell) -> dict[str, LoraJob]:
     return {kind: jobs[kind] for kind in kinds.get(cell.row.how, ["content", "style"])}
 
 
-def train_lora(job: LoraJob) -> None:
-    """Draw the pictures and train the LoRA on them, unless it is there."""
+def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
+    """Draw the pictures and train the LoRA on them, unless it is there; by default as suits the base."""
     if job.path.exists():
         return
     p = job.pair
@@ -119,7 +131,7 @@ def train_lora(job: LoraJob) -> None:
     job.images.mkdir(parents=True, exist_ok=True)
     for k, picture in enumerate(pictures(scenes)):
         Image.fromarray(picture).save(job.images / f"{k:02d}.png")
-    train(job.images, prompt, job.path, _base(), progress=False)
+    train(job.images, prompt, job.path, shared_base(), options, progress=False)
 
 
 def run_cell(cell: Cell) -> None:
@@ -136,7 +148,7 @@ def run_cell(cell: Cell) -> None:
         "row": asdict(cell.row),
         "seed": cell.seed,
         "prompts": prompts,
-        "truth": truth(_judges(), drawn, cell.case.pair),
+        "truth": truth(shared_judges(), drawn, cell.case.pair),
         "seconds_all": time.perf_counter() - started,
     }
     if merged:
@@ -181,14 +193,14 @@ def truth(judges: Recogniser, drawn: Tensor, pair: Pair) -> dict[str, float | No
 def _merged(cell: Cell) -> Merged:
     jobs, pair = loras_of(cell), cell.case.pair
     return merge(
-        jobs["content"].path, jobs["style"].path, cell.folder / "merged.safetensors", cell.row.method, _base(),
+        jobs["content"].path, jobs["style"].path, cell.folder / "merged.safetensors", cell.row.method, shared_base(),
         jobs["content"].images, jobs["style"].images, merged_prompt=pair.merged_prompt, options=cell.options,
         progress=False,
     )  # fmt: skip
 
 
 def _drawn(cell: Cell, prompts: list[str], lora: Path | None) -> Tensor:
-    base, seeds = _base(), [1000 + cell.seed * 1000 + k for k in range(COUNT)]
+    base, seeds = shared_base(), [1000 + cell.seed * 1000 + k for k in range(COUNT)]
     asked, all_seeds = [p for p in prompts for _ in seeds], seeds * len(prompts)
     if cell.row.how == "klora":
         jobs = loras_of(cell)
@@ -201,11 +213,12 @@ def _drawn(cell: Cell, prompts: list[str], lora: Path | None) -> Tensor:
 
 
 @cache
-def _base() -> Base:
+def shared_base() -> Base:
+    """Atelier, loaded once in each process."""
     return load_base("atelier")
 
 
 @cache
-def _judges() -> Recogniser:
-    torch.manual_seed(0)
+def shared_judges() -> Recogniser:
+    """The judges, likewise."""
     return load_recogniser()

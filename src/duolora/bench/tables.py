@@ -32,6 +32,8 @@ class Table:
 
 
 ALL = ("several", "single", "crossed", "everyday")
+MULTI = {"multi2": 2, "multi3": 3, "multi4": 4}
+"""Data sets of several things in one look, made of those of `several`."""
 FLOOR, ORACLE = Row("base, no LoRA", how="floor"), Row("oracle", how="oracle")
 CONTENT, STYLE = Row("content LoRA alone", how="content"), Row("style LoRA alone", how="style")
 
@@ -59,6 +61,16 @@ TABLES: dict[str, Table] = {
     "table3": Table(
         "Table 3: the same number of parameters",
         (Row("ZipLoRA", "ziplora"), Row("DuoLoRA, output masks", "duolora", {"masks": "output"})),
+    ),
+    "table4": Table(
+        "Table 4: several things in one look",
+        (
+            Row("naive", "naive"),
+            Row("split by role", "split"),
+            Row("ZipLoRA", "ziplora"),
+            Row("DuoLoRA", "duolora"),
+        ),
+        tuple(MULTI),
     ),
     "table7": Table(
         "Table 7: thresholds of the initialisation",
