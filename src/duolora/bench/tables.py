@@ -37,7 +37,50 @@ MULTI = {"multi2": 2, "multi3": 3, "multi4": 4}
 FLOOR, ORACLE = Row("base, no LoRA", how="floor"), Row("oracle", how="oracle")
 CONTENT, STYLE = Row("content LoRA alone", how="content"), Row("style LoRA alone", how="style")
 
+_RELEASED = {"hinge": False, "init": "all-ones"}
+_TUNING = Table(
+    "What works, on the tuning pairs",
+    (
+        FLOOR,
+        CONTENT,
+        STYLE,
+        ORACLE,
+        Row("naive", "naive"),
+        Row("naive 1/0.5", "naive", {"style_weight": 0.5}),
+        Row("naive 0.5/1", "naive", {"content_weight": 0.5}),
+        Row("naive 0.7/0.7", "naive", {"content_weight": 0.7, "style_weight": 0.7}),
+        Row("split", "split"),
+        Row("split, reversed map", "split", {"block_map": "reversed"}),
+        Row("B-LoRA (filter)", "blora"),
+        Row("ties", "ties"),
+        Row("K-LoRA", how="klora"),
+        Row("ZipLoRA", "ziplora"),
+        Row("ZipRank", "ziprank"),
+        Row("ZipRank, raw basis", "ziprank", {"basis": "raw"}),
+        *(
+            Row(
+                f"prior {w:g}, {'hinge' if hinge else 'no hinge'}",
+                "ziprank-prior",
+                {"lambda_layer_prior": w, "hinge": hinge, "init": "all-ones"},
+            )
+            for hinge in (True, False)
+            for w in (1e-3, 1e-2, 1e-1)
+        ),
+        *(
+            Row(
+                f"prior no hinge, cycle {reading} {c:g}",
+                "duolora",
+                _RELEASED | {"lambda_layer_prior": 1e-2, "reading": reading, "lambda_cycle": c},
+            )
+            for reading in ("teacher", "masked")
+            for c in (0.1, 1.0)
+        ),
+    ),
+    ("tuning",),
+)
+
 TABLES: dict[str, Table] = {
+    "tuning": _TUNING,
     "table1": Table(
         "Table 1: methods on four data sets",
         (
