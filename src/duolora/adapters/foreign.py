@@ -24,6 +24,7 @@ _BASE_VERSIONS = {
     "flux": "FLUX",
     "sd3": "Stable Diffusion 3",
 }
+_LEVELS_WITH_ATTENTION = re.compile(r"down_blocks\.0\.attentions\.|up_blocks\.3\.attentions\.")
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
 
 
@@ -63,6 +64,8 @@ def refuse_other_unet(modules: Mapping[str, LowRank], file: str) -> None:
         if first and name.endswith(("attn2.to_k", "attn2.to_v")) and lora.d_in in _TEXT_WIDTHS:
             why = f"{name} takes text of width {lora.d_in}, as in {_TEXT_WIDTHS[lora.d_in]}"
             raise FileRefused(_other_base(file, why))
+    for name in filter(_LEVELS_WITH_ATTENTION.match, modules):
+        raise FileRefused(_other_base(file, f"{name} is a module of Stable Diffusion 1 or 2, which SDXL has not"))
 
 
 def _other_base(file: str, why: str) -> str:

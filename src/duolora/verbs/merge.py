@@ -15,7 +15,6 @@ from duolora.merging.learn import Learnt, calibration, learn
 from duolora.merging.sources import Masks, Sources, first_masks, prompts_of, sources
 from duolora.methods import METHODS, MergeOptions
 from duolora.networks.bases import Base, load_base
-from duolora.networks.targets import linear_shapes
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import Role
 from duolora.provenance import file_hash, tensor_hash, versions
@@ -86,7 +85,7 @@ def merge(
     adapters = {kind: read_adapter(path) for kind, path in files.items()}
     loaded = load_base(base) if isinstance(base, str) else base
     for kind, adapter in adapters.items():
-        check_fits(adapter, linear_shapes(loaded.unet), files[kind])
+        check_fits(adapter, loaded.lora_shapes(), files[kind])
     both = sources(loaded, adapters["content"], adapters["style"], options)
     recipe = _recipe(method, loaded, options, both) | {kind: file_hash(path) for kind, path in files.items()}
     if left_out := tuple(part for adapter in adapters.values() for part in adapter.left_out):
