@@ -16,6 +16,8 @@ MaskAxis = Literal["none", "rank", "output", "input"]
 Basis = Literal["svd", "raw"]
 Rest = Literal["sum", "content", "style", "drop"]
 Combine = Literal["masks", "svd", "ties", "dare_ties"]
+First = Init | Literal["oneshot"]
+MixedTarget = Literal["role", "sum"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class MergeOptions:
     """What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's own)."""
     basis: Basis = "svd"
     """The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file."""
-    init: Init = "all-ones"
+    init: First = "all-ones"
+    """How masks begin (Sec. 3.3.2), or `oneshot`: at the closed form (options below), for rank masks only."""
     T_content: float = 0.1  # Table 8's row with initialisation
     T_style: float = 0.0
     block_map: Kind = "resolution"
@@ -61,6 +64,22 @@ class MergeOptions:
     pictures: int = 8
     """How many calibration pictures are drawn with each LoRA when none are given."""
 
+    calls: int = 8
+    """One-shot: calibration calls of the UNet, each with one picture of every adapter."""
+    mixed: float = 0.0
+    """One-shot: weight of the merged prompt in the objective; the teachers' own prompts have 1."""
+    mixed_target: MixedTarget = "role"
+    """One-shot: what the merge should do at the merged prompt: in each module what the adapter that leads there does
+    alone (`role`; both where none leads), or what both do together (`sum`)."""
+    off_role: float = 1.0
+    """One-shot: weight of a teacher in the modules where the other one leads."""
+    refits: int = 0
+    """One-shot: how often the inputs are collected anew, from the merge so far instead of from the teachers."""
+    ridge: float = 1e-3
+    """One-shot: the pull towards masks of ones, relative to the mean curvature of a module."""
+    upper: float = 1.5
+    """One-shot: the largest mask entry."""
+
     combine: Combine = "masks"
     """How the two become one: by their masks, or without any by one of PEFT's ways, on the true ΔW."""
     density: float = 0.5
@@ -87,6 +106,7 @@ METHODS: dict[str, MergeOptions] = {
     "ziprank": MergeOptions(),
     "ziprank-prior": MergeOptions(init="ones", lambda_layer_prior=0.1),
     "duolora": MergeOptions(init="ones", lambda_layer_prior=0.1, reading="teacher"),
+    "oneshot": MergeOptions(init="oneshot", steps=0),
 }
 
 WEIGHTS: dict[str, dict[str, object]] = {

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
 from duolora.images import read_pictures
+from duolora.merging.oneshot import one_shot, pair_of
 from duolora.merging.sources import Masks, Sources, first_masks
 from duolora.methods import MergeOptions
 from duolora.networks.bases import Base
@@ -83,9 +84,13 @@ def learn(
 ) -> Learnt:
     """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th update."""
     o, p = options, data.prompts
-    m_c, m_s = first_masks(both, o, base.device)
+    if o.init == "oneshot" and o.masks == "rank":
+        m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, p), both.roles, o, progress)
+    else:
+        m_c, m_s = first_masks(both, o, base.device)
     parameters = {f"{k}.{n}": m.requires_grad_() for k, ms in (("content", m_c), ("style", m_s)) for n, m in ms.items()}
-    before = torch.cat([m.detach().clone() for m in parameters.values()])
+    begun = torch.cat([m.detach().clone() for m in parameters.values()])
+    begun = torch.ones_like(begun) if o.init == "oneshot" else begun
     optimiser = torch.optim.Adam(parameters.values(), lr=o.lr)
     start = load_checkpoint(checkpoint, parameters, optimiser) if checkpoint and checkpoint.exists() else 0
     schedule, losses = noise_schedule(base), []
@@ -105,7 +110,7 @@ def learn(
                 save_checkpoint(checkpoint, parameters, optimiser, step + 1)
     for mask in parameters.values():
         mask.requires_grad_(False)
-    moved = float((torch.cat(list(parameters.values())) - before).abs().mean())
+    moved = float((torch.cat(list(parameters.values())) - begun).abs().mean())
     return Learnt(m_c, m_s, moved, losses)
 
 

@@ -51,6 +51,8 @@ def sources(base: Base, content: Adapter, style: Adapter, options: MergeOptions)
 
 def first_masks(both: Sources, options: MergeOptions, device: torch.device) -> tuple[Masks, Masks]:
     """The content and style masks as they begin (Sec. 3.3.2); a LoRA has none where it covers nothing."""
+    if options.init == "oneshot":
+        raise InputError(f"init: oneshot needs rank masks, got masks={options.masks!r}; set masks=rank or another init")
     rng = torch.Generator().manual_seed(options.seed)
     m_c, m_s = {}, {}
     for name, role in both.roles.items():
