@@ -3,6 +3,7 @@
 import torch
 
 from duolora.images import read_pictures
+from duolora.networks.targets import target_modules
 from duolora.verbs.pair_customization import draw_with_style_guidance, train_pair
 from duolora.verbs.train import TrainOptions
 
@@ -17,6 +18,7 @@ def trained(base, photos):
 def test_the_two_are_orthogonal_and_both_learn(base, photos):
     before = {k: v.clone() for k, v in base.unet.state_dict().items()}
     pair = trained(base, photos)
+    assert set(pair["content"].modules) == set(pair["style"].modules) == set(target_modules(base.unet))
     for name, content in pair["content"].modules.items():
         style = pair["style"].modules[name]
         torch.testing.assert_close(content.down @ style.down.T, torch.zeros(4, 4), atol=1e-5, rtol=0)

@@ -44,7 +44,8 @@ def train_pair(
     x = {"content": base.encode_images(content), "style": base.encode_images(style)}
     embeds = {"content": base.encode_prompts([content_prompt]), "style": base.encode_prompts([style_prompt])}
     schedule, time_ids = noise_schedule(base), base.time_ids(options.batch, base.resolution, base.resolution)
-    with _orthogonal(base, options) as ups:
+    names = target_modules(base.unet)
+    with _orthogonal(base, names, options) as ups:
         optimiser = torch.optim.Adam(ups, lr=options.lr)
         for step in tqdm(range(options.steps), "Training the pair", disable=not progress):
             rng = step_generator(options.seed, step)
@@ -63,13 +64,13 @@ def train_pair(
                 F.mse_loss(predicted.float(), schedule.target(clean, noise, t)).backward()
             optimiser.step()
             optimiser.zero_grad()
-        return {kind: Adapter(_factors(base, kind)) for kind in KINDS}
+        return {kind: Adapter(_factors(base, names, kind)) for kind in KINDS}
 
 
 @contextmanager
-def _orthogonal(base: Base, options: TrainOptions) -> Iterator[list[torch.nn.Parameter]]:
+def _orthogonal(base: Base, names: list[str], options: TrainOptions) -> Iterator[list[torch.nn.Parameter]]:
     """Two LoRAs with orthogonal frozen `down` factors on the base's attention; what learns is yielded."""
-    names, ups = target_modules(base.unet), []
+    ups = []
     config = LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules=names)
     for kind in KINDS:
         base.unet.add_adapter(config, adapter_name=kind)
@@ -89,8 +90,8 @@ def _orthogonal(base: Base, options: TrainOptions) -> Iterator[list[torch.nn.Par
         base.unet.requires_grad_(False).eval()
 
 
-def _factors(base: Base, kind: str) -> dict[str, LowRank]:
-    layers = {name: base.unet.get_submodule(name) for name in target_modules(base.unet)}
+def _factors(base: Base, names: list[str], kind: str) -> dict[str, LowRank]:
+    layers = {name: base.unet.get_submodule(name) for name in names}
     return {
         n: LowRank(m.lora_B[kind].weight.detach().clone(), m.lora_A[kind].weight.detach().clone())
         for n, m in layers.items()
@@ -125,7 +126,9 @@ def draw_with_style_guidance(
         prompts = [""] * n + [content_prompt] * n + list(style_prompts)
         for t in scheduler.timesteps:
             scaled = scheduler.scale_model_input(x, t)
-            nothing, plain, styled = unet.predict(scaled.repeat(3, 1, 1, 1), t.repeat(3 * n), prompts, gates).chunk(3)
+            nothing, plain, styled = unet.predict(
+                scaled.repeat(3, 1, 1, 1), t.round().long().repeat(3 * n), prompts, gates
+            ).chunk(3)
             guided = nothing + w * (plain - nothing) + style_guidance * (styled - plain)
             x = scheduler.step(guided, t, x).prev_sample
     return base.decode(x).cpu()
