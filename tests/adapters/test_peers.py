@@ -7,12 +7,12 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import save_file
+from test_formats import added
 from torch import nn
 
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import read_adapter, write_adapter
 from duolora.paper.lowrank import LowRank, concatenate
-from test_formats import added
 from tiny import tiny_pipeline
 
 Q, K = (f"mid_block.attentions.0.transformer_blocks.0.attn1.to_{side}" for side in "qk")
@@ -83,7 +83,7 @@ def stem(module: str) -> str:
 
 
 def test_diffusers_ignores_alphas_of_attention_that_differ(tmp_path):
-    """Three alphas in a kohya file: the rare one of an attention layer is not found under diffusers' own name for it."""
+    """The rarer alpha of an attention layer in a kohya file is not found under the name that diffusers gives it."""
     pipeline, path = tiny_pipeline(tmp_path), tmp_path / "kohya.safetensors"
     one, two, three = (square(pipeline, seed) for seed in range(3))
     v = Q.replace("to_q", "to_v")

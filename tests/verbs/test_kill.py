@@ -18,7 +18,7 @@ from duolora.paper.lowrank import LowRank
 from duolora.verbs.train import TrainOptions, train
 
 KILLS = int(os.environ.get("DUOLORA_KILLS", "4"))
-"""At how many moments the writer is killed; 20 and more in the long run. Training is killed at half as many."""
+"""At how many moments the writer is killed; 20 and more in the long run. Training is killed at a quarter as many."""
 OPTIONS = TrainOptions(rank=2, steps=210, batch=1, lr=1e-3)
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["duolora.verbs.train"])
@@ -74,7 +74,7 @@ def test_killed_training_goes_on_to_the_same_bytes(folder, photos, tmp_path):
     process.start()
     process.join()
     length, rng = time.perf_counter() - started, random.Random(1)
-    for _ in range(max(1, KILLS // 2)):
+    for _ in range(max(1, KILLS // 4)):
         process = CONTEXT.Process(target=train_once, args=(photos, runs[1], folder))
         process.start()
         killed(process, rng.uniform(0.3, 0.95) * length)
