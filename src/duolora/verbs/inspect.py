@@ -81,7 +81,7 @@ def blocks_of(modules: Iterable[str]) -> dict[str, list[str]]:
 def _about(adapter: Adapter, path: Path) -> Facts:
     squares = {name: norm(lora) ** 2 for name, lora in adapter.modules.items()}
     whole = sum(squares.values())
-    blocks = {}
+    blocks: dict[str, dict[str, Any]] = {}
     for block, names in blocks_of(squares).items():
         here = sum(squares[name] for name in names)
         blocks[block] = {
