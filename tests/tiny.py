@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from duolora.atelier.architecture import save_tokenizer
+from duolora.networks.architectures import unet_config
 from duolora.paper.lowrank import LowRank
 
 TEXT_WIDTHS = (24, 32)
@@ -67,9 +68,20 @@ def random_adapter(
     return adapter
 
 
-def tiny_pipeline(folder: Path, **scheduler: Any) -> StableDiffusionXLPipeline:
+def narrow_unet(architecture: str) -> UNet2DConditionModel:
+    """A UNet of an exact architecture, narrow, for the text encoders of `tiny_pipeline`."""
+    width = sum(TEXT_WIDTHS) // 4
+    return tiny_unet(
+        **unet_config(architecture, width) | {"projection_class_embeddings_input_dim": 6 * width + TEXT_WIDTHS[1]}
+    )
+
+
+def tiny_pipeline(
+    folder: Path, unet: UNet2DConditionModel | None = None, **scheduler: Any
+) -> StableDiffusionXLPipeline:
     """A whole pipeline; its tokenizers are written into `folder`, `scheduler` goes into the scheduler's config."""
-    unet = tiny_unet()
+    unet = unet or tiny_unet()
+    torch.manual_seed(0)
     tokenizers = [save_tokenizer(folder / name, ["cat", "house", "in"]) for name in ("tokenizer", "tokenizer_2")]
     shared = {
         "vocab_size": len(tokenizers[0]),

@@ -1,16 +1,16 @@
 """The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from duolora.commands import files
+from duolora.commands.files import DtypeOption, FormatOption
+from duolora.commands.speech import JsonOption, one_line, printable, proven, report
 from duolora.errors import DuoLoRAError
 
 app = typer.Typer(
@@ -40,17 +40,6 @@ app = typer.Typer(
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
 SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Turn an error that a person can act on into one line on stderr and exit status 1."""
-    try:
-        yield
-    except DuoLoRAError as error:
-        typer.echo(f"duolora: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def _changed(options: Any, **given: object) -> Any:
@@ -58,16 +47,8 @@ def _changed(options: Any, **given: object) -> Any:
     return replace(options, **{k: v for k, v in given.items() if v is not None})
 
 
-def _proven(proof: Any) -> str:
-    """What reading a written file back has shown, in words."""
-    low, high = proof.ranks
-    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
-    size = f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB"
-    return f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
-
-
-def _report(as_json: bool, text: str, **facts: object) -> None:
-    typer.echo(json.dumps(facts, default=str) if as_json else text)
+for command in (files.convert, files.compose, files.inspect):
+    app.command()(command)
 
 
 @app.command()
@@ -80,7 +61,7 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """Show the whole road in about four minutes: train two LoRAs, merge them by every method, draw and compare."""
-    with _one_line():
+    with one_line():
         from duolora.atelier.pairs import sample_pair
         from duolora.verbs.demo import PAIR
         from duolora.verbs.demo import demo as run
@@ -105,14 +86,14 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a LoRA on a few pictures of a thing, or on one picture of a look."""
-    with _one_line():
+    with one_line():
         from duolora.verbs.train import default_options
         from duolora.verbs.train import train as run
 
         options = _changed(default_options(base), rank=rank, steps=steps, batch=batch, lr=lr, seed=seed)
         done = run(images, prompt, out, base, options, progress=not quiet)
-        text = f"{done.path}: {_proven(done.proof)}"
-        _report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)
+        text = f"{done.path}: {proven(done.proof)}"
+        report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)
 
 
 @app.command()
@@ -134,12 +115,14 @@ def merge(
     option: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option; `--set help` lists them.")
     ] = None,
+    format: FormatOption = "diffusers",
+    dtype: DtypeOption = "float16",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge a content LoRA and a style LoRA into one ordinary LoRA file, and prove its strength."""
-    with _one_line():
+    with one_line():
         from duolora.methods import WEIGHTS
         from duolora.networks.block_map import formatted
         from duolora.verbs.merge import merge as run
@@ -158,23 +141,28 @@ def merge(
             content, style, out, method, base, content_images, style_images, content_prompt, style_prompt,
             merged_prompt, options, progress=not quiet,
             announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
+            format=format, dtype=dtype,
         )  # fmt: skip
-        text = f"{done.path}: {_proven(done.proof)}"
+        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
         if done.trainable:
             text += (
                 f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
             )
         if done.left_out:
             parts = f"{len(done.left_out)} parts, beginning with {done.left_out[0]}"
-            text += f"\nnot carried over, since they are no linear layers of the UNet: {parts}"
+            text += f"\nnot carried over: {printable(parts)}"
+        if done.rest:
+            text += f"\n{done.rest} modules outside the attention layers, without masks, by the policy `{options.rest}`"
         facts = {
             "trainable": done.trainable,
             "left_out": done.left_out,
+            "rest": done.rest,
+            "paths": done.paths,
             "moved": done.moved,
             "seconds": done.seconds,
             "losses": done.losses,
         }
-        _report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, **facts)
+        report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, **facts)
 
 
 def _parsed(assignments: list[str], options: Any) -> dict[str, object]:
@@ -207,11 +195,11 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures from prompts, with or without LoRA files."""
-    with _one_line():
+    with one_line():
         from duolora.verbs.generate import generate as run
 
         files = run(prompt, out, lora or [], base, num, seed, steps, guidance, weight, progress=not quiet)
-        _report(as_json, "\n".join(map(str, files)), files=files)
+        report(as_json, "\n".join(map(str, files)), files=files)
 
 
 def main() -> None:

@@ -243,3 +243,15 @@ def test_a_hub_id_is_downloaded_as_safetensors_and_checked(base, base_folder, co
     )
     assert same_weights(base, load_base("owner/name", "cpu"))
     assert asked == {"owner/name": {"use_safetensors": True}}
+
+
+def test_the_empty_prompt_is_what_guidance_takes(base_folder):
+    base = load_base(base_folder)
+    empty = base.empty_prompt()
+    _, negative, _, pooled = base.parts.encode_prompt("a cat", do_classifier_free_guidance=True)
+    torch.testing.assert_close(empty.embeds, negative)
+    torch.testing.assert_close(empty.pooled, pooled)
+    base.parts.register_to_config(force_zeros_for_empty_prompt=not base.parts.config.force_zeros_for_empty_prompt)
+    empty = base.empty_prompt()
+    _, negative, _, pooled = base.parts.encode_prompt("a cat", do_classifier_free_guidance=True)
+    torch.testing.assert_close(empty.embeds, negative)

@@ -49,7 +49,7 @@ def test_naive_is_the_sum(base, loras, tmp_path):
         torch.testing.assert_close(lora.delta(), expected, rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].combine == "masks"])
 def test_file_draws_what_the_masked_forward_draws(base, loras, photos, tmp_path, method):
     done = merged(loras, base, tmp_path, method, photos)
     content, style = ({n: svd_basis(x) for n, x in read_adapter(p).modules.items()} for p in loras)
@@ -91,6 +91,42 @@ def test_same_seed_same_bytes(base, loras, tmp_path):
     assert merged(loras, base, tmp_path, "duolora", seed=1).path.read_bytes() != first
 
 
+def test_stopped_merge_goes_on_to_the_same_bytes(base, loras, photos, tmp_path, monkeypatch):
+    whole = merged(loras, base, tmp_path, "duolora", photos, steps=32).path
+    expected = whole.read_bytes()
+    whole.unlink()
+    calls = 0
+    original = torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        merged(loras, base, tmp_path, "duolora", photos, steps=32)
+    assert not whole.exists()
+    calls = -100
+    assert merged(loras, base, tmp_path, "duolora", photos, steps=32).path.read_bytes() == expected
+    assert calls == -100 + 32 - 25
+    assert [p.name for p in tmp_path.iterdir()] == [whole.name]
+
+
+def test_naive_merges_know_their_prompts_where_the_files_do(base, loras, tmp_path):
+    recipe = read_adapter(merged(loras, base, tmp_path, "naive").path).recipe
+    assert recipe["prompt"] == "a sks cat in zwx style"
+
+
+@pytest.mark.parametrize("preset", WEIGHTS)
+def test_presets_matter(base, loras, photos, tmp_path, preset, plain_merges):
+    other = read_adapter(merged(loras, base, tmp_path, "duolora", photos, **WEIGHTS[preset]).path).modules
+    plain = plain_merges["duolora"]
+    assert any(n not in other or not torch.equal(plain[n].delta(), other[n].delta()) for n in plain)
+
+
 @pytest.mark.parametrize(
     ("method", "change"),
     [
@@ -100,6 +136,8 @@ def test_same_seed_same_bytes(base, loras, tmp_path):
         ("ziplora", {"lambda_similarity": 10.0, "similarity": "cosine"}),
         ("duolora", {"init": "values"}),
         ("duolora", {"init": "all-ones"}),
+        ("duolora", {"init": "split"}),
+        ("duolora", {"block_map": "blora", "neutral": 0.5}),
         ("duolora", {"T_content": 0.75}),
         ("duolora", {"T_style": 0.5}),
         ("duolora", {"block_map": "blora"}),
@@ -128,11 +166,6 @@ def test_every_option_matters(base, loras, photos, tmp_path, method, change, pla
     plain = plain_merges[method]
     other = read_adapter(merged(loras, base, tmp_path, method, photos, **change).path).modules
     assert any(n not in other or not torch.equal(plain[n].delta(), other[n].delta()) for n in plain)
-
-
-def test_presets_are_options():
-    for weights in WEIGHTS.values():
-        assert options_of("duolora", **weights) != options_of("duolora")
 
 
 def test_recipe_is_in_the_file(base, loras, photos, tmp_path):

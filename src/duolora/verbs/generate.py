@@ -8,7 +8,6 @@ from duolora.adapters.files import check_fits, read_adapter
 from duolora.errors import InputError
 from duolora.images import as_image
 from duolora.networks.bases import Base, load_base
-from duolora.networks.targets import linear_shapes
 from duolora.sampling import STEPS, draw
 
 
@@ -72,7 +71,7 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
     weights = [1.0] * len(loras) if weights is None else list(weights)
     if len(weights) != len(loras):
         raise InputError(f"weights: expected {len(loras)}, one for each LoRA file, got {len(weights)}")
-    shapes = linear_shapes(base.unet)
+    shapes = base.lora_shapes()
     for path in loras:
         check_fits(read_adapter(Path(path)), shapes, Path(path))
     pipeline = base.pipeline()

@@ -6,16 +6,18 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import Proof, check_fits, read_adapter, write_adapter
+from duolora.adapters.files import Proof, check_fits, read_adapter
+from duolora.adapters.halves import CONTENT_RANKS
 from duolora.checkpoint import checkpoint_path
 from duolora.errors import InputError
 from duolora.merging.combine import combined
+from duolora.merging.export import check_export, dtype_of, export, export_of
 from duolora.merging.fold import folded, rest
 from duolora.merging.learn import Learnt, calibration, learn
+from duolora.merging.mask_file import MaskFile, content_ranks_of
 from duolora.merging.sources import Masks, Sources, first_masks, prompts_of, sources
 from duolora.methods import METHODS, MergeOptions
 from duolora.networks.bases import Base, load_base
-from duolora.networks.targets import linear_shapes
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import Role
 from duolora.provenance import file_hash, tensor_hash, versions
@@ -37,7 +39,11 @@ class Merged:
     content_masks: Masks
     style_masks: Masks
     left_out: tuple[str, ...] = ()
-    """Parts of the two files that the merge does not carry over, such as LoRAs of text encoders."""
+    """Parts of the two files that the merge does not carry over, such as bundled embeddings."""
+    rest: int = 0
+    """How many modules, of those outside the attention layers, went through by the policy `rest`."""
+    paths: tuple[Path, ...] = ()
+    """All files, where the format makes more than one."""
 
 
 def merge(
@@ -54,6 +60,8 @@ def merge(
     options: MergeOptions | None = None,
     progress: bool = True,
     announce: Callable[[Mapping[str, Role]], object] | None = None,
+    format: str = "diffusers",
+    dtype: str = "float16",
 ) -> Merged:
     """Merge two LoRA files into one that draws the content in the style, and write it to `out`.
 
@@ -63,7 +71,7 @@ def merge(
     Args:
         content: the content LoRA, a .safetensors file.
         style: the style LoRA, likewise.
-        out: the .safetensors file to write, in diffusers' format.
+        out: the .safetensors file to write.
         method: a key of `METHODS`.
         base: a name, path or hub id (see `load_base`), or a loaded base.
         content_images: pictures of the content, a file or folder.
@@ -74,19 +82,21 @@ def merge(
         options: everything else; by default the method's own.
         progress: show bars on stderr.
         announce: called with the role of every module before the masks are trained.
+        format: diffusers, kohya, uniform, split (two files, see `merging.export`) or masks.
+        dtype: float16, bfloat16 or float32.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
     started = time.perf_counter()
     out, options = Path(out).expanduser(), options or options_of(method)
-    if out.suffix != ".safetensors":
-        raise InputError(f"{out}: expected an output file that ends in .safetensors")
+    exported_as, precision = export_of(format), dtype_of(dtype)
+    check_export(out, exported_as)
     files = {"content": Path(content).expanduser(), "style": Path(style).expanduser()}
     adapters = {kind: read_adapter(path) for kind, path in files.items()}
     loaded = load_base(base) if isinstance(base, str) else base
     for kind, adapter in adapters.items():
-        check_fits(adapter, linear_shapes(loaded.unet), files[kind])
+        check_fits(adapter, loaded.lora_shapes(), files[kind])
     both = sources(loaded, adapters["content"], adapters["style"], options)
     recipe = _recipe(method, loaded, options, both) | {kind: file_hash(path) for kind, path in files.items()}
     if left_out := tuple(part for adapter in adapters.values() for part in adapter.left_out):
@@ -103,15 +113,19 @@ def merge(
         pictures = {"x_c": tensor_hash(data.x_c), "x_s": tensor_hash(data.x_s)}
         checkpoint = checkpoint_path(out, recipe | pictures)
         learnt = learn(loaded, both, options, data, checkpoint, progress)
+    masks, others = None, rest(both, options)
     if options.combine == "masks":
-        merged = folded(both, learnt.content_masks, learnt.style_masks, options) | rest(both, options)
+        merged = folded(both, learnt.content_masks, learnt.style_masks, options) | others
+        masks = MaskFile({"content": learnt.content_masks, "style": learnt.style_masks}, dict(recipe))
+        recipe[CONTENT_RANKS] = content_ranks_of(merged, both, learnt.content_masks, options)
     else:
-        merged = combined(both, options) | rest(both, options)
-    proof = write_adapter(out, Adapter(merged, recipe))
+        merged = combined(both, options) | others
+    done = export(out, Adapter(merged, recipe), exported_as, precision, masks, (files["content"], files["style"]))
     if checkpoint is not None:
         checkpoint.unlink(missing_ok=True)
     numbers = (learnt.trainable if checkpoint else 0, learnt.moved, time.perf_counter() - started, learnt.losses)
-    return Merged(out, proof, *numbers, learnt.content_masks, learnt.style_masks, left_out)
+    masked = (learnt.content_masks, learnt.style_masks)
+    return Merged(done.paths[0], done.proof, *numbers, *masked, left_out, len(others), done.paths)
 
 
 def _prompts(
