@@ -64,7 +64,7 @@ def test_three_adapters_permuted_have_permuted_masks(base, parts, strict):
         {"ridge": 1.0},
         {"upper": 0.6},
         {"lambda_layer_prior": 1.0},
-        {"prior_lambda": 5.0},
+        {"prior_lambda": 0.02},
         {"hinge": False},
         {"sparsity": 0.0},
         {"seed": 1},
