@@ -85,6 +85,7 @@ def figure3(
 def loras(
     out: OutOption = Path("benchmarks/runs"),
     pairs: PairsOption = 2,
+    kind: Annotated[list[str], typer.Option(help="content or style; may be given twice.")] = ["content", "style"],  # noqa: B006
     workers: WorkersOption = None,
 ) -> None:
     """How to train LoRAs on Atelier: rank, steps, rate and guidance, on the tuning pairs."""
@@ -93,4 +94,4 @@ def loras(
         from duolora.bench.pairs import suite
 
         cases = [case for case in suite() if case.dataset == "tuning"]
-        typer.echo(sweep(out / "loras-sweep", cases[:pairs], workers=workers))
+        typer.echo(sweep(out / "loras-sweep", cases[:pairs], kind, workers))
