@@ -1,7 +1,7 @@
 """Learning the masks of a merge, by Adam (Sec. 4): one loop for all methods."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,6 +74,52 @@ def calibration(
     return Calibration(x_c, x_s, prompts)
 
 
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """Masks in the making, on a mounted network; each `update` is one step of Adam."""
+
+    denoise: MountedDenoise
+    schedule: NoiseSchedule
+    both: Sources
+    options: MergeOptions
+    data: Calibration
+    content_masks: Masks
+    style_masks: Masks
+    optimiser: torch.optim.Optimizer
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """Update the masks in place, at the draw of this step; the loss and its terms before the update."""
+        o, masks = self.options, (self.content_masks, self.style_masks)
+        rng = step_generator(o.seed, step)
+        terms = losses_of(self.denoise, self.schedule, self.both, o, self.data, rng, *masks)
+        terms["loss"].backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return {name: term.detach() for name, term in terms.items()}
+
+    @property
+    def parameters(self) -> dict[str, Tensor]:
+        """All masks by name."""
+        named = (("content", self.content_masks), ("style", self.style_masks))
+        return {f"{kind}.{name}": mask for kind, masks in named for name, mask in masks.items()}
+
+
+@contextmanager
+def learner(
+    base: Base, both: Sources, options: MergeOptions, data: Calibration, m_c: Masks, m_s: Masks
+) -> Iterator[Learner]:
+    """A learner that begins at the given masks; the network is as before on leaving."""
+    o, p = options, data.prompts
+    with Mount(base.unet, [both.content, both.style], "rank" if o.masks == "none" else o.masks) as mount:
+        names = (p.content, p.style, p.merged)
+        denoise = denoiser(base, mount, names, m_c, m_s, base.resolution, base.resolution)
+        base.release_encoders()
+        masks = [m.requires_grad_() for m in (*m_c.values(), *m_s.values())]
+        yield Learner(denoise, noise_schedule(base), both, o, data, m_c, m_s, torch.optim.Adam(masks, lr=o.lr))
+    for mask in masks:
+        mask.requires_grad_(False)
+
+
 def learn(
     base: Base,
     both: Sources,
@@ -83,34 +129,24 @@ def learn(
     progress: bool = True,
 ) -> Learnt:
     """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th update."""
-    o, p = options, data.prompts
+    o = options
     if o.init == "oneshot" and o.masks == "rank":
-        m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, p), both.roles, o, progress)
+        m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, data.prompts), both.roles, o, progress)
     else:
         m_c, m_s = first_masks(both, o, base.device)
-    parameters = {f"{k}.{n}": m.requires_grad_() for k, ms in (("content", m_c), ("style", m_s)) for n, m in ms.items()}
-    begun = torch.cat([m.detach().clone() for m in parameters.values()])
-    begun = torch.ones_like(begun) if o.init == "oneshot" else begun
-    optimiser = torch.optim.Adam(parameters.values(), lr=o.lr)
-    start = load_checkpoint(checkpoint, parameters, optimiser) if checkpoint and checkpoint.exists() else 0
-    schedule, losses = noise_schedule(base), []
-    with Mount(base.unet, [both.content, both.style], "rank" if o.masks == "none" else o.masks) as mount:
-        names = (p.content, p.style, p.merged)
-        denoise = denoiser(base, mount, names, m_c, m_s, base.resolution, base.resolution)
-        base.release_encoders()
+    losses = []
+    with learner(base, both, o, data, m_c, m_s) as learning:
+        masks = learning.parameters
+        begun = torch.cat([torch.ones_like(m) if o.init == "oneshot" else m.detach().clone() for m in masks.values()])
+        start = load_checkpoint(checkpoint, masks, learning.optimiser) if checkpoint and checkpoint.exists() else 0
         bar = tqdm(range(start, o.steps), "Merging", initial=start, total=o.steps, disable=not progress, leave=False)
         for step in bar:
-            terms = losses_of(denoise, schedule, both, o, data, step_generator(o.seed, step), m_c, m_s)
-            terms["loss"].backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            terms = learning.update(step)
             if step % 10 == 0 or step + 1 == o.steps:
-                losses.append({"update": step, **{k: float(v.detach()) for k, v in terms.items()}})
+                losses.append({"update": step, **{k: float(v) for k, v in terms.items()}})
             if checkpoint and (step + 1) % 25 == 0 and step + 1 < o.steps:
-                save_checkpoint(checkpoint, parameters, optimiser, step + 1)
-    for mask in parameters.values():
-        mask.requires_grad_(False)
-    moved = float((torch.cat(list(parameters.values())) - begun).abs().mean())
+                save_checkpoint(checkpoint, masks, learning.optimiser, step + 1)
+    moved = float((torch.cat(list(masks.values())) - begun).abs().mean())
     return Learnt(m_c, m_s, moved, losses)
 
 
