@@ -12,6 +12,7 @@ from duolora.paper.lowrank import LowRank
 
 TOKENS = 77
 LATENT_SCALE = 8
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class RandomBase(Base):
@@ -25,8 +26,8 @@ class RandomBase(Base):
         rng, config = torch.Generator().manual_seed(0), self.unet.config
         pooled = config.projection_class_embeddings_input_dim - 6 * config.addition_time_embed_dim
         embeds = torch.randn(len(prompts), TOKENS, config.cross_attention_dim, generator=rng)
-        place = {"device": self.device, "dtype": self.dtype}
-        return PromptEmbeds(embeds.to(**place), torch.randn(len(prompts), pooled, generator=rng).to(**place))
+        place = (self.device, self.dtype)
+        return PromptEmbeds(embeds.to(*place), torch.randn(len(prompts), pooled, generator=rng).to(*place))
 
 
 def random_base(
