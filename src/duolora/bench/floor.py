@@ -57,6 +57,11 @@ class Floor:
             hook.remove()
         return {}
 
+    def warm(self) -> None:
+        """One sample through the bare UNet without a gradient."""
+        with torch.no_grad():
+            self._call(1)
+
     def _call(self, batch: int) -> Tensor:
         base, data = self.scene.base, self.scene.data
         x = data.x_c[:1].expand(batch, -1, -1, -1).to(base.dtype)

@@ -1,7 +1,8 @@
 """`duolora bench speed`: an update of each method, ours, the slow reference's and the floor, side by side.
 
-Time is measured in one process, the three ways in turn, so that other work on the machine hits all alike; what counts is
-the ratio of medians. Memory is measured in a process of its own for each, because a process does not give it back.
+Time is measured in one process, the three ways in turn, so that other work on the machine hits all alike; what counts
+is the ratio of medians. With one thread on the CPU it is the process's own time, which other work disturbs least; else
+that of the clock. Memory is measured in a process of its own for each, because a process does not give it back.
 """
 
 import json
@@ -10,8 +11,8 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -72,26 +73,31 @@ def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[tuple[Updat
     """One way to update the masks of a method, and the masks."""
     masks = first_masks(made.both, options, made.base.device)
     if way == "floor":
-        with nullcontext(Floor(made, options)) as bare:
-            yield bare, masks
+        yield Floor(made, options), masks
     else:
-        loop = {"ours": learner, "reference": reference}[way]
+        loop: Callable[..., AbstractContextManager[Updates]] = {"ours": learner, "reference": reference}[way]
         with loop(made.base, made.both, options, made.data, *masks) as learning:
             yield learning, masks
 
 
 def _seconds(way: Way, made: Scene, options: MergeOptions, updates: int) -> list[float]:
     """The times of some updates after a first one that does not count."""
-    times = []
+    times, clock = [], getattr(time, clock_of(made))
     with way_of(way, made, options) as (learning, _):
         learning.update(0)
         for step in range(1, updates + 1):
             _wait(made)
-            begun = time.perf_counter()
+            begun = clock()
             learning.update(step)
             _wait(made)
-            times.append(time.perf_counter() - begun)
+            times.append(clock() - begun)
     return times
+
+
+def clock_of(made: Scene) -> str:
+    """The name of the clock, in the module `time`."""
+    alone = made.base.device.type == "cpu" and torch.get_num_threads() == 1
+    return "process_time" if alone else "perf_counter"
 
 
 def _wait(made: Scene) -> None:
@@ -112,25 +118,36 @@ def timed(
     return times
 
 
-def peak(setting: Setting, method: str, way: Way | Literal["bare"], updates: int = 2) -> dict[str, float]:
-    """Peak memory of this process and of its device in MB, before and after some updates. Run it in a fresh process."""
-    made, options = setting.scene(), METHODS[method]
+def peak(setting: Setting, method: str, way: Way, updates: int = 2) -> dict[str, float]:
+    """Peak memory in MB beyond the bare UNet's, of this process and of its device. Run it in a fresh process."""
+    made = setting.scene()
     cuda = made.base.device.type == "cuda"
-    before = _memory(cuda)
+    Floor(made, METHODS[method]).warm()
+    _forget_peak()
+    before = _resident(), torch.cuda.memory_allocated() if cuda else 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    if way != "bare":
-        with way_of(way, made, options) as (learning, _):
-            for step in range(updates):
-                learning.update(step)
-    return {"process_before": before[0], "process": _memory(cuda)[0], "device_before": before[1]} | {
-        "device": torch.cuda.max_memory_allocated() / 1e6 if cuda else 0.0
+    with way_of(way, made, METHODS[method]) as (learning, _):
+        for step in range(updates):
+            learning.update(step)
+    device = torch.cuda.max_memory_allocated() - before[1] if cuda else 0
+    return {"bare": before[0] / 1e6, "process": (_resident() - before[0]) / 1e6, "device": device / 1e6} | {
+        "device_bare": before[1] / 1e6
     }
 
 
-def _memory(cuda: bool) -> tuple[float, float]:
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6
-    return rss, torch.cuda.memory_allocated() / 1e6 if cuda else 0.0
+def _forget_peak() -> None:
+    """Let the process's peak begin anew (Linux; elsewhere it stays that of its whole life)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def _resident() -> float:
+    """The peak of this process's memory, in bytes."""
+    with suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * float(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _peak_apart(setting: Setting, method: str, way: Way) -> dict[str, float]:
@@ -168,7 +185,12 @@ def speed(
     if memory:
         for method in methods:
             rows[method]["peak_mb"] = {way: _peak_apart(setting, method, way) for way in WAYS}
-    results: dict[str, Any] = {"setting": asdict(setting), **facts(setting.device, setting.seed), "methods": rows}
+    results: dict[str, Any] = {
+        "setting": asdict(setting),
+        "clock": clock_of(made),
+        **facts(setting.device, setting.seed),
+        "methods": rows,
+    }
     path = write(out / f"speed-{setting.base}.json", results)
     return f"{table(rows)}\n{path}"
 
@@ -212,8 +234,8 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def _added(at: dict[str, float]) -> float:
-    """Peak beyond what there was before the updates: on the device where there is one, else of the process."""
-    return at["device"] - at["device_before"] if at["device"] else at["process"] - at["process_before"]
+    """Peak beyond the bare UNet's: on the device where there is one, else of the process."""
+    return at["device"] or at["process"]
 
 
 if __name__ == "__main__":
