@@ -118,7 +118,8 @@ def tiny_pipeline(
 
 def save_single_file(pipeline: StableDiffusionXLPipeline, path: Path) -> Path:
     """Write the pipeline as one .safetensors file with the key names of SDXL's original code."""
-    tensors = {f"model.diffusion_model.{_unet_key(k)}": v for k, v in pipeline.unet.state_dict().items()}
+    step = pipeline.unet.config.layers_per_block + 1
+    tensors = {f"model.diffusion_model.{_unet_key(k, step)}": v for k, v in pipeline.unet.state_dict().items()}
     tensors |= {f"first_stage_model.{_vae_key(k)}": _as_conv(k, v) for k, v in pipeline.vae.state_dict().items()}
     first = pipeline.text_encoder.state_dict()
     tensors |= {f"conditioner.embedders.0.transformer.text_model.{_bare(k)}": v for k, v in first.items()}
@@ -151,8 +152,8 @@ _OUTER = {
 }
 
 
-def _unet_key(key: str) -> str:
-    """The original name of a weight of `tiny_unet` (one layer per block, attention from level 1 on)."""
+def _unet_key(key: str, step: int) -> str:
+    """The original name of a weight of a UNet with attention from level 1 on, and `step` numbers for each level."""
     stem, _, leaf = key.rpartition(".")
     if stem in _OUTER:
         return f"{_OUTER[stem]}.{leaf}"
@@ -164,10 +165,10 @@ def _unet_key(key: str) -> str:
     if block == "mid_block":
         return f"middle_block.{2 * int(layer) if kind == 'resnets' else 1}.{tail}"
     if kind == "downsamplers":
-        return f"input_blocks.{2 * int(level) + 2}.0.op.{tail.removeprefix('conv.')}"
+        return f"input_blocks.{step * int(level) + step}.0.op.{tail.removeprefix('conv.')}"
     if kind == "upsamplers":
-        return f"output_blocks.{2 * int(level) + 1}.2.{tail}"
-    number = 2 * int(level) + int(layer) + (block == "down_blocks")
+        return f"output_blocks.{step * (int(level) + 1) - 1}.2.{tail}"
+    number = step * int(level) + int(layer) + (block == "down_blocks")
     return f"{'input' if block == 'down_blocks' else 'output'}_blocks.{number}.{int(kind == 'attentions')}.{tail}"
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from duolora.commands import files
+from duolora.commands.bench import bench
 from duolora.commands.files import DtypeOption, FormatOption
 from duolora.commands.speech import JsonOption, one_line, printable, proven, report
 from duolora.errors import DuoLoRAError
@@ -37,6 +38,8 @@ app = typer.Typer(
     """,
 )
 
+METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
+"""The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
 SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
@@ -81,6 +84,9 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of Adam  [5e-4; 5e-5 is gentler; atelier its own].")
     ] = None,
+    unconditional: Annotated[
+        float | None, typer.Option(help="Chance that a picture is shown without its prompt  [0; atelier its own].")
+    ] = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -90,7 +96,8 @@ def train(
         from duolora.verbs.train import default_options
         from duolora.verbs.train import train as run
 
-        options = _changed(default_options(base), rank=rank, steps=steps, batch=batch, lr=lr, seed=seed)
+        given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
+        options = _changed(default_options(base), **given)
         done = run(images, prompt, out, base, options, progress=not quiet)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)
@@ -101,7 +108,7 @@ def merge(
     content: Annotated[Path, typer.Option(help="The LoRA of the thing.")],
     style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    method: Annotated[str, typer.Option(help="naive, ziplora, ziprank, ziprank-prior or duolora.")] = "duolora",
+    method: Annotated[str, typer.Option(help=f"One of {METHOD_NAMES}.")] = "duolora",
     base: BaseOption = "atelier",
     content_images: Annotated[Path | None, typer.Option(help="Pictures of the thing  [drawn with its LoRA].")] = None,
     style_images: Annotated[Path | None, typer.Option(help="Pictures of the look  [drawn with its LoRA].")] = None,
@@ -200,6 +207,9 @@ def generate(
 
         files = run(prompt, out, lora or [], base, num, seed, steps, guidance, weight, progress=not quiet)
         report(as_json, "\n".join(map(str, files)), files=files)
+
+
+app.add_typer(bench, name="bench")
 
 
 def main() -> None:

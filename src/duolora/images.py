@@ -1,5 +1,7 @@
 """Pictures in and out: files to tensors, tensors to files."""
 
+import struct
+import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -31,24 +33,56 @@ def picture_files(where: str | Path) -> list[Path]:
     return found
 
 
-def read_picture(path: Path, size: int) -> Float[Tensor, "3 size size"]:
-    """A picture as RGB in [-1, 1], turned as its EXIF says, scaled and cropped about its centre to a square.
+_UNREADABLE = (
+    UnidentifiedImageError,
+    Image.DecompressionBombError,
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+)
+"""All that Pillow raises for damaged files."""
 
-    Transparent parts become white.
+
+def read_image(path: Path) -> Image.Image:
+    """A picture file as an RGB image of its own size, turned as its EXIF says; of an animation the first frame.
+
+    Transparent parts become white, 16-bit greys are scaled to 8 bits.
+
+    Raises:
+        FileRefused: the file is not a picture, is damaged, or holds floating-point pixels, whose range nobody knows.
+    """
+    try:
+        with Image.open(path) as file:
+            file.load()
+            image = ImageOps.exif_transpose(file)
+    except _UNREADABLE as error:
+        raise FileRefused(f"{path}: not a readable picture ({error}); expected PNG, JPEG, WebP or the like") from error
+    if image.mode == "F":
+        raise FileRefused(f"{path}: expected whole numbers as pixels, found floating-point ones; save it as PNG")
+    if image.mode.startswith("I"):
+        return _eight_bits(image).convert("RGB")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("RGB")
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Greys of 16 bits, 0 to 65535, as greys of 8 bits, rounded."""
+    return Image.fromarray((np.asarray(image, np.float64) / 257 + 0.5).clip(0, 255).astype(np.uint8))
+
+
+def read_picture(path: Path, size: int) -> Float[Tensor, "3 size size"]:
+    """A picture (see `read_image`) as RGB in [-1, 1], scaled and cropped about its centre to a square.
 
     Raises:
         FileRefused: the file is not a picture, or is damaged.
     """
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I"):
-                image = Image.fromarray((np.asarray(image, np.float64) / 257).clip(0, 255).astype(np.uint8))
-            if "A" in image.getbands() or "transparency" in image.info:
-                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-            image = ImageOps.fit(image.convert("RGB"), (size, size), Image.Resampling.LANCZOS)
-    except (UnidentifiedImageError, OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise FileRefused(f"{path}: not a readable picture ({error}); expected PNG, JPEG, WebP or the like") from error
+    image = ImageOps.fit(read_image(path), (size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -15,6 +15,11 @@ ATELIER_GUIDANCE = 1.5
 """Under more guidance than this, LoRAs on the small base overshoot (`docs/log.md`)."""
 
 
+def guidance_of(base: Base, guidance: float | None = None) -> float:
+    """The guidance scale as given, or what suits the base."""
+    return (ATELIER_GUIDANCE if base.name == "atelier" else GUIDANCE) if guidance is None else guidance
+
+
 @torch.no_grad()
 def draw(
     base: Base,
@@ -31,8 +36,6 @@ def draw(
     `guidance` is that of classifier-free guidance; by default what suits the base, 1 is none.
     `before_step` is called before each denoising step with the share of the steps that are done.
     """
-    if guidance is None:
-        guidance = ATELIER_GUIDANCE if base.name == "atelier" else GUIDANCE
     pipeline = base.pipeline()
     pictures = []
     starts = range(0, len(prompts), batch)
@@ -51,7 +54,7 @@ def draw(
             height=base.resolution,
             width=base.resolution,
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=guidance_of(base, guidance),
             generator=generators,
             callback_on_step_end=after_step,
             output_type="latent",

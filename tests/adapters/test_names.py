@@ -7,6 +7,7 @@ from torch import nn
 
 from duolora.adapters.names import from_kohya, from_sgm, kohya_names, sgm
 from duolora.networks.architectures import ARCHITECTURES, unet_config
+from tiny import _unet_key
 
 
 def layers(architecture: str) -> list[str]:
@@ -35,3 +36,13 @@ def test_where_blocks_may_have_one_layer_only_their_names_are_diffusers():
 def test_other_names_are_no_modules(stem):
     with pytest.raises(ValueError):
         from_kohya(stem)
+
+
+def test_kohya_names_are_the_keys_of_the_original_checkpoint_with_underscores():
+    """How ComfyUI makes its key map; the original keys come from a table of the tests' own."""
+    names = layers("sdxl")
+    keys = [_unet_key(f"{name}.weight", 3) for name in names]
+    assert kohya_names(names) == {
+        name: f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}"
+        for name, key in zip(names, keys, strict=True)
+    }

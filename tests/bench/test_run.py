@@ -20,6 +20,7 @@ ROWS = (
     Row("broken", "ziprank", {"lr": -1.0}),
     Row("K-LoRA", how="klora"),
     Row("oracle", how="oracle"),
+    Row("pair", how="pair"),
 )
 
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import read_adapter, write_adapter
@@ -12,8 +13,10 @@ from duolora.merging.mask_file import MaskFile, read_masks, write_masks
 from duolora.networks.architectures import SDXL
 from duolora.networks.targets import target_modules
 from duolora.paper.lowrank import LowRank, concatenate
+from duolora.sampling import draw
 from duolora.verbs.compose import compose
 from duolora.verbs.convert import convert
+from duolora.verbs.generate import applied
 from duolora.verbs.merge import merge, options_of
 
 FEED_FORWARD = "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"
@@ -195,3 +198,19 @@ def test_wrong_compositions_are_named(sources, tmp_path):
     with pytest.raises(InputError, match="expected one shape in all files"):
         compose([sources[0], tmp_path / "wide.safetensors"], out)
     assert not out.exists()
+
+
+def test_a_foreign_file_is_drawn_at_its_true_strength(sources, base, whole, tmp_path):
+    """kohya's alphas that differ, which diffusers alone would mistake (`adapters/test_peers.py`)."""
+    convert(whole, tmp_path / "k.safetensors", "kohya", "float32")
+    tensors = load_file(tmp_path / "k.safetensors")
+    for k, key in enumerate([key for key in tensors if key.endswith(".alpha")]):
+        tensors[key] = tensors[key] * (1 + k % 3)
+        up = key.replace(".alpha", ".lora_up.weight")
+        tensors[up] = tensors[up] / (1 + k % 3)
+    save_file(tensors, tmp_path / "foreign.safetensors")
+    drawn = []
+    for file in (whole, tmp_path / "foreign.safetensors"):
+        with applied(base, [file]):
+            drawn.append(draw(base, ["a sks cat"], [3], steps=2))
+    torch.testing.assert_close(*drawn, rtol=0, atol=1e-4)

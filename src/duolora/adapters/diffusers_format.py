@@ -7,14 +7,18 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from duolora.adapters.adapter import Adapter
+from duolora.adapters.header import read_header
 from duolora.adapters.names import TEXT_ENCODERS
 from duolora.adapters.peft_config import ADAPTER_METADATA
 from duolora.paper.lowrank import LowRank
+
+_OURS = re.compile(r"(?:unet|text_encoder|text_encoder_2)\.(?!unet\.).+\.lora_[AB]\.weight")
 
 
 def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -25,6 +29,11 @@ def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]
         up, down = stored_factors(lora, dtype)
         tensors[f"{prefix}{name}.lora_A.weight"], tensors[f"{prefix}{name}.lora_B.weight"] = down, up
     return tensors
+
+
+def is_diffusers(path: Path) -> bool:
+    """Whether all keys of a LoRA file are as `diffusers_tensors` makes them."""
+    return path.is_file() and all(_OURS.fullmatch(key) for key in read_header(path)[0])
 
 
 def stored_factors(lora: LowRank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -70,7 +70,7 @@ def weighed(adapter: Adapter, content_weight: float, style_weight: float, file: 
     counts = content_ranks(adapter, file)
     modules = {}
     for name, lora in adapter.modules.items():
-        weights = torch.full((lora.rank,), style_weight)
+        weights = torch.full((lora.rank,), float(style_weight))
         weights[: counts[name]] = content_weight
         modules[name] = replace(lora, up=lora.up * weights)
     chosen = {"content": content_weight, "style": style_weight}

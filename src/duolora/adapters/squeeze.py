@@ -15,17 +15,16 @@ from duolora.paper.lowrank import LowRank, prune, svd_basis
 
 
 @dataclass(frozen=True)
-class Squeezed:
-    """A smaller adapter, and what it lost."""
+class Lost:
+    """What a smaller adapter has lost."""
 
-    adapter: Adapter
     errors: dict[str, float]
     """‖ΔW' − ΔW‖ / ‖ΔW‖ of each module; 1 where nothing is left of it."""
     whole: float
     """The same of all modules together."""
 
 
-def squeezed(adapter: Adapter, rank: int | None = None, energy: float | None = None) -> Squeezed:
+def squeezed(adapter: Adapter, rank: int | None = None, energy: float | None = None) -> Adapter:
     """The best adapter of at most this rank, or of the least rank that keeps this share of each ‖ΔW‖² (Eckart-Young).
 
     Raises:
@@ -46,7 +45,7 @@ def squeezed(adapter: Adapter, rank: int | None = None, energy: float | None = N
     return _smaller(replace(adapter, recipe=recipe | {"squeezed": {"rank": rank, "energy": energy}}), cut)
 
 
-def pruned(adapter: Adapter, threshold: float) -> Squeezed:
+def pruned(adapter: Adapter, threshold: float) -> Adapter:
     """The adapter without the directions that have at most `threshold` of the strength of their module's strongest.
 
     Directions stay as they are, so the halves of a merge stay apart.
@@ -62,20 +61,23 @@ def pruned(adapter: Adapter, threshold: float) -> Squeezed:
         counts = content_ranks(adapter, "")
     except FileRefused:
         return small
-    left = [int(kept[name][: counts[name]].sum()) for name in sorted(small.adapter.modules)]
-    return replace(small, adapter=replace(small.adapter, recipe=small.adapter.recipe | {CONTENT_RANKS: left}))
+    left = [int(kept[name][: counts[name]].sum()) for name in sorted(small.modules)]
+    return replace(small, recipe=small.recipe | {CONTENT_RANKS: left})
 
 
-def _smaller(adapter: Adapter, smaller: Callable[[LowRank], LowRank | None]) -> Squeezed:
-    modules, errors, lost, size = {}, {}, 0.0, 0.0
+def lost(adapter: Adapter, small: Adapter) -> Lost:
+    """How far a smaller adapter is from the one that it was made of."""
+    errors, missing, size = {}, 0.0, 0.0
     for name, lora in adapter.modules.items():
-        left = smaller(lora)
+        left, here = small.modules.get(name), norm(lora) ** 2
         errors[name] = relative_error(lora, left) if left else 1.0
-        if left:
-            modules[name] = left
-        here = norm(lora) ** 2
-        lost, size = lost + errors[name] ** 2 * here, size + here
-    return Squeezed(replace(adapter, modules=modules), errors, (lost / size) ** 0.5 if size else 0.0)
+        missing, size = missing + errors[name] ** 2 * here, size + here
+    return Lost(errors, (missing / size) ** 0.5 if size else 0.0)
+
+
+def _smaller(adapter: Adapter, smaller: Callable[[LowRank], LowRank | None]) -> Adapter:
+    cut = {name: smaller(lora) for name, lora in adapter.modules.items()}
+    return replace(adapter, modules={name: left for name, left in cut.items() if left is not None})
 
 
 def _count(squares: Float[Tensor, " r"], energy: float | None) -> int:

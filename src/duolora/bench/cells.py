@@ -18,7 +18,7 @@ from duolora.atelier.recognisers import Recogniser, judge, load_recogniser
 from duolora.atelier.scene import SETTINGS
 from duolora.bench.pairs import Case
 from duolora.bench.tables import Row
-from duolora.images import as_image, tiled
+from duolora.images import as_image, read_pictures, tiled
 from duolora.merging.klora import klora
 from duolora.merging.sources import sources
 from duolora.methods import MergeOptions
@@ -26,7 +26,8 @@ from duolora.networks.bases import Base, load_base
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
 from duolora.verbs.merge import Merged, merge, options_of
-from duolora.verbs.train import TrainOptions, train
+from duolora.verbs.pair_customization import draw_with_style_guidance, train_pair
+from duolora.verbs.train import TrainOptions, default_options, train
 
 COUNT = 8
 """Pictures of each pair and prompt."""
@@ -81,7 +82,10 @@ class Cell:
 
 @dataclass(frozen=True)
 class LoraJob:
-    """A LoRA that cells need, trained once for all of them."""
+    """A LoRA that cells need, trained once for all of them.
+
+    `kind`: content, style, oracle (true pictures of the thing in the look), or twin (the content pictures in the look).
+    """
 
     out: Path
     kind: str
@@ -97,6 +101,7 @@ class LoraJob:
             "content": f"{p.identifier}-{p.kind}-{p.colour}-{p.pattern}-{self.count}",
             "style": f"{p.look}-{p.shown}",
             "oracle": f"{p.kind}-{p.colour}-{p.pattern}-{p.look}",
+            "twin": f"{p.kind}-{p.colour}-{p.pattern}-{p.look}",
         }[self.kind]
         return self.out / "loras" / f"{self.kind}-{about}-{self.seed}.safetensors"
 
@@ -108,13 +113,31 @@ class LoraJob:
 
 def loras_of(cell: Cell) -> dict[str, LoraJob]:
     """The LoRAs that a cell needs."""
-    case, kinds = cell.case, {"floor": [], "content": ["content"], "style": ["style"], "oracle": ["oracle"]}
+    case, kinds = cell.case, {"floor": [], "pair": [], "content": ["content"], "style": ["style"], "oracle": ["oracle"]}
+    style = LoraJob(cell.out, "style", case.pair, 1, case.style_seed)
+    if case.dataset == "paired":
+        style = LoraJob(cell.out, "twin", case.pair, case.pictures, case.content_seed)
     jobs = {
         "content": LoraJob(cell.out, "content", case.pair, case.pictures, case.content_seed),
-        "style": LoraJob(cell.out, "style", case.pair, 1, case.style_seed),
+        "style": style,
         "oracle": LoraJob(cell.out, "oracle", case.pair, 5, case.content_seed),
     }
     return {kind: jobs[kind] for kind in kinds.get(cell.row.how, ["content", "style"])}
+
+
+def references(job: LoraJob) -> Path:
+    """Draw the pictures of a LoRA into its folder, unless they are there."""
+    p, done = job.pair, job.images / "done"
+    if done.exists():
+        return job.images
+    scenes = [p.style_scene(job.seed)] if job.kind == "style" else p.content_scenes(job.count, job.seed)
+    if job.kind in ("oracle", "twin"):
+        scenes = [replace(scene, look=p.look) for scene in scenes]
+    job.images.mkdir(parents=True, exist_ok=True)
+    for k, picture in enumerate(pictures(scenes)):
+        Image.fromarray(picture).save(job.images / f"{k:02d}.png")
+    done.touch()
+    return job.images
 
 
 def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
@@ -122,16 +145,8 @@ def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
     if job.path.exists():
         return
     p = job.pair
-    scenes = {
-        "content": lambda: p.content_scenes(job.count, job.seed),
-        "style": lambda: [p.style_scene(job.seed)],
-        "oracle": lambda: [replace(scene, look=p.look) for scene in p.content_scenes(job.count, job.seed)],
-    }[job.kind]()
-    prompt = {"content": p.content_prompt, "style": p.style_prompt, "oracle": p.merged_prompt}[job.kind]
-    job.images.mkdir(parents=True, exist_ok=True)
-    for k, picture in enumerate(pictures(scenes)):
-        Image.fromarray(picture).save(job.images / f"{k:02d}.png")
-    train(job.images, prompt, job.path, shared_base(), options, progress=False)
+    prompt = {"content": p.content_prompt, "style": p.style_prompt}.get(job.kind, p.merged_prompt)
+    train(references(job), prompt, job.path, shared_base(), options, progress=False)
 
 
 def run_cell(cell: Cell) -> None:
@@ -208,8 +223,22 @@ def _drawn(cell: Cell, prompts: list[str], lora: Path | None) -> Tensor:
         both = sources(base, content, style, MergeOptions())
         with klora(base, both, **cell.row.changes) as chooser:  # type: ignore[arg-type]
             return draw(base, asked, all_seeds, before_step=chooser).clamp(-1, 1)
+    if cell.row.how == "pair":
+        return _drawn_by_pair(cell, asked, all_seeds).clamp(-1, 1)
     with applied(base, [lora] if lora else []):
         return draw(base, asked, all_seeds).clamp(-1, 1)
+
+
+def _drawn_by_pair(cell: Cell, asked: list[str], seeds: list[int]) -> Tensor:
+    base, case = shared_base(), cell.case
+    pictures_of = {
+        kind: read_pictures(references(LoraJob(cell.out, kind, case.pair, case.pictures, case.content_seed)), 64)
+        for kind in ("content", "twin")
+    }
+    prompts = (case.pair.content_prompt, case.pair.merged_prompt)
+    options = replace(default_options(base.name), seed=cell.seed)
+    pair = train_pair(base, pictures_of["content"], pictures_of["twin"], *prompts, options, progress=False)
+    return draw_with_style_guidance(base, pair, prompts[0], asked, seeds)
 
 
 @cache

@@ -28,15 +28,12 @@ from duolora.verbs.train import ATELIER_OPTIONS
 GRID: tuple[Mapping[str, float], ...] = (
     {},
     {"unconditional": 0.0},
-    {"steps": 250},
     {"steps": 250, "lr": 2e-3},
-    {"steps": 1000},
     {"lr": 5e-4},
-    {"lr": 2e-3},
     {"rank": 4},
-    {"rank": 32},
+    {"steps": 1000},
 )
-GUIDANCES = (1.0, 1.5, 3.0, 5.0)
+GUIDANCES = (1.5, 3.0, 5.0)
 
 
 @dataclass(frozen=True)
@@ -58,7 +55,7 @@ class Trial:
         return self.folder / f"{self.case.name}.json"
 
 
-def run_trial(trial: Trial, count: int = 16) -> None:
+def run_trial(trial: Trial, count: int = 8) -> None:
     """Train both LoRAs of the case and write what they draw at each guidance."""
     if trial.result.exists():
         return

@@ -5,6 +5,7 @@ single     one picture of each                                           as Subj
 crossed    the things of `single` with the looks of `several`            as SubjectPlop + StyleDrop
 everyday   things of kinds that the base knows, told by colour and pattern, with the looks of `several`
                                                                          as CustomConcept101 + StyleDrop
+paired     the things of `single`, each with its twin in the look        as Table 2, for PairCustomization
 tuning     for choosing options; its objects, looks and pictures are in none of the others
 
 `atelier.json` holds what `sample_suite(0)` drew once; benchmarks read the file, so that they run on the same pairs.
@@ -54,7 +55,8 @@ def sample_suite(seed: int = 0, size: int = 6) -> list[Case]:
     tuning = _set(rng, "tuning", 5, list(TUNING_OBJECTS), list(TUNING_LOOKS), size, 400)
     crossed = [_crossed("crossed", case, several[k + 1 :] + several[: k + 1]) for k, case in enumerate(single)]
     everyday = [_crossed("everyday", case, several[k:] + several[:k]) for k, case in enumerate(everyday)]
-    return [*several, *single, *crossed, *everyday, *tuning]
+    paired = [replace(c, dataset="paired", pair=replace(c.pair, shown=c.pair.kind)) for c in single]
+    return [*several, *single, *crossed, *everyday, *paired, *tuning]
 
 
 def _set(
@@ -94,3 +96,9 @@ def suite(path: Path | None = None) -> list[Case]:
 def write_suite(cases: list[Case], path: Path) -> None:
     """Write a manifest that `suite` reads."""
     path.write_text(json.dumps([asdict(case) for case in cases], indent=1) + "\n", "utf-8")
+
+
+def limited(cases: list[Case], most: int | None) -> list[Case]:
+    """The first `most` cases of each data set; all when there is no limit."""
+    sets = dict.fromkeys(case.dataset for case in cases)
+    return [case for name in sets for case in [c for c in cases if c.dataset == name][:most]]

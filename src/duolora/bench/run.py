@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from duolora.bench.cells import Cell, LoraJob, train_lora
 from duolora.bench.multi import GroupCell, groups
@@ -16,6 +16,7 @@ from duolora.errors import InputError
 from duolora.provenance import versions
 
 
+@runtime_checkable
 class Measurement(Protocol):
     """A cell of any table."""
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-How = Literal["merge", "floor", "content", "style", "oracle", "klora"]
+How = Literal["merge", "floor", "content", "style", "oracle", "klora", "pair"]
 
 
 @dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Row:
 
     `how`: a merge by `method` with `changes` to its options; or, to compare with, the base without a LoRA ("floor"),
     one of the two LoRAs alone ("content", "style"), a LoRA trained on true pictures of the thing in the look
-    ("oracle"), or K-LoRA, which exists at sampling time only.
+    ("oracle"), or K-LoRA or PairCustomization ("pair"), which exist at sampling time only.
     """
 
     label: str
@@ -100,6 +100,11 @@ TABLES: dict[str, Table] = {
             ORACLE,
         ),
         ALL,
+    ),
+    "table2": Table(
+        "Table 2: from a picture and its stylised twin",
+        (FLOOR, Row("naive", "naive"), Row("PairCustomization", how="pair"), Row("DuoLoRA", "duolora"), ORACLE),
+        ("paired",),
     ),
     "table3": Table(
         "Table 3: the same number of parameters",

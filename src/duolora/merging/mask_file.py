@@ -21,6 +21,7 @@ from duolora.errors import FileRefused
 from duolora.merging.fold import folded, rest
 from duolora.merging.sources import Loras, Masks, Sources
 from duolora.methods import MergeOptions
+from duolora.paper.layer_prior import Role
 from duolora.paper.lowrank import svd_basis
 from duolora.provenance import file_hash
 
@@ -66,14 +67,17 @@ def read_masks(path: Path) -> MaskFile:
     if MASKS not in metadata:
         raise FileRefused(f"{path}: expected masks only, as `duolora merge --format masks` writes them, found none")
     tensors, table = read_tensors(path), json_object(metadata, MASKS, str(path))
-    masks = {}
-    for kind in KINDS:
-        sizes, flat = table.get(kind), tensors.get(kind)
-        sound = isinstance(sizes, dict) and all(type(n) is int and n > 0 for n in sizes.values())
-        if not sound or flat is None or flat.dtype != torch.float32 or flat.shape != (sum(sizes.values()),):
-            raise FileRefused(f"{path}: {kind}: its masks and their sizes don't fit; the file is damaged")
-        masks[kind] = dict(zip(sizes, flat.split(list(sizes.values())), strict=True)) if sizes else {}
+    masks = {kind: _parted_masks(table.get(kind), tensors.get(kind), f"{path}: {kind}") for kind in KINDS}
     return MaskFile(masks, json_object(metadata, RECIPE, str(path)))
+
+
+def _parted_masks(sizes: Any, flat: Tensor | None, where: str) -> Masks:
+    """Masks by module, from one after another, once it is certain that they are as long as said."""
+    if flat is None or not isinstance(sizes, dict) or not all(type(n) is int and n > 0 for n in sizes.values()):
+        raise FileRefused(f"{where}: expected masks and their sizes, found none; the file is damaged")
+    if flat.dtype != torch.float32 or flat.shape != (sum(sizes.values()),):
+        raise FileRefused(f"{where}: expected {sum(sizes.values())} numbers, found {tuple(flat.shape)}; it is damaged")
+    return dict(zip(sizes, flat.split(list(sizes.values())), strict=True)) if sizes else {}
 
 
 def rebuilt(
@@ -94,9 +98,9 @@ def rebuilt(
             )
         sides[kind] = read_adapter(path)
     options = _options(stored.recipe, content_weight, style_weight)
-    inside, outside = zip(*(_parted(sides[k], stored.masks[k], k, options) for k in KINDS), strict=True)
-    names = {name: "neutral" for k in KINDS for name in stored.masks[k]}
-    both = Sources(*inside, *outside, names)  # type: ignore[arg-type]
+    (of_content, content_rest), (of_style, style_rest) = (_parted(sides[k], stored.masks[k], k, options) for k in KINDS)
+    names: dict[str, Role] = {name: "neutral" for kind in KINDS for name in stored.masks[kind]}
+    both = Sources(of_content, of_style, content_rest, style_rest, names)
     modules = folded(both, stored.masks["content"], stored.masks["style"], options) | rest(both, options)
     counts = content_ranks_of(modules, both, stored.masks["content"], options)
     return Adapter(modules, stored.recipe | {CONTENT_RANKS: counts})

@@ -44,7 +44,7 @@ def compose(
         {"file": file_hash(path), "weight": weight, "prompt": adapter.recipe.get("prompt")}
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
-    recipe = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
+    recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
     return write_adapter(target, composed(adapters, chosen, recipe), dtype_of(dtype), kind)
 
 

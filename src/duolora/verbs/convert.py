@@ -8,7 +8,7 @@ from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import read_adapter
 from duolora.adapters.halves import weighed
 from duolora.adapters.proof import Proof
-from duolora.adapters.squeeze import Squeezed, pruned, squeezed
+from duolora.adapters.squeeze import Lost, lost, pruned, squeezed
 from duolora.errors import InputError
 from duolora.merging.export import check_export, dtype_of, export, export_of
 from duolora.merging.mask_file import is_mask_file, read_masks, rebuilt
@@ -20,7 +20,7 @@ class Converted:
 
     paths: tuple[Path, ...]
     proof: Proof
-    lost: Squeezed | None = None
+    lost: Lost | None = None
     left_out: tuple[str, ...] = ()
 
 
@@ -64,13 +64,11 @@ def convert(
         )
     check_export(target, kind)
     adapter = _read(path, content, style, content_weight, style_weight)
-    lost = None
-    if threshold is not None:
-        lost = pruned(adapter, threshold)
+    small = adapter if threshold is None else pruned(adapter, threshold)
     if energy is not None or rank is not None:
-        lost = squeezed(lost.adapter if lost else adapter, rank, energy)
-    done = export(target, lost.adapter if lost else adapter, kind, dtype_of(dtype))
-    return Converted(done.paths, done.proof, lost, adapter.left_out)
+        small = squeezed(small, rank, energy)
+    done = export(target, small, kind, dtype_of(dtype))
+    return Converted(done.paths, done.proof, None if small is adapter else lost(adapter, small), adapter.left_out)
 
 
 def _read(

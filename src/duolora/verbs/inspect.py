@@ -81,7 +81,7 @@ def blocks_of(modules: Iterable[str]) -> dict[str, list[str]]:
 def _about(adapter: Adapter, path: Path) -> Facts:
     squares = {name: norm(lora) ** 2 for name, lora in adapter.modules.items()}
     whole = sum(squares.values())
-    blocks = {}
+    blocks: dict[str, dict[str, Any]] = {}
     for block, names in blocks_of(squares).items():
         here = sum(squares[name] for name in names)
         blocks[block] = {
@@ -92,9 +92,9 @@ def _about(adapter: Adapter, path: Path) -> Facts:
             "norm": math.sqrt(here),
             "energy": here / whole if whole else 0.0,
         }
-    roles = {
-        role: sum(b["energy"] for b in blocks.values() if b["role"] == role) for role in ("content", "style", "neutral")
-    }
+    roles = dict.fromkeys(("content", "style", "neutral"), 0.0)
+    for block, names in blocks_of(squares).items():
+        roles[_role(block, adapter.recipe)] += sum(squares[name] for name in names) / whole if whole else 0.0
     ranks = [lora.rank for lora in adapter.modules.values()]
     facts: Facts = {
         "modules": len(squares),

@@ -14,7 +14,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import Proof, write_adapter
+from duolora.adapters.files import Proof, check_writable, write_adapter
 from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 from duolora.errors import DuoLoRAError, InputError
 from duolora.images import picture_files, read_pictures
@@ -107,8 +107,7 @@ def train(
 def _check(prompt: str, out: Path, options: TrainOptions) -> None:
     if not prompt.strip():
         raise InputError("prompt: expected words that say what the pictures show, got none")
-    if out.suffix != ".safetensors":
-        raise InputError(f"{out}: expected an output file that ends in .safetensors")
+    check_writable(out)
     for name, value in asdict(options).items():
         if name not in ("seed", "unconditional") and value <= 0:
             raise InputError(f"{name}: expected a number above 0, got {value}")
