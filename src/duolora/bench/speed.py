@@ -75,7 +75,7 @@ def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[tuple[Updat
     if way == "floor":
         yield Floor(made, options), masks
     else:
-        loop: Callable[..., AbstractContextManager[Updates]] = {"ours": learner, "reference": reference}[way]
+        loop: Callable[..., AbstractContextManager[Updates]] = learner if way == "ours" else reference
         with loop(made.base, made.both, options, made.data, *masks) as learning:
             yield learning, masks
 

@@ -12,14 +12,13 @@ from tqdm import tqdm
 from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
 from duolora.images import read_pictures
 from duolora.merging.oneshot import one_shot, pair_of
+from duolora.merging.penalties import Penalties
 from duolora.merging.sources import Masks, Sources, first_masks
 from duolora.methods import MergeOptions
 from duolora.networks.bases import Base
-from duolora.networks.denoise import MountedDenoise, NoiseSchedule, denoiser, noise_schedule
+from duolora.networks.denoise import NoiseSchedule, Remembering, denoiser, noise_schedule
 from duolora.networks.mount import Mount
-from duolora.paper import ziplora
 from duolora.paper.constyle import Prompts, constyle, overall
-from duolora.paper.layer_prior import layer_prior_loss
 from duolora.sampling import draw
 
 Images = str | Path | None
@@ -76,48 +75,61 @@ def calibration(
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """Masks in the making, on a mounted network; each `update` is one step of Adam."""
+    """Masks in the making, on a mounted network; each `update` is one step of Adam on all of them, as one row."""
 
-    denoise: MountedDenoise
+    denoise: Remembering
     schedule: NoiseSchedule
-    both: Sources
+    penalties: Penalties
     options: MergeOptions
     data: Calibration
-    content_masks: Masks
-    style_masks: Masks
+    row: Tensor
     optimiser: torch.optim.Optimizer
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Update the masks in place, at the draw of this step; the loss and its terms before the update."""
-        o, masks = self.options, (self.content_masks, self.style_masks)
-        rng = step_generator(o.seed, step)
-        terms = losses_of(self.denoise, self.schedule, self.both, o, self.data, rng, *masks)
+        pool = self.options.pool
+        draw = step % pool if pool else step
+        self.denoise.begin(draw if pool else None)
+        terms = self._losses(step_generator(self.options.seed, draw))
         terms["loss"].backward()
         self.optimiser.step()
         self.optimiser.zero_grad()
         return {name: term.detach() for name, term in terms.items()}
 
-    @property
-    def parameters(self) -> dict[str, Tensor]:
-        """All masks by name."""
-        named = (("content", self.content_masks), ("style", self.style_masks))
-        return {f"{kind}.{name}": mask for kind, masks in named for name, mask in masks.items()}
+    def _losses(self, rng: torch.Generator) -> dict[str, Tensor]:
+        """The loss and its terms at one draw of pictures, timesteps and noise."""
+        o, x_c, x_s = self.options, self.data.x_c, self.data.x_s
+        rows_c, rows_s = (torch.randint(len(x), (o.batch,), generator=rng).to(x.device) for x in (x_c, x_s))
+        t = self.schedule.sample_timesteps(o.batch, rng)
+        noise, other = (torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device) for _ in range(2))
+        terms = constyle(
+            self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise, self.data.prompts, o.reading,
+            o.space, other if o.fresh_noise else None,
+        )  # fmt: skip
+        prior = self.penalties.layer_prior(self.row) if o.lambda_layer_prior else x_c.new_zeros(())
+        loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
+        if o.lambda_similarity:
+            loss = loss + o.lambda_similarity * self.penalties.similarity(self.row)
+        cycle = terms.cycle_style + terms.cycle_content
+        return {"loss": loss, "reconstruction": terms.reconstruction, "cycle": cycle, "layer_prior": prior}
 
 
 @contextmanager
 def learner(
     base: Base, both: Sources, options: MergeOptions, data: Calibration, m_c: Masks, m_s: Masks
 ) -> Iterator[Learner]:
-    """A learner that begins at the given masks; the network is as before on leaving."""
+    """A learner that begins at the given masks, and changes them; the network is as before on leaving."""
     o, p = options, data.prompts
     with Mount(base.unet, [both.content, both.style], "rank" if o.masks == "none" else o.masks) as mount:
+        row = mount.flat([m_c, m_s]).clone()
+        for masks, current in zip((m_c, m_s), mount.unflat(row), strict=True):
+            masks.update(current)
+        row = row.detach().requires_grad_()
         names = (p.content, p.style, p.merged)
-        denoise = denoiser(base, mount, names, m_c, m_s, base.resolution, base.resolution)
+        denoise = Remembering(denoiser(base, mount, names, lambda: row, base.resolution, base.resolution))
         base.release_encoders()
-        masks = [m.requires_grad_() for m in (*m_c.values(), *m_s.values())]
-        yield Learner(denoise, noise_schedule(base), both, o, data, m_c, m_s, torch.optim.Adam(masks, lr=o.lr))
-    for mask in masks:
-        mask.requires_grad_(False)
+        penalties, optimiser = Penalties(mount, both.roles, o), torch.optim.Adam([row], lr=o.lr)
+        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser)
 
 
 def learn(
@@ -136,8 +148,8 @@ def learn(
         m_c, m_s = first_masks(both, o, base.device)
     losses = []
     with learner(base, both, o, data, m_c, m_s) as learning:
-        masks = learning.parameters
-        begun = torch.cat([torch.ones_like(m) if o.init == "oneshot" else m.detach().clone() for m in masks.values()])
+        row, masks = learning.row.detach(), {"masks": learning.row}
+        begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
         start = load_checkpoint(checkpoint, masks, learning.optimiser) if checkpoint and checkpoint.exists() else 0
         bar = tqdm(range(start, o.steps), "Merging", initial=start, total=o.steps, disable=not progress, leave=False)
         for step in bar:
@@ -146,37 +158,5 @@ def learn(
                 losses.append({"update": step, **{k: float(v) for k, v in terms.items()}})
             if checkpoint and (step + 1) % 25 == 0 and step + 1 < o.steps:
                 save_checkpoint(checkpoint, masks, learning.optimiser, step + 1)
-    moved = float((torch.cat(list(masks.values())) - begun).abs().mean())
+    moved = float((row - begun).abs().mean())
     return Learnt(m_c, m_s, moved, losses)
-
-
-def losses_of(
-    denoise: MountedDenoise,
-    schedule: NoiseSchedule,
-    both: Sources,
-    options: MergeOptions,
-    data: Calibration,
-    rng: torch.Generator,
-    m_c: Masks,
-    m_s: Masks,
-) -> dict[str, Tensor]:
-    """The loss and its terms at one draw of pictures, timesteps and noise."""
-    o, x_c, x_s = options, data.x_c, data.x_s
-    rows_c, rows_s = (torch.randint(len(x), (o.batch,), generator=rng).to(x.device) for x in (x_c, x_s))
-    t = schedule.sample_timesteps(o.batch, rng)
-    noise, other = (torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device) for _ in range(2))
-    terms = constyle(
-        denoise, schedule.process(), x_c[rows_c], x_s[rows_s], t, noise, data.prompts, o.reading, o.space,
-        other if o.fresh_noise else None,
-    )  # fmt: skip
-    prior = x_c.new_zeros(())
-    if o.lambda_layer_prior:
-        nothing = x_c.new_zeros(0)
-        layers = [(m_c.get(n, nothing), m_s.get(n, nothing), role) for n, role in both.roles.items()]
-        prior = layer_prior_loss(layers, o.prior_lambda, o.norm, o.hinge, o.reduction, o.sparsity)
-    loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
-    if o.lambda_similarity:
-        pairs = [(m_c[n], m_s[n]) for n in m_c if n in m_s]
-        loss = loss + o.lambda_similarity * ziplora.similarity(pairs, o.similarity)
-    cycle = terms.cycle_style + terms.cycle_content
-    return {"loss": loss, "reconstruction": terms.reconstruction, "cycle": cycle, "layer_prior": prior}
