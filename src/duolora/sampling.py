@@ -11,7 +11,7 @@ from duolora.networks.bases import Base
 
 STEPS = 25
 GUIDANCE = 5.0
-ATELIER_GUIDANCE = 1.5
+ATELIER_GUIDANCE = 3.0
 """Under more guidance than this, LoRAs on the small base overshoot (`docs/log.md`)."""
 
 
