@@ -59,6 +59,9 @@ class MergeOptions:
     steps: int = 100  # Sec. 4: optimiser updates
     batch: int = 1
     """Content pictures, and as many style pictures, in each update."""
+    pool: int = 0
+    """How many draws of pictures, timesteps and noise take turns, their teachers computed once; 0 is a new one each
+    update."""
     lr: float = 0.01  # Sec. 4
     seed: int = 0
     pictures: int = 8

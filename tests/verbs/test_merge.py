@@ -156,6 +156,7 @@ def test_presets_matter(base, loras, photos, tmp_path, preset, plain_merges):
         ("duolora", {"space": "latent"}),
         ("duolora", {"fresh_noise": True}),
         ("duolora", {"batch": 2}),
+        ("duolora", {"pool": 1}),
         ("duolora", {"lr": 0.05}),
         ("duolora", {"threshold": 0.98}),
         ("duolora", {"binary": True}),
@@ -238,7 +239,7 @@ def test_gates_of_the_denoiser_are_the_adapters(base, loras):
     masks = [{n: torch.ones(x.rank) for n, x in a.items()} for a in (content, style)]
     prompts = ["a cat", "a house"]
     with Mount(base.unet, [content, style]) as mount:
-        denoise = denoiser(base, mount, prompts, *masks, base.resolution, base.resolution)
+        denoise = denoiser(base, mount, prompts, lambda: mount.flat(masks), base.resolution, base.resolution)
         x = torch.randn(2, 4, base.unet.config.sample_size, base.unet.config.sample_size)
         t = torch.tensor([10, 500])
         content_only = denoise(x, t, prompts, ["content", "content"])

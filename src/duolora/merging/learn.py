@@ -1,7 +1,7 @@
 """Learning the masks of a merge, by Adam (Sec. 4): one loop for all methods."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,14 +12,13 @@ from tqdm import tqdm
 from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
 from duolora.images import read_pictures
 from duolora.merging.oneshot import one_shot, pair_of
+from duolora.merging.penalties import Penalties
 from duolora.merging.sources import Masks, Sources, first_masks
 from duolora.methods import MergeOptions
 from duolora.networks.bases import Base
-from duolora.networks.denoise import MountedDenoise, NoiseSchedule, denoiser, noise_schedule
+from duolora.networks.denoise import NoiseSchedule, Remembering, denoiser, noise_schedule
 from duolora.networks.mount import Mount
-from duolora.paper import ziplora
 from duolora.paper.constyle import Prompts, constyle, overall
-from duolora.paper.layer_prior import layer_prior_loss
 from duolora.sampling import draw
 
 Images = str | Path | None
@@ -74,6 +73,65 @@ def calibration(
     return Calibration(x_c, x_s, prompts)
 
 
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """Masks in the making, on a mounted network; each `update` is one step of Adam on all of them, as one row."""
+
+    denoise: Remembering
+    schedule: NoiseSchedule
+    penalties: Penalties
+    options: MergeOptions
+    data: Calibration
+    row: Tensor
+    optimiser: torch.optim.Optimizer
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """Update the masks in place, at the draw of this step; the loss and its terms before the update."""
+        pool = self.options.pool
+        draw = step % pool if pool else step
+        self.denoise.begin(draw if pool else None)
+        terms = self._losses(step_generator(self.options.seed, draw))
+        terms["loss"].backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _losses(self, rng: torch.Generator) -> dict[str, Tensor]:
+        """The loss and its terms at one draw of pictures, timesteps and noise."""
+        o, x_c, x_s = self.options, self.data.x_c, self.data.x_s
+        rows_c, rows_s = (torch.randint(len(x), (o.batch,), generator=rng).to(x.device) for x in (x_c, x_s))
+        t = self.schedule.sample_timesteps(o.batch, rng)
+        noise, other = (torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device) for _ in range(2))
+        terms = constyle(
+            self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise, self.data.prompts, o.reading,
+            o.space, other if o.fresh_noise else None,
+        )  # fmt: skip
+        prior = self.penalties.layer_prior(self.row) if o.lambda_layer_prior else x_c.new_zeros(())
+        loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
+        if o.lambda_similarity:
+            loss = loss + o.lambda_similarity * self.penalties.similarity(self.row)
+        cycle = terms.cycle_style + terms.cycle_content
+        return {"loss": loss, "reconstruction": terms.reconstruction, "cycle": cycle, "layer_prior": prior}
+
+
+@contextmanager
+def learner(
+    base: Base, both: Sources, options: MergeOptions, data: Calibration, m_c: Masks, m_s: Masks
+) -> Iterator[Learner]:
+    """A learner that begins at the given masks, and changes them; the network is as before on leaving."""
+    o, p = options, data.prompts
+    with Mount(base.unet, [both.content, both.style], "rank" if o.masks == "none" else o.masks) as mount:
+        row = mount.flat([m_c, m_s]).clone()
+        for masks, current in zip((m_c, m_s), mount.unflat(row), strict=True):
+            masks.update(current)
+        row = row.detach().requires_grad_()
+        names = (p.content, p.style, p.merged)
+        denoise = Remembering(denoiser(base, mount, names, lambda: row, base.resolution, base.resolution))
+        base.release_encoders()
+        penalties, optimiser = Penalties(mount, both.roles, o), torch.optim.Adam([row], lr=o.lr)
+        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser)
+
+
 def learn(
     base: Base,
     both: Sources,
@@ -83,64 +141,22 @@ def learn(
     progress: bool = True,
 ) -> Learnt:
     """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th update."""
-    o, p = options, data.prompts
+    o = options
     if o.init == "oneshot" and o.masks == "rank":
-        m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, p), both.roles, o, progress)
+        m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, data.prompts), both.roles, o, progress)
     else:
         m_c, m_s = first_masks(both, o, base.device)
-    parameters = {f"{k}.{n}": m.requires_grad_() for k, ms in (("content", m_c), ("style", m_s)) for n, m in ms.items()}
-    begun = torch.cat([m.detach().clone() for m in parameters.values()])
-    begun = torch.ones_like(begun) if o.init == "oneshot" else begun
-    optimiser = torch.optim.Adam(parameters.values(), lr=o.lr)
-    start = load_checkpoint(checkpoint, parameters, optimiser) if checkpoint and checkpoint.exists() else 0
-    schedule, losses = noise_schedule(base), []
-    with Mount(base.unet, [both.content, both.style], "rank" if o.masks == "none" else o.masks) as mount:
-        names = (p.content, p.style, p.merged)
-        denoise = denoiser(base, mount, names, m_c, m_s, base.resolution, base.resolution)
-        base.release_encoders()
+    losses = []
+    with learner(base, both, o, data, m_c, m_s) as learning:
+        row, masks = learning.row.detach(), {"masks": learning.row}
+        begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
+        start = load_checkpoint(checkpoint, masks, learning.optimiser) if checkpoint and checkpoint.exists() else 0
         bar = tqdm(range(start, o.steps), "Merging", initial=start, total=o.steps, disable=not progress, leave=False)
         for step in bar:
-            terms = losses_of(denoise, schedule, both, o, data, step_generator(o.seed, step), m_c, m_s)
-            terms["loss"].backward()
-            optimiser.step()
-            optimiser.zero_grad()
+            terms = learning.update(step)
             if step % 10 == 0 or step + 1 == o.steps:
-                losses.append({"update": step, **{k: float(v.detach()) for k, v in terms.items()}})
+                losses.append({"update": step, **{k: float(v) for k, v in terms.items()}})
             if checkpoint and (step + 1) % 25 == 0 and step + 1 < o.steps:
-                save_checkpoint(checkpoint, parameters, optimiser, step + 1)
-    for mask in parameters.values():
-        mask.requires_grad_(False)
-    moved = float((torch.cat(list(parameters.values())) - begun).abs().mean())
+                save_checkpoint(checkpoint, masks, learning.optimiser, step + 1)
+    moved = float((row - begun).abs().mean())
     return Learnt(m_c, m_s, moved, losses)
-
-
-def losses_of(
-    denoise: MountedDenoise,
-    schedule: NoiseSchedule,
-    both: Sources,
-    options: MergeOptions,
-    data: Calibration,
-    rng: torch.Generator,
-    m_c: Masks,
-    m_s: Masks,
-) -> dict[str, Tensor]:
-    """The loss and its terms at one draw of pictures, timesteps and noise."""
-    o, x_c, x_s = options, data.x_c, data.x_s
-    rows_c, rows_s = (torch.randint(len(x), (o.batch,), generator=rng).to(x.device) for x in (x_c, x_s))
-    t = schedule.sample_timesteps(o.batch, rng)
-    noise, other = (torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device) for _ in range(2))
-    terms = constyle(
-        denoise, schedule.process(), x_c[rows_c], x_s[rows_s], t, noise, data.prompts, o.reading, o.space,
-        other if o.fresh_noise else None,
-    )  # fmt: skip
-    prior = x_c.new_zeros(())
-    if o.lambda_layer_prior:
-        nothing = x_c.new_zeros(0)
-        layers = [(m_c.get(n, nothing), m_s.get(n, nothing), role) for n, role in both.roles.items()]
-        prior = layer_prior_loss(layers, o.prior_lambda, o.norm, o.hinge, o.reduction, o.sparsity)
-    loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
-    if o.lambda_similarity:
-        pairs = [(m_c[n], m_s[n]) for n in m_c if n in m_s]
-        loss = loss + o.lambda_similarity * ziplora.similarity(pairs, o.similarity)
-    cycle = terms.cycle_style + terms.cycle_content
-    return {"loss": loss, "reconstruction": terms.reconstruction, "cycle": cycle, "layer_prior": prior}

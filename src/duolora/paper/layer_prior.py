@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Role = Literal["content", "style", "neutral"]
@@ -102,3 +102,19 @@ def layer_prior_loss(
         return torch.zeros(())
     stacked = torch.stack(losses)
     return {"mean": stacked.mean, "sum": stacked.sum}[reduction]()
+
+
+def layer_prior_loss_of_sums(
+    c: Float[Tensor, " n"],
+    s: Float[Tensor, " n"],
+    content_leads: Bool[Tensor, " n"],
+    lam: float = 1.0,
+    hinge: bool = True,
+    reduction: Reduction = "mean",
+    sparsity: float = 1.0,
+) -> Float[Tensor, ""]:
+    """The same loss, with norm "diag", from c = ‖m_c‖₁ and s = ‖m_s‖₁ of n layers that have a role, all at once."""
+    dominant, other = torch.where(content_leads, c, s), torch.where(content_leads, s, c)
+    excess = other - dominant
+    losses = sparsity * dominant + lam * (excess.relu() if hinge else excess)
+    return {"mean": losses.mean, "sum": losses.sum}[reduction]() if len(losses) else torch.zeros(())
