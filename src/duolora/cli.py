@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from duolora.commands import files
+from duolora.commands import files, scores
 from duolora.commands.bench import bench
 from duolora.commands.files import DtypeOption, FormatOption
-from duolora.commands.speech import JsonOption, one_line, printable, proven, report
+from duolora.commands.speech import JsonOption, QuietOption, SeedOption, one_line, printable, proven, report
 from duolora.errors import DuoLoRAError
 
 app = typer.Typer(
@@ -41,17 +41,11 @@ app = typer.Typer(
 METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
 """The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
-SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def _changed(options: Any, **given: object) -> Any:
     """The options with every value that was given on the command line."""
     return replace(options, **{k: v for k, v in given.items() if v is not None})
-
-
-for command in (files.convert, files.compose, files.inspect):
-    app.command()(command)
 
 
 @app.command()
@@ -209,90 +203,11 @@ def generate(
         report(as_json, "\n".join(map(str, files)), files=files)
 
 
+app.command()(scores.evaluate)
+for command in (files.convert, files.compose, files.inspect):
+    app.command()(command)
 app.add_typer(bench, name="bench")
-
-
-@app.command()
-def evaluate(
-    generated: Annotated[Path, typer.Option(help="A folder of generated pictures, or one.")],
-    content: Annotated[Path | None, typer.Option(help="The thing's photos.")] = None,
-    style: Annotated[Path | None, typer.Option(help="The style picture; also measures what leaks from it.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What was asked for.")] = None,
-    metrics: Annotated[
-        str, typer.Option(help="`atelier` (offline), `paper`, or names: dino,clip-i,clip-t,csd-s,leakage.")
-    ] = "atelier",
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where the networks run.")] = "auto",
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings on disk, and use none.")] = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Score pictures: content, style, prompt and leakage, with the checkpoints and transforms behind each number."""
-    with _one_line():
-        from duolora.evaluation.evaluate import evaluate as run
-        from duolora.evaluation.evaluate import named_checkpoints
-
-        places = named_checkpoints(checkpoint or [])
-        done = run(generated, content, style, prompt, metrics, places, device, not no_cache, progress=not quiet)
-        _report(as_json, done.table(), **done.facts())
-
-
-datasets = typer.Typer(
-    name="datasets", no_args_is_help=True, help="Look at data sets, and fix which pairs a table has."
-)
-app.add_typer(datasets)
-LayoutOption = Annotated[str, typer.Option(help="auto, dreambooth, styledrop, customconcept101 or folders.")]
-
-
-@datasets.command()
-def check(
-    folder: Annotated[Path, typer.Argument(help="DreamBooth, StyleDrop, CustomConcept101, or contents/ and styles/.")],
-    layout: LayoutOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Say what a data set holds and what is missing or damaged in it; exit status 1 if anything is."""
-    with _one_line():
-        from duolora.evaluation.datasets import problems, read_dataset
-
-        found = read_dataset(folder, layout)
-        missing = problems(found)
-        pictures = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
-        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {pictures} pictures"
-        _report(
-            as_json,
-            "\n".join([f"{folder}: {found.layout}; {held}; {len(missing)} problems", *missing]),
-            layout=found.layout, contents=list(found.contents), styles=list(found.styles), pictures=pictures,
-            problems=missing,
-        )  # fmt: skip
-        if missing:
-            raise typer.Exit(1)
-
-
-@datasets.command()
-def pairs(
-    contents: Annotated[Path, typer.Option(help="The data set with the things.")],
-    styles: Annotated[Path, typer.Option(help="The data set with the looks; may be the same.")],
-    out: Annotated[Path, typer.Option(help="The .json file to write, to be kept under version control.")],
-    count: Annotated[int | None, typer.Option(help="How many pairs  [all].")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="What to draw, with {thing} and {style}  [each thing's own prompts].")
-    ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Pictures of each prompt, with the seeds 0, 1, …")] = 4,
-    seed: SeedOption = 0,
-) -> None:
-    """Fix the pairs, prompts and seeds of a table, so that it can be run again on exactly the same."""
-    with _one_line():
-        from duolora.evaluation.datasets import read_dataset
-        from duolora.evaluation.manifests import Manifest, choose_pairs, write_manifest
-
-        things, looks = read_dataset(contents), read_dataset(styles)
-        chosen = choose_pairs(list(things.contents), list(looks.styles), count, seed)
-        seeds = tuple(range(draws))
-        write_manifest(out, Manifest(out.stem, chosen, tuple(prompt or ()), seeds, things.layout, looks.layout))
-        typer.echo(f"{out}: {len(chosen)} pairs, {draws} pictures of each prompt")
+app.add_typer(scores.datasets)
 
 
 def main() -> None:

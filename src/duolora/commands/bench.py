@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from duolora.bench.tables import TABLES, Table
+from duolora.commands.measure import app as measure
 from duolora.commands.speech import JsonOption, one_line, report
 
 bench = typer.Typer(
@@ -95,3 +96,6 @@ def loras(
 
         cases = [case for case in suite() if case.dataset == "tuning"]
         typer.echo(sweep(out / "loras-sweep", cases[:pairs], kind, workers))
+
+
+bench.add_typer(measure)

@@ -5,12 +5,11 @@ from typing import Annotated
 
 import typer
 
-from duolora.commands.speech import one_line
+from duolora.commands.speech import QuietOption, one_line
 
 app = typer.Typer(no_args_is_help=True, help="Measure: time and memory.")
 
 OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 @app.command()
