@@ -114,6 +114,16 @@ def test_a_pooling_layer_that_is_not_used_is_no_fault(tmp_path):
     assert load_embedder("dino", tmp_path, "cpu")(IMAGES).shape == (3, 32)
 
 
+def test_positions_that_openais_clip_stores_as_numbers_are_no_fault(clip, tmp_path):
+    """The published checkpoint holds 0, 1, 2, … of both towers, which no network needs."""
+    shutil.copytree(clip, tmp_path / "x")
+    ids = {f"{t}_model.embeddings.position_ids": torch.arange(9)[None] for t in ("text", "vision")}
+    change(tmp_path / "x", lambda s: s | {k: v.clone() for k, v in ids.items()})
+    torch.testing.assert_close(
+        load_embedder("clip", tmp_path / "x", "cpu")(IMAGES), load_embedder("clip", clip)(IMAGES)
+    )
+
+
 def test_wrong_damaged_pickled_and_missing_checkpoints_say_so(dino, clip, tmp_path):
     with pytest.raises(FileRefused, match="expected a model of type vit for dino, found clip"):
         load_embedder("dino", clip, "cpu")

@@ -1,5 +1,6 @@
 """DINO, DINOv2 and CLIP through transformers: safetensors only, and every key accounted for."""
 
+import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,8 +25,8 @@ VISION: dict[str, Callable[..., Any]] = {
 }
 """Backbones whose CLS token is the embedding, by transformers' model type."""
 EXPECTED = {"dino": ("vit",), "dinov2": ("dinov2", "dinov2_with_registers")}
-UNUSED = ("pooler.",)
-"""Weights that some checkpoints carry beside the backbone and that nothing here reads."""
+UNUSED = re.compile(r"^pooler\.|\.position_ids$")
+"""What some checkpoints carry beside the network: a pooling layer, and the numbers 0, 1, 2, … of OpenAI's CLIP."""
 PICKLED = "pytorch_model*.bin"
 
 
@@ -85,7 +86,7 @@ def _checked(source: str, load: Callable[..., Any], device: torch.device) -> Any
     kinds = {
         "missing": list(info["missing_keys"]),
         "of another shape": [key[0] for key in info["mismatched_keys"]],
-        "unexpected": [key for key in info["unexpected_keys"] if not key.startswith(UNUSED)],
+        "unexpected": [key for key in info["unexpected_keys"] if not UNUSED.search(key)],
     }
     for kind, keys in kinds.items():
         if keys:
