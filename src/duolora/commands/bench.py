@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from duolora.bench.tables import TABLES, Table
+from duolora.commands import measure
 from duolora.commands.speech import JsonOption, one_line, report
 
 bench = typer.Typer(
@@ -63,6 +64,9 @@ def _table(name: str, table: Table) -> None:
 
 for _name, _rows in TABLES.items():
     _table(_name, _rows)
+
+for _measurement in (measure.speed, measure.growth):
+    bench.command()(_measurement)
 
 
 @bench.command()
