@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from duolora.commands import files
+from duolora.commands import files, scores
 from duolora.commands.bench import bench
 from duolora.commands.files import DtypeOption, FormatOption
-from duolora.commands.speech import JsonOption, one_line, printable, proven, report
+from duolora.commands.speech import JsonOption, QuietOption, SeedOption, one_line, printable, proven, report
 from duolora.errors import DuoLoRAError
 
 app = typer.Typer(
@@ -41,17 +41,11 @@ app = typer.Typer(
 METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
 """The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
-SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
 def _changed(options: Any, **given: object) -> Any:
     """The options with every value that was given on the command line."""
     return replace(options, **{k: v for k, v in given.items() if v is not None})
-
-
-for command in (files.convert, files.compose, files.inspect):
-    app.command()(command)
 
 
 @app.command()
@@ -209,7 +203,11 @@ def generate(
         report(as_json, "\n".join(map(str, files)), files=files)
 
 
+app.command()(scores.evaluate)
+for command in (files.convert, files.compose, files.inspect):
+    app.command()(command)
 app.add_typer(bench, name="bench")
+app.add_typer(scores.datasets)
 
 
 def main() -> None:

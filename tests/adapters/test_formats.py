@@ -68,6 +68,19 @@ def test_diffusers_loads_each_format_at_its_exact_strength(tmp_path, format, arc
     assert not any(value.any() for value in change.values())
 
 
+def test_a_text_encoder_without_attention_loads_too(tmp_path):
+    pipeline, path = tiny_pipeline(tmp_path), tmp_path / "a.safetensors"
+    adapter = awkward(pipeline)
+    modules = {n: lora for n, lora in adapter.modules.items() if ".self_attn." not in n}
+    assert any("mlp" in name for name in modules)
+    for format in FORMATS:
+        write_adapter(path, Adapter(modules), torch.float32, format)
+        change = added(pipeline, path)
+        for name, lora in modules.items():
+            there = change[key_of(name, change)].flatten(1)
+            torch.testing.assert_close(there, lora.delta(), rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("format", FORMATS)
 def test_each_format_draws_the_same_pictures(tmp_path, format):
     def drawn(pipeline):

@@ -18,16 +18,23 @@ from duolora.adapters.names import TEXT_ENCODERS
 from duolora.adapters.peft_config import ADAPTER_METADATA
 from duolora.paper.lowrank import LowRank
 
-_OURS = re.compile(r"(?:unet|text_encoder|text_encoder_2)\.(?!unet\.).+\.lora_[AB]\.weight")
+_OURS = re.compile(
+    r"(?:unet|text_encoder|text_encoder_2)\.(?!unet\.).+\.(?:lora_[AB]|lora_linear_layer\.(?:down|up))\.weight"
+)
 
 
 def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors under diffusers' names, in `dtype`, on the CPU, each in storage of its own."""
+    spoken = {name.partition(".")[0] for name in adapter.modules if ".self_attn." in name}
     tensors = {}
     for name, lora in adapter.modules.items():
-        prefix = "" if name.partition(".")[0] in TEXT_ENCODERS else "unet."
+        encoder = name.partition(".")[0]
+        prefix = "" if encoder in TEXT_ENCODERS else "unet."
+        # diffusers cannot tell what a text encoder's file is, by its new names, where no attention is in it
+        old = encoder in TEXT_ENCODERS and encoder not in spoken
+        sides = ("lora_linear_layer.down", "lora_linear_layer.up") if old else ("lora_A", "lora_B")
         up, down = stored_factors(lora, dtype)
-        tensors[f"{prefix}{name}.lora_A.weight"], tensors[f"{prefix}{name}.lora_B.weight"] = down, up
+        tensors[f"{prefix}{name}.{sides[0]}.weight"], tensors[f"{prefix}{name}.{sides[1]}.weight"] = down, up
     return tensors
 
 

@@ -48,6 +48,17 @@ def proof(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size
     return Proof(errors[worst], len(ranks), (min(ranks), max(ranks)), size)
 
 
+def identical(one: Adapter, other: Adapter) -> bool:
+    """Whether two adapters hold the very same numbers, so that what is proved of one is proved of the other."""
+    if set(one.modules) != set(other.modules):
+        return False
+    pairs = [(lora, other.modules[name]) for name, lora in one.modules.items()]
+    return all(
+        (a.scale, a.kernel) == (b.scale, b.kernel) and torch.equal(a.up, b.up) and torch.equal(a.down, b.down)
+        for a, b in pairs
+    )
+
+
 def relative_error(asked: LowRank, found: LowRank) -> float:
     """‖ΔW_found − ΔW_asked‖ / ‖ΔW_asked‖ without a dense product and, where ranks agree, without cancellation.
 

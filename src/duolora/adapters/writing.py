@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -16,7 +17,7 @@ from duolora.adapters.adapter import Adapter
 from duolora.adapters.dialects import RECIPE, adapter_from
 from duolora.adapters.diffusers_format import diffusers_metadata, diffusers_tensors
 from duolora.adapters.kohya_format import kohya_metadata, kohya_tensors
-from duolora.adapters.proof import Proof, proof
+from duolora.adapters.proof import Proof, identical, proof
 from duolora.adapters.reading import read_adapter
 from duolora.adapters.uniform_format import uniform
 from duolora.errors import DuoLoRAError, InputError
@@ -62,10 +63,12 @@ def write_adapter(
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
-    expected = proof(adapter, adapter_from(tensors, metadata, str(path)), dtype, path)
+    meant = adapter_from(tensors, metadata, str(path))
+    expected = proof(adapter, meant, dtype, path)
     metadata |= {RECIPE: _json(adapter.recipe), PROOF: _json({"dtype": _NAMES[dtype], "error": _rounded(expected)})}
     with whole_file(path, laid_out(tensors, metadata)) as draft:
-        return proof(adapter, read_adapter(draft), dtype, path, draft.stat().st_size)
+        back, size = read_adapter(draft), draft.stat().st_size
+        return replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
 
 
 def _rounded(found: Proof) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from duolora.bench.tables import TABLES, Table
-from duolora.commands import measure
+from duolora.commands.measure import app as measure
 from duolora.commands.speech import JsonOption, one_line, report
 
 bench = typer.Typer(
@@ -65,9 +65,6 @@ def _table(name: str, table: Table) -> None:
 for _name, _rows in TABLES.items():
     _table(_name, _rows)
 
-for _measurement in (measure.speed, measure.growth):
-    bench.command()(_measurement)
-
 
 @bench.command()
 def figure3(
@@ -89,6 +86,7 @@ def figure3(
 def loras(
     out: OutOption = Path("benchmarks/runs"),
     pairs: PairsOption = 2,
+    kind: Annotated[list[str], typer.Option(help="content or style; may be given twice.")] = ["content", "style"],  # noqa: B006
     workers: WorkersOption = None,
 ) -> None:
     """How to train LoRAs on Atelier: rank, steps, rate and guidance, on the tuning pairs."""
@@ -97,4 +95,7 @@ def loras(
         from duolora.bench.pairs import suite
 
         cases = [case for case in suite() if case.dataset == "tuning"]
-        typer.echo(sweep(out / "loras-sweep", cases[:pairs], workers=workers))
+        typer.echo(sweep(out / "loras-sweep", cases[:pairs], kind, workers))
+
+
+bench.add_typer(measure)

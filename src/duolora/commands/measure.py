@@ -5,12 +5,14 @@ from typing import Annotated
 
 import typer
 
-from duolora.commands.speech import one_line
+from duolora.commands.speech import QuietOption, one_line
+
+app = typer.Typer(no_args_is_help=True, help="Measure: time and memory.")
 
 OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 
 
+@app.command()
 def speed(
     out: OutOption = Path("benchmarks/speed"),
     base: Annotated[
@@ -43,6 +45,7 @@ def speed(
         typer.echo(run(setting, out, methods, updates, repeats, slow_updates, memory, progress=not quiet))
 
 
+@app.command()
 def growth(
     out: OutOption = Path("benchmarks/growth"),
     base: Annotated[

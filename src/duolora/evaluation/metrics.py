@@ -43,6 +43,11 @@ def all_pairs_mean(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> float:
     return float(cosines(a, b).double().mean())
 
 
+def mean_by_row(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tensor, " n"]:
+    """Average cosine of each row of `a` with all of `b`, 1 / m Σⱼ aᵢ · bⱼ; its mean is `all_pairs_mean`."""
+    return cosines(a, b).double().mean(1)
+
+
 def distinct_pairs_mean(a: Float[Tensor, "n d"]) -> float:
     """Average cosine of a set with itself, 1 / (n (n − 1)) Σᵢ≠ⱼ aᵢ · aⱼ: what the thing's own photos reach.
 
@@ -56,9 +61,14 @@ def distinct_pairs_mean(a: Float[Tensor, "n d"]) -> float:
     return float((table.sum() - table.trace()) / (n * (n - 1)))
 
 
+def matched(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """Cosine of each embedding with its own partner, aᵢ · bᵢ (CLIP-T: a picture and its prompt)."""
+    return cosines(a, b).double().diagonal()
+
+
 def matched_mean(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
-    """Average cosine of each embedding with its own partner, 1 / n Σᵢ aᵢ · bᵢ (CLIP-T: picture and its prompt)."""
-    return float(cosines(a, b).double().diagonal().mean())
+    """Average cosine of each embedding with its own partner, 1 / n Σᵢ aᵢ · bᵢ (CLIP-T)."""
+    return float(matched(a, b).mean())
 
 
 def share_of_way(value: float, floor: float, ceiling: float) -> float:

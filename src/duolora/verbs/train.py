@@ -40,7 +40,7 @@ class TrainOptions:
     seed: int = 0
 
 
-ATELIER_OPTIONS = TrainOptions(rank=16, steps=500, batch=4, lr=1e-3, unconditional=0.1)
+ATELIER_OPTIONS = TrainOptions(rank=16, steps=250, batch=4, lr=1e-3, unconditional=0.1)
 """What suits the small base: it learns a thing or a look in under a minute on two cores."""
 
 
