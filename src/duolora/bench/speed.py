@@ -86,10 +86,10 @@ def _seconds(way: Way, made: Scene, options: MergeOptions, updates: int) -> list
     with way_of(way, made, options) as (learning, _):
         learning.update(0)
         for step in range(1, updates + 1):
-            _wait(made)
+            wait(made)
             begun = clock()
             learning.update(step)
-            _wait(made)
+            wait(made)
             times.append(clock() - begun)
     return times
 
@@ -100,7 +100,8 @@ def clock_of(made: Scene) -> str:
     return "process_time" if alone else "perf_counter"
 
 
-def _wait(made: Scene) -> None:
+def wait(made: Scene) -> None:
+    """Let the device finish."""
     if made.base.device.type == "cuda":
         torch.cuda.synchronize()
 
@@ -123,26 +124,26 @@ def peak(setting: Setting, method: str, way: Way, updates: int = 2) -> dict[str,
     made = setting.scene()
     cuda = made.base.device.type == "cuda"
     Floor(made, METHODS[method]).warm()
-    _forget_peak()
-    before = _resident(), torch.cuda.memory_allocated() if cuda else 0
+    forget_peak()
+    before = resident(), torch.cuda.memory_allocated() if cuda else 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with way_of(way, made, METHODS[method]) as (learning, _):
         for step in range(updates):
             learning.update(step)
     device = torch.cuda.max_memory_allocated() - before[1] if cuda else 0
-    return {"bare": before[0] / 1e6, "process": (_resident() - before[0]) / 1e6, "device": device / 1e6} | {
+    return {"bare": before[0] / 1e6, "process": (resident() - before[0]) / 1e6, "device": device / 1e6} | {
         "device_bare": before[1] / 1e6
     }
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
     """Let the process's peak begin anew (Linux; elsewhere it stays that of its whole life)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _resident() -> float:
+def resident() -> float:
     """The peak of this process's memory, in bytes."""
     with suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()

@@ -79,7 +79,36 @@ _TUNING = Table(
     ("tuning",),
 )
 
+
+def _oneshot(label: str, **changes: object) -> Row:
+    return Row(label, "oneshot", changes)
+
+
+_ONESHOT = Table(
+    "One-shot merges: what to calibrate on, beside trained ones",
+    (
+        Row("naive", "naive"),
+        Row("split by role", "split"),
+        Row("ZipRank", "ziprank"),
+        Row("DuoLoRA", "duolora"),
+        _oneshot("one-shot"),
+        _oneshot("refit 2", refits=2),
+        *(_oneshot(f"off role {w:g}", off_role=w) for w in (0.3, 0.1, 0.0)),
+        _oneshot("mixed sum 1", mixed=1.0, mixed_target="sum"),
+        *(_oneshot(f"mixed role {w:g}", mixed=w) for w in (0.3, 1.0, 3.0)),
+        _oneshot("mixed role 1, refit 1", mixed=1.0, refits=1),
+        _oneshot("mixed role 1, off role 0.3", mixed=1.0, off_role=0.3),
+        _oneshot("prior 0.3", lambda_layer_prior=0.3),
+        _oneshot("hinge 1", lambda_layer_prior=1.0, sparsity=0.0),
+        _oneshot("hinge 1, mixed role 1", lambda_layer_prior=1.0, sparsity=0.0, mixed=1.0),
+        *(Row(f"ZipRank, {n} from one-shot", "ziprank", {"init": "oneshot", "steps": n}) for n in (5, 20)),
+        *(Row(f"ZipRank, {n} from ones", "ziprank", {"steps": n}) for n in (5, 20)),
+    ),
+    ("tuning",),
+)
+
 TABLES: dict[str, Table] = {
+    "oneshot": _ONESHOT,
     "tuning": _TUNING,
     "table1": Table(
         "Table 1: methods on four data sets",

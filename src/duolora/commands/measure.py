@@ -1,4 +1,4 @@
-"""`duolora bench NAME`: benchmarks that anyone can repeat. Nothing heavy is imported before one of them runs."""
+"""Benchmarks of time and memory. Nothing heavy is imported before one runs."""
 
 from pathlib import Path
 from typing import Annotated
@@ -43,3 +43,23 @@ def speed(
         setting = Setting(base, rank, resolution, device, kind, width, checkpointing, seed)
         methods = tuple(method or LEARNT)
         typer.echo(run(setting, out, methods, updates, repeats, slow_updates, memory, progress=not quiet))
+
+
+@app.command()
+def growth(
+    out: OutOption = Path("benchmarks/growth"),
+    base: Annotated[
+        str, typer.Option(help="As for `speed`; image size is varied on random bases only.")
+    ] = "sdxl-small",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    width: Annotated[int | None, typer.Option(help="Channels of a random base  [its own].")] = None,
+    repeats: Annotated[int, typer.Option(help="Turns through all sizes.")] = 3,
+    memory: Annotated[bool, typer.Option(help="Measure peak memory, each in a process of its own.")] = True,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same LoRAs and pictures.")] = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """How time and memory grow with rank, image size, number of adapters and number of updates: a plot each."""
+    with one_line():
+        from duolora.bench.growth import growth as run
+
+        typer.echo(run(out, base, device, width, repeats, memory, seed, progress=not quiet))
