@@ -16,7 +16,7 @@ def folded(both: Sources, m_c: Masks, m_s: Masks, options: MergeOptions) -> Lora
     out = {}
     for name in both.roles:
         parts = [
-            _masked(_times(loras[name], weight), masks[name], options)
+            _masked(_times(loras[name], weight), masks[name].to(loras[name].up), options)
             for loras, masks, weight in sides
             if name in loras
         ]
