@@ -3,3 +3,5 @@
 from jaxtyping import install_import_hook
 
 hook = install_import_hook("duolora", "typechecker.checked")
+
+pytest_plugins = ["lora_fixtures"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from duolora.atelier.architecture import save_tokenizer
+from duolora.networks.architectures import unet_config
 from duolora.paper.lowrank import LowRank
 
 TEXT_WIDTHS = (24, 32)
@@ -67,9 +68,20 @@ def random_adapter(
     return adapter
 
 
-def tiny_pipeline(folder: Path, **scheduler: Any) -> StableDiffusionXLPipeline:
+def narrow_unet(architecture: str) -> UNet2DConditionModel:
+    """A UNet of an exact architecture, narrow, for the text encoders of `tiny_pipeline`."""
+    width = sum(TEXT_WIDTHS) // 4
+    return tiny_unet(
+        **unet_config(architecture, width) | {"projection_class_embeddings_input_dim": 6 * width + TEXT_WIDTHS[1]}
+    )
+
+
+def tiny_pipeline(
+    folder: Path, unet: UNet2DConditionModel | None = None, **scheduler: Any
+) -> StableDiffusionXLPipeline:
     """A whole pipeline; its tokenizers are written into `folder`, `scheduler` goes into the scheduler's config."""
-    unet = tiny_unet()
+    unet = unet or tiny_unet()
+    torch.manual_seed(0)
     tokenizers = [save_tokenizer(folder / name, ["cat", "house", "in"]) for name in ("tokenizer", "tokenizer_2")]
     shared = {
         "vocab_size": len(tokenizers[0]),
@@ -106,7 +118,8 @@ def tiny_pipeline(folder: Path, **scheduler: Any) -> StableDiffusionXLPipeline:
 
 def save_single_file(pipeline: StableDiffusionXLPipeline, path: Path) -> Path:
     """Write the pipeline as one .safetensors file with the key names of SDXL's original code."""
-    tensors = {f"model.diffusion_model.{_unet_key(k)}": v for k, v in pipeline.unet.state_dict().items()}
+    step = pipeline.unet.config.layers_per_block + 1
+    tensors = {f"model.diffusion_model.{_unet_key(k, step)}": v for k, v in pipeline.unet.state_dict().items()}
     tensors |= {f"first_stage_model.{_vae_key(k)}": _as_conv(k, v) for k, v in pipeline.vae.state_dict().items()}
     first = pipeline.text_encoder.state_dict()
     tensors |= {f"conditioner.embedders.0.transformer.text_model.{_bare(k)}": v for k, v in first.items()}
@@ -139,8 +152,8 @@ _OUTER = {
 }
 
 
-def _unet_key(key: str) -> str:
-    """The original name of a weight of `tiny_unet` (one layer per block, attention from level 1 on)."""
+def _unet_key(key: str, step: int) -> str:
+    """The original name of a weight of a UNet with attention from level 1 on, and `step` numbers for each level."""
     stem, _, leaf = key.rpartition(".")
     if stem in _OUTER:
         return f"{_OUTER[stem]}.{leaf}"
@@ -152,10 +165,10 @@ def _unet_key(key: str) -> str:
     if block == "mid_block":
         return f"middle_block.{2 * int(layer) if kind == 'resnets' else 1}.{tail}"
     if kind == "downsamplers":
-        return f"input_blocks.{2 * int(level) + 2}.0.op.{tail.removeprefix('conv.')}"
+        return f"input_blocks.{step * int(level) + step}.0.op.{tail.removeprefix('conv.')}"
     if kind == "upsamplers":
-        return f"output_blocks.{2 * int(level) + 1}.2.{tail}"
-    number = 2 * int(level) + int(layer) + (block == "down_blocks")
+        return f"output_blocks.{step * (int(level) + 1) - 1}.2.{tail}"
+    number = step * int(level) + int(layer) + (block == "down_blocks")
     return f"{'input' if block == 'down_blocks' else 'output'}_blocks.{number}.{int(kind == 'attentions')}.{tail}"
 
 

@@ -4,6 +4,7 @@ Random numbers are never stored: every step draws from `step_generator(seed, ste
 not the run was stopped before it.
 """
 
+import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -20,11 +21,18 @@ def step_generator(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 62))
 
 
+def checkpoint_path(out: Path, recipe: Mapping[str, object]) -> Path:
+    """A hidden name beside `out` that only this recipe has, so that no other goes on from its checkpoint."""
+    mark = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+    return out.with_name(f".{out.stem}.{mark}.ckpt.safetensors")
+
+
 def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, step: int) -> None:
     """Write tensors, the optimiser's state and the step; the old checkpoint stays until the new one is whole."""
     state = {f"value.{k}": v.detach() for k, v in tensors.items()}
     for number, entries in optimiser.state_dict()["state"].items():
         state |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entries.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
     save_file(
         {k: v.contiguous().cpu().clone() for k, v in state.items()}, part, {"progress": json.dumps({"step": step})}

@@ -1,16 +1,17 @@
 """The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
 
-import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from duolora.commands import files, scores
+from duolora.commands.bench import bench
+from duolora.commands.files import DtypeOption, FormatOption
+from duolora.commands.speech import JsonOption, QuietOption, SeedOption, one_line, printable, proven, report
 from duolora.errors import DuoLoRAError
 
 app = typer.Typer(
@@ -37,37 +38,14 @@ app = typer.Typer(
     """,
 )
 
+METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
+"""The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
-SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """Turn an error that a person can act on into one line on stderr and exit status 1."""
-    try:
-        yield
-    except DuoLoRAError as error:
-        typer.echo(f"duolora: {error}", err=True)
-        raise typer.Exit(1) from None
 
 
 def _changed(options: Any, **given: object) -> Any:
     """The options with every value that was given on the command line."""
     return replace(options, **{k: v for k, v in given.items() if v is not None})
-
-
-def _proven(proof: Any) -> str:
-    """What reading a written file back has shown, in words."""
-    low, high = proof.ranks
-    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
-    size = f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB"
-    return f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
-
-
-def _report(as_json: bool, text: str, **facts: object) -> None:
-    typer.echo(json.dumps(facts, default=str) if as_json else text)
 
 
 @app.command()
@@ -80,7 +58,7 @@ def demo(
     quiet: QuietOption = False,
 ) -> None:
     """Show the whole road in about four minutes: train two LoRAs, merge them by every method, draw and compare."""
-    with _one_line():
+    with one_line():
         from duolora.atelier.pairs import sample_pair
         from duolora.verbs.demo import PAIR
         from duolora.verbs.demo import demo as run
@@ -100,19 +78,23 @@ def train(
     lr: Annotated[
         float | None, typer.Option(help="Learning rate of Adam  [5e-4; 5e-5 is gentler; atelier its own].")
     ] = None,
+    unconditional: Annotated[
+        float | None, typer.Option(help="Chance that a picture is shown without its prompt  [0; atelier its own].")
+    ] = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a LoRA on a few pictures of a thing, or on one picture of a look."""
-    with _one_line():
+    with one_line():
         from duolora.verbs.train import default_options
         from duolora.verbs.train import train as run
 
-        options = _changed(default_options(base), rank=rank, steps=steps, batch=batch, lr=lr, seed=seed)
+        given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
+        options = _changed(default_options(base), **given)
         done = run(images, prompt, out, base, options, progress=not quiet)
-        text = f"{done.path}: {_proven(done.proof)}"
-        _report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)
+        text = f"{done.path}: {proven(done.proof)}"
+        report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)
 
 
 @app.command()
@@ -120,7 +102,7 @@ def merge(
     content: Annotated[Path, typer.Option(help="The LoRA of the thing.")],
     style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    method: Annotated[str, typer.Option(help="naive, ziplora, ziprank, ziprank-prior or duolora.")] = "duolora",
+    method: Annotated[str, typer.Option(help=f"One of {METHOD_NAMES}.")] = "duolora",
     base: BaseOption = "atelier",
     content_images: Annotated[Path | None, typer.Option(help="Pictures of the thing  [drawn with its LoRA].")] = None,
     style_images: Annotated[Path | None, typer.Option(help="Pictures of the look  [drawn with its LoRA].")] = None,
@@ -134,12 +116,14 @@ def merge(
     option: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option; `--set help` lists them.")
     ] = None,
+    format: FormatOption = "diffusers",
+    dtype: DtypeOption = "float16",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge a content LoRA and a style LoRA into one ordinary LoRA file, and prove its strength."""
-    with _one_line():
+    with one_line():
         from duolora.methods import WEIGHTS
         from duolora.networks.block_map import formatted
         from duolora.verbs.merge import merge as run
@@ -158,23 +142,28 @@ def merge(
             content, style, out, method, base, content_images, style_images, content_prompt, style_prompt,
             merged_prompt, options, progress=not quiet,
             announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
+            format=format, dtype=dtype,
         )  # fmt: skip
-        text = f"{done.path}: {_proven(done.proof)}"
+        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
         if done.trainable:
             text += (
                 f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
             )
         if done.left_out:
             parts = f"{len(done.left_out)} parts, beginning with {done.left_out[0]}"
-            text += f"\nnot carried over, since they are no linear layers of the UNet: {parts}"
+            text += f"\nnot carried over: {printable(parts)}"
+        if done.rest:
+            text += f"\n{done.rest} modules outside the attention layers, without masks, by the policy `{options.rest}`"
         facts = {
             "trainable": done.trainable,
             "left_out": done.left_out,
+            "rest": done.rest,
+            "paths": done.paths,
             "moved": done.moved,
             "seconds": done.seconds,
             "losses": done.losses,
         }
-        _report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, **facts)
+        report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, **facts)
 
 
 def _parsed(assignments: list[str], options: Any) -> dict[str, object]:
@@ -207,94 +196,18 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Draw pictures from prompts, with or without LoRA files."""
-    with _one_line():
+    with one_line():
         from duolora.verbs.generate import generate as run
 
         files = run(prompt, out, lora or [], base, num, seed, steps, guidance, weight, progress=not quiet)
-        _report(as_json, "\n".join(map(str, files)), files=files)
+        report(as_json, "\n".join(map(str, files)), files=files)
 
 
-@app.command()
-def evaluate(
-    generated: Annotated[Path, typer.Option(help="A folder of generated pictures, or one.")],
-    content: Annotated[Path | None, typer.Option(help="The thing's photos.")] = None,
-    style: Annotated[Path | None, typer.Option(help="The style picture; also measures what leaks from it.")] = None,
-    prompt: Annotated[str | None, typer.Option(help="What was asked for.")] = None,
-    metrics: Annotated[
-        str, typer.Option(help="`atelier` (offline), `paper`, or names: dino,clip-i,clip-t,csd-s,leakage.")
-    ] = "atelier",
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
-    ] = None,
-    device: Annotated[str, typer.Option(help="Where the networks run.")] = "auto",
-    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings on disk, and use none.")] = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
-) -> None:
-    """Score pictures: content, style, prompt and leakage, with the checkpoints and transforms behind each number."""
-    with _one_line():
-        from duolora.evaluation.evaluate import evaluate as run
-        from duolora.evaluation.evaluate import named_checkpoints
-
-        places = named_checkpoints(checkpoint or [])
-        done = run(generated, content, style, prompt, metrics, places, device, not no_cache, progress=not quiet)
-        _report(as_json, done.table(), **done.facts())
-
-
-datasets = typer.Typer(
-    name="datasets", no_args_is_help=True, help="Look at data sets, and fix which pairs a table has."
-)
-app.add_typer(datasets)
-LayoutOption = Annotated[str, typer.Option(help="auto, dreambooth, styledrop, customconcept101 or folders.")]
-
-
-@datasets.command()
-def check(
-    folder: Annotated[Path, typer.Argument(help="DreamBooth, StyleDrop, CustomConcept101, or contents/ and styles/.")],
-    layout: LayoutOption = "auto",
-    as_json: JsonOption = False,
-) -> None:
-    """Say what a data set holds and what is missing or damaged in it; exit status 1 if anything is."""
-    with _one_line():
-        from duolora.evaluation.datasets import problems, read_dataset
-
-        found = read_dataset(folder, layout)
-        missing = problems(found)
-        pictures = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
-        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {pictures} pictures"
-        _report(
-            as_json,
-            "\n".join([f"{folder}: {found.layout}; {held}; {len(missing)} problems", *missing]),
-            layout=found.layout, contents=list(found.contents), styles=list(found.styles), pictures=pictures,
-            problems=missing,
-        )  # fmt: skip
-        if missing:
-            raise typer.Exit(1)
-
-
-@datasets.command()
-def pairs(
-    contents: Annotated[Path, typer.Option(help="The data set with the things.")],
-    styles: Annotated[Path, typer.Option(help="The data set with the looks; may be the same.")],
-    out: Annotated[Path, typer.Option(help="The .json file to write, to be kept under version control.")],
-    count: Annotated[int | None, typer.Option(help="How many pairs  [all].")] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="What to draw, with {thing} and {style}  [each thing's own prompts].")
-    ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Pictures of each prompt, with the seeds 0, 1, …")] = 4,
-    seed: SeedOption = 0,
-) -> None:
-    """Fix the pairs, prompts and seeds of a table, so that it can be run again on exactly the same."""
-    with _one_line():
-        from duolora.evaluation.datasets import read_dataset
-        from duolora.evaluation.manifests import Manifest, choose_pairs, write_manifest
-
-        things, looks = read_dataset(contents), read_dataset(styles)
-        chosen = choose_pairs(list(things.contents), list(looks.styles), count, seed)
-        seeds = tuple(range(draws))
-        write_manifest(out, Manifest(out.stem, chosen, tuple(prompt or ()), seeds, things.layout, looks.layout))
-        typer.echo(f"{out}: {len(chosen)} pairs, {draws} pictures of each prompt")
+app.command()(scores.evaluate)
+for command in (files.convert, files.compose, files.inspect):
+    app.command()(command)
+app.add_typer(bench, name="bench")
+app.add_typer(scores.datasets)
 
 
 def main() -> None:

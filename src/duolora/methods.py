@@ -8,13 +8,16 @@ from dataclasses import dataclass
 from typing import Literal
 
 from duolora.networks.block_map import Kind
-from duolora.paper.constyle import Multiplies, Reading, Space
+from duolora.paper.constyle import Cycles, Multiplies, Reading, Space
 from duolora.paper.layer_prior import Init, Norm, Reduction
 from duolora.paper.ziplora import Similarity
 
 MaskAxis = Literal["none", "rank", "output", "input"]
 Basis = Literal["svd", "raw"]
 Rest = Literal["sum", "content", "style", "drop"]
+Combine = Literal["masks", "svd", "ties", "dare_ties"]
+First = Init | Literal["oneshot"]
+MixedTarget = Literal["role", "sum"]
 
 
 @dataclass(frozen=True)
@@ -25,14 +28,19 @@ class MergeOptions:
     """What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's own)."""
     basis: Basis = "svd"
     """The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file."""
-    init: Init = "all-ones"
+    init: First = "all-ones"
+    """How masks begin (Sec. 3.3.2), or `oneshot`: at the closed form (options below), for rank masks only."""
     T_content: float = 0.1  # Table 8's row with initialisation
     T_style: float = 0.0
     block_map: Kind = "resolution"
+    neutral: float = 1.0
+    """What multiplies the first masks of modules without a role."""
 
     lambda_layer_prior: float = 0.0
     prior_lambda: float = 1.0
     """λ inside Eq. 1, before the hinge."""
+    sparsity: float = 1.0
+    """What multiplies Eq. 1's first term, ‖m_dominant‖₁."""
     norm: Norm = "diag"
     hinge: bool = True
     reduction: Reduction = "mean"
@@ -41,6 +49,7 @@ class MergeOptions:
     """How the cycle reaches the masks; `none` leaves the reconstruction terms only."""
     lambda_cycle: float = 0.1  # Sec. 3.4
     multiplies: Multiplies = "cycle"
+    cycles: Cycles = "both"
     space: Space = "noise"
     fresh_noise: bool = False
 
@@ -50,11 +59,36 @@ class MergeOptions:
     steps: int = 100  # Sec. 4: optimiser updates
     batch: int = 1
     """Content pictures, and as many style pictures, in each update."""
+    pool: int = 0
+    """How many draws of pictures, timesteps and noise take turns, their teachers computed once; 0 is a new one each
+    update."""
     lr: float = 0.01  # Sec. 4
     seed: int = 0
     pictures: int = 8
     """How many calibration pictures are drawn with each LoRA when none are given."""
 
+    calls: int = 8
+    """One-shot: calibration calls of the UNet, each with one picture of every adapter."""
+    mixed: float = 0.0
+    """One-shot: weight of the merged prompt in the objective; the teachers' own prompts have 1."""
+    mixed_target: MixedTarget = "role"
+    """One-shot: what the merge should do at the merged prompt: in each module what the adapter that leads there does
+    alone (`role`; both where none leads), or what both do together (`sum`)."""
+    off_role: float = 1.0
+    """One-shot: weight of a teacher in the modules where the other one leads."""
+    refits: int = 0
+    """One-shot: how often the inputs are collected anew, from the merge so far instead of from the teachers."""
+    ridge: float = 1e-3
+    """One-shot: the pull towards masks of ones, relative to the mean curvature of a module."""
+    upper: float = 1.5
+    """One-shot: the largest mask entry."""
+
+    combine: Combine = "masks"
+    """How the two become one: by their masks, or without any by one of PEFT's ways, on the true ΔW."""
+    density: float = 0.5
+    """The share of entries of each ΔW that `ties` and `dare_ties` keep."""
+    rank: int = 0
+    """The rank that `svd`, `ties` and `dare_ties` end with; 0 is the sum of both ranks."""
     content_weight: float = 1.0
     style_weight: float = 1.0
     threshold: float = 1e-3
@@ -66,10 +100,16 @@ class MergeOptions:
 
 METHODS: dict[str, MergeOptions] = {
     "naive": MergeOptions(masks="none"),
+    "split": MergeOptions(masks="none", init="split"),
+    "blora": MergeOptions(masks="none", init="split", block_map="blora", neutral=0.0),
+    "svd": MergeOptions(masks="none", combine="svd"),
+    "ties": MergeOptions(masks="none", combine="ties"),
+    "dare_ties": MergeOptions(masks="none", combine="dare_ties"),
     "ziplora": MergeOptions(masks="output", lambda_similarity=0.01),
     "ziprank": MergeOptions(),
     "ziprank-prior": MergeOptions(init="ones", lambda_layer_prior=0.1),
     "duolora": MergeOptions(init="ones", lambda_layer_prior=0.1, reading="teacher"),
+    "oneshot": MergeOptions(init="oneshot", steps=0),
 }
 
 WEIGHTS: dict[str, dict[str, object]] = {

@@ -1,6 +1,6 @@
 """Pictures from prompts and seeds, by the base's own pipeline."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,8 +11,13 @@ from duolora.networks.bases import Base
 
 STEPS = 25
 GUIDANCE = 5.0
-ATELIER_GUIDANCE = 1.5
+ATELIER_GUIDANCE = 3.0
 """Under more guidance than this, LoRAs on the small base overshoot (`docs/log.md`)."""
+
+
+def guidance_of(base: Base, guidance: float | None = None) -> float:
+    """The guidance scale as given, or what suits the base."""
+    return (ATELIER_GUIDANCE if base.name == "atelier" else GUIDANCE) if guidance is None else guidance
 
 
 @torch.no_grad()
@@ -24,25 +29,34 @@ def draw(
     guidance: float | None = None,
     batch: int = 16,
     progress: bool = False,
+    before_step: Callable[[float], None] | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
     """One picture for each prompt and seed, in [-1, 1]; a seed's noise is the same in any batch and on any device.
 
     `guidance` is that of classifier-free guidance; by default what suits the base, 1 is none.
+    `before_step` is called before each denoising step with the share of the steps that are done.
     """
-    if guidance is None:
-        guidance = ATELIER_GUIDANCE if base.name == "atelier" else GUIDANCE
     pipeline = base.pipeline()
     pictures = []
     starts = range(0, len(prompts), batch)
+
+    def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        if before_step is not None and step + 1 < steps:
+            before_step((step + 1) / steps)
+        return tensors
+
     for i in tqdm(starts, "Drawing", disable=not progress, leave=False):
+        if before_step is not None:
+            before_step(0.0)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch]]
         latents = pipeline(
             prompt=list(prompts[i : i + batch]),
             height=base.resolution,
             width=base.resolution,
             num_inference_steps=steps,
-            guidance_scale=guidance,
+            guidance_scale=guidance_of(base, guidance),
             generator=generators,
+            callback_on_step_end=after_step,
             output_type="latent",
         ).images
         pictures.append(base.decode(latents).cpu())

@@ -121,23 +121,56 @@ def test_rslora_divides_by_the_root_of_the_rank(lora):
     assert found.scale == 6 / math.sqrt(4)
 
 
-def test_text_encoders_and_convolutions_are_left_out_and_named(lora):
+TEXT = "text_encoder.text_model.encoder.layers.0"
+TEXT_SPELLINGS = {
+    "new": (f"{TEXT}.self_attn.q_proj.lora_A.weight", f"{TEXT}.self_attn.q_proj.lora_B.weight"),
+    "bare": tuple(f"text_encoder.encoder.layers.0.self_attn.q_proj.lora_{side}.weight" for side in "AB"),
+    "old": tuple(f"{TEXT}.self_attn.q_proj.lora_linear_layer.{side}.weight" for side in ("down", "up")),
+    "oldest": tuple(f"{TEXT}.self_attn.to_q_lora.{side}.weight" for side in ("down", "up")),
+    "kohya": tuple(f"lora_te1_text_model_encoder_layers_0_self_attn_q_proj.lora_{s}.weight" for s in ("down", "up")),
+}
+
+
+@pytest.mark.parametrize("spelling", TEXT_SPELLINGS)
+def test_every_spelling_of_a_text_encoder_is_the_same_lora(lora, spelling):
+    down, up = TEXT_SPELLINGS[spelling]
+    modules = adapter_from({down: lora.down, up: lora.up}, {}, "file").modules
+    assert list(modules) == [f"{TEXT}.self_attn.q_proj"]
+    torch.testing.assert_close(modules[f"{TEXT}.self_attn.q_proj"].delta(), lora.delta())
+
+
+def test_a_convolution_is_a_lora_of_its_flat_weight():
+    stem, module = "lora_unet_input_blocks_1_0_in_layers_2", "down_blocks.0.resnets.0.conv1"
+    down, up = torch.randn(4, 5, 3, 3), torch.randn(6, 4, 1, 1)
+    tensors = pair(stem, LowRank(up[..., 0, 0], down.flatten(1)))
+    tensors = {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up, f"{stem}.alpha": torch.tensor(2.0)}
+    (found,) = adapter_from(tensors, {}, "file").modules.items()
+    assert found[0] == module
+    assert found[1].kernel == (3, 3)
+    x = torch.randn(2, 5, 7, 7)
+    expected = 0.5 * torch.conv2d(torch.conv2d(x, down, padding=1), up)
+    torch.testing.assert_close(torch.conv2d(x, found[1].delta().reshape(6, 5, 3, 3), padding=1), expected)
+
+
+def test_a_decomposed_convolution_is_multiplied_out():
+    stem = "lora_unet_input_blocks_1_0_in_layers_2"
+    down, mid, up = torch.randn(4, 5, 1, 1), torch.randn(4, 4, 3, 3), torch.randn(6, 4, 1, 1)
+    tensors = {f"{stem}.lora_{n}.weight": f for n, f in (("down", down), ("mid", mid), ("up", up))}
+    (found,) = adapter_from(tensors, {}, "file").modules.values()
+    x = torch.randn(2, 5, 7, 7)
+    expected = torch.conv2d(torch.conv2d(torch.conv2d(x, down), mid, padding=1), up)
+    actual = torch.conv2d(x, found.delta().reshape(6, 5, 3, 3), padding=1)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+    with pytest.raises(FileRefused, match=r"expected mid \(r, r, h, w\)"):
+        adapter_from(tensors | {f"{stem}.lora_mid.weight": mid[:, :3]}, {}, "file")
+
+
+def test_bundled_embeddings_are_left_out_and_named(lora):
     tensors = pair("lora_unet_input_blocks_4_1_proj_in", lora)
-    tensors |= pair("lora_te1_text_model_encoder_layers_0_mlp_fc1", lora)
-    tensors["lora_te1_text_model_encoder_layers_0_mlp_fc1.alpha"] = torch.tensor(1.0)
-    tensors["lora_unet_input_blocks_1_0_in_layers_2.lora_down.weight"] = torch.ones(4, 5, 3, 3)
-    tensors["lora_unet_input_blocks_1_0_in_layers_2.lora_up.weight"] = torch.ones(6, 4, 1, 1)
-    tensors["lora_unet_input_blocks_1_0_in_layers_2.alpha"] = torch.tensor(1.0)
+    tensors["bundle_emb.sks.string_to_param.*"] = torch.ones(1, 8)
     adapter = adapter_from(tensors, {}, "file")
     assert list(adapter.modules) == ["down_blocks.1.attentions.0.proj_in"]
-    assert adapter.left_out == ("down_blocks.0.resnets.0.conv1", "lora_te1_text_model_encoder_layers_0_mlp_fc1")
-    old = pair(
-        "text_encoder.text_model.encoder.layers.0.mlp.fc1", lora, ("lora_linear_layer.down", "lora_linear_layer.up")
-    )
-    adapter = adapter_from(old | pair("unet.proj_in", lora, ("lora_A", "lora_B")), {}, "file")
-    assert adapter.left_out == ("text_encoder.text_model.encoder.layers.0.mlp.fc1",)
-    with pytest.raises(FileRefused, match="only 1 of text encoders"):
-        adapter_from(old, {}, "file")
+    assert adapter.left_out == ("bundle_emb.sks",)
 
 
 def test_trigger_words_of_another_program_become_the_prompt(lora):
@@ -202,8 +235,15 @@ def test_loras_of_older_bases_are_told_by_the_width_of_their_text(width, base):
         adapter_from(pair(TO_K, other), {}, "file")
 
 
-@pytest.mark.parametrize(("up", "down"), [((6, 3), (4, 5)), ((6,), (4, 5)), ((6, 0), (0, 5))])
+@pytest.mark.parametrize(("up", "down"), [((6, 3), (4, 5)), ((6, 4, 1, 1), (4, 5)), ((6, 4, 3, 3), (4, 5, 3, 3))])
 def test_factors_that_do_not_fit_are_refused(up, down):
     tensors = {f"{NEW}.lora_A.weight": torch.ones(down), f"{NEW}.lora_B.weight": torch.ones(up)}
     with pytest.raises(FileRefused, match=re.escape(f"got {up} and {down}")):
+        adapter_from(tensors, {}, "file")
+
+
+@pytest.mark.parametrize("shape", [(6,), (6, 0), (0, 4), (1, 2, 3), (1, 1, 1, 1, 1)])
+def test_factors_of_impossible_shapes_are_refused(shape):
+    tensors = {f"{NEW}.lora_A.weight": torch.ones(4, 5), f"{NEW}.lora_B.weight": torch.ones(shape)}
+    with pytest.raises(FileRefused, match=rf"lora_B.weight: expected 2 or 4 sizes over 0, got {re.escape(str(shape))}"):
         adapter_from(tensors, {}, "file")

@@ -14,7 +14,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from duolora.adapters import files
+from duolora.adapters import writing
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import check_fits, read_adapter, write_adapter
 from duolora.errors import BaseMismatch, DuoLoRAError, FileRefused, InputError
@@ -117,7 +117,7 @@ def test_safetensors_itself_reads_what_we_lay_out(mixed, tmp_path):
     path = tmp_path / "a.safetensors"
     proof = write_adapter(path, mixed, torch.bfloat16)
     with safe_open(path, "pt") as file:
-        assert set(file.metadata()) == {"format", "lora_adapter_metadata", "duolora"}
+        assert set(file.metadata()) == {"format", "lora_adapter_metadata", "duolora", "duolora_proof"}
         assert json.loads(file.metadata()["duolora"]) == mixed.recipe
         for name, lora in mixed.modules.items():
             assert torch.equal(file.get_tensor(f"unet.{name}.lora_B.weight"), lora.up.bfloat16())
@@ -174,7 +174,7 @@ def cut_bytes(tensors, metadata):
     return [*start, end[:-8]]
 
 
-GOOD_BYTES = files._bytes
+GOOD_BYTES = writing.laid_out
 
 
 @pytest.mark.parametrize("old", [True, False])
@@ -182,9 +182,9 @@ GOOD_BYTES = files._bytes
     ("target", "fault", "message"),
     [
         ("os.fsync", broken_write, "No space left on device"),
-        ("duolora.adapters.files.Path.replace", broken_write, "No space left on device"),
-        ("duolora.adapters.files._bytes", wrong_bytes, "off by"),
-        ("duolora.adapters.files._bytes", cut_bytes, "cannot be read"),
+        ("duolora.adapters.writing.Path.replace", broken_write, "No space left on device"),
+        ("duolora.adapters.writing.laid_out", wrong_bytes, "off by"),
+        ("duolora.adapters.writing.laid_out", cut_bytes, "expected two within"),
     ],
 )
 def test_a_failed_write_changes_nothing(lora, tmp_path, monkeypatch, target, fault, message, old):
@@ -299,5 +299,5 @@ def test_an_adapter_must_fit_its_base(lora, tmp_path):
     check_fits(adapter, {MODULE: (6, 5), "other": (1, 1)}, path)
     with pytest.raises(BaseMismatch, match=rf"a\.safetensors: {re.escape(MODULE)}: expected \(7, 5\).*found \(6, 5\)"):
         check_fits(adapter, {MODULE: (7, 5)}, path)
-    with pytest.raises(BaseMismatch, match=rf"{re.escape(MODULE)}: expected a linear module.*another base"):
+    with pytest.raises(BaseMismatch, match=rf"{re.escape(MODULE)}: expected a layer of the base.*another base"):
         check_fits(adapter, {"other": (6, 5)}, path)

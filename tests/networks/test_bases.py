@@ -10,7 +10,10 @@ from safetensors.torch import load_file, save_file
 
 from duolora.errors import FileRefused, InputError
 from duolora.networks import base_files
+from duolora.networks.architectures import ARCHITECTURES
 from duolora.networks.bases import load_base
+from duolora.networks.block_map import roles
+from tiny import narrow_unet, save_single_file, tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -243,3 +246,36 @@ def test_a_hub_id_is_downloaded_as_safetensors_and_checked(base, base_folder, co
     )
     assert same_weights(base, load_base("owner/name", "cpu"))
     assert asked == {"owner/name": {"use_safetensors": True}}
+
+
+def test_the_empty_prompt_is_what_guidance_takes(base_folder):
+    base = load_base(base_folder)
+    empty = base.empty_prompt()
+    _, negative, _, pooled = base.parts.encode_prompt("a cat", do_classifier_free_guidance=True)
+    torch.testing.assert_close(empty.embeds, negative)
+    torch.testing.assert_close(empty.pooled, pooled)
+    base.parts.register_to_config(force_zeros_for_empty_prompt=not base.parts.config.force_zeros_for_empty_prompt)
+    empty = base.empty_prompt()
+    _, negative, _, pooled = base.parts.encode_prompt("a cat", do_classifier_free_guidance=True)
+    torch.testing.assert_close(empty.embeds, negative)
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("way", ["folder", "single file", "hub id"])
+def test_every_architecture_loads_in_every_way(tmp_path, monkeypatch, architecture, way):
+    made = tiny_pipeline(tmp_path, narrow_unet(architecture))
+    made.save_pretrained(tmp_path / "base")
+    if way == "folder":
+        found = load_base(tmp_path / "base", "cpu")
+    elif way == "single file":
+        path = save_single_file(made, tmp_path / "base.safetensors")
+        found = load_base(path, "cpu", config=tmp_path / "base")
+    else:
+        monkeypatch.setattr(
+            base_files.StableDiffusionXLPipeline, "download", lambda name, **given: str(tmp_path / "base")
+        )
+        found = load_base(f"someone/{architecture}", "cpu")
+    state = made.unet.state_dict()
+    assert found.unet.state_dict().keys() == state.keys()
+    assert all(torch.equal(value, state[key]) for key, value in found.unet.state_dict().items())
+    assert len(roles(found.unet)) == {"sdxl": 560, "ssd-1b": 272, "segmind-vega": 120}[architecture]

@@ -28,6 +28,12 @@ def blocks(found: dict[str, str]) -> dict[str, set[str]]:
     return table
 
 
+def test_reversed_exchanges_the_roles():
+    unet = tiny_unet()
+    exchanged = {"content": "style", "style": "content", "neutral": "neutral"}
+    assert roles(unet, "reversed") == {name: exchanged[role] for name, role in roles(unet).items()}
+
+
 @pytest.mark.parametrize(
     ("name", "counts", "parameters"),
     [
@@ -142,7 +148,7 @@ def test_a_users_table_goes_by_the_longest_beginning():
     [
         ({"up_blocks.2": "style"}, r"up_blocks\.2: expected the beginning.*down_blocks\.1"),
         ({"up_blocks.0": "both"}, "up_blocks.0: expected one of content, style, neutral, got 'both'"),
-        ("sdxl", "expected one of resolution, literal, released, blora or a table, got 'sdxl'"),
+        ("sdxl", "expected one of resolution, literal, released, blora, reversed or a table, got 'sdxl'"),
     ],
 )
 def test_tables_that_cannot_be_meant_are_refused(kind, message):

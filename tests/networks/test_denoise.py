@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 from duolora.errors import InputError
 from duolora.networks.bases import load_base
-from duolora.networks.denoise import GATES, denoiser, noise_schedule
+from duolora.networks.denoise import GATES, Remembering, denoiser, noise_schedule
 from duolora.networks.mount import Mount
 from duolora.networks.targets import target_modules
 from duolora.paper.constyle import Prompts, constyle
@@ -96,7 +96,7 @@ def mounted(base):
     mount = Mount(base.unet, adapters)
     row = torch.rand(mount.columns, generator=torch.Generator().manual_seed(0))
     masks = [{k: m.clone().requires_grad_() for k, m in part.items()} for part in mount.unflat(row)]
-    return mount, masks, denoiser(base, mount, [*PROMPTS, PROMPTS[0]], *masks, 16, 16)
+    return mount, masks, denoiser(base, mount, [*PROMPTS, PROMPTS[0]], lambda: mount.flat(masks), 16, 16)
 
 
 def noisy(n):
@@ -154,21 +154,37 @@ def test_the_constyle_loss_runs_on_a_network_and_trains_only_masks(base, mounted
 
 
 def test_unknown_prompts_and_gates_are_named(base, mounted):
-    mount, masks, denoise = mounted
+    mount, _, denoise = mounted
     x, t = noisy(1)
     with pytest.raises(InputError, match="got 'a dog'"):
         denoise(x, t, ["a dog"], ["base"])
     with pytest.raises(InputError, match="got 'nothing'"):
         denoise.predict(x, t, ["nothing"], mount.owned()[:1])
     with pytest.raises(ValueError, match="two adapters"):
-        denoiser(base, Mount(base.unet, []), PROMPTS, *masks, 16, 16)
+        denoiser(base, Mount(base.unet, []), PROMPTS, lambda: torch.zeros(0), 16, 16)
 
 
 def test_a_prompt_that_is_called_like_a_gate_is_still_a_prompt(base, mounted):
     mount, masks, denoise = mounted
     x, t = noisy(1)
-    fresh = denoiser(base, mount, ["content"], *masks, 16, 16)
+    fresh = denoiser(base, mount, ["content"], lambda: mount.flat(masks), 16, 16)
     with mount, torch.no_grad():
         named = denoise(x, t, ["content"], ["content"])
         torch.testing.assert_close(named, fresh.predict(x, t, ["content"], mount.owned()[:1]))
         assert not torch.allclose(named, denoise(x, t, PROMPTS[:1], ["content"]), atol=1e-4)
+
+
+def test_teachers_are_computed_once_for_a_draw_and_the_student_anew(base, mounted):
+    mount, _, denoise = mounted
+    remembering, (x, t) = Remembering(denoise), noisy(2)
+    calls = []
+    hook = base.unet.register_forward_hook(lambda *_: calls.append(1))
+    with mount, torch.no_grad():
+        for draw in (0, 1, 0, 1, None, None):
+            remembering.begin(draw)
+            first = remembering(x, t, ["content"] * 2, ["content", "style"])
+            if draw == 0:
+                torch.testing.assert_close(first, denoise(x, t, ["content"] * 2, ["content", "style"]))
+            remembering(x, t, ["content"] * 2, ["content", "merged"])
+    hook.remove()
+    assert len(calls) == 2 + 2 + 2 + 6

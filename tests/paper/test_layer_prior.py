@@ -5,7 +5,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duolora.paper.layer_prior import initial_masks, layer_prior, layer_prior_loss, nuclear_norm
+from duolora.paper.layer_prior import (
+    initial_masks,
+    layer_prior,
+    layer_prior_loss,
+    layer_prior_loss_of_sums,
+    nuclear_norm,
+)
 
 FLIPPED = {"content": "style", "style": "content", "neutral": "neutral"}
 entries = st.floats(-3, 3, width=32)
@@ -143,3 +149,14 @@ def test_masks_are_determined_by_the_generator_and_not_by_other_layers_roles():
     assert torch.equal(second("content"), second("neutral"))
     assert torch.equal(second("content"), second("style", "all-ones"))
     assert not torch.equal(second("content"), second("content", seed=2))
+
+
+@pytest.mark.parametrize(("hinge", "reduction"), [(True, "mean"), (False, "sum")])
+def test_sums_of_all_layers_give_the_same_loss(hinge, reduction):
+    g = torch.Generator().manual_seed(0)
+    roles = ["content", "style", "neutral", "style"]
+    masks = [(torch.randn(3, generator=g), torch.randn(2, generator=g), role) for role in roles]
+    led = [(m_c.abs().sum(), m_s.abs().sum(), role == "content") for m_c, m_s, role in masks if role != "neutral"]
+    c, s, leads = (torch.tensor(column) for column in zip(*led, strict=True))
+    found = layer_prior_loss_of_sums(c, s, leads, 0.7, hinge, reduction, 0.3)
+    torch.testing.assert_close(found, layer_prior_loss(masks, 0.7, "diag", hinge, reduction, 0.3))

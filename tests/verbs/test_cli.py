@@ -9,7 +9,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from duolora.cli import app
+from duolora.cli import METHOD_NAMES, app
+from duolora.methods import METHODS
 
 
 def run(*arguments):
@@ -103,3 +104,13 @@ def test_bad_option_is_named(arguments, message, folder, loras, tmp_path):
                "--base", folder, *arguments)  # fmt: skip
     assert done.exit_code == 1
     assert message in done.stderr
+
+
+def test_help_names_every_method():
+    assert ", ".join(METHODS) == METHOD_NAMES
+
+
+def test_bench_lists_its_tables_quickly():
+    done = run("bench", "--help")
+    assert done.exit_code == 0
+    assert all(name in done.stdout for name in ("table1", "table8", "figure3", "tuning"))

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import read_adapter, write_adapter
 from duolora.errors import BaseMismatch, FileRefused, InputError
+from duolora.merging.sources import merged_prompt_of
 from duolora.methods import METHODS, WEIGHTS
 from duolora.networks.denoise import denoiser
 from duolora.networks.mount import Mount
@@ -17,7 +18,7 @@ from duolora.networks.targets import target_modules
 from duolora.paper.lowrank import LowRank, svd_basis
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
-from duolora.verbs.merge import merge, merged_prompt_of, options_of
+from duolora.verbs.merge import merge, options_of
 
 
 def quick(method, **changes):
@@ -48,7 +49,7 @@ def test_naive_is_the_sum(base, loras, tmp_path):
         torch.testing.assert_close(lora.delta(), expected, rtol=2e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].combine == "masks"])
 def test_file_draws_what_the_masked_forward_draws(base, loras, photos, tmp_path, method):
     done = merged(loras, base, tmp_path, method, photos)
     content, style = ({n: svd_basis(x) for n, x in read_adapter(p).modules.items()} for p in loras)
@@ -63,7 +64,7 @@ def test_file_draws_what_the_masked_forward_draws(base, loras, photos, tmp_path,
     torch.testing.assert_close(from_file, by_masks, rtol=0, atol=6e-3)
 
 
-@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].masks != "none"])
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].masks != "none" and METHODS[m].steps])
 def test_masks_move(base, loras, photos, tmp_path, method):
     done = merged(loras, base, tmp_path, method, photos)
     assert 0.005 < done.moved <= 3 * 0.011
@@ -90,6 +91,42 @@ def test_same_seed_same_bytes(base, loras, tmp_path):
     assert merged(loras, base, tmp_path, "duolora", seed=1).path.read_bytes() != first
 
 
+def test_stopped_merge_goes_on_to_the_same_bytes(base, loras, photos, tmp_path, monkeypatch):
+    whole = merged(loras, base, tmp_path, "duolora", photos, steps=32).path
+    expected = whole.read_bytes()
+    whole.unlink()
+    calls = 0
+    original = torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        merged(loras, base, tmp_path, "duolora", photos, steps=32)
+    assert not whole.exists()
+    calls = -100
+    assert merged(loras, base, tmp_path, "duolora", photos, steps=32).path.read_bytes() == expected
+    assert calls == -100 + 32 - 25
+    assert [p.name for p in tmp_path.iterdir()] == [whole.name]
+
+
+def test_naive_merges_know_their_prompts_where_the_files_do(base, loras, tmp_path):
+    recipe = read_adapter(merged(loras, base, tmp_path, "naive").path).recipe
+    assert recipe["prompt"] == "a sks cat in zwx style"
+
+
+@pytest.mark.parametrize("preset", WEIGHTS)
+def test_presets_matter(base, loras, photos, tmp_path, preset, plain_merges):
+    other = read_adapter(merged(loras, base, tmp_path, "duolora", photos, **WEIGHTS[preset]).path).modules
+    plain = plain_merges["duolora"]
+    assert any(n not in other or not torch.equal(plain[n].delta(), other[n].delta()) for n in plain)
+
+
 @pytest.mark.parametrize(
     ("method", "change"),
     [
@@ -99,6 +136,8 @@ def test_same_seed_same_bytes(base, loras, tmp_path):
         ("ziplora", {"lambda_similarity": 10.0, "similarity": "cosine"}),
         ("duolora", {"init": "values"}),
         ("duolora", {"init": "all-ones"}),
+        ("duolora", {"init": "split"}),
+        ("duolora", {"block_map": "blora", "neutral": 0.5}),
         ("duolora", {"T_content": 0.75}),
         ("duolora", {"T_style": 0.5}),
         ("duolora", {"block_map": "blora"}),
@@ -107,6 +146,9 @@ def test_same_seed_same_bytes(base, loras, tmp_path):
         ("duolora", {"lambda_layer_prior": 5.0, "norm": "vector"}),
         ("duolora", {"lambda_layer_prior": 5.0, "hinge": False}),
         ("duolora", {"lambda_layer_prior": 5.0, "reduction": "sum"}),
+        ("duolora", {"lambda_layer_prior": 5.0, "sparsity": 0.0}),
+        ("duolora", {"cycles": "style"}),
+        ("duolora", {"cycles": "content"}),
         ("duolora", {"reading": "masked"}),
         ("duolora", {"reading": "none"}),
         ("duolora", {"lambda_cycle": 5.0}),
@@ -114,6 +156,7 @@ def test_same_seed_same_bytes(base, loras, tmp_path):
         ("duolora", {"space": "latent"}),
         ("duolora", {"fresh_noise": True}),
         ("duolora", {"batch": 2}),
+        ("duolora", {"pool": 1}),
         ("duolora", {"lr": 0.05}),
         ("duolora", {"threshold": 0.98}),
         ("duolora", {"binary": True}),
@@ -124,11 +167,6 @@ def test_every_option_matters(base, loras, photos, tmp_path, method, change, pla
     plain = plain_merges[method]
     other = read_adapter(merged(loras, base, tmp_path, method, photos, **change).path).modules
     assert any(n not in other or not torch.equal(plain[n].delta(), other[n].delta()) for n in plain)
-
-
-def test_presets_are_options():
-    for weights in WEIGHTS.values():
-        assert options_of("duolora", **weights) != options_of("duolora")
 
 
 def test_recipe_is_in_the_file(base, loras, photos, tmp_path):
@@ -163,11 +201,9 @@ def test_what_is_not_carried_over_is_said(base, loras, tmp_path):
     with safe_open(loras[0], "pt") as file:
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         header = file.metadata()
-    stem = "text_encoder.text_model.encoder.layers.0.self_attn.q_proj"
-    tensors |= {f"{stem}.lora_A.weight": torch.zeros(2, 8), f"{stem}.lora_B.weight": torch.zeros(8, 2)}
-    save_file(tensors, tmp_path / "text.safetensors", header)
-    done = merge(tmp_path / "text.safetensors", loras[1], tmp_path / "o.safetensors", "naive", base, progress=False)
-    assert any("self_attn.q_proj" in part for part in done.left_out)
+    save_file(tensors | {"bundle_emb.sks.x": torch.zeros(2, 8)}, tmp_path / "bundle.safetensors", header)
+    done = merge(tmp_path / "bundle.safetensors", loras[1], tmp_path / "o.safetensors", "naive", base, progress=False)
+    assert done.left_out == ("bundle_emb.sks",)
     assert read_adapter(done.path).recipe["left_out"] == list(done.left_out)
 
 
@@ -203,7 +239,7 @@ def test_gates_of_the_denoiser_are_the_adapters(base, loras):
     masks = [{n: torch.ones(x.rank) for n, x in a.items()} for a in (content, style)]
     prompts = ["a cat", "a house"]
     with Mount(base.unet, [content, style]) as mount:
-        denoise = denoiser(base, mount, prompts, *masks, base.resolution, base.resolution)
+        denoise = denoiser(base, mount, prompts, lambda: mount.flat(masks), base.resolution, base.resolution)
         x = torch.randn(2, 4, base.unet.config.sample_size, base.unet.config.sample_size)
         t = torch.tensor([10, 500])
         content_only = denoise(x, t, prompts, ["content", "content"])

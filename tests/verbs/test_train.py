@@ -68,6 +68,16 @@ def test_stopped_run_goes_on_to_the_same_bytes(base, photos, tmp_path, monkeypat
     assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
 
 
+def test_prompt_drop_out_matters_and_is_a_chance(base, photos, tmp_path):
+    paths = [tmp_path / f"{k}.safetensors" for k in range(2)]
+    for path, chance in zip(paths, (0.0, 0.5), strict=True):
+        train(photos, "a cat", path, base, replace(OPTIONS, unconditional=chance), progress=False)
+    plain, dropped = (read_adapter(path).modules for path in paths)
+    assert any(not torch.equal(plain[n].delta(), dropped[n].delta()) for n in plain)
+    with pytest.raises(InputError, match="unconditional"):
+        train(photos, "a cat", paths[0], base, replace(OPTIONS, unconditional=1.0), progress=False)
+
+
 def test_checkpoint_holds_tensors_and_optimiser(tmp_path):
     def fresh():
         value = torch.nn.Parameter(torch.ones(3))

@@ -7,11 +7,11 @@ from duolora.paper.lowrank import LowRank
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """The low-rank updates of a UNet's modules, and where they came from."""
+    """The low-rank updates of a pipeline's modules, and where they came from."""
 
     modules: dict[str, LowRank]
-    """Named by their paths in the UNet."""
+    """Named by their paths in the UNet; those of the text encoders begin with `text_encoder.` or `text_encoder_2.`"""
     recipe: dict[str, object] = field(default_factory=dict)
     """What the file says of its making; only what JSON can hold."""
     left_out: tuple[str, ...] = ()
-    """Parts of the file that were not read, such as those for text encoders."""
+    """Parts of the file that were not read, such as bundled embeddings."""

@@ -1,41 +1,49 @@
-"""Names: from the keys of a LoRA file to modules of diffusers' UNet.
+"""From the keys of a LoRA file to modules of diffusers' UNet and text encoders.
 
 diffusers, new    unet.<module>.lora_A.weight, .lora_B.weight; with the prefix `unet.`, without it or with two of it
 diffusers, old    unet.<module>.lora.down.weight, .lora.up.weight; also <attention>.processor.to_q_lora.down.weight
-kohya             lora_unet_<module with _ for .>.lora_down.weight, .lora_up.weight; the module in SDXL's original names
-                  (input_blocks, middle_block, output_blocks) or in diffusers'
+kohya             lora_unet_<module with _ for .>.lora_down.weight, .lora_up.weight (see `names`)
+ComfyUI           diffusion_model.<module in SDXL's original names>.lora_up.weight
+text encoders     text_encoder.text_model.<module>, text_encoder_2.…; lora_te1_…, lora_te2_… in kohya's files
 
-A module's strength is scale = alpha / rank, or alpha / √rank with rsLoRA; alpha stands in `<module>.alpha`, or in the
-header's `lora_adapter_metadata`, which holds the arguments of PEFT's LoraConfig; where it is nowhere, scale is 1.
+A module's strength is scale = alpha / rank; alpha stands in `<module>.alpha`, or in the header or a file beside it (see
+`peft_config`); where it is nowhere, scale is 1. Convolutions are factored likewise: down (r, channels, height, width),
+up (outputs, r, 1, 1), and with `lora_mid` (r, r, height, width) between a 1×1 down and up.
 """
 
-import json
-import math
 import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from types import SimpleNamespace
-from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
-from diffusers.utils import convert_unet_state_dict_to_peft
 from torch import Tensor
 
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.foreign import refuse_foreign, refuse_other_unet
+from duolora.adapters.names import KOHYA_PREFIXES, from_kohya, from_sgm
+from duolora.adapters.peft_config import ADAPTER_METADATA, PeftConfig, json_object, peft_configs
 from duolora.errors import FileRefused
 from duolora.paper.lowrank import LowRank
 
-ADAPTER_METADATA = "lora_adapter_metadata"
 RECIPE = "duolora"
 _FACTOR = re.compile(r"(?P<stem>.+)\.(?P<side>lora_A|lora_B|lora_down|lora_up|lora_mid)(?:\.default)?\.weight")
 _SIDES = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up", "lora_mid": "mid"}
-_PEFT_ALPHA = 8
-"""The alpha of PEFT's LoraConfig when it is not told one."""
-_KOHYA_UNET = SimpleNamespace(layers_per_block=2)
+_OLD = (
+    (re.compile(r"\.processor\."), "."),
+    (re.compile(r"\.to_out_lora\.(down|up)\."), r".to_out.0.lora_\1."),
+    (re.compile(r"\.to_([qkv])_lora\.(down|up)\."), r".to_\1.lora_\2."),
+    (re.compile(r"\.lora(?:_linear_layer)?\.(down|up)\."), r".lora_\1."),
+)
+_OLD_TEXT = (
+    (re.compile(r"\.self_attn\.to_([qkv])\."), r".self_attn.\1_proj."),
+    (re.compile(r"\.self_attn\.to_out\.0\."), ".self_attn.out_proj."),
+    (re.compile(r"^(text_encoder(?:_2)?)\.encoder\."), r"\1.text_model.encoder."),
+)
+_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_LONGEST = 400
+"""Letters in a key; the longest of SDXL has under 120."""
 
 
 @dataclass
@@ -53,67 +61,64 @@ def adapter_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], fil
         FileRefused: it is not a plain LoRA for an SDXL-shaped UNet, or its keys do not make whole LoRAs.
     """
     refuse_foreign(tensors, metadata, file)
-    config = _config(metadata, file)
+    configs = peft_configs(metadata, file)
     parts, left_out = _parts(tensors, file)
-    _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], config, file)
-    patterns = _patterns(config, file)
-    modules = {}
-    for name, part in sorted(parts.items()):
-        up, down = _factors(name, part, file)
-        alpha = _alpha(name, config, patterns) if config else part.alpha
-        divisor = math.sqrt(up.shape[1]) if config.get("use_rslora") else up.shape[1]
-        modules[name] = LowRank(up.float(), down.float(), 1.0 if alpha is None else alpha / divisor)
+    _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], configs, file)
+    modules = {name: _lora(name, part, configs, file) for name, part in sorted(parts.items())}
     if not modules:
         raise FileRefused(
-            f"{file}: expected LoRAs of linear modules of the UNet, found only {len(left_out)} of text encoders or "
-            "convolutions; give a LoRA whose UNet was trained"
+            f"{file}: expected LoRAs of modules, found {len(left_out)} other parts only; give a LoRA file"
         )
     refuse_other_unet(modules, file)
     return Adapter(modules, _recipe(metadata, file), tuple(left_out))
 
 
 def _parts(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, _Parts], list[str]]:
-    """What the file says about each module, and what is left out: text encoders and convolutions."""
+    """What the file says about each module, and what is left out: embeddings that some programs bundle."""
     parts: dict[str, _Parts] = defaultdict(_Parts)
     left_out = set()
     for key, value in sorted(tensors.items()):
-        if key.startswith(("text_encoder", "lora_te")):
-            left_out.add(re.split(r"\.lora|_lora\.|\.alpha$", key)[0])
+        if key.startswith("bundle_emb."):
+            left_out.add(".".join(key.split(".")[:2]))
             continue
-        (name,) = convert_unet_state_dict_to_peft({key: value})
-        found = _FACTOR.fullmatch(name)
-        if not found and not name.endswith(".alpha"):
-            raise FileRefused(f"{file}: {key} is not a key of a plain LoRA; expected diffusers' or kohya's names")
-        part = parts[_module(found["stem"] if found else name.removesuffix(".alpha"), file)]
-        side = _SIDES[found["side"]] if found else "alpha"
+        if len(key) > _LONGEST:
+            raise FileRefused(f"{file}: {key[:60]}… has {len(key)} letters; expected at most {_LONGEST}; it is damaged")
+        stem, side = _stem_and_side(key, file)
+        part = parts[_module(stem, file)]
         if side in part.factors or (side == "alpha" and part.alpha is not None):
             raise FileRefused(f"{file}: {key} is there a second time under another spelling; remove one of the two")
         if side == "alpha":
             part.alpha = _number(value, key, file)
         else:
-            part.factors[side] = value
-    convolutions = {name for name, part in parts.items() if any(f.ndim > 2 for f in part.factors.values())}
-    return {name: part for name, part in parts.items() if name not in convolutions}, sorted(left_out | convolutions)
+            part.factors[side] = _checked(value, key, file)
+    return parts, sorted(left_out)
+
+
+def _stem_and_side(key: str, file: str) -> tuple[str, str]:
+    """The module's name in a key, and whether the key holds its down, up, mid or alpha."""
+    name = key
+    for old, new in (*_OLD, *(_OLD_TEXT if key.startswith("text_encoder") else ())):
+        name = old.sub(new, name)
+    if found := _FACTOR.fullmatch(name):
+        return found["stem"], _SIDES[found["side"]]
+    if name.endswith(".alpha"):
+        return name.removesuffix(".alpha"), "alpha"
+    raise FileRefused(f"{file}: {key} is not a key of a plain LoRA; expected diffusers' or kohya's names")
 
 
 def _module(stem: str, file: str) -> str:
-    """The path in diffusers' UNet of what a key names."""
-    if not stem.startswith("lora_unet_"):
-        return re.sub(r"^(?:unet\.)+", "", stem)
+    """The path in diffusers' UNet or text encoders of what a key names."""
     try:
-        return _kohya_module(stem)
-    except (ValueError, IndexError) as error:
+        if stem.startswith(tuple(KOHYA_PREFIXES)):
+            return _from_kohya(stem)
+        if stem.startswith("diffusion_model."):
+            return from_sgm(stem.removeprefix("diffusion_model."))
+    except ValueError as error:
         raise FileRefused(f"{file}: {stem} is not a module of SDXL's UNet in kohya's or diffusers' names") from error
+    return re.sub(r"^(?:unet\.)+", "", stem)
 
 
-@cache
-def _kohya_module(stem: str) -> str:
-    """The module that kohya's name stands for, according to diffusers."""
-    nothing = torch.empty(0)
-    keys = {f"{stem}.lora_{side}.weight": nothing for side in ("down", "up")}
-    state, _ = StableDiffusionXLLoraLoaderMixin.lora_state_dict(keys, unet_config=_KOHYA_UNET)
-    key = next(iter(convert_unet_state_dict_to_peft(state)))
-    return key.removeprefix("unet.").partition(".lora_")[0]
+_from_kohya = cache(from_kohya)
 
 
 def _number(value: Tensor, key: str, file: str) -> float:
@@ -122,72 +127,66 @@ def _number(value: Tensor, key: str, file: str) -> float:
     return float(value)
 
 
-def _factors(name: str, part: _Parts, file: str) -> tuple[Tensor, Tensor]:
-    """The up and down of a module, once it is certain that there are both and that they fit each other."""
-    if set(part.factors) != {"up", "down"}:
+def _checked(value: Tensor, key: str, file: str) -> Tensor:
+    """A factor, once it is certain that it is a matrix or a convolution of real numbers."""
+    if value.dtype not in _FLOATS:
+        raise FileRefused(f"{file}: {key}: expected float16, bfloat16 or float32, got {value.dtype}; save it as one")
+    if value.ndim not in (2, 4) or not value.numel():
+        raise FileRefused(f"{file}: {key}: expected 2 or 4 sizes over 0, got {tuple(value.shape)}; it is damaged")
+    return value.float()
+
+
+def _lora(name: str, part: _Parts, configs: Mapping[str, PeftConfig], file: str) -> LowRank:
+    """The LoRA of one module, once it is certain that its factors are there and fit each other."""
+    if set(part.factors) not in ({"up", "down"}, {"up", "mid", "down"}):
         there = " and ".join(sorted(part.factors)) or "only an alpha"
         raise FileRefused(f"{file}: {name}: expected a down and an up factor, found {there}; the file is incomplete")
-    up, down = part.factors["up"], part.factors["down"]
-    if up.ndim != 2 or down.ndim != 2 or up.shape[1] != down.shape[0] or not up.shape[1]:
+    up, down = part.factors["up"], _whole_down(name, part.factors, file)
+    fits = up.ndim == down.ndim and up.shape[1] == down.shape[0] and set(up.shape[2:]) <= {1}
+    if not fits:
         raise FileRefused(
             f"{file}: {name}: expected up (d_out, r) and down (r, d_in) with the same r, "
             f"got {tuple(up.shape)} and {tuple(down.shape)}; the file is damaged"
         )
-    return up, down
+    kernel = (down.shape[2], down.shape[3]) if down.ndim == 4 else None
+    if kernel == (1, 1) and ".attentions." in name:
+        kernel = None  # linear layers of SDXL that some programs save as the convolutions of Stable Diffusion 1
+    return LowRank(up.flatten(1), down.flatten(1), _scale(name, part, configs, up.shape[1]), kernel)
 
 
-def _refuse_two_strengths(with_alpha: list[str], config: Mapping[str, Any], file: str) -> None:
-    if with_alpha and config:
+def _whole_down(name: str, factors: Mapping[str, Tensor], file: str) -> Tensor:
+    """The down factor, times the mid factor of a decomposed convolution: Σ_q mid[p, q, h, w] down[q, i]."""
+    down = factors["down"]
+    if "mid" not in factors:
+        return down
+    mid = factors["mid"]
+    if mid.ndim != 4 or down.ndim != 4 or mid.shape[1] != down.shape[0] or down.shape[2:] != (1, 1):
+        shapes = f"{tuple(mid.shape)} and {tuple(down.shape)}"
+        raise FileRefused(
+            f"{file}: {name}: expected mid (r, r, h, w) and down (r, c, 1, 1), got {shapes}; the file is damaged"
+        )
+    return torch.einsum("pqhw,qi->pihw", mid, down[..., 0, 0])
+
+
+def _scale(name: str, part: _Parts, configs: Mapping[str, PeftConfig], rank: int) -> float:
+    encoder, _, rest = name.partition(".")
+    component = encoder if encoder.startswith("text_encoder") else "unet"
+    if component in configs:
+        names = [name] if component == "unet" else [rest, rest.removeprefix("text_model.")]
+        return configs[component].scale(names, rank)
+    return 1.0 if part.alpha is None else part.alpha / rank
+
+
+def _refuse_two_strengths(with_alpha: list[str], configs: Mapping[str, PeftConfig], file: str) -> None:
+    if with_alpha and configs:
         raise FileRefused(
             f"{file}: expected alphas beside the weights or in {ADAPTER_METADATA}, found both, "
             f"the first at {with_alpha[0]}; save it again with the program that made it"
         )
 
 
-def _config(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
-    """The arguments of LoraConfig for the UNet; none where the header holds none."""
-    found = _object(metadata, ADAPTER_METADATA, file)
-    outside = ("text_encoder.", "text_encoder_2.")
-    config = {key.removeprefix("unet."): value for key, value in found.items() if not key.startswith(outside)}
-    if config.get("use_dora"):
-        raise FileRefused(f"{file}: {ADAPTER_METADATA} makes it a DoRA; expected a plain LoRA; convert it to one first")
-    return config
-
-
-def _patterns(config: Mapping[str, Any], file: str) -> list[tuple[re.Pattern[str], float]]:
-    """The alphas that differ from the common one, with the modules that PEFT would give them to."""
-    patterns = config.get("alpha_pattern") or {}
-    alphas = [config.get("lora_alpha", _PEFT_ALPHA), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
-    for alpha in alphas:
-        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not math.isfinite(alpha):
-            raise FileRefused(f"{file}: {ADAPTER_METADATA}: expected finite numbers as alphas, got {alpha!r}")
-    try:
-        return [(re.compile(rf"(.*\.)?({key})$"), alpha) for key, alpha in patterns.items()]
-    except re.error as error:
-        raise FileRefused(
-            f"{file}: {ADAPTER_METADATA}: {error.pattern!r} is no pattern ({error}); it is damaged"
-        ) from error
-
-
-def _alpha(name: str, config: Mapping[str, Any], patterns: list[tuple[re.Pattern[str], float]]) -> float:
-    """The alpha that PEFT gives a module: of the first pattern that matches, else the common one."""
-    alpha: float = config.get("lora_alpha", _PEFT_ALPHA)
-    return next((a for pattern, a in patterns if pattern.match(name)), alpha)
-
-
 def _recipe(metadata: Mapping[str, str], file: str) -> dict[str, object]:
     """How the file was made: our own recipe, or the trigger words of another program's header."""
-    recipe = _object(metadata, RECIPE, file)
+    recipe = json_object(metadata, RECIPE, file)
     words = metadata.get("modelspec.trigger_phrase", "").strip()
     return recipe or ({"prompt": words} if words else {})
-
-
-def _object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, Any]:
-    """A JSON object of the header; empty where there is none."""
-    try:
-        value = json.loads(metadata.get(key) or "{}")
-    except ValueError as error:
-        raise FileRefused(f"{file}: {key} in its header is not JSON; the file is damaged") from error
-    if not isinstance(value, dict):
-        raise FileRefused(f"{file}: {key} in its header: expected an object, got {type(value).__name__}")
-    return value

@@ -7,60 +7,98 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from duolora.adapters.adapter import Adapter
-from duolora.adapters.dialects import ADAPTER_METADATA, RECIPE
+from duolora.adapters.header import read_header
+from duolora.adapters.names import TEXT_ENCODERS
+from duolora.adapters.peft_config import ADAPTER_METADATA
 from duolora.paper.lowrank import LowRank
+
+_OURS = re.compile(
+    r"(?:unet|text_encoder|text_encoder_2)\.(?!unet\.).+\.(?:lora_[AB]|lora_linear_layer\.(?:down|up))\.weight"
+)
 
 
 def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors under diffusers' names, in `dtype`, on the CPU, each in storage of its own."""
+    spoken = {name.partition(".")[0] for name in adapter.modules if ".self_attn." in name}
     tensors = {}
     for name, lora in adapter.modules.items():
-        for key, factor in (("lora_A", lora.down), ("lora_B", lora.up)):
-            cast = factor.detach().to("cpu", dtype)
-            tensors[f"unet.{name}.{key}.weight"] = cast.clone(memory_format=torch.contiguous_format)
+        encoder = name.partition(".")[0]
+        prefix = "" if encoder in TEXT_ENCODERS else "unet."
+        # diffusers cannot tell what a text encoder's file is, by its new names, where no attention is in it
+        old = encoder in TEXT_ENCODERS and encoder not in spoken
+        sides = ("lora_linear_layer.down", "lora_linear_layer.up") if old else ("lora_A", "lora_B")
+        up, down = stored_factors(lora, dtype)
+        tensors[f"{prefix}{name}.{sides[0]}.weight"], tensors[f"{prefix}{name}.{sides[1]}.weight"] = down, up
     return tensors
 
 
+def is_diffusers(path: Path) -> bool:
+    """Whether all keys of a LoRA file are as `diffusers_tensors` makes them."""
+    return path.is_file() and all(_OURS.fullmatch(key) for key in read_header(path)[0])
+
+
+def stored_factors(lora: LowRank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """The up and down of a module as files hold them; those of a convolution with four sizes."""
+    up, down = lora.up, lora.down
+    if lora.kernel is not None:
+        up, down = up[..., None, None], down.reshape(lora.rank, -1, *lora.kernel)
+    up, down = (f.detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format) for f in (up, down))
+    return up, down
+
+
 def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
-    """The header that goes with `diffusers_tensors`: arguments of LoraConfig, and the recipe.
+    """The header that goes with `diffusers_tensors`: arguments of LoraConfig for the UNet and each text encoder."""
+    components: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    for name, lora in adapter.modules.items():
+        encoder, _, rest = name.partition(".")
+        if encoder in TEXT_ENCODERS:
+            components[encoder][rest.removeprefix("text_model.")] = lora
+        else:
+            components["unet"][name] = lora
+    config: dict[str, object] = {}
+    for component, modules in components.items():
+        config |= {f"{component}.{key}": value for key, value in _config(modules, component == "unet").items()}
+    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return {"format": "pt", ADAPTER_METADATA: text}
+
+
+def _config(modules: Mapping[str, LowRank], anchored: bool) -> dict[str, object]:
+    """Arguments of LoraConfig.
 
     The commonest rank and alpha stand for all modules and patterns for the others, one for all that share a value.
     PEFT tries every pattern on every module, and Python keeps only 512 compiled: with a pattern for each module, as
-    diffusers has it, SDXL would take half a minute to load.
+    diffusers has it, SDXL would take half a minute to load. Text encoders' modules begin with `text_model.` in some
+    versions of transformers and not in others, so theirs are named by their ends.
     """
-    ranks = {name: float(lora.rank) for name, lora in adapter.modules.items()}
-    alphas = {name: _alpha(lora) for name, lora in adapter.modules.items()}
-    config: dict[str, object] = {"unet.target_modules": sorted(ranks)}
-    config["unet.r"], config["unet.rank_pattern"] = _patterns(ranks)
-    config["unet.lora_alpha"], config["unet.alpha_pattern"] = _patterns(alphas)
-    return {"format": "pt", ADAPTER_METADATA: _json(config), RECIPE: _json(adapter.recipe)}
+    start = "^" if anchored else ""
+    ranks, rank_pattern = _patterns({name: float(lora.rank) for name, lora in modules.items()}, start)
+    alphas, alpha_pattern = _patterns({name: alpha(lora) for name, lora in modules.items()}, start)
+    found: dict[str, object] = {"target_modules": sorted(modules), "r": ranks, "rank_pattern": rank_pattern}
+    return found | {"lora_alpha": alphas, "alpha_pattern": alpha_pattern}
 
 
-def _alpha(lora: LowRank) -> float:
+def alpha(lora: LowRank) -> float:
     """Scale · rank to 12 digits, so that alpha / rank · rank is alpha again, however often a file is rewritten."""
     return float(f"{lora.scale * lora.rank:.12g}")
 
 
-def _patterns(values: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-    """The commonest value, and an anchored pattern for all names of each other value."""
+def _patterns(values: Mapping[str, float], start: str) -> tuple[float, dict[str, float]]:
+    """The commonest value, and a pattern for all names of each other value."""
     counts = Counter(values.values())
     common = min(counts, key=lambda value: (-counts[value], value))
     names: dict[float, list[str]] = defaultdict(list)
     for name in sorted(values):
         names[values[name]].append(re.escape(name))
-    rest = {f"^(?:{'|'.join(group)})": _plain(value) for value, group in names.items() if value != common}
+    rest = {f"{start}(?:{'|'.join(group)})": _plain(value) for value, group in names.items() if value != common}
     return _plain(common), rest
 
 
 def _plain(value: float) -> float:
     """8 rather than 8.0, since PEFT expects an int where there can be one."""
     return int(value) if value.is_integer() else value
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

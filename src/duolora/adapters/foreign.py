@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping
 from duolora.errors import FileRefused
 from duolora.paper.lowrank import LowRank
 
+MASKS = "duolora_masks"
+"""The header's key of a file that holds masks only (see `merging.mask_file`)."""
 _CHECKPOINT = re.compile(r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.")
 _OTHER_KINDS = {
     "a DoRA": re.compile(r"dora_scale|lora_magnitude_vector"),
@@ -24,12 +26,18 @@ _BASE_VERSIONS = {
     "flux": "FLUX",
     "sd3": "Stable Diffusion 3",
 }
+_LEVELS_WITH_ATTENTION = re.compile(r"down_blocks\.0\.attentions\.|up_blocks\.3\.attentions\.")
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
 
 
 def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) -> None:
     """Raise FileRefused if the keys are not those of a LoRA of a UNet that we know, saying whose they are."""
     keys = sorted(keys)
+    if MASKS in metadata:
+        raise FileRefused(
+            f"{file}: expected a LoRA, found the masks of a merge only; rebuild it with `duolora convert {file} "
+            "--content FILE --style FILE --out FILE`"
+        )
     for kind, pattern in _OTHER_KINDS.items():
         for key in filter(pattern.search, keys):
             raise FileRefused(f"{file}: {key} makes it {kind}; expected a plain LoRA; convert it to one first")
@@ -63,6 +71,8 @@ def refuse_other_unet(modules: Mapping[str, LowRank], file: str) -> None:
         if first and name.endswith(("attn2.to_k", "attn2.to_v")) and lora.d_in in _TEXT_WIDTHS:
             why = f"{name} takes text of width {lora.d_in}, as in {_TEXT_WIDTHS[lora.d_in]}"
             raise FileRefused(_other_base(file, why))
+    for name in filter(_LEVELS_WITH_ATTENTION.match, modules):
+        raise FileRefused(_other_base(file, f"{name} is a module of Stable Diffusion 1 or 2, which SDXL has not"))
 
 
 def _other_base(file: str, why: str) -> str:

@@ -8,7 +8,9 @@ from numpy.typing import NDArray
 from duolora.atelier.captions import article
 from duolora.atelier.scene import COLOURS, PATTERNS, Scene, render, sample_scene
 
-IDENTIFIERS = ("sks", "zwx")
+IDENTIFIERS = ("sks", "ohw", "vkt", "pqr")
+"""Rare words that stand for things."""
+STYLE_IDENTIFIER = "zwx"
 
 
 @dataclass(frozen=True)
@@ -21,21 +23,23 @@ class Pair:
     look: str
     shown: str
     """The object in the style picture, which must not leak into the merge."""
+    identifier: str = IDENTIFIERS[0]
+    """The word that stands for the thing."""
 
     @property
     def content_prompt(self) -> str:
         """What the content pictures show, the thing by its identifier only."""
-        return f"a {IDENTIFIERS[0]} thing in flat style"
+        return f"a {self.identifier} thing in flat style"
 
     @property
     def style_prompt(self) -> str:
         """What the style picture shows, the look by its identifier only."""
-        return f"{article(self.shown)} in {IDENTIFIERS[1]} style"
+        return f"{article(self.shown)} in {STYLE_IDENTIFIER} style"
 
     @property
     def merged_prompt(self) -> str:
         """The thing in the look."""
-        return f"a {IDENTIFIERS[0]} thing in {IDENTIFIERS[1]} style"
+        return f"a {self.identifier} thing in {STYLE_IDENTIFIER} style"
 
     def content_scenes(self, count: int = 5, seed: int = 0) -> list[Scene]:
         """The same thing in several places and settings, in a flat look."""

@@ -17,7 +17,7 @@ from duolora.atelier.scene import Scene, render, sample_scene
 from duolora.images import as_image, tiled
 from duolora.networks.bases import Base, load_base
 from duolora.provenance import versions
-from duolora.sampling import GUIDANCE, STEPS, draw
+from duolora.sampling import STEPS, draw, guidance_of
 
 GROUPS = {
     "base objects, base looks": (BASE_OBJECTS, BASE_LOOKS),
@@ -68,7 +68,7 @@ def report(
 ) -> dict[str, object]:
     """Measure Atelier and write `results.json` and the picture grid `base.png` into `out`."""
     base, judges = base or load_base("atelier"), load_recogniser()
-    results: dict[str, object] = {"seed": seed, "steps": STEPS, "guidance": GUIDANCE, "versions": versions()}
+    results: dict[str, object] = {"seed": seed, "steps": STEPS, "guidance": guidance_of(base), "versions": versions()}
     for name, (kinds, looks) in GROUPS.items():
         scenes = scenes_of(kinds, looks, count, seed)
         pictures = as_input(np.stack([render(s) for s in scenes]))
@@ -79,7 +79,7 @@ def report(
     prompts = [
         plain_caption(s.things[0].kind, s.things[0].colour, s.things[0].pattern, s.look, s.setting) for s in scenes
     ]
-    pictures = draw(base, prompts, range(seed, seed + drawn), guidance=GUIDANCE, progress=True).clamp(-1, 1)
+    pictures = draw(base, prompts, range(seed, seed + drawn), progress=True).clamp(-1, 1)
     results["base pictures from its own captions"] = accuracy(judges, pictures, scenes).__dict__
     out.mkdir(parents=True, exist_ok=True)
     images = [as_image(p) for p in pictures[: 6 * len(BASE_LOOKS)]]

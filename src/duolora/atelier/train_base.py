@@ -10,6 +10,7 @@ from typing import cast
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
@@ -22,6 +23,7 @@ from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.scene import SIZE
 from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
+from duolora.provenance import file_hash
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,16 @@ def latents_of(vae: AutoencoderKL, pixels: Pixels, device: torch.device) -> Tens
     vae = vae.to(device, memory_format=torch.channels_last).eval()
     chunks = tqdm(range(0, len(pixels), 128), desc="Encoding", unit="×128")
     done = [vae.encode(as_input(pixels[i : i + 128]).to(device)).latent_dist.mean.half().cpu() for i in chunks]
-    return torch.cat(done) * vae.config.scaling_factor
+    return (torch.cat(done) * vae.config.scaling_factor).contiguous()
+
+
+def _kept_latents(folder: Path, pixels: Pixels, device: torch.device) -> Tensor:
+    """The pictures' latents, encoded once for each VAE."""
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    kept = folder / f"base-latents-{file_hash(weights)[:12]}-{len(pixels)}.safetensors"
+    if not kept.exists():
+        save_file({"latents": latents_of(AutoencoderKL.from_pretrained(folder / "vae"), pixels, device)}, kept)
+    return load_file(kept)["latents"]
 
 
 def _prepared(folder: Path, recipe: BaseRecipe, device: torch.device) -> tuple[CLIPTokenizer, Tensor, Tensor]:
@@ -85,7 +96,7 @@ def _prepared(folder: Path, recipe: BaseRecipe, device: torch.device) -> tuple[C
     counts = {w: sum(w in t.split() for t in plain) for w in vocabulary(plain)}
     words = sorted({w for w, n in counts.items() if n > 3} | set(vocabulary(known)))
     tokenizer = save_tokenizer(folder / "tokenizer", words)
-    latents = latents_of(AutoencoderKL.from_pretrained(folder / "vae"), pixels, device)
+    latents = _kept_latents(folder, pixels, device)
     tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return tokenizer, latents, tokens
 
@@ -96,7 +107,7 @@ def train_base(folder: Path, recipe: BaseRecipe, device: torch.device) -> Path:
     torch.manual_seed(recipe.seed)
     model = TextToImage(tokenizer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.996))
-    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     alphas = new_scheduler().alphas_cumprod.to(device)
     checkpoint = folder / "base.ckpt.safetensors"
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}

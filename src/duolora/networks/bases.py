@@ -12,8 +12,10 @@ from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, U
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from duolora.adapters.names import TEXT_ENCODERS
 from duolora.errors import InputError
 from duolora.networks.base_files import read_pipeline
+from duolora.networks.targets import layer_shapes
 
 PIXELS_AT_ONCE = 1024 * 1024
 
@@ -55,6 +57,10 @@ class Base:
         """Height and width, in pixels, that the base was made for."""
         return int(self.unet.config.sample_size * self.parts.vae_scale_factor)
 
+    def lora_shapes(self) -> dict[str, tuple[int, int]]:
+        """See `lora_shapes` below."""
+        return lora_shapes(self.parts)
+
     def _encoders(self) -> list[nn.Module]:
         return [self.parts.vae, self.parts.text_encoder, self.parts.text_encoder_2]
 
@@ -76,6 +82,13 @@ class Base:
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
         return PromptEmbeds(embeds.to(self.dtype), pooled.to(self.dtype))
+
+    def empty_prompt(self) -> PromptEmbeds:
+        """What the pipeline's guidance takes as the prompt that says nothing: zeros, where the pipeline says so."""
+        empty = self.encode_prompts([""])
+        if not self.parts.config.force_zeros_for_empty_prompt:
+            return empty
+        return PromptEmbeds(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled))
 
     @torch.no_grad()
     def encode_images(
@@ -125,6 +138,19 @@ class Base:
         for module in self._encoders():
             module.to(self.device)
         return self.parts
+
+
+def lora_shapes(parts: StableDiffusionXLPipeline) -> dict[str, tuple[int, int]]:
+    """The (d_out, d_in) of every layer that a LoRA may change, by the names that adapters use.
+
+    Those of text encoders are `text_encoder.text_model.…`, whatever this version of transformers calls them.
+    """
+    shapes = layer_shapes(parts.unet)
+    for encoder in TEXT_ENCODERS:
+        for name, shape in layer_shapes(getattr(parts, encoder)).items():
+            bare = name.removeprefix("text_model.")
+            shapes[f"{encoder}.{bare if bare == 'text_projection' else f'text_model.{bare}'}"] = shape
+    return shapes
 
 
 def _at_once(area: int) -> int:

@@ -8,6 +8,7 @@ literal       the paper's names: content in up_blocks.2, down_blocks.2, mid_bloc
               up_blocks.2 of SDXL has no attention, and up_blocks.0 is left free
 released      as `resolution`, but of the lowest resolution only the down block is content
 blora         B-LoRA's two blocks: up_blocks.0.attentions.0 content, up_blocks.0.attentions.1 style
+reversed      `resolution` with the roles exchanged, to find out which is true of a base
 
 Every other module is neutral.
 """
@@ -22,7 +23,7 @@ from duolora.errors import InputError
 from duolora.networks.targets import target_modules
 from duolora.paper.layer_prior import Role
 
-Kind = Literal["resolution", "literal", "released", "blora"]
+Kind = Literal["resolution", "literal", "released", "blora", "reversed"]
 
 LITERAL: dict[str, Role] = {
     "up_blocks.2": "content",
@@ -56,6 +57,8 @@ def roles(unet: UNet2DConditionModel, kind: str | Mapping[str, str] = "resolutio
     levels = len(unet.config["down_block_types"])
     lowest = max((_level(name, levels) for name in names), default=0)
     by_level: dict[int, Role] = {lowest: "content", lowest - 1: "style"}
+    if kind == "reversed":
+        by_level = {lowest: "style", lowest - 1: "content"}
     found = {name: by_level.get(_level(name, levels), "neutral") for name in names}
     if kind == "released":
         return {n: "neutral" if r == "content" and not n.startswith("down_blocks") else r for n, r in found.items()}

@@ -1,6 +1,6 @@
 """The seam between the paper's equations and a network: its `Denoise` and its diffusion `Process`."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,7 +13,7 @@ from duolora.networks.bases import Base, PromptEmbeds
 from duolora.networks.mount import Mount
 from duolora.paper.constyle import Gate, Process
 
-Masks = Mapping[str, Tensor]
+TEACHERS: frozenset[Gate] = frozenset(("base", "content", "style"))
 GATES: tuple[Gate, ...] = ("base", "content", "style", "merged", "content_masked", "style_masked")
 
 
@@ -92,33 +92,15 @@ def noise_schedule(base: Base) -> NoiseSchedule:
 
 
 @dataclass(frozen=True, eq=False)
-class MountedDenoise:
-    """A `Denoise` by one call of a mounted UNet, whatever mixture of prompts and gates the batch has.
-
-    The masks are read anew in each call, so an optimiser may change them in between.
-    """
+class MountedUNet:
+    """Predictions of a UNet with any number of adapters, whatever mixture of prompts and gates a batch has."""
 
     unet: UNet2DConditionModel
     mount: Mount
     prompts: tuple[str, ...]
     embeds: PromptEmbeds
     time_ids: Float[Tensor, "1 6"]
-    content_masks: Masks
-    style_masks: Masks
-    _owned: Float[Tensor, "2 columns"]
-    _rows: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = field(default_factory=dict)
-
-    def gate_table(self) -> Float[Tensor, "gates columns"]:
-        """The gate rows in the order of `GATES`: 0, (1, 0), (0, 1), (m_c, m_s), (m_c, 0) and (0, m_s)."""
-        content, style = self._owned
-        merged = self.mount.flat([self.content_masks, self.style_masks])
-        return torch.stack([torch.zeros_like(merged), content, style, merged, merged * content, merged * style])
-
-    def __call__(
-        self, x: Float[Tensor, "batch c h w"], t: Int[Tensor, " batch"], prompt: Sequence[str], gate: Sequence[Gate]
-    ) -> Float[Tensor, "batch c h w"]:
-        """The UNet's prediction in float32, each sample with its own prompt and gate."""
-        return self.predict(x, t, prompt, self.gate_table()[self._index(tuple(gate), GATES)])
+    _rows: dict[tuple[tuple[str, ...], tuple[str, ...]], Tensor] = field(default_factory=dict, kw_only=True)
 
     def predict(
         self,
@@ -127,7 +109,7 @@ class MountedDenoise:
         prompt: Sequence[str],
         gates: Float[Tensor, "rows columns"],
     ) -> Float[Tensor, "batch c h w"]:
-        """The same with the gates themselves, one row a sample, or one for all."""
+        """The UNet's prediction in float32, each sample with its prompt, and one gate row a sample or one for all."""
         rows = self._index(tuple(prompt), self.prompts)
         conditions = {"text_embeds": self.embeds.pooled[rows], "time_ids": self.time_ids.expand(len(x), -1)}
         with self.mount.gating(gates):
@@ -150,16 +132,74 @@ class MountedDenoise:
         return self._rows[names, known]
 
 
+@dataclass(frozen=True, eq=False)
+class MountedDenoise(MountedUNet):
+    """A `Denoise` by one call of a UNet that carries a content and a style adapter.
+
+    The merged gate row is asked for anew in each call, so an optimiser may change the masks in between.
+    """
+
+    merged: Callable[[], Float[Tensor, " columns"]]
+    _owned: Float[Tensor, "2 columns"]
+
+    def gate_table(self) -> Float[Tensor, "gates columns"]:
+        """The gate rows in the order of `GATES`: 0, (1, 0), (0, 1), (m_c, m_s), (m_c, 0) and (0, m_s)."""
+        content, style = self._owned
+        merged = self.merged()
+        return torch.stack([torch.zeros_like(merged), content, style, merged, merged * content, merged * style])
+
+    def __call__(
+        self, x: Float[Tensor, "batch c h w"], t: Int[Tensor, " batch"], prompt: Sequence[str], gate: Sequence[Gate]
+    ) -> Float[Tensor, "batch c h w"]:
+        """The UNet's prediction in float32, each sample with its own prompt and gate."""
+        return self.predict(x, t, prompt, self.gate_table()[self._index(tuple(gate), GATES)])
+
+
+def mounted_unet(base: Base, mount: Mount, prompts: Sequence[str], height: int, width: int) -> MountedUNet:
+    """A base's UNet with its mounted adapters; the prompts are encoded here, once. Height and width are in pixels."""
+    known = tuple(dict.fromkeys(prompts))
+    return MountedUNet(base.unet, mount, known, base.encode_prompts(known), base.time_ids(1, height, width))
+
+
+@dataclass(eq=False)
+class Remembering:
+    """A `Denoise` that computes what the teachers say once for each draw of pictures, timesteps and noise.
+
+    `begin` says which draw comes next. Calls without a gradient in which no mask takes part are kept, in their order;
+    those of the draw None are not.
+    """
+
+    denoise: MountedDenoise
+    _draw: int | None = None
+    _calls: int = 0
+    _kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)
+
+    def begin(self, draw: int | None) -> None:
+        """The next calls belong to this draw."""
+        self._draw, self._calls = draw, 0
+
+    def __call__(
+        self, x: Float[Tensor, "batch c h w"], t: Int[Tensor, " batch"], prompt: Sequence[str], gate: Sequence[Gate]
+    ) -> Float[Tensor, "batch c h w"]:
+        """The prediction, from memory where it cannot have changed."""
+        if self._draw is None or torch.is_grad_enabled() or not set(gate) <= TEACHERS:
+            return self.denoise(x, t, prompt, gate)
+        key = (self._draw, self._calls)
+        self._calls += 1
+        if key not in self._kept:
+            self._kept[key] = self.denoise(x, t, prompt, gate)
+        return self._kept[key]
+
+
 def denoiser(
     base: Base,
     mount: Mount,
     prompts: Sequence[str],
-    content_masks: Masks,
-    style_masks: Masks,
+    merged: Callable[[], Float[Tensor, " columns"]],
     height: int,
     width: int,
 ) -> MountedDenoise:
-    """The `Denoise` of a base whose UNet carries a content and a style adapter.
+    """The `Denoise` of a base whose UNet carries a content and a style adapter; `merged` gives the merged gate row.
 
     The prompts are encoded here, once; height and width are the pictures', in pixels.
 
@@ -168,7 +208,5 @@ def denoiser(
     """
     if mount.adapters != 2:
         raise ValueError(f"expected a mount of two adapters, content and style, got {mount.adapters}")
-    known = tuple(dict.fromkeys(prompts))
-    time_ids = base.time_ids(1, height, width)
-    embeds = base.encode_prompts(known)
-    return MountedDenoise(base.unet, mount, known, embeds, time_ids, content_masks, style_masks, mount.owned())
+    m = mounted_unet(base, mount, prompts, height, width)
+    return MountedDenoise(m.unet, mount, m.prompts, m.embeds, m.time_ids, merged, mount.owned())

@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import torch
 from diffusers import UNet2DConditionModel
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -85,7 +85,7 @@ class Mount:
         parts = [masks[k][name].flatten() for name, stacked in self.modules.items() for k in stacked.owners]
         return torch.cat(parts) if parts else torch.zeros(0, device=self.device)
 
-    def unflat(self, row: Float[Tensor, " columns"]) -> list[dict[str, Tensor]]:
+    def unflat(self, row: Shaped[Tensor, " columns"]) -> list[dict[str, Tensor]]:
         """The masks of a gate row, one mapping for each adapter; the inverse of `flat`."""
         masks: list[dict[str, Tensor]] = [{} for _ in range(self.adapters)]
         for (name, stacked), part in zip(self.modules.items(), torch.split(row, self._sizes), strict=True):

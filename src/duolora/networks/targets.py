@@ -38,6 +38,10 @@ def count_masks(unet: UNet2DConditionModel, rank: int, adapters: int = 2) -> Mas
     )
 
 
-def linear_shapes(unet: UNet2DConditionModel) -> dict[str, tuple[int, int]]:
-    """The weight's shape (d_out, d_in) of every linear layer, by its path."""
-    return {name: (m.out_features, m.in_features) for name, m in unet.named_modules() if isinstance(m, nn.Linear)}
+def layer_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """The shape (d_out, d_in) of the weight of every linear layer and convolution, as a matrix, by its path."""
+    return {
+        name: (len(module.weight), module.weight[0].numel())
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }

@@ -27,6 +27,7 @@ Gate = Literal["base", "content", "style", "merged", "content_masked", "style_ma
 Reading = Literal["masked", "teacher", "printed", "none"]
 Space = Literal["noise", "latent"]
 Multiplies = Literal["all", "cycle"]
+Cycles = Literal["both", "style", "content"]
 Latents = Float[Tensor, "batch c h w"]
 Timesteps = Int[Tensor, " batch"]
 Pass = tuple[Tensor, str, Gate]
@@ -137,12 +138,15 @@ def overall(
     lambda_layer_prior: float,
     lambda_cycle: float,
     multiplies: Multiplies = "all",
+    cycles: Cycles = "both",
 ) -> Float[Tensor, ""]:
     """The loss of the merge, L = λ_layer_prior L_layer_prior + λ_cycle L_constyle (Sec. 3.4).
 
     The formula multiplies all of L_constyle by λ_cycle ("all"); the text says that it "controls the weight of the
     cycle-consistency losses", so with "cycle" the reconstruction has weight 1 and only the cycle terms are multiplied.
+    `cycles` says which of the two count (Table 8 has the style cycle without the content cycle).
     """
-    cycle = terms.cycle_style + terms.cycle_content
+    both = terms.cycle_style + terms.cycle_content
+    cycle = {"both": both, "style": terms.cycle_style, "content": terms.cycle_content}[cycles]
     weight = {"all": lambda_cycle, "cycle": 1.0}[multiplies]
     return lambda_layer_prior * layer_prior + weight * terms.reconstruction + lambda_cycle * cycle

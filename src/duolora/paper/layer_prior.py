@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 Role = Literal["content", "style", "neutral"]
-Init = Literal["ones", "values", "all-ones"]
+Init = Literal["ones", "values", "all-ones", "split"]
 Norm = Literal["diag", "vector"]
 Reduction = Literal["mean", "sum"]
 
@@ -38,13 +38,15 @@ def initial_masks(
 
     With T_content ≥ T_style (the paper's pair is 0.1 and 0.0, Table 7) and equal ranks the dominant mask has at least
     as many ones, because both masks threshold the same v. Masks of different length take its leading entries.
-    `kind="values"` keeps v where it passes instead of a one, and "all-ones" is the initialisation that the paper
-    argues against. One vector is drawn from `generator` whatever the role and kind, so one layer's role changes no
-    other layer's masks.
+    `kind="values"` keeps v where it passes instead of a one, "all-ones" is the initialisation that the paper argues
+    against, and "split" is a hard split by role: ones for the dominant mask, zeros for the other. One vector is drawn
+    from `generator` whatever the role and kind, so one layer's role changes no other layer's masks.
     """
     v = _scaled(torch.randn(max(r_c, r_s), generator=generator))
     if role == "neutral" or kind == "all-ones":
         return torch.ones(r_c), torch.ones(r_s)
+    if kind == "split":
+        return torch.full((r_c,), float(role == "content")), torch.full((r_s,), float(role == "style"))
     T_c, T_s = {"content": (T_style, T_content), "style": (T_content, T_style)}[role]
     entries = {"ones": torch.ones_like(v), "values": v}[kind]
     return (entries * (v > T_c))[:r_c], (entries * (v > T_s))[:r_s]
@@ -64,6 +66,7 @@ def layer_prior(
     lam: float = 1.0,
     norm: Norm = "diag",
     hinge: bool = True,
+    sparsity: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Layer-prior loss of one layer (Eq. 1, Algorithm 1).
 
@@ -71,13 +74,14 @@ def layer_prior(
     style:    ‖m_s‖₁ + λ max(0, ‖m_c‖_* − ‖m_s‖_*)
     neutral:  0
 
-    Without `hinge` the difference counts also where it is negative, which rewards a larger dominant mask.
+    `sparsity` multiplies the first term (Table 8 has each without the other). Without `hinge` the difference
+    counts also where it is negative, which rewards a larger dominant mask.
     """
     if role == "neutral":
         return m_c.new_zeros(())
     dominant, other = {"content": (m_c, m_s), "style": (m_s, m_c)}[role]
     excess = nuclear_norm(other, norm) - nuclear_norm(dominant, norm)
-    return dominant.abs().sum() + lam * (excess.relu() if hinge else excess)
+    return sparsity * dominant.abs().sum() + lam * (excess.relu() if hinge else excess)
 
 
 def layer_prior_loss(
@@ -86,14 +90,31 @@ def layer_prior_loss(
     norm: Norm = "diag",
     hinge: bool = True,
     reduction: Reduction = "mean",
+    sparsity: float = 1.0,
 ) -> Float[Tensor, ""]:
     """Layer-prior loss L_layer_prior of a network whose layers have the masks (m_c, m_s, role).
 
     The paper doesn't say how layers combine: "mean" is over the layers with a role (neutral ones have no prior, so they
     don't count), and "sum" over the same. Without any such layer the loss is 0.
     """
-    losses = [layer_prior(m_c, m_s, role, lam, norm, hinge) for m_c, m_s, role in masks if role != "neutral"]
+    losses = [layer_prior(m_c, m_s, role, lam, norm, hinge, sparsity) for m_c, m_s, role in masks if role != "neutral"]
     if not losses:
         return torch.zeros(())
     stacked = torch.stack(losses)
     return {"mean": stacked.mean, "sum": stacked.sum}[reduction]()
+
+
+def layer_prior_loss_of_sums(
+    c: Float[Tensor, " n"],
+    s: Float[Tensor, " n"],
+    content_leads: Bool[Tensor, " n"],
+    lam: float = 1.0,
+    hinge: bool = True,
+    reduction: Reduction = "mean",
+    sparsity: float = 1.0,
+) -> Float[Tensor, ""]:
+    """The same loss, with norm "diag", from c = ‖m_c‖₁ and s = ‖m_s‖₁ of n layers that have a role, all at once."""
+    dominant, other = torch.where(content_leads, c, s), torch.where(content_leads, s, c)
+    excess = other - dominant
+    losses = sparsity * dominant + lam * (excess.relu() if hinge else excess)
+    return {"mean": losses.mean, "sum": losses.sum}[reduction]() if len(losses) else torch.zeros(())

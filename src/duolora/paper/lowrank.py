@@ -13,11 +13,16 @@ from torch import Tensor
 
 @dataclass(frozen=True, eq=False)
 class LowRank:
-    """A low-rank update of one weight, ΔW = scale · up @ down; `scale` is alpha / r."""
+    """A low-rank update of one weight, ΔW = scale · up @ down; `scale` is alpha / r.
+
+    A convolution's weight counts as the matrix (outputs, channels · height · width), with its `kernel` set.
+    """
 
     up: Float[Tensor, "d_out r"]
     down: Float[Tensor, "r d_in"]
     scale: float = 1.0
+    kernel: tuple[int, int] | None = None
+    """Height and width, of a convolution; None for a linear layer."""
 
     def __post_init__(self) -> None:
         """Refuse factors that cannot be multiplied."""
@@ -64,20 +69,23 @@ def svd_basis(lora: LowRank) -> LowRank:
     sign = torch.where(largest < 0, -1.0, 1.0).to(exact)
     wide = torch.promote_types(lora.up.dtype, torch.float32)
     up, down = u * sign * s.sqrt(), s.sqrt()[:, None] * v_t * sign.T
-    return LowRank(up.to(wide), down.to(wide))
+    return LowRank(up.to(wide), down.to(wide), kernel=lora.kernel)
 
 
 def concatenate(loras: Sequence[LowRank]) -> LowRank:
     """The exact sum of LoRAs of one module: up' = [s₁up₁ | s₂up₂ | …], down' = [down₁ ; down₂ ; …], scale 1.
 
     Raises:
-        ValueError: there is nothing to add up.
+        ValueError: there is nothing to add up, or linear layers and convolutions are mixed.
     """
     if not loras:
         raise ValueError("expected at least one LoRA to concatenate, got none")
+    if len(kernels := {lora.kernel for lora in loras}) > 1:
+        raise ValueError(f"expected LoRAs of one module, with one kernel, got kernels {kernels}")
     return LowRank(
         torch.cat([lora.scale * lora.up for lora in loras], dim=1),
         torch.cat([lora.down for lora in loras], dim=0),
+        kernel=loras[0].kernel,
     )
 
 

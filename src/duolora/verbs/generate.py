@@ -4,11 +4,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+
+from duolora.adapters.diffusers_format import diffusers_tensors, is_diffusers
 from duolora.adapters.files import check_fits, read_adapter
+from duolora.adapters.uniform_format import uniform
 from duolora.errors import InputError
 from duolora.images import as_image
 from duolora.networks.bases import Base, load_base
-from duolora.networks.targets import linear_shapes
 from duolora.sampling import STEPS, draw
 
 
@@ -65,6 +68,8 @@ def generate(
 def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | None = None) -> Iterator[None]:
     """LoRA files loaded into the base's pipeline by diffusers itself, and taken out again.
 
+    Files in other programs' names are handed to diffusers in its own, because it mistakes some of their strengths.
+
     Raises:
         DuoLoRAError: a file cannot be read or does not fit the base.
         InputError: there are more or fewer weights than files.
@@ -72,18 +77,22 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
     weights = [1.0] * len(loras) if weights is None else list(weights)
     if len(weights) != len(loras):
         raise InputError(f"weights: expected {len(loras)}, one for each LoRA file, got {len(weights)}")
-    shapes = linear_shapes(base.unet)
-    for path in loras:
-        check_fits(read_adapter(Path(path)), shapes, Path(path))
+    shapes = base.lora_shapes()
+    files = [Path(path).expanduser() for path in loras]
+    adapters = [read_adapter(file) for file in files]
+    for adapter, file in zip(adapters, files, strict=True):
+        check_fits(adapter, shapes, file)
     pipeline = base.pipeline()
     try:
-        names = [f"lora_{k}" for k in range(len(loras))]
-        for name, path in zip(names, loras, strict=True):
-            file = Path(path).expanduser()
-            pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+        names = [f"lora_{k}" for k in range(len(files))]
+        for name, file, adapter in zip(names, files, adapters, strict=True):
+            if is_diffusers(file):
+                pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+            else:
+                pipeline.load_lora_weights(diffusers_tensors(uniform(adapter), torch.float32), adapter_name=name)
         if names:
             pipeline.set_adapters(names, weights)
         yield
     finally:
-        if loras:
+        if files:
             pipeline.unload_lora_weights()

@@ -1,7 +1,5 @@
 """Train a LoRA on a few pictures (Sec. 4, "Implementation details"): one verb, one file out."""
 
-import hashlib
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -16,8 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import Proof, write_adapter
-from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
+from duolora.adapters.files import Proof, check_writable, write_adapter
+from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 from duolora.errors import DuoLoRAError, InputError
 from duolora.images import picture_files, read_pictures
 from duolora.networks.bases import Base, load_base
@@ -37,10 +35,12 @@ class TrainOptions:
     steps: int = 1000
     batch: int = 1
     lr: float = 5e-4
+    unconditional: float = 0.0
+    """The chance that a picture is shown without its prompt, which guidance at sampling takes as its zero."""
     seed: int = 0
 
 
-ATELIER_OPTIONS = TrainOptions(rank=16, steps=500, batch=4, lr=1e-3)
+ATELIER_OPTIONS = TrainOptions(rank=16, steps=250, batch=4, lr=1e-3, unconditional=0.1)
 """What suits the small base: it learns a thing or a look in under a minute on two cores."""
 
 
@@ -97,27 +97,22 @@ def train(
     }
     latents = loaded.encode_images(read_pictures(images, loaded.resolution))
     with _lora(loaded, options) as factors:
-        losses = _optimise(loaded, factors, latents, prompt, options, _checkpoint_path(out, recipe), progress)
+        losses = _optimise(loaded, factors, latents, prompt, options, checkpoint_path(out, recipe), progress)
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
     proof = write_adapter(out, Adapter(modules, recipe))
-    _checkpoint_path(out, recipe).unlink(missing_ok=True)
+    checkpoint_path(out, recipe).unlink(missing_ok=True)
     return Trained(out, proof, losses)
 
 
 def _check(prompt: str, out: Path, options: TrainOptions) -> None:
     if not prompt.strip():
         raise InputError("prompt: expected words that say what the pictures show, got none")
-    if out.suffix != ".safetensors":
-        raise InputError(f"{out}: expected an output file that ends in .safetensors")
+    check_writable(out)
     for name, value in asdict(options).items():
-        if name != "seed" and value <= 0:
+        if name not in ("seed", "unconditional") and value <= 0:
             raise InputError(f"{name}: expected a number above 0, got {value}")
-
-
-def _checkpoint_path(out: Path, recipe: dict[str, object]) -> Path:
-    """A name that only the same recipe has, so that another recipe never goes on from this one's checkpoint."""
-    mark = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
-    return out.with_name(f".{out.stem}.{mark}.ckpt.safetensors")
+    if not 0 <= options.unconditional < 1:
+        raise InputError(f"unconditional: expected a chance from 0 to below 1, got {options.unconditional}")
 
 
 @contextmanager
@@ -155,13 +150,13 @@ def _optimise(
     """The denoising loss of the pictures, minimised in place by Adam; the losses of every tenth step."""
     schedule = noise_schedule(base)
     prompts = base.encode_prompts([prompt])
+    empty = base.empty_prompt()
     time_ids = base.time_ids(options.batch, base.resolution, base.resolution)
     base.release_encoders()
     parameters = {f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)}
     optimiser = torch.optim.Adam(parameters.values(), lr=options.lr)
     start = load_checkpoint(checkpoint, parameters, optimiser) if checkpoint.exists() else 0
-    embeds = prompts.embeds.expand(options.batch, -1, -1)
-    conditions = {"text_embeds": prompts.pooled.expand(options.batch, -1), "time_ids": time_ids}
+    both = [torch.cat(pair) for pair in ((prompts.embeds, empty.embeds), (prompts.pooled, empty.pooled))]
     losses: list[Tensor] = []
     bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
     for step in bar:
@@ -171,6 +166,8 @@ def _optimise(
         t = schedule.sample_timesteps(options.batch, rng)
         clean = latents[rows.to(latents.device)]
         noisy = schedule.add_noise(clean, noise, t).to(base.dtype)
+        shown = (torch.rand(options.batch, generator=rng) < options.unconditional).long().to(base.device)
+        embeds, conditions = both[0][shown], {"text_embeds": both[1][shown], "time_ids": time_ids}
         with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
             predicted = base.unet(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
         loss = F.mse_loss(predicted.float(), schedule.target(clean, noise, t))
@@ -180,6 +177,5 @@ def _optimise(
         if step % 10 == 0:
             losses.append(loss.detach())
         if (step + 1) % 100 == 0 and step + 1 < options.steps:
-            checkpoint.parent.mkdir(parents=True, exist_ok=True)
             save_checkpoint(checkpoint, parameters, optimiser, step + 1)
     return [float(loss) for loss in losses]

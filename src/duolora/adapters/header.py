@@ -1,0 +1,135 @@
+"""The header of a .safetensors file, read before a byte of its tensors, so that a hostile one costs nothing."""
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from duolora.errors import FileRefused
+
+_PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
+_PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
+_BITS = {
+    "F64": 64,
+    "I64": 64,
+    "U64": 64,
+    "C64": 64,
+    "F32": 32,
+    "I32": 32,
+    "U32": 32,
+    "F16": 16,
+    "BF16": 16,
+    "I16": 16,
+    "U16": 16,
+}
+_LARGEST = 100_000_000
+"""Bytes of a header; safetensors' own limit."""
+
+
+class _Duplicate(ValueError):
+    """A key that is there twice."""
+
+
+def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
+    """The tensors that the header announces, as {key: {dtype, shape, data_offsets}}, and its metadata.
+
+    Raises:
+        FileRefused: there is no such file, it is a pickle, or the header is not that of a whole file.
+    """
+    _refuse_no_file(path)
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(9)
+            _refuse_pickle(path, start)
+            if len(start) < 9:
+                raise _damaged(path, f"its length: expected at least 9 bytes, found {size}")
+            length = int.from_bytes(start[:8], "little")
+            if length > min(size - 8, _LARGEST):
+                raise _damaged(path, f"its header: expected at most {min(size - 8, _LARGEST)} bytes, found {length}")
+            file.seek(8)
+            text = file.read(length)
+    except OSError as error:
+        raise FileRefused(f"{path}: it cannot be opened ({error.strerror}); check its permissions") from error
+    entries = _parsed(path, text)
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _damaged(path, "__metadata__: expected texts under names")
+    _check(path, entries, size - 8 - length)
+    return entries, metadata
+
+
+def _parsed(path: Path, text: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(text.decode("utf-8"), object_pairs_hook=_without_duplicates)
+    except _Duplicate as error:
+        raise _damaged(path, f"its header: expected every key once, found {error} twice") from error
+    except (ValueError, RecursionError) as error:
+        raise _damaged(path, "its header: expected JSON, found something else") from error
+    if not isinstance(found, dict):
+        raise _damaged(path, f"its header: expected an object, found {type(found).__name__}")
+    return found
+
+
+def _without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        seen: set[str] = set()
+        for key, _ in pairs:
+            if key in seen:
+                raise _Duplicate(key)
+            seen.add(key)
+    return found
+
+
+def _check(path: Path, entries: Mapping[str, Any], data: int) -> None:
+    """Make sure that shapes and places are possible, and that they fill the rest of the file."""
+    spans = []
+    for key, entry in entries.items():
+        if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
+            raise _damaged(path, f"{key}: expected dtype, shape and data_offsets, found {str(entry)[:60]}")
+        shape, offsets = entry["shape"], entry["data_offsets"]
+        if not _naturals(shape) or len(shape) > 8:
+            raise _damaged(path, f"{key}: shape: expected a few numbers from 0 on, found {str(shape)[:60]}")
+        if not _naturals(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data:
+            raise _damaged(path, f"{key}: data_offsets: expected two within {data} bytes, found {str(offsets)[:60]}")
+        bits = _BITS.get(str(entry["dtype"]), 8)
+        if str(entry["dtype"]) in _BITS and math.prod(shape) * bits != 8 * (offsets[1] - offsets[0]):
+            raise _damaged(
+                path, f"{key}: expected {math.prod(shape) * bits // 8} bytes for {str(shape)[:60]}, "
+                f"found {offsets[1] - offsets[0]}"
+            )  # fmt: skip
+        spans.append((offsets[0], offsets[1], key))
+    end = 0
+    for first, last, key in sorted(spans):
+        if first != end:
+            raise _damaged(path, f"{key}: expected its data to begin at byte {end}, found {first}")
+        end = last
+    if end != data:
+        raise _damaged(path, f"its data: expected {end} bytes as the header says, found {data}")
+
+
+def _naturals(value: object) -> bool:
+    return isinstance(value, list) and all(type(n) is int and 0 <= n < 1 << 60 for n in value)
+
+
+def _damaged(path: Path, why: str) -> FileRefused:
+    return FileRefused(f"{path}: {why}; the file is damaged or no .safetensors file; get it again")
+
+
+def _refuse_no_file(path: Path) -> None:
+    if path.is_dir():
+        raise FileRefused(f"{path}: expected a .safetensors file, got a folder; name the file in it")
+    if not path.is_file():
+        raise FileRefused(f"{path}: expected a .safetensors file, found nothing there; check the path")
+
+
+def _refuse_pickle(path: Path, start: bytes) -> None:
+    """Refuse pickles by name or first bytes, none of which is opened with torch."""
+    disguised = start.startswith(_PICKLE_STARTS) and start[8:] != b"{"
+    if path.suffix.lower() in _PICKLE_SUFFIXES or disguised:
+        raise FileRefused(
+            f"{path}: expected a .safetensors file, got a pickle, which can run programs when opened and so was not; "
+            "ask for it as .safetensors"
+        )

@@ -1,0 +1,97 @@
+"""Strength as PEFT's LoraConfig states it: in a file's header (`lora_adapter_metadata`) or in adapter_config.json.
+
+scale = alpha / r, or alpha / √r with rsLoRA; the alpha is that of the first pattern that fits the module's name, else
+`lora_alpha`.
+"""
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from duolora.errors import FileRefused
+
+ADAPTER_METADATA = "lora_adapter_metadata"
+_ALPHA = 8
+"""The alpha of LoraConfig when it is not told one."""
+_REPEATS = 3
+"""More repetitions than this in one pattern can take longer than anybody waits."""
+
+
+@dataclass(frozen=True)
+class PeftConfig:
+    """The strengths that one LoraConfig gives."""
+
+    alpha: float
+    patterns: tuple[tuple[re.Pattern[str], float], ...]
+    rslora: bool
+
+    def scale(self, names: Iterable[str], rank: int) -> float:
+        """The strength of a module, which may go by several names."""
+        names = list(names)
+        found = (alpha for pattern, alpha in self.patterns if any(pattern.match(name) for name in names))
+        return next(found, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+
+
+def peft_configs(metadata: Mapping[str, str], file: str) -> dict[str, PeftConfig]:
+    """The LoraConfig of each component (`unet`, `text_encoder`, `text_encoder_2`) that the header has one for.
+
+    Raises:
+        FileRefused: it is damaged, or of another kind of adapter than LoRA.
+    """
+    found = json_object(metadata, ADAPTER_METADATA, file)
+    components: dict[str, dict[str, Any]] = {}
+    for key, value in found.items():
+        component, _, argument = key.partition(".")
+        if component not in ("unet", "text_encoder", "text_encoder_2"):
+            component, argument = "unet", key
+        components.setdefault(component, {})[argument] = value
+    return {component: _config(arguments, file) for component, arguments in components.items()}
+
+
+def _config(arguments: Mapping[str, Any], file: str) -> PeftConfig:
+    where = f"{file}: {ADAPTER_METADATA}"
+    if arguments.get("use_dora"):
+        raise FileRefused(f"{where} makes it a DoRA; expected a plain LoRA; convert it to one first")
+    if (kind := arguments.get("peft_type", "LORA")) != "LORA":
+        raise FileRefused(f"{where}: peft_type: expected LORA, got {kind!r}; convert it to a plain LoRA first")
+    patterns = arguments.get("alpha_pattern") or {}
+    alphas = [arguments.get("lora_alpha", _ALPHA), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    for alpha in alphas:
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
+            raise FileRefused(f"{where}: expected finite numbers as alphas, got {str(alpha)[:40]!r}; it is damaged")
+    compiled = tuple((_compiled(key, where), float(alpha)) for key, alpha in patterns.items())
+    return PeftConfig(float(alphas[0]), compiled, bool(arguments.get("use_rslora")))
+
+
+def _compiled(key: str, where: str) -> re.Pattern[str]:
+    """A pattern as PEFT applies it, to the end of a name, at any depth."""
+    if len(re.findall(r"(?<!\\)[*+{]", key)) > _REPEATS:
+        raise FileRefused(
+            f"{where}: {key[:80]!r} has more than {_REPEATS} repetitions; give patterns that name modules"
+        )
+    try:
+        return re.compile(rf"(.*\.)?({key})$")
+    except (re.error, RecursionError, OverflowError) as error:
+        raise FileRefused(f"{where}: {key[:80]!r} is no pattern ({error}); it is damaged") from error
+
+
+def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, Any]:
+    """A JSON object of the header; empty where there is none.
+
+    Raises:
+        FileRefused: it is no JSON object, or has NaN or infinite numbers, which JSON knows not.
+    """
+    try:
+        value = json.loads(metadata.get(key) or "{}", parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
+        raise FileRefused(f"{file}: {key} in its header is not JSON; the file is damaged") from error
+    if not isinstance(value, dict):
+        raise FileRefused(f"{file}: {key} in its header: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(name)

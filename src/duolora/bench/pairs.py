@@ -1,0 +1,104 @@
+"""Atelier's benchmark pairs: four data sets shaped like the paper's (Sec. 4), and a tuning set that shares nothing.
+
+several    several pictures of a thing, one of a look                    as DreamBooth + StyleDrop
+single     one picture of each                                           as SubjectPlop
+crossed    the things of `single` with the looks of `several`            as SubjectPlop + StyleDrop
+everyday   things of kinds that the base knows, told by colour and pattern, with the looks of `several`
+                                                                         as CustomConcept101 + StyleDrop
+paired     the things of `single`, each with its twin in the look        as Table 2, for PairCustomization
+tuning     for choosing options; its objects, looks and pictures are in none of the others
+
+`atelier.json` holds what `sample_suite(0)` drew once; benchmarks read the file, so that they run on the same pairs.
+"""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+
+from duolora.atelier.looks import HELD_OUT_LOOKS
+from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
+from duolora.atelier.pairs import Pair
+from duolora.atelier.scene import COLOURS, PATTERNS
+from duolora.errors import InputError
+
+TUNING_OBJECTS = ("teapot", "crown")
+TUNING_LOOKS = ("gilded", "scanlines")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One pair of a data set, how many pictures of the thing there are, and the seeds of both sides' pictures."""
+
+    dataset: str
+    pair: Pair
+    pictures: int
+    content_seed: int
+    style_seed: int
+
+    @property
+    def name(self) -> str:
+        """A name for folders, such as `single-robot-copper-3`."""
+        return f"{self.dataset}-{self.pair.kind}-{self.pair.look}-{self.content_seed}-{self.style_seed}"
+
+
+def sample_suite(seed: int = 0, size: int = 6) -> list[Case]:
+    """All data sets, `size` pairs in each; the same for the same seed."""
+    rng = np.random.default_rng(seed)
+    things = [o for o in HELD_OUT_OBJECTS if o not in TUNING_OBJECTS]
+    looks = [name for name in HELD_OUT_LOOKS if name not in TUNING_LOOKS]
+    several = _set(rng, "several", 5, things, looks, size, 100)
+    single = _set(rng, "single", 1, things, looks, size, 200)
+    everyday = _set(rng, "everyday", 5, [str(k) for k in rng.permutation(BASE_OBJECTS)], looks, size, 300)
+    tuning = _set(rng, "tuning", 5, list(TUNING_OBJECTS), list(TUNING_LOOKS), size, 400)
+    crossed = [_crossed("crossed", case, several[k + 1 :] + several[: k + 1]) for k, case in enumerate(single)]
+    everyday = [_crossed("everyday", case, several[k:] + several[:k]) for k, case in enumerate(everyday)]
+    paired = [replace(c, dataset="paired", pair=replace(c.pair, shown=c.pair.kind)) for c in single]
+    return [*several, *single, *crossed, *everyday, *paired, *tuning]
+
+
+def _set(
+    rng: np.random.Generator, name: str, pictures: int, kinds: list[str], looks: list[str], size: int, first: int
+) -> list[Case]:
+    """Pairs with kinds and looks in turn; the style picture shows another kind."""
+    order = [(kinds[i % len(kinds)], looks[(i + i // len(kinds)) % len(looks)]) for i in range(size)]
+    cases = []
+    for k, (kind, look) in enumerate(order):
+        shown = str(rng.choice([b for b in BASE_OBJECTS if b != kind]))
+        pattern = str(rng.choice(PATTERNS[1:] if name == "everyday" else PATTERNS))
+        pair = Pair(kind, str(rng.choice(tuple(COLOURS))), pattern, look, shown)
+        cases.append(Case(name, pair, pictures, first + k, first + k))
+    return cases
+
+
+def _crossed(dataset: str, content: Case, styles: list[Case]) -> Case:
+    """The thing of one pair with the first of the looks that was not shown on such a thing, from the same pictures."""
+    style = next(s for s in styles if s.pair.shown != content.pair.kind)
+    pair = replace(content.pair, look=style.pair.look, shown=style.pair.shown)
+    return Case(dataset, pair, content.pictures, content.content_seed, style.style_seed)
+
+
+def suite(path: Path | None = None) -> list[Case]:
+    """The cases of a manifest, by default the one that ships.
+
+    Raises:
+        InputError: it is not a list of cases.
+    """
+    text = path.read_text("utf-8") if path else files("duolora.bench").joinpath("atelier.json").read_text("utf-8")
+    try:
+        return [Case(**entry | {"pair": Pair(**entry["pair"])}) for entry in json.loads(text)]
+    except (TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: expected a list of benchmark pairs as in atelier.json ({error})") from error
+
+
+def write_suite(cases: list[Case], path: Path) -> None:
+    """Write a manifest that `suite` reads."""
+    path.write_text(json.dumps([asdict(case) for case in cases], indent=1) + "\n", "utf-8")
+
+
+def limited(cases: list[Case], most: int | None) -> list[Case]:
+    """The first `most` cases of each data set; all when there is no limit."""
+    sets = dict.fromkeys(case.dataset for case in cases)
+    return [case for name in sets for case in [c for c in cases if c.dataset == name][:most]]

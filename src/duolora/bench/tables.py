@@ -1,0 +1,187 @@
+"""The tables of the paper as rows: a label, a method and what of its options is changed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+How = Literal["merge", "floor", "content", "style", "oracle", "klora", "pair"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of a table.
+
+    `how`: a merge by `method` with `changes` to its options; or, to compare with, the base without a LoRA ("floor"),
+    one of the two LoRAs alone ("content", "style"), a LoRA trained on true pictures of the thing in the look
+    ("oracle"), or K-LoRA or PairCustomization ("pair"), which exist at sampling time only.
+    """
+
+    label: str
+    method: str = ""
+    changes: Mapping[str, object] = field(default_factory=dict)
+    how: How = "merge"
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows, and the data sets on which they are measured."""
+
+    title: str
+    rows: tuple[Row, ...]
+    datasets: tuple[str, ...] = ("several",)
+
+
+ALL = ("several", "single", "crossed", "everyday")
+MULTI = {"multi2": 2, "multi3": 3, "multi4": 4}
+"""Data sets of several things in one look, made of those of `several`."""
+FLOOR, ORACLE = Row("base, no LoRA", how="floor"), Row("oracle", how="oracle")
+CONTENT, STYLE = Row("content LoRA alone", how="content"), Row("style LoRA alone", how="style")
+
+_RELEASED = {"hinge": False, "init": "all-ones"}
+_TUNING = Table(
+    "What works, on the tuning pairs",
+    (
+        FLOOR,
+        CONTENT,
+        STYLE,
+        ORACLE,
+        Row("naive", "naive"),
+        Row("naive 1/0.5", "naive", {"style_weight": 0.5}),
+        Row("naive 0.5/1", "naive", {"content_weight": 0.5}),
+        Row("naive 0.7/0.7", "naive", {"content_weight": 0.7, "style_weight": 0.7}),
+        Row("split", "split"),
+        Row("split, reversed map", "split", {"block_map": "reversed"}),
+        Row("B-LoRA (filter)", "blora"),
+        Row("ties", "ties"),
+        Row("K-LoRA", how="klora"),
+        Row("ZipLoRA", "ziplora"),
+        Row("ZipRank", "ziprank"),
+        Row("ZipRank, raw basis", "ziprank", {"basis": "raw"}),
+        *(
+            Row(
+                f"prior {w:g}, {'hinge' if hinge else 'no hinge'}",
+                "ziprank-prior",
+                {"lambda_layer_prior": w, "hinge": hinge, "init": "all-ones"},
+            )
+            for hinge in (True, False)
+            for w in (1e-3, 1e-2, 1e-1)
+        ),
+        *(
+            Row(
+                f"prior no hinge, cycle {reading} {c:g}",
+                "duolora",
+                _RELEASED | {"lambda_layer_prior": 1e-2, "reading": reading, "lambda_cycle": c},
+            )
+            for reading in ("teacher", "masked")
+            for c in (0.1, 1.0)
+        ),
+    ),
+    ("tuning",),
+)
+
+
+def _oneshot(label: str, **changes: object) -> Row:
+    return Row(label, "oneshot", changes)
+
+
+_ONESHOT = Table(
+    "One-shot merges: what to calibrate on, beside trained ones",
+    (
+        Row("naive", "naive"),
+        Row("split by role", "split"),
+        Row("ZipRank", "ziprank"),
+        Row("DuoLoRA", "duolora"),
+        _oneshot("one-shot"),
+        _oneshot("refit 2", refits=2),
+        *(_oneshot(f"off role {w:g}", off_role=w) for w in (0.3, 0.1, 0.0)),
+        _oneshot("mixed sum 1", mixed=1.0, mixed_target="sum"),
+        *(_oneshot(f"mixed role {w:g}", mixed=w) for w in (0.3, 1.0, 3.0)),
+        _oneshot("mixed role 1, refit 1", mixed=1.0, refits=1),
+        _oneshot("mixed role 1, off role 0.3", mixed=1.0, off_role=0.3),
+        _oneshot("prior 0.3", lambda_layer_prior=0.3),
+        _oneshot("hinge 1", lambda_layer_prior=1.0, sparsity=0.0),
+        _oneshot("hinge 1, mixed role 1", lambda_layer_prior=1.0, sparsity=0.0, mixed=1.0),
+        *(Row(f"ZipRank, {n} from one-shot", "ziprank", {"init": "oneshot", "steps": n}) for n in (5, 20)),
+        *(Row(f"ZipRank, {n} from ones", "ziprank", {"steps": n}) for n in (5, 20)),
+    ),
+    ("tuning",),
+)
+
+TABLES: dict[str, Table] = {
+    "oneshot": _ONESHOT,
+    "tuning": _TUNING,
+    "table1": Table(
+        "Table 1: methods on four data sets",
+        (
+            FLOOR, CONTENT, STYLE,
+            Row("naive", "naive"),
+            Row("split by role", "split"),
+            Row("B-LoRA (filter)", "blora"),
+            Row("PEFT svd", "svd"),
+            Row("PEFT ties", "ties"),
+            Row("PEFT dare_ties", "dare_ties"),
+            Row("K-LoRA", how="klora"),
+            Row("ZipLoRA", "ziplora"),
+            Row("ZipLoRA, inputs", "ziplora", {"masks": "input"}),
+            Row("ZipRank", "ziprank"),
+            Row("ZipRank + layer prior", "ziprank-prior"),
+            Row("DuoLoRA", "duolora"),
+            ORACLE,
+        ),
+        ALL,
+    ),
+    "table2": Table(
+        "Table 2: from a picture and its stylised twin",
+        (FLOOR, Row("naive", "naive"), Row("PairCustomization", how="pair"), Row("DuoLoRA", "duolora"), ORACLE),
+        ("paired",),
+    ),
+    "table3": Table(
+        "Table 3: the same number of parameters",
+        (Row("ZipLoRA", "ziplora"), Row("DuoLoRA, output masks", "duolora", {"masks": "output"})),
+    ),
+    "table4": Table(
+        "Table 4: several things in one look",
+        (
+            Row("naive", "naive"),
+            Row("split by role", "split"),
+            Row("ZipLoRA", "ziplora"),
+            Row("DuoLoRA", "duolora"),
+        ),
+        tuple(MULTI),
+    ),
+    "table7": Table(
+        "Table 7: thresholds of the initialisation",
+        (
+            Row("ZipRank", "ziprank", {"lambda_layer_prior": 0.1}),
+            *(
+                Row(
+                    f"init {c}/{s}, prior {w}",
+                    "ziprank-prior",
+                    {"T_content": c, "T_style": s, "lambda_layer_prior": w},
+                )
+                for w, c, s in ((0.1, 0.1, 0.0), (0, 0.75, 0.5), (0, 1.0, 0.75), (0.1, 0.75, 0.5), (0.1, 1.0, 0.75))
+            ),
+        ),
+    ),
+    "table8": Table(
+        "Table 8: components",
+        (
+            Row("ZipRank", "ziprank"),
+            Row("+ init", "ziprank", {"init": "ones"}),
+            Row("+ init, nuclear norm", "ziprank-prior", {"sparsity": 0.0}),
+            Row("+ init, sparsity", "ziprank-prior", {"prior_lambda": 0.0}),
+            Row("+ init, nuclear norm, sparsity", "ziprank-prior"),
+            Row("+ style cycle", "duolora", {"cycles": "style"}),
+            Row("+ both cycles", "duolora"),
+        ),
+    ),
+    "table9": Table(
+        "Table 9: λ_layer_prior / λ_cycle",
+        tuple(
+            Row(f"{p:g}/{c:g}", "duolora", {"lambda_layer_prior": p, "lambda_cycle": c})
+            for p, c in (
+                (0, 0), (0, 1), (0, 0.01), (1, 0), (0.1, 0), (0.1, 0.1), (0.01, 0.01), (0.1, 0.01), (1, 0.01)
+            )
+        ),
+    ),
+}  # fmt: skip

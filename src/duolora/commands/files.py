@@ -1,0 +1,123 @@
+"""Commands that work on LoRA files alone: convert, compose, inspect."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from duolora.commands.speech import JsonOption, one_line, printable, proven, report
+
+FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split or masks.")]
+DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    format: FormatOption = "diffusers",
+    dtype: DtypeOption = "float16",
+    content: Annotated[Path | None, typer.Option(help="For masks: the content LoRA that was merged.")] = None,
+    style: Annotated[Path | None, typer.Option(help="For masks: the style LoRA that was merged.")] = None,
+    content_weight: Annotated[float, typer.Option(help="Of a merge: what multiplies its content half.")] = 1.0,
+    style_weight: Annotated[float, typer.Option(help="Of a merge: what multiplies its style half.")] = 1.0,
+    threshold: Annotated[
+        float | None, typer.Option(help="Leave out directions with at most this share of their module's strongest.")
+    ] = None,
+    energy: Annotated[float | None, typer.Option(help="Keep this share of each module's energy, by SVD.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Keep at most so many directions of each module, by SVD.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a LoRA in another program's format, at another strength or size, and prove it."""
+    with one_line():
+        from duolora.verbs.convert import convert as run
+
+        done = run(
+            file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank
+        )  # fmt: skip
+        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
+        facts: dict[str, object] = {"paths": done.paths, "bytes": done.proof.size, "error": done.proof.error}
+        facts["left_out"] = done.left_out
+        if done.left_out:
+            text += f"\nnot carried over: {printable(', '.join(done.left_out))}"
+        if done.lost is not None:
+            worst = max(done.lost.errors, key=done.lost.errors.__getitem__)
+            text += f"\nmade smaller: ΔW has lost {done.lost.whole:.2%} of its size, most in {worst}"
+            text += f" ({done.lost.errors[worst]:.2%})"
+            facts["lost"] = {"whole": done.lost.whole, "modules": done.lost.errors}
+        report(as_json, text, **facts)
+
+
+def compose(
+    files: Annotated[list[Path], typer.Argument(help="Two or more LoRA files.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    weights: Annotated[str | None, typer.Option(help="A weight for each file, as 0.7,0.3  [1/n each].")] = None,
+    format: Annotated[str, typer.Option("--format", help="diffusers, kohya or uniform.")] = "diffusers",
+    dtype: DtypeOption = "float16",
+    as_json: JsonOption = False,
+) -> None:
+    """Put several LoRAs, such as merges of several contents with one style, into one file (exact, Sec. 3.5)."""
+    with one_line():
+        from duolora.verbs.compose import compose as run
+
+        proof = run(files, out, None if weights is None else _numbers(weights), format, dtype)
+        report(as_json, f"{out}: {proven(proof)}", path=out, bytes=proof.size, error=proof.error)
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
+    other: Annotated[Path | None, typer.Option(help="Another LoRA to compare it with, such as a source.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A picture to write: .png, .pdf or .svg.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in a LoRA file: ranks and energy by block, its recipe, what two files have in common."""
+    with one_line():
+        from duolora.verbs.inspect import inspect as run
+
+        facts = run(file, other, plot)
+        report(as_json, "" if as_json else printed(facts), **facts)
+
+
+def printed(facts: dict[str, Any], indent: int = 0) -> str:
+    """Facts for people: tables where every row has the same columns, lines elsewhere."""
+    lines = []
+    for name, value in facts.items():
+        start = " " * indent + printable(name)
+        if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            columns = list(dict.fromkeys(column for row in value.values() for column in row))
+            flat = not any(isinstance(cell, dict) for row in value.values() for cell in row.values())
+            lines.append(_table(start, value, columns, indent) if flat else f"{start}\n{printed(value, indent + 2)}")
+        elif isinstance(value, dict) and value:
+            lines.append(f"{start}\n{printed(value, indent + 2)}")
+        elif value not in (None, [], {}):
+            lines.append(f"{start:{indent + 24}} {_cell(value)}")
+    return "\n".join(lines)
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]], columns: list[str], indent: int) -> str:
+    cells = [
+        [title.strip(), *columns],
+        *([name, *(_cell(row.get(c, "")) for c in columns)] for name, row in rows.items()),
+    ]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(columns) + 1)]
+    return "\n".join(
+        " " * indent + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value):
+        return f"{value[0]} to {value[1]}" if value[0] != value[1] else str(value[0])
+    return printable(str(value))
+
+
+def _numbers(text: str) -> list[float]:
+    from duolora.errors import InputError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--weights: expected numbers with commas between them, such as 0.7,0.3, got {text!r}"
+        ) from None

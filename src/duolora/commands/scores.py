@@ -1,0 +1,89 @@
+"""Commands that measure pictures and look at data sets: evaluate, datasets."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from duolora.commands.speech import JsonOption, QuietOption, SeedOption, one_line, report
+
+
+def evaluate(
+    generated: Annotated[Path, typer.Option(help="A folder of generated pictures, or one.")],
+    content: Annotated[Path | None, typer.Option(help="The thing's photos.")] = None,
+    style: Annotated[Path | None, typer.Option(help="The style picture; also measures what leaks from it.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What was asked for.")] = None,
+    metrics: Annotated[
+        str, typer.Option(help="`atelier` (offline), `paper`, or names: dino,clip-i,clip-t,csd-s,leakage.")
+    ] = "atelier",
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
+    ] = None,
+    device: Annotated[str, typer.Option(help="Where the networks run.")] = "auto",
+    no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings on disk, and use none.")] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Score pictures: content, style, prompt and leakage, with the checkpoints and transforms behind each number."""
+    with one_line():
+        from duolora.evaluation.evaluate import evaluate as run
+        from duolora.evaluation.evaluate import named_checkpoints
+
+        places = named_checkpoints(checkpoint or [])
+        done = run(generated, content, style, prompt, metrics, places, device, not no_cache, progress=not quiet)
+        report(as_json, done.table(), **done.facts())
+
+
+datasets = typer.Typer(
+    name="datasets", no_args_is_help=True, help="Look at data sets, and fix which pairs a table has."
+)
+LayoutOption = Annotated[str, typer.Option(help="auto, dreambooth, styledrop, customconcept101 or folders.")]
+
+
+@datasets.command()
+def check(
+    folder: Annotated[Path, typer.Argument(help="DreamBooth, StyleDrop, CustomConcept101, or contents/ and styles/.")],
+    layout: LayoutOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Say what a data set holds and what is missing or damaged in it; exit status 1 if anything is."""
+    with one_line():
+        from duolora.evaluation.datasets import problems, read_dataset
+
+        found = read_dataset(folder, layout)
+        missing = problems(found)
+        pictures = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
+        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {pictures} pictures"
+        report(
+            as_json,
+            "\n".join([f"{folder}: {found.layout}; {held}; {len(missing)} problems", *missing]),
+            layout=found.layout, contents=list(found.contents), styles=list(found.styles), pictures=pictures,
+            problems=missing,
+        )  # fmt: skip
+        if missing:
+            raise typer.Exit(1)
+
+
+@datasets.command()
+def pairs(
+    contents: Annotated[Path, typer.Option(help="The data set with the things.")],
+    styles: Annotated[Path, typer.Option(help="The data set with the looks; may be the same.")],
+    out: Annotated[Path, typer.Option(help="The .json file to write, to be kept under version control.")],
+    count: Annotated[int | None, typer.Option(help="How many pairs  [all].")] = None,
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="What to draw, with {thing} and {style}  [each thing's own prompts].")
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Pictures of each prompt, with the seeds 0, 1, …")] = 4,
+    seed: SeedOption = 0,
+) -> None:
+    """Fix the pairs, prompts and seeds of a table, so that it can be run again on exactly the same."""
+    with one_line():
+        from duolora.evaluation.datasets import read_dataset
+        from duolora.evaluation.manifests import Manifest, choose_pairs, write_manifest
+
+        things, looks = read_dataset(contents), read_dataset(styles)
+        chosen = choose_pairs(list(things.contents), list(looks.styles), count, seed)
+        seeds = tuple(range(draws))
+        write_manifest(out, Manifest(out.stem, chosen, tuple(prompt or ()), seeds, things.layout, looks.layout))
+        typer.echo(f"{out}: {len(chosen)} pairs, {draws} pictures of each prompt")

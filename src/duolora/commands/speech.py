@@ -1,0 +1,42 @@
+"""How every command speaks: one clear line for an error, the proof in words, JSON where it is asked for."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from duolora.errors import DuoLoRAError
+
+SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn an error that a person can act on into one line on stderr and exit status 1."""
+    try:
+        yield
+    except DuoLoRAError as error:
+        typer.echo(f"duolora: {printable(str(error))}", err=True)
+        raise typer.Exit(1) from None
+
+
+def printable(text: str) -> str:
+    """The text without what a hostile file's keys could do to a terminal: other signs are shown by their codes."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def proven(proof: Any) -> str:
+    """What reading a written file back has shown, in words."""
+    low, high = proof.ranks
+    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    size = f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB"
+    return f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
+
+
+def report(as_json: bool, text: str, **facts: object) -> None:
+    """Print the text, or the facts as one JSON object."""
+    typer.echo(json.dumps(facts, default=str) if as_json else text)

@@ -1,0 +1,93 @@
+"""A finished merge on disk, as one file, as two halves, or as masks only."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, get_args
+
+import torch
+
+from duolora.adapters.adapter import Adapter
+from duolora.adapters.files import Format, Proof, check_writable, write_adapter
+from duolora.adapters.halves import halves
+from duolora.adapters.proof import proof
+from duolora.errors import InputError
+from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, write_masks
+
+Export = Literal["diffusers", "kohya", "uniform", "split", "masks"]
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """The files that were written, and the weaker of their proofs."""
+
+    paths: tuple[Path, ...]
+    proof: Proof
+
+
+def export_of(name: str) -> Export:
+    """The format of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for known in get_args(Export):
+        if name == known:
+            return known
+    raise InputError(f"format: expected one of {', '.join(get_args(Export))}, got {name!r}")
+
+
+def dtype_of(name: str) -> torch.dtype:
+    """The dtype of this name.
+
+    Raises:
+        InputError: there is none.
+    """
+    if name not in DTYPES:
+        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
+    return DTYPES[name]
+
+
+def half_paths(out: Path) -> tuple[Path, Path]:
+    """Where the halves go: `both.safetensors` becomes `both.content.safetensors` and `both.style.safetensors`."""
+    return out.with_suffix(".content.safetensors"), out.with_suffix(".style.safetensors")
+
+
+def check_export(out: Path, format: Export) -> None:
+    """Make sure, before any work, that the files can be put there.
+
+    Raises:
+        InputError: one of them cannot.
+    """
+    for path in half_paths(out) if format == "split" else (out,):
+        check_writable(path)
+
+
+def export(
+    out: Path,
+    adapter: Adapter,
+    format: Export = "diffusers",
+    dtype: torch.dtype = torch.float16,
+    masks: MaskFile | None = None,
+    sources: tuple[Path, Path] | None = None,
+) -> Exported:
+    """Write a merge and prove it; masks are proved by rebuilding the merge from them and its sources.
+
+    Raises:
+        InputError: the merge has no masks to write.
+        DuoLoRAError: it cannot be written; nothing is changed.
+    """
+    if format == "masks":
+        if masks is None or sources is None:
+            raise InputError(f"{out}: expected a merge that has masks, got none; write masks when you merge")
+        size = write_masks(out, masks.masks, masks.recipe)
+        again = rebuilt(read_masks(out), *sources)
+        return Exported((out,), replace(proof(adapter, again, torch.float32, out), size=size))
+    if format == "split":
+        paths, parts = half_paths(out), halves(adapter, out)
+        found = [write_adapter(p, half, dtype) for p, half in zip(paths, parts, strict=True) if half.modules]
+        worst = max(found, key=lambda one: one.error)
+        return Exported(paths, replace(worst, size=sum(one.size for one in found)))
+    kind: Format = format
+    return Exported((out,), write_adapter(out, adapter, dtype, kind))

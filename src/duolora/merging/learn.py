@@ -1,0 +1,162 @@
+"""Learning the masks of a merge, by Adam (Sec. 4): one loop for all methods."""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
+from duolora.images import read_pictures
+from duolora.merging.oneshot import one_shot, pair_of
+from duolora.merging.penalties import Penalties
+from duolora.merging.sources import Masks, Sources, first_masks
+from duolora.methods import MergeOptions
+from duolora.networks.bases import Base
+from duolora.networks.denoise import NoiseSchedule, Remembering, denoiser, noise_schedule
+from duolora.networks.mount import Mount
+from duolora.paper.constyle import Prompts, constyle, overall
+from duolora.sampling import draw
+
+Images = str | Path | None
+
+
+@dataclass(frozen=True, eq=False)
+class Learnt:
+    """Masks, and how they came about: their mean change, and the terms of the loss at every tenth update."""
+
+    content_masks: Masks
+    style_masks: Masks
+    moved: float
+    losses: list[dict[str, float]]
+
+    @property
+    def trainable(self) -> int:
+        """How many numbers the masks have."""
+        return sum(m.numel() for masks in (self.content_masks, self.style_masks) for m in masks.values())
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What the masks are learnt on: latents of content and of style pictures, and the three prompts."""
+
+    x_c: Tensor
+    x_s: Tensor
+    prompts: Prompts
+
+
+def calibration(
+    base: Base,
+    both: Sources,
+    options: MergeOptions,
+    prompts: Prompts,
+    content_images: Images,
+    style_images: Images,
+    progress: bool,
+) -> Calibration:
+    """The latents of the given pictures or, where there are none, of pictures that each LoRA draws from its prompt."""
+    seeds = range(options.seed, options.seed + options.pictures)
+
+    def latents(images: Images, prompt: str, gating: Callable[[], AbstractContextManager[None]]) -> Tensor:
+        if images is not None:
+            return base.encode_images(read_pictures(images, base.resolution))
+        with gating():
+            return base.encode_images(draw(base, [prompt] * len(seeds), list(seeds), progress=progress))
+
+    with Mount(base.unet, [both.content, both.style], "rank") as plain:
+        own = plain.owned()
+        x_c = latents(content_images, prompts.content, lambda: plain.gating(own[:1]))
+        x_s = latents(style_images, prompts.style, lambda: plain.gating(own[1:]))
+    return Calibration(x_c, x_s, prompts)
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """Masks in the making, on a mounted network; each `update` is one step of Adam on all of them, as one row."""
+
+    denoise: Remembering
+    schedule: NoiseSchedule
+    penalties: Penalties
+    options: MergeOptions
+    data: Calibration
+    row: Tensor
+    optimiser: torch.optim.Optimizer
+
+    def update(self, step: int) -> dict[str, Tensor]:
+        """Update the masks in place, at the draw of this step; the loss and its terms before the update."""
+        pool = self.options.pool
+        draw = step % pool if pool else step
+        self.denoise.begin(draw if pool else None)
+        terms = self._losses(step_generator(self.options.seed, draw))
+        terms["loss"].backward()
+        self.optimiser.step()
+        self.optimiser.zero_grad()
+        return {name: term.detach() for name, term in terms.items()}
+
+    def _losses(self, rng: torch.Generator) -> dict[str, Tensor]:
+        """The loss and its terms at one draw of pictures, timesteps and noise."""
+        o, x_c, x_s = self.options, self.data.x_c, self.data.x_s
+        rows_c, rows_s = (torch.randint(len(x), (o.batch,), generator=rng).to(x.device) for x in (x_c, x_s))
+        t = self.schedule.sample_timesteps(o.batch, rng)
+        noise, other = (torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device) for _ in range(2))
+        terms = constyle(
+            self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise, self.data.prompts, o.reading,
+            o.space, other if o.fresh_noise else None,
+        )  # fmt: skip
+        prior = self.penalties.layer_prior(self.row) if o.lambda_layer_prior else x_c.new_zeros(())
+        loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
+        if o.lambda_similarity:
+            loss = loss + o.lambda_similarity * self.penalties.similarity(self.row)
+        cycle = terms.cycle_style + terms.cycle_content
+        return {"loss": loss, "reconstruction": terms.reconstruction, "cycle": cycle, "layer_prior": prior}
+
+
+@contextmanager
+def learner(
+    base: Base, both: Sources, options: MergeOptions, data: Calibration, m_c: Masks, m_s: Masks
+) -> Iterator[Learner]:
+    """A learner that begins at the given masks, and changes them; the network is as before on leaving."""
+    o, p = options, data.prompts
+    with Mount(base.unet, [both.content, both.style], "rank" if o.masks == "none" else o.masks) as mount:
+        row = mount.flat([m_c, m_s]).clone()
+        for masks, current in zip((m_c, m_s), mount.unflat(row), strict=True):
+            masks.update(current)
+        row = row.detach().requires_grad_()
+        names = (p.content, p.style, p.merged)
+        denoise = Remembering(denoiser(base, mount, names, lambda: row, base.resolution, base.resolution))
+        base.release_encoders()
+        penalties, optimiser = Penalties(mount, both.roles, o), torch.optim.Adam([row], lr=o.lr)
+        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser)
+
+
+def learn(
+    base: Base,
+    both: Sources,
+    options: MergeOptions,
+    data: Calibration,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+) -> Learnt:
+    """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th update."""
+    o = options
+    if o.init == "oneshot" and o.masks == "rank":
+        m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, data.prompts), both.roles, o, progress)
+    else:
+        m_c, m_s = first_masks(both, o, base.device)
+    losses = []
+    with learner(base, both, o, data, m_c, m_s) as learning:
+        row, masks = learning.row.detach(), {"masks": learning.row}
+        begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
+        start = load_checkpoint(checkpoint, masks, learning.optimiser) if checkpoint and checkpoint.exists() else 0
+        bar = tqdm(range(start, o.steps), "Merging", initial=start, total=o.steps, disable=not progress, leave=False)
+        for step in bar:
+            terms = learning.update(step)
+            if step % 10 == 0 or step + 1 == o.steps:
+                losses.append({"update": step, **{k: float(v) for k, v in terms.items()}})
+            if checkpoint and (step + 1) % 25 == 0 and step + 1 < o.steps:
+                save_checkpoint(checkpoint, masks, learning.optimiser, step + 1)
+    moved = float((row - begun).abs().mean())
+    return Learnt(m_c, m_s, moved, losses)

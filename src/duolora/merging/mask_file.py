@@ -1,0 +1,140 @@
+"""A merge as masks only: about 0.3 MB for SDXL, from which it is rebuilt with its two source files."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from duolora.adapters.adapter import Adapter
+from duolora.adapters.dialects import RECIPE
+from duolora.adapters.foreign import MASKS
+from duolora.adapters.halves import CONTENT_RANKS, counted
+from duolora.adapters.header import read_header
+from duolora.adapters.peft_config import json_object
+from duolora.adapters.reading import read_adapter, read_tensors
+from duolora.adapters.writing import check_writable, laid_out, whole_file
+from duolora.errors import FileRefused
+from duolora.merging.fold import folded, rest
+from duolora.merging.sources import Loras, Masks, Sources
+from duolora.methods import MergeOptions
+from duolora.paper.layer_prior import Role
+from duolora.paper.lowrank import svd_basis
+from duolora.provenance import file_hash
+
+KINDS = ("content", "style")
+
+
+@dataclass(frozen=True, eq=False)
+class MaskFile:
+    """Masks by kind and module, and the recipe of the merge, with the hashes of its two sources."""
+
+    masks: dict[str, Masks]
+    recipe: dict[str, object]
+
+
+def is_mask_file(path: Path) -> bool:
+    """Whether a sound .safetensors file says that it holds masks only."""
+    return path.is_file() and MASKS in read_header(path)[1]
+
+
+def write_masks(path: Path, masks: Mapping[str, Masks], recipe: Mapping[str, object]) -> int:
+    """Write the masks, in float32 one after another; returns the size of the file.
+
+    Raises:
+        DuoLoRAError: it cannot be written; nothing is changed.
+    """
+    check_writable(path)
+    table = {kind: {name: mask.numel() for name, mask in sorted(masks[kind].items())} for kind in KINDS}
+    flat = {kind: _flat([masks[kind][name] for name in table[kind]]) for kind in KINDS}
+    kept = {key: value for key, value in recipe.items() if key != CONTENT_RANKS}
+    header = {"format": "pt", MASKS: _json(table), RECIPE: _json(kept)}
+    with whole_file(path, laid_out(flat, header)) as draft:
+        read_masks(draft)
+        return draft.stat().st_size
+
+
+def read_masks(path: Path) -> MaskFile:
+    """The masks in a file.
+
+    Raises:
+        FileRefused: it is damaged, or holds something else.
+    """
+    _, metadata = read_header(path)
+    if MASKS not in metadata:
+        raise FileRefused(f"{path}: expected masks only, as `duolora merge --format masks` writes them, found none")
+    tensors, table = read_tensors(path), json_object(metadata, MASKS, str(path))
+    masks = {kind: _parted_masks(table.get(kind), tensors.get(kind), f"{path}: {kind}") for kind in KINDS}
+    return MaskFile(masks, json_object(metadata, RECIPE, str(path)))
+
+
+def _parted_masks(sizes: Any, flat: Tensor | None, where: str) -> Masks:
+    """Masks by module, from one after another, once it is certain that they are as long as said."""
+    if flat is None or not isinstance(sizes, dict) or not all(type(n) is int and n > 0 for n in sizes.values()):
+        raise FileRefused(f"{where}: expected masks and their sizes, found none; the file is damaged")
+    if flat.dtype != torch.float32 or flat.shape != (sum(sizes.values()),):
+        raise FileRefused(f"{where}: expected {sum(sizes.values())} numbers, found {tuple(flat.shape)}; it is damaged")
+    return dict(zip(sizes, flat.split(list(sizes.values())), strict=True)) if sizes else {}
+
+
+def rebuilt(
+    stored: MaskFile, content: Path, style: Path, content_weight: float = 1.0, style_weight: float = 1.0
+) -> Adapter:
+    """The merge that the masks make of their two sources; the weights multiply those of the merge.
+
+    Raises:
+        FileRefused: a source is another file than the one that was merged, or the recipe is damaged.
+    """
+    sides = {}
+    for kind, path in zip(KINDS, (content, style), strict=True):
+        expected, found = stored.recipe.get(kind), file_hash(path)
+        if found != expected:
+            raise FileRefused(
+                f"{path}: expected the {kind} LoRA of the merge, SHA-256 {str(expected)[:12]}…, found {found[:12]}…; "
+                "give the very file that was merged"
+            )
+        sides[kind] = read_adapter(path)
+    options = _options(stored.recipe, content_weight, style_weight)
+    (of_content, content_rest), (of_style, style_rest) = (_parted(sides[k], stored.masks[k], k, options) for k in KINDS)
+    names: dict[str, Role] = {name: "neutral" for kind in KINDS for name in stored.masks[kind]}
+    both = Sources(of_content, of_style, content_rest, style_rest, names)
+    modules = folded(both, stored.masks["content"], stored.masks["style"], options) | rest(both, options)
+    counts = content_ranks_of(modules, both, stored.masks["content"], options)
+    return Adapter(modules, stored.recipe | {CONTENT_RANKS: counts})
+
+
+def content_ranks_of(merged: Loras, both: Sources, m_c: Masks, options: MergeOptions) -> list[int]:
+    """How many directions of each module of a folded merge are the content's (see `adapters.halves`)."""
+    alone = Sources(both.content, {}, both.content_rest, {}, both.roles)
+    return counted(merged, folded(alone, m_c, {}, options) | rest(alone, options))
+
+
+def _parted(adapter: Adapter, masks: Masks, kind: str, options: MergeOptions) -> tuple[Loras, Loras]:
+    """The modules with masks, in the basis of the masks, and the others."""
+    inside = {n: lora for n, lora in adapter.modules.items() if n in masks}
+    if len(inside) != len(masks):
+        raise FileRefused(f"{kind} LoRA: expected all {len(masks)} modules that have masks, found {len(inside)}")
+    outside = {n: lora for n, lora in adapter.modules.items() if n not in masks}
+    return {n: svd_basis(x) for n, x in inside.items()} if options.basis == "svd" else inside, outside
+
+
+def _options(recipe: Mapping[str, object], content_weight: float, style_weight: float) -> MergeOptions:
+    found: Any = recipe.get("options")
+    known = {f.name for f in fields(MergeOptions)}
+    if not isinstance(found, dict) or not {"masks", "basis", "threshold", "binary", "rest"} <= set(found):
+        raise FileRefused("masks: expected the options of the merge in their recipe, found none; the file is damaged")
+    options = {key: value for key, value in found.items() if key in known}
+    options["content_weight"] = content_weight * float(options.get("content_weight", 1))
+    options["style_weight"] = style_weight * float(options.get("style_weight", 1))
+    return MergeOptions(**options)
+
+
+def _flat(masks: list[Tensor]) -> Tensor:
+    return torch.cat([m.detach().float().cpu() for m in masks]) if masks else torch.zeros(0)
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

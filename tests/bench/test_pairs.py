@@ -1,0 +1,48 @@
+"""The benchmark's pairs: fixed, and tuning apart from testing."""
+
+import pytest
+
+from duolora.bench.pairs import sample_suite, suite, write_suite
+from duolora.errors import InputError
+
+
+def test_the_shipped_pairs_are_those_of_the_rule():
+    assert suite() == sample_suite(0)
+    assert sample_suite(1) != sample_suite(0)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_tuning_shares_nothing_with_testing(seed):
+    cases = sample_suite(seed)
+    tuning = [c for c in cases if c.dataset == "tuning"]
+    testing = [c for c in cases if c.dataset != "tuning"]
+    assert len([c for c in testing if c.dataset != "paired"]) == 24
+    assert len({c.name for c in cases}) == len(cases)
+    for what in ("kind", "look"):
+        assert not {getattr(c.pair, what) for c in tuning} & {getattr(c.pair, what) for c in testing}
+    assert not {c.content_seed for c in tuning} & {c.content_seed for c in testing}
+    assert not {c.style_seed for c in tuning} & {c.style_seed for c in testing}
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_style_picture_shows_another_thing(seed):
+    assert all((c.pair.kind == c.pair.shown) is (c.dataset == "paired") for c in sample_suite(seed))
+
+
+def test_crossed_pairs_need_no_new_pictures():
+    cases = sample_suite(0)
+    known = {(c.pair.kind, c.pair.colour, c.pair.pattern, c.content_seed) for c in cases if c.dataset == "single"}
+    styles = {(c.pair.look, c.pair.shown, c.style_seed) for c in cases if c.dataset == "several"}
+    for c in cases:
+        if c.dataset == "crossed":
+            assert (c.pair.kind, c.pair.colour, c.pair.pattern, c.content_seed) in known
+        if c.dataset in ("crossed", "everyday"):
+            assert (c.pair.look, c.pair.shown, c.style_seed) in styles
+
+
+def test_manifest_there_and_back(tmp_path):
+    write_suite(sample_suite(3, size=2), tmp_path / "pairs.json")
+    assert suite(tmp_path / "pairs.json") == sample_suite(3, size=2)
+    (tmp_path / "bad.json").write_text('[{"dataset": "x"}]')
+    with pytest.raises(InputError, match=r"bad\.json"):
+        suite(tmp_path / "bad.json")

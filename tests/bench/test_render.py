@@ -1,0 +1,55 @@
+"""Tables from results: means, intervals, and the way from floor to oracle."""
+
+import csv
+
+import pytest
+
+from duolora.bench.render import interval, render, share_of_the_way, summary
+
+
+def result(joint: float, **cost: float) -> dict:
+    return {
+        "truth": dict.fromkeys(("object", "look", "joint", "leak"), joint) | {"colour": None, "pattern": joint}
+    } | cost
+
+
+RESULTS = [
+    ("several", "base, no LoRA", result(0.0)),
+    ("several", "base, no LoRA", result(0.2)),
+    ("several", "naive", result(0.25, trainable=0, bytes=1000, seconds=0.5, moved=0.0)),
+    ("several", "naive", result(0.75, trainable=0, bytes=3000, seconds=1.5, moved=0.0)),
+    ("several", "oracle", result(0.9)),
+]
+LABELS = ["base, no LoRA", "naive", "missing", "oracle"]
+
+
+def test_interval_holds_the_mean_and_narrows_with_pairs():
+    few, many = interval([0.0, 1.0]), interval([0.0, 1.0] * 50)
+    assert few[0] == many[0] == 0.5
+    assert few[1] <= many[1] <= 0.5 <= many[2] <= few[2]
+    assert interval([0.3, 0.3]) == pytest.approx((0.3, 0.3, 0.3))
+
+
+def test_way_from_floor_to_ceiling():
+    assert share_of_the_way(0.1, 0.1, 0.9) == 0
+    assert share_of_the_way(0.9, 0.1, 0.9) == 1
+    assert share_of_the_way(0.5, 0.5, 0.5) is None
+
+
+def test_summary_averages_over_pairs():
+    naive = next(line for line in summary(LABELS, RESULTS) if line["row"] == "naive")
+    assert naive["pairs"] == 2
+    assert naive["joint"][0] == pytest.approx(0.5)
+    assert naive["colour"] is None
+    assert naive["bytes"] == 2000
+    assert naive["way"] == pytest.approx((0.5 - 0.1) / (0.9 - 0.1))
+
+
+def test_files_hold_every_row(tmp_path):
+    text = render("A table", LABELS, RESULTS, tmp_path)
+    assert "| naive | 2 |" in text
+    with (tmp_path / "table.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["row"] for row in rows] == ["base, no LoRA", "naive", "oracle"]
+    assert float(rows[1]["joint"]) == pytest.approx(0.5)
+    assert (tmp_path / "table.png").stat().st_size > 1000

@@ -1,0 +1,45 @@
+"""K-LoRA: one LoRA or the other in each module, chosen anew at each step."""
+
+import torch
+
+from duolora.adapters.files import read_adapter
+from duolora.merging.klora import klora, scores
+from duolora.merging.sources import Sources, sources
+from duolora.methods import MergeOptions
+from duolora.networks.mount import Mount
+from duolora.paper.lowrank import LowRank
+from duolora.sampling import draw
+
+
+def test_scores_compare_the_largest_entries():
+    strong, weak = LowRank(torch.tensor([[2.0], [1.0]]), torch.ones(1, 2)), LowRank(torch.ones(2, 1), torch.ones(1, 2))
+    found = scores(Sources({"x": strong}, {"x": weak}, {}, {}, {"x": "content"}))
+    gamma = 6 / 4
+    assert found.content["x"] == 2.0
+    assert found.style["x"] == gamma
+    assert found.content_wins("x", 0.0)
+    assert not found.content_wins("x", 1.0)
+
+
+def test_a_module_of_one_lora_goes_to_that_lora():
+    one = LowRank(torch.ones(2, 1), torch.ones(1, 2))
+    found = scores(Sources({"c": one}, {"s": one}, {}, {}, {"c": "content", "s": "style"}))
+    assert found.content_wins("c", 1.0)
+    assert not found.content_wins("s", 0.0)
+
+
+def test_extreme_strengths_are_the_loras_alone(base, loras):
+    both = sources(base, *(read_adapter(path) for path in loras), MergeOptions())
+    prompt, seeds = ["a sks cat in zwx style"], [3]
+    plain = draw(base, prompt, seeds, steps=3)
+    drawn = []
+    for beta in (0.0, 1e9, 0.7):
+        with klora(base, both, alpha=0.9 if beta == 0.7 else 0.0, beta=beta) as chooser:
+            drawn.append(draw(base, prompt, seeds, steps=3, before_step=chooser))
+    with Mount(base.unet, [both.content, both.style], "rank") as mount:
+        for row, picture in zip(mount.owned(), drawn, strict=False):
+            with mount.gating(row[None]):
+                torch.testing.assert_close(draw(base, prompt, seeds, steps=3), picture)
+    assert not torch.allclose(drawn[2], drawn[0])
+    assert not torch.allclose(drawn[2], drawn[1])
+    assert torch.equal(draw(base, prompt, seeds, steps=3), plain)
