@@ -17,7 +17,7 @@ demo: .venv/ready
 	$(BIN)/duolora demo --out demo
 
 test: .venv/ready
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
 
 check: .venv/ready
 	$(BIN)/ruff format --check .
