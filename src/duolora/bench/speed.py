@@ -22,6 +22,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duolora.bench.floor import Floor, passes
+from duolora.bench.rates import matrix_rate, operations
 from duolora.bench.record import facts, write
 from duolora.bench.reference import reference
 from duolora.bench.scenes import Scene, scene
@@ -182,13 +183,17 @@ def speed(
     made = setting.scene()
     options = {m: replace(METHODS[m], seed=setting.seed) for m in methods}
     times = timed(made, options, updates, repeats, slow_updates, progress)
-    rows = {m: _row(made, o, times[m]) for m, o in options.items()}
+    rate = matrix_rate(made.base.device, made.base.dtype)
+    rows = {m: _row(made, o, times[m], rate) for m, o in options.items()}
     if memory:
         for method in methods:
-            rows[method]["peak_mb"] = {way: _peak_apart(setting, method, way) for way in WAYS}
+            found = {way: _peak_apart(setting, method, way) for way in WAYS}
+            saving = replace(setting, checkpointing=True)
+            rows[method]["peak_mb"] = {**found, "ours, checkpointed": _peak_apart(saving, method, "ours")}
     results: dict[str, Any] = {
         "setting": asdict(setting),
         "clock": clock_of(made),
+        "matrix_rate": rate,
         **facts(setting.device, setting.seed),
         "methods": rows,
     }
@@ -196,40 +201,39 @@ def speed(
     return f"{table(rows)}\n{path}"
 
 
-def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]]) -> dict[str, Any]:
+def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]], rate: float) -> dict[str, Any]:
     medians = {way: statistics.median(seconds) for way, seconds in times.items() if seconds}
     masks = first_masks(made.both, options, made.base.device)
+    work = operations(Floor(made, options))
     return {
         "seconds": medians,
         "all_seconds": times,
         "to_floor": medians["ours"] / medians["floor"],
         "reference_to_ours": medians["reference"] / medians["ours"] if "reference" in medians else None,
         "samples": passes(options).samples,
+        "operations": work,
+        "share_of_matrix_rate": work / medians["ours"] / rate,
         "trainable": sum(m.numel() for side in masks for m in side.values()),
         "bytes": folded_bytes(made, options),
     }
 
 
+HEAD = (
+    "method", "s/update", "× floor", "reference ×", "share of matrix rate", "samples", "masks", "file, kB",
+    "peak MB beyond the UNet: ours", "checkpointed", "reference", "floor",
+)  # fmt: skip
+
+
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    head = (
-        "method",
-        "s/update",
-        "× floor",
-        "reference ×",
-        "samples",
-        "masks",
-        "file, kB",
-        "peak MB: ours",
-        "reference",
-    )
-    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for method, row in rows.items():
-        added = {way: _added(at) for way, at in row.get("peak_mb", {}).items()}
+        added = {way: f"{_added(at):.0f}" for way, at in row.get("peak_mb", {}).items()}
         slow = row["reference_to_ours"]
         cells = [method, f"{row['seconds']['ours']:.3f}", f"{row['to_floor']:.2f}", f"{slow:.2f}" if slow else "–"]
-        cells += [str(row["samples"]), f"{row['trainable']:,}", f"{row['bytes'] / 1000:.0f}"]
-        cells += [f"{added[way]:.0f}" if way in added else "–" for way in ("ours", "reference")]
+        cells += [f"{row['share_of_matrix_rate']:.2f}", str(row["samples"])]
+        cells += [f"{row['trainable']:,}", f"{row['bytes'] / 1000:.0f}"]
+        cells += [added.get(way, "–") for way in ("ours", "ours, checkpointed", "reference", "floor")]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 

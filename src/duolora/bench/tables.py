@@ -94,6 +94,8 @@ _ONESHOT = Table(
         _oneshot("one-shot"),
         _oneshot("refit 2", refits=2),
         *(_oneshot(f"off role {w:g}", off_role=w) for w in (0.3, 0.1, 0.0)),
+        *(_oneshot(f"off role {w:g}, reversed map", off_role=w, block_map="reversed") for w in (0.3, 0.1)),
+        _oneshot("mixed role 1, reversed map", mixed=1.0, block_map="reversed"),
         _oneshot("mixed sum 1", mixed=1.0, mixed_target="sum"),
         *(_oneshot(f"mixed role {w:g}", mixed=w) for w in (0.3, 1.0, 3.0)),
         _oneshot("mixed role 1, refit 1", mixed=1.0, refits=1),

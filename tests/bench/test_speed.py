@@ -1,0 +1,93 @@
+"""The benchmarks of time and memory run, at a small width, and say what they should."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from duolora.bench.floor import Floor, passes
+from duolora.bench.growth import growth, slope
+from duolora.bench.rates import operations
+from duolora.bench.speed import Setting, peak, timed, way_of
+from duolora.cli import app
+from duolora.errors import InputError
+from duolora.methods import METHODS
+from duolora.verbs.merge import options_of
+
+SMALL = ["--base", "vega-random", "--width", "4", "--resolution", "64", "--rank", "2", "--dtype", "bfloat16"]
+SETTING = Setting("vega-random", 2, 64, "cpu", "float32", 4)
+
+
+def test_command_writes_what_it_measured(tmp_path):
+    turns = ["--updates", "1", "--repeats", "1", "--method", "duolora", "--no-memory", "--quiet"]
+    done = CliRunner().invoke(app, ["bench", "speed", "--out", str(tmp_path), *SMALL, *turns])
+    assert done.exit_code == 0, done.output
+    found = json.loads((tmp_path / "speed-vega-random.json").read_text())
+    row = found["methods"]["duolora"]
+    assert set(row["seconds"]) == {"ours", "floor", "reference"} and min(row["seconds"].values()) > 0
+    assert row["to_floor"] == pytest.approx(row["seconds"]["ours"] / row["seconds"]["floor"])
+    assert row["trainable"] == 15_360 // 32 and row["samples"] == 8
+    assert {"commit", "versions", "hardware", "seed", "clock", "matrix_rate"} <= found.keys()
+    assert "| duolora |" in done.output
+
+
+def test_every_way_takes_its_turns():
+    made = SETTING.scene()
+    times = timed(made, {"ziprank": METHODS["ziprank"]}, 2, 2, 1, False)
+    assert {way: len(seconds) for way, seconds in times["ziprank"].items()} == {"ours": 4, "floor": 4, "reference": 2}
+
+
+@pytest.mark.parametrize(("reading", "samples"), [("none", 4), ("teacher", 8), ("masked", 8)])
+def test_passes_are_those_of_an_update(reading, samples):
+    made, options = SETTING.scene(), options_of("duolora", reading=reading, batch=2)
+    seen = []
+    hook = made.base.unet.register_forward_pre_hook(
+        lambda m, args, kwargs: seen.append((len(args[0]), torch.is_grad_enabled())), with_kwargs=True
+    )
+    with way_of("ours", made, options) as (learning, _):
+        learning.update(0)
+    ours, found = sorted(seen), passes(options)
+    seen.clear()
+    Floor(made, options).update(0)
+    hook.remove()
+    assert sorted(seen) == ours
+    assert found.samples == 2 * samples == sum(n for n, _ in ours)
+
+
+def test_operations_grow_with_the_samples():
+    made = SETTING.scene()
+    one, two = (operations(Floor(made, options_of("ziprank", batch=n))) for n in (1, 2))
+    assert two == pytest.approx(2 * one, rel=0.1)
+
+
+def test_checkpointing_changes_nothing_but_memory():
+    plain, saving = SETTING.scene(), Setting(**{**SETTING.__dict__, "checkpointing": True}).scene()
+    losses = []
+    for made in (plain, saving):
+        with way_of("ours", made, METHODS["duolora"]) as (learning, _):
+            losses.append(torch.stack([learning.update(step)["loss"] for step in range(2)]))
+    torch.testing.assert_close(*losses)
+
+
+def test_peak_is_beyond_the_bare_network():
+    found = peak(SETTING, "ziprank", "ours", 1)
+    assert found["bare"] > 0 and found["process"] >= 0 and found["device"] == 0
+
+
+def test_unknown_base_is_named():
+    with pytest.raises(InputError, match=r"base: expected atelier.*got 'sd15'"):
+        Setting("sd15").scene()
+
+
+def test_growth_plots_every_axis(tmp_path):
+    sizes = {"rank": (1, 2), "resolution": (32, 64), "adapters": (1, 2), "updates": (1, 2)}
+    text = growth(tmp_path, "vega-random", width=4, repeats=1, memory=False, progress=False, sizes=sizes)
+    assert (tmp_path / "growth.png").stat().st_size > 5000
+    found = json.loads((tmp_path / "growth.json").read_text())["axes"]
+    assert list(found) == list(sizes) and all(axis in text for axis in sizes)
+    assert all(min(f["seconds"]) > 0 for f in found.values())
+
+
+def test_slope_is_the_exponent():
+    assert slope((1, 2, 4), (3, 12, 48)) == pytest.approx(2)
