@@ -221,7 +221,7 @@ def test_what_cannot_be_written_is_named(lora, tmp_path):
     with pytest.raises(DuoLoRAError, match=rf"{re.escape(MODULE)}.*too large for torch.float16"):
         write_adapter(path, Adapter({MODULE: replace(lora, up=lora.up * 1e6)}))
     with pytest.raises(DuoLoRAError, match="off by.*write it in float32"):
-        write_adapter(path, Adapter({MODULE: replace(lora, up=lora.up * 1e-8)}))
+        write_adapter(path, Adapter({MODULE: replace(lora, up=lora.up * 1e-14)}))
     with pytest.raises(InputError, match="got a folder"):
         write_adapter(tmp_path, Adapter({MODULE: lora}))
     (tmp_path / "file").write_bytes(b"")

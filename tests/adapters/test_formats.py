@@ -10,6 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from duolora.adapters.adapter import Adapter
+from duolora.adapters.diffusers_format import stored_factors
 from duolora.adapters.files import FORMATS, read_adapter, write_adapter
 from duolora.adapters.proof import relative_error
 from duolora.networks.architectures import ARCHITECTURES
@@ -163,3 +164,17 @@ def test_uniform_needs_no_header(tmp_path):
         key = name if name.startswith("text") else f"unet.{name}"
         up, down = (tensors[f"{key}.lora_{side}.weight"].flatten(1) for side in "BA")
         torch.testing.assert_close(up @ down, lora.delta(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("strength", "scale"), [(1e-3, 1 / 256), (1e-6, 1.0), (1.0, 1.0)])
+def test_weak_directions_keep_their_strength_in_float16(strength, scale):
+    rng = torch.Generator().manual_seed(0)
+    up, down = strength * torch.randn(64, 16, generator=rng), torch.randn(16, 48, generator=rng) / 7
+    lora = LowRank(up * scale, down)
+    a, b = stored_factors(lora, torch.float16)
+    meant = lora.up.double() @ lora.down.double()
+    assert float((a.double() @ b.double() - meant).norm() / meant.norm()) < 6e-4
+    kept = stored_factors(lora, torch.float32)
+    assert torch.equal(kept[0], lora.up)
+    nothing = stored_factors(LowRank(torch.zeros(4, 2), torch.ones(2, 4)), torch.float16)
+    assert not nothing[0].any()

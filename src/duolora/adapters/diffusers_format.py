@@ -45,11 +45,22 @@ def is_diffusers(path: Path) -> bool:
 
 def stored_factors(lora: LowRank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The up and down of a module as files hold them; those of a convolution with four sizes."""
-    up, down = lora.up, lora.down
+    up, down = _balanced(lora.up, lora.down) if dtype == torch.float16 else (lora.up, lora.down)
     if lora.kernel is not None:
         up, down = up[..., None, None], down.reshape(lora.rank, -1, *lora.kernel)
     up, down = (f.detach().to("cpu", dtype).clone(memory_format=torch.contiguous_format) for f in (up, down))
     return up, down
+
+
+def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
+    """The same product with weak directions of one factor lifted by a power of two that the other one gives.
+
+    float16 has no digits left below 2⁻²⁴; a small alpha folded into `up`, or a LoRA that has hardly learnt, lies there.
+    """
+    u, d = (f.detach().float().square().mean(axis).sqrt() for f, axis in ((up, 0), (down, 1)))
+    weak = (torch.minimum(u, d) < 2**-9) & (torch.minimum(u, d) > 0)
+    k = torch.where(weak, torch.exp2((torch.log2(d / u) / 2).round()), torch.ones_like(u)).to(up.dtype)
+    return up * k, down / k[:, None]
 
 
 def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
