@@ -1,5 +1,7 @@
 """What becomes of a merge afterwards: halves, masks, other weights, other formats, less space."""
 
+import json
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
@@ -214,3 +216,27 @@ def test_a_foreign_file_is_drawn_at_its_true_strength(sources, base, whole, tmp_
         with applied(base, [file]):
             drawn.append(draw(base, ["a sks cat"], [3], steps=2))
     torch.testing.assert_close(*drawn, rtol=0, atol=1e-4)
+
+
+def test_a_peft_folder_is_a_source_like_any_other(base, loras, tmp_path):
+    folder = tmp_path / "peft"
+    folder.mkdir()
+    modules = read_adapter(loras[0]).modules
+    tensors = {}
+    for name, lora in modules.items():
+        tensors[f"base_model.model.{name}.lora_A.weight"] = lora.down.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = lora.up.contiguous()
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 4, "target_modules": sorted(modules)}
+    (folder / "adapter_config.json").write_text(json.dumps(config))
+    done = merge(folder, loras[1], tmp_path / "both.safetensors", "naive", base, progress=False)
+    compose([folder, loras[1]], tmp_path / "composed.safetensors", [1.0, 1.0])
+    both = read_adapter(done.path)
+    composed = read_adapter(tmp_path / "composed.safetensors")
+    name = next(iter(modules))
+    torch.testing.assert_close(both.modules[name].delta(), composed.modules[name].delta(), rtol=2e-3, atol=1e-4)
+    first = both.recipe["content"]
+    (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
+    assert (
+        read_adapter(merge(folder, loras[1], done.path, "naive", base, progress=False).path).recipe["content"] != first
+    )

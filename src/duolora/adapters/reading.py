@@ -1,5 +1,6 @@
 """LoRA files and folders: read with care, and compared with the base that they are meant for."""
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +16,7 @@ from duolora.adapters.foreign import refuse_foreign
 from duolora.adapters.header import read_header
 from duolora.adapters.peft_config import ADAPTER_METADATA
 from duolora.errors import BaseMismatch, FileRefused
+from duolora.provenance import file_hash
 
 PEFT_CONFIG, PEFT_WEIGHTS, PEFT_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
@@ -83,3 +85,12 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], path: Pa
         expected, found = tuple(shapes[name]), (lora.d_out, lora.d_in)
         if found != expected:
             raise BaseMismatch(f"{path}: {name}: expected {expected} (outputs, inputs), found {found}; {advice}")
+
+
+def source_hash(path: Path) -> str:
+    """SHA-256 of a LoRA: of the file, or of a PEFT folder's weights and config, since the strength is in the config."""
+    path = path.expanduser()
+    if not path.is_dir():
+        return file_hash(path)
+    parts = [file_hash(path / name) for name in (PEFT_WEIGHTS, PEFT_CONFIG)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

@@ -15,7 +15,7 @@ from duolora.adapters.foreign import MASKS
 from duolora.adapters.halves import CONTENT_RANKS, counted
 from duolora.adapters.header import read_header
 from duolora.adapters.peft_config import json_object
-from duolora.adapters.reading import read_adapter, read_tensors
+from duolora.adapters.reading import read_adapter, read_tensors, source_hash
 from duolora.adapters.writing import check_writable, laid_out, whole_file
 from duolora.errors import FileRefused
 from duolora.merging.fold import folded, rest
@@ -23,7 +23,6 @@ from duolora.merging.sources import Loras, Masks, Sources
 from duolora.methods import MergeOptions
 from duolora.paper.layer_prior import Role
 from duolora.paper.lowrank import svd_basis
-from duolora.provenance import file_hash
 
 KINDS = ("content", "style")
 
@@ -90,13 +89,14 @@ def rebuilt(
     """
     sides = {}
     for kind, path in zip(KINDS, (content, style), strict=True):
-        expected, found = stored.recipe.get(kind), file_hash(path)
+        adapter = read_adapter(path)
+        expected, found = stored.recipe.get(kind), source_hash(path)
         if found != expected:
             raise FileRefused(
                 f"{path}: expected the {kind} LoRA of the merge, SHA-256 {str(expected)[:12]}…, found {found[:12]}…; "
                 "give the very file that was merged"
             )
-        sides[kind] = read_adapter(path)
+        sides[kind] = adapter
     options = _options(stored.recipe, content_weight, style_weight)
     (of_content, content_rest), (of_style, style_rest) = (_parted(sides[k], stored.masks[k], k, options) for k in KINDS)
     names: dict[str, Role] = {name: "neutral" for kind in KINDS for name in stored.masks[kind]}

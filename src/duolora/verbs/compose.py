@@ -8,10 +8,11 @@ from pathlib import Path
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import FORMATS, check_writable, read_adapter, write_adapter
 from duolora.adapters.proof import Proof
+from duolora.adapters.reading import source_hash
 from duolora.errors import InputError
 from duolora.merging.export import dtype_of
 from duolora.paper.lowrank import LowRank, concatenate
-from duolora.provenance import file_hash, versions
+from duolora.provenance import versions
 
 
 def compose(
@@ -41,7 +42,7 @@ def compose(
     check_writable(target)
     adapters = [read_adapter(path) for path in paths]
     sources = [
-        {"file": file_hash(path), "weight": weight, "prompt": adapter.recipe.get("prompt")}
+        {"file": source_hash(path), "weight": weight, "prompt": adapter.recipe.get("prompt")}
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
     recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}

@@ -8,6 +8,7 @@ from pathlib import Path
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import Proof, check_fits, read_adapter
 from duolora.adapters.halves import CONTENT_RANKS
+from duolora.adapters.reading import source_hash
 from duolora.checkpoint import checkpoint_path
 from duolora.errors import InputError
 from duolora.merging.combine import combined
@@ -20,7 +21,7 @@ from duolora.methods import METHODS, MergeOptions
 from duolora.networks.bases import Base, load_base
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import Role
-from duolora.provenance import file_hash, tensor_hash, versions
+from duolora.provenance import tensor_hash, versions
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,7 @@ def merge(
     for kind, adapter in adapters.items():
         check_fits(adapter, loaded.lora_shapes(), files[kind])
     both = sources(loaded, adapters["content"], adapters["style"], options)
-    recipe = _recipe(method, loaded, options, both) | {kind: file_hash(path) for kind, path in files.items()}
+    recipe = _recipe(method, loaded, options, both) | {kind: source_hash(path) for kind, path in files.items()}
     if left_out := tuple(part for adapter in adapters.values() for part in adapter.left_out):
         recipe["left_out"] = list(left_out)
     prompts = _prompts(options, adapters, content_prompt, style_prompt, merged_prompt)
