@@ -183,7 +183,7 @@ def speed(
     made = setting.scene()
     options = {m: replace(METHODS[m], seed=setting.seed) for m in methods}
     times = timed(made, options, updates, repeats, slow_updates, progress)
-    rate = matrix_rate(made.base.device, made.base.dtype)
+    rate = matrix_rate(made.base.device, made.base.dtype, getattr(time, clock_of(made)))
     rows = {m: _row(made, o, times[m], rate) for m, o in options.items()}
     if memory:
         for method in methods:

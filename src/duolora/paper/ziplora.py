@@ -43,10 +43,8 @@ def forward_output(
     U = [s₁up₁ | s₂up₂ | …] and D = [down₁ ; down₂ ; …] as `concatenate` makes them.
     """
     h = torch.split(linear(x, down), list(ranks), -1)
-    y = x.new_zeros(*x.shape[:-1], len(up))
-    for k, up_k in enumerate(torch.split(up, list(ranks), 1)):
-        y = y + gated(linear(h[k], up_k), gate[:, k])
-    return y
+    parts = [gated(linear(h[k], up_k), gate[:, k]) for k, up_k in enumerate(torch.split(up, list(ranks), 1))]
+    return sum(parts[1:], parts[0])
 
 
 def forward_input(
