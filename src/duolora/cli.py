@@ -81,6 +81,10 @@ def train(
     unconditional: Annotated[
         float | None, typer.Option(help="Chance that a picture is shown without its prompt  [0; atelier its own].")
     ] = None,
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
+    ] = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -91,7 +95,7 @@ def train(
         from duolora.verbs.train import train as run
 
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
-        options = _changed(default_options(base), **given)
+        options = _changed(default_options(base), **given, blocks=tuple(blocks) if blocks else None)
         done = run(images, prompt, out, base, options, progress=not quiet)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)

@@ -14,12 +14,14 @@ class Row:
     `how`: a merge by `method` with `changes` to its options; or, to compare with, the base without a LoRA ("floor"),
     one of the two LoRAs alone ("content", "style"), a LoRA trained on true pictures of the thing in the look
     ("oracle"), or K-LoRA or PairCustomization ("pair"), which exist at sampling time only.
+    `blocks`: the parts of the UNet that the content and the style LoRA are trained in; all of it where nothing is said.
     """
 
     label: str
     method: str = ""
     changes: Mapping[str, object] = field(default_factory=dict)
     how: How = "merge"
+    blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
