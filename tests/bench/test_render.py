@@ -64,7 +64,7 @@ def test_the_way_needs_the_same_pairs():
 
 
 def test_files_hold_every_row(tmp_path):
-    text = render("A table", LABELS, RESULTS, tmp_path)
+    text = render("A table", summary(LABELS, RESULTS), tmp_path)
     assert "| naive | 2 |" in text
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))

@@ -1,4 +1,4 @@
-"""Atelier's four similarities of a cell's pictures: right pictures score high, wrong ones low, old cells are completed."""
+"""Atelier's similarities of a cell's pictures: right pictures score high, wrong ones low, old cells are completed."""
 
 import json
 

@@ -88,9 +88,9 @@ class Cell:
 
 
 def described(row: Row) -> dict[str, object]:
-    """A row as what it measures: without its label, and without what it leaves empty."""
+    """A row as what it measures: whatever it is called, and without what it leaves empty."""
     found = asdict(row) | {"label": ""}
-    return {name: value for name, value in found.items() if name != "blocks" or value}
+    return {name: value for name, value in found.items() if name != "group" and (name != "blocks" or value)}
 
 
 def jobs_of(cell: Cell) -> dict[str, LoraJob]:
@@ -200,8 +200,8 @@ def _merged(cell: Cell) -> Merged:
     jobs, pair = loras_of(cell), cell.case.pair
     return merge(
         jobs["content"].path, jobs["style"].path, cell.folder / "merged.safetensors", cell.row.method,
-        shared_base(cell.base), jobs["content"].images, jobs["style"].images, merged_prompt=pair.merged_prompt, options=cell.options,
-        progress=False,
+        shared_base(cell.base), jobs["content"].images, jobs["style"].images, merged_prompt=pair.merged_prompt,
+        options=cell.options, progress=False,
     )  # fmt: skip
 
 

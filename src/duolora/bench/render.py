@@ -25,7 +25,7 @@ NO_WAY = 0.025
 NOTE = (
     "Atelier's numbers, not comparable with the paper's: mean over pairs (95 % interval, bootstrap over pairs). Object "
     "to leak are shares of pictures by its recognisers; leak is the style picture's own object. Atelier content, "
-    "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style picture, "
+    "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
     "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures."
 )
 
@@ -103,10 +103,9 @@ def _way(here: dict[str, dict], floor: dict[str, dict], ceiling: dict[str, dict]
     return way(*joint) if pairs else None
 
 
-def render(title: str, labels: Sequence[str], results: Sequence[Result], folder: Path) -> str:
-    """Write `table.md`, `table.csv`, `table.json` and `table.png` into the folder; returns the Markdown."""
+def render(title: str, lines: Sequence[dict[str, object]], folder: Path) -> str:
+    """Write a summary as `table.md`, `.csv`, `.json` and `.png` into the folder; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = summary(labels, results)
     text = _markdown(title, lines)
     (folder / "table.md").write_text(text, "utf-8")
     (folder / "table.json").write_text(json.dumps(lines, indent=1), "utf-8")

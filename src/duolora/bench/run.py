@@ -11,8 +11,9 @@ from duolora.bench.jobs import LoraJob, train_lora
 from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
 from duolora.bench.record import write
-from duolora.bench.render import Result, render
-from duolora.bench.tables import MULTI, Row, Table
+from duolora.bench.render import Result, render, summary
+from duolora.bench.tables import MULTI, Row, Table, read_blocks, with_blora
+from duolora.bench.tuning import tuned
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
 from duolora.provenance import file_hash, versions
@@ -61,9 +62,10 @@ class Measurement(Protocol):
 
 @dataclass(frozen=True)
 class Ran:
-    """A table that was run: its text, its folder, and what failed, with why."""
+    """A table that was run: its text and its lines, its folder, and what failed, with why."""
 
     text: str
+    lines: list[dict[str, Any]]
     folder: Path
     failed: dict[str, str]
     cells: list[tuple[str, Measurement]]
@@ -138,12 +140,13 @@ def run_table(
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
     ]
     folder = (out if len(roots) > 1 else next(iter(roots.values()))) / name
-    text = render(table.title, [row.label for row in table.rows], results, folder)
+    lines = summary([row.label for row in table.rows], results)
+    text = render(table.title, lines, folder)
     names = sorted({cell.folder.parent.name for _, cell in cells})
     about = {"table": name, "seed": seed, "bases": list(bases.values()), "cases": names, "versions": versions()}
     rows = {row.label: described(row) for row in table.rows}
     write(folder / "run.json", about | {"rows": rows, "failed": failed})
-    return Ran(text, folder, failed, cells)
+    return Ran(text, lines, folder, failed, cells)
 
 
 def measured(cells: Sequence[Measurement], workers: int | None, progress: bool) -> dict[str, str]:
@@ -160,6 +163,30 @@ def measured(cells: Sequence[Measurement], workers: int | None, progress: bool) 
 
 def _run(cell: Measurement) -> None:
     cell.run()
+
+
+def prepared(
+    table: Table,
+    out: Path,
+    base: str = "atelier",
+    rows: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    best: Path | None = None,
+    blora: Path | None = None,
+) -> Table:
+    """The table as it is run: with tuned settings, B-LoRA's blocks on this base, and only some rows or data sets.
+
+    B-LoRA's blocks are those of the file `blora`, or those that `bench figure3` found on this base, or else SDXL's.
+
+    Raises:
+        InputError: a file is another one than it should be, or there is no such row.
+    """
+    table = table if best is None else tuned(table, best)
+    found = blora or root_of(out, base) / "figure3" / "blocks.json"
+    if blora is not None or found.exists():
+        table = with_blora(table, *read_blocks(found))
+    table = only_rows(table, rows)
+    return replace(table, datasets=tuple(datasets)) if datasets else table
 
 
 def only_rows(table: Table, labels: Sequence[str]) -> Table:
