@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from duolora.bench.tables import FLOOR, ORACLE, TABLES, Row, Table
 from duolora.errors import InputError
@@ -17,15 +17,18 @@ from duolora.errors import InputError
 RULE = "joint, then object + look, then the first; means over the tuning pairs"
 
 
-def _weights(*pairs: tuple[float, float]) -> tuple[dict[str, object], ...]:
+Settings = tuple[dict[str, float], ...]
+
+
+def _weights(*pairs: tuple[float, float]) -> Settings:
     return ({}, *({"content_weight": c, "style_weight": s} for c, s in pairs))
 
 
-def _each(name: str, *values: float) -> tuple[dict[str, object], ...]:
+def _each(name: str, *values: float) -> Settings:
     return ({}, *({name: value} for value in values))
 
 
-def _grid(**values: tuple[float, ...]) -> tuple[dict[str, object], ...]:
+def _grid(**values: tuple[float, ...]) -> Settings:
     """All combinations; the first value of each is its default."""
     _, *others = product(*values.values())
     return ({}, *(dict(zip(values, chosen, strict=True)) for chosen in others))
@@ -34,7 +37,7 @@ def _grid(**values: tuple[float, ...]) -> tuple[dict[str, object], ...]:
 _UNEVEN = _weights((1.0, 0.7), (1.0, 0.5), (0.7, 1.0), (0.5, 1.0), (0.7, 0.7))
 _STRONGER = _weights((1.5, 1.0), (1.0, 1.5), (1.5, 1.5), (1.0, 0.5), (0.5, 1.0))
 _ZIPLORA = _grid(lambda_similarity=(0.01, 0.001, 0.1), lr=(0.01, 0.003, 0.03))
-GRIDS: dict[str, tuple[dict[str, object], ...]] = {
+GRIDS: dict[str, Settings] = {
     "naive": _UNEVEN,
     "split by role": _STRONGER,
     "B-LoRA (filter)": _STRONGER,
@@ -69,6 +72,14 @@ TUNING = Table(
 )
 
 
+class Best(NamedTuple):
+    """The best setting of a group: its row, what it changes, and its joint truth and object + look."""
+
+    row: str
+    changes: dict[str, object]
+    score: tuple[float, float]
+
+
 def choose(table: Table, lines: Sequence[Mapping[str, Any]], path: Path) -> str:
     """Write the best setting of each group by the rule above, for `--tuned`; returns them as text.
 
@@ -76,18 +87,17 @@ def choose(table: Table, lines: Sequence[Mapping[str, Any]], path: Path) -> str:
     """
     found = {line["row"]: line for line in lines}
     whole = max((line["pairs"] for line in lines), default=0)
-    best: dict[str, dict[str, object]] = {}
+    best: dict[str, Best] = {}
     for row in table.rows:
         line = found.get(row.label)
         if row.group and line and line["pairs"] == whole:
             joint, object_, look = (line[name][0] for name in ("joint", "object", "look"))
-            score = [round(joint, 9), round(object_ + look, 9)]
-            if row.group not in best or score > best[row.group]["score"]:  # type: ignore[operator]
-                best[row.group] = {"row": row.label, "changes": _tried(row), "score": score}
-    path.write_text(json.dumps({"rule": RULE, "pairs": whole, "best": best}, indent=1) + "\n", "utf-8")
-    said = [
-        f"{each['row']}  (joint {each['score'][0]:.2f}, object + look {each['score'][1]:.2f})" for each in best.values()
-    ]  # type: ignore[index]
+            score = (round(joint, 9), round(object_ + look, 9))
+            if row.group not in best or score > best[row.group].score:
+                best[row.group] = Best(row.label, _tried(row), score)
+    kept = {group: each._asdict() for group, each in best.items()}
+    path.write_text(json.dumps({"rule": RULE, "pairs": whole, "best": kept}, indent=1) + "\n", "utf-8")
+    said = [f"{b.row}  (joint {b.score[0]:.2f}, object + look {b.score[1]:.2f})" for b in best.values()]
     return "\n".join([f"Best of each group ({RULE}):", *said, str(path)])
 
 

@@ -146,13 +146,15 @@ def figure3(
     count: Annotated[int, typer.Option(help="Pictures for each block group and α.")] = 34,
     seed: SeedOption = 0,
 ) -> None:
-    """Figure 3: what a base still draws as the attention of some blocks is turned down."""
+    """Figure 3: what a base still draws as the attention of some blocks is turned down; names B-LoRA's blocks."""
     with one_line():
         from duolora.bench.figures import figure3 as run
+        from duolora.bench.run import root_of
         from duolora.networks.bases import load_base
 
-        run(out / "figure3", load_base(base), count=count, seed=seed)
-        typer.echo(f"{out / 'figure3' / 'curves.png'}\n{out / 'figure3' / 'pictures.png'}")
+        folder = root_of(out, base) / "figure3"
+        run(folder, load_base(base), count=count, seed=seed)
+        typer.echo("\n".join(str(folder / name) for name in ("curves.png", "pictures.png", "blocks.json")))
 
 
 @bench.command()
