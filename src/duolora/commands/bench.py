@@ -127,6 +127,7 @@ def table5(
     manifest: ManifestOption = None,
     sample: SampleOption = None,
     tuned: TunedOption = None,
+    blora: BloraOption = None,
     updates: UpdatesOption = 3000,
     as_json: JsonOption = False,
 ) -> None:
@@ -136,7 +137,7 @@ def table5(
 
         rows = TABLES["table5"]
         bases = smaller_bases(out, updates)
-        _run("table5", rows, out, pairs, dataset, row, seed, workers, manifest, sample, bases, tuned, None, as_json)
+        _run("table5", rows, out, pairs, dataset, row, seed, workers, manifest, sample, bases, tuned, blora, as_json)
 
 
 @bench.command()
