@@ -7,7 +7,7 @@ import typer
 
 from duolora.commands.speech import JsonOption, one_line, printable, proven, report
 
-FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split or masks.")]
+FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split, split-kohya or masks.")]
 DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
 
 

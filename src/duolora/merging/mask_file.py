@@ -16,7 +16,8 @@ from duolora.adapters.halves import CONTENT_RANKS, counted
 from duolora.adapters.header import read_header
 from duolora.adapters.peft_config import json_object
 from duolora.adapters.reading import read_adapter, read_tensors, source_hash
-from duolora.adapters.writing import check_writable, laid_out, whole_file
+from duolora.adapters.staging import Stage, check_writable, whole_files
+from duolora.adapters.writing import laid_out
 from duolora.errors import FileRefused
 from duolora.merging.fold import folded, rest
 from duolora.merging.sources import Loras, Masks, Sources
@@ -46,14 +47,20 @@ def write_masks(path: Path, masks: Mapping[str, Masks], recipe: Mapping[str, obj
     Raises:
         DuoLoRAError: it cannot be written; nothing is changed.
     """
+    with whole_files() as stage:
+        return staged_masks(stage, path, masks, recipe).stat().st_size
+
+
+def staged_masks(stage: Stage, path: Path, masks: Mapping[str, Masks], recipe: Mapping[str, object]) -> Path:
+    """Write a draft of the masks, which takes its name when the stage ends well; returns where the draft is."""
     check_writable(path)
     table = {kind: {name: mask.numel() for name, mask in sorted(masks[kind].items())} for kind in KINDS}
     flat = {kind: _flat([masks[kind][name] for name in table[kind]]) for kind in KINDS}
     kept = {key: value for key, value in recipe.items() if key != CONTENT_RANKS}
     header = {"format": "pt", MASKS: _json(table), RECIPE: _json(kept)}
-    with whole_file(path, laid_out(flat, header)) as draft:
-        read_masks(draft)
-        return draft.stat().st_size
+    draft = stage(path, laid_out(flat, header))
+    read_masks(draft)
+    return draft
 
 
 def read_masks(path: Path) -> MaskFile:

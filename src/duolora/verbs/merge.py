@@ -83,7 +83,7 @@ def merge(
         options: everything else; by default the method's own.
         progress: show bars on stderr.
         announce: called with the role of every module before the masks are trained.
-        format: diffusers, kohya, uniform, split (two files, see `merging.export`) or masks.
+        format: diffusers, kohya, uniform, split or split-kohya (two files, see `merging.export`) or masks.
         dtype: float16, bfloat16 or float32.
 
     Raises:
