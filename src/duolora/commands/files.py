@@ -1,5 +1,6 @@
 """Commands that work on LoRA files alone: convert, compose, inspect."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,11 +35,9 @@ def convert(
         done = run(
             file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank
         )  # fmt: skip
-        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
+        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}{_not_carried(done.left_out)}"
         facts: dict[str, object] = {"paths": done.paths, "bytes": done.proof.size, "error": done.proof.error}
         facts["left_out"] = done.left_out
-        if done.left_out:
-            text += f"\nnot carried over: {printable(', '.join(done.left_out))}"
         if done.lost is not None:
             worst = max(done.lost.errors, key=done.lost.errors.__getitem__)
             text += f"\nmade smaller: ΔW has lost {done.lost.whole:.2%} of its size, most in {worst}"
@@ -59,8 +58,10 @@ def compose(
     with one_line():
         from duolora.verbs.compose import compose as run
 
-        proof = run(files, out, None if weights is None else _numbers(weights), format, dtype)
-        report(as_json, f"{out}: {proven(proof)}", path=out, bytes=proof.size, error=proof.error)
+        done = run(files, out, None if weights is None else _numbers(weights), format, dtype)
+        text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"
+        facts: dict[str, object] = {"bytes": done.proof.size, "error": done.proof.error, "left_out": done.left_out}
+        report(as_json, text, path=done.path, **facts)
 
 
 def inspect(
@@ -110,6 +111,10 @@ def _cell(value: Any) -> str:
     if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value):
         return f"{value[0]} to {value[1]}" if value[0] != value[1] else str(value[0])
     return printable(str(value))
+
+
+def _not_carried(parts: Sequence[str]) -> str:
+    return f"\nnot carried over: {printable(', '.join(parts))}" if parts else ""
 
 
 def _numbers(text: str) -> list[float]:

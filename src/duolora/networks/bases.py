@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from duolora.adapters.names import TEXT_ENCODERS
 from duolora.errors import InputError
-from duolora.networks.base_files import read_pipeline
+from duolora.networks.base_files import read_pipeline, refusing
 from duolora.networks.targets import layer_shapes
 
 PIXELS_AT_ONCE = 1024 * 1024
@@ -185,7 +185,8 @@ def load_base(
     for module in (parts.unet, parts.text_encoder, parts.text_encoder_2):
         module.to(where, kind)
     parts.set_progress_bar_config(disable=True)
-    noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
+    with refusing(Path(base)):
+        noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
     return Base(str(base), parts, noise_scheduler, where, kind)
 
 
