@@ -196,7 +196,11 @@ FOREIGN = {
     "FLUX of kohya": ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": ZERO}, {}, "FLUX"),
     "SD3": ({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": ZERO}, {}, "Stable Diffusion 3"),
     "SD1 by its header": ({}, {"ss_base_model_version": "sd_v1"}, "Stable Diffusion 1.*sd_v1"),
-    "SD1 by its modelspec": ({}, {"modelspec.architecture": "stable-diffusion-v1/lora"}, "trained on Stable Diffusion 1"),
+    "SD1 by its modelspec": (
+        {},
+        {"modelspec.architecture": "stable-diffusion-v1/lora"},
+        "trained on Stable Diffusion 1",
+    ),
     "SD2 by its modelspec": ({}, {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, "Stable Diffusion 2"),
     "FLUX by its modelspec": ({}, {"modelspec.architecture": "Flux.1-dev/lora"}, "trained on FLUX"),
     "PixArt": ({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": ZERO}, {}, "PixArt.*SDXL"),

@@ -64,15 +64,24 @@ HOSTILE = {
     "unknown dtype": (laid(changed(dtype="F33")), "dtype: expected one of F64, .*found 'F33'"),
     **{f"{kind} factor": (laid(changed(dtype=kind)), f"dtype: .*found '{kind}'") for kind in ODD},
     **{
-        f"{kind} alpha": (laid(SOUND | {f"{MODULE}.alpha": {"dtype": kind, "shape": [], "data_offsets": [56, 57]}},
-        DATA + b"2"), f"alpha: dtype: .*found '{kind}'")
+        f"{kind} alpha": (
+            laid(SOUND | {f"{MODULE}.alpha": {"dtype": kind, "shape": [], "data_offsets": [56, 57]}}, DATA + b"2"),
+            f"alpha: dtype: .*found '{kind}'",
+        )
         for kind in ODD
     },
     "dtype of a list": (laid(changed(dtype=["F32"])), r"dtype: .*found \['F32'\]"),
-    "header of 11 MB": (laid(SOUND | {"__metadata__": {"x": "x" * 11_000_000}}), "its header: expected at most 10000000"),
-    "shape of a million numbers": (laid(changed(shape=[1] * 1_000_000)), r"shape: .*found \[1, 1, 1, 1, 1, 1, \.\.\.\];"),
+    "header of 11 MB": (
+        laid(SOUND | {"__metadata__": {"x": "x" * 11_000_000}}),
+        "its header: expected at most 10000000",
+    ),
+    "shape of a million numbers": (
+        laid(changed(shape=[1] * 1_000_000)),
+        r"shape: .*found \[1, 1, 1, 1, 1, 1, \.\.\.\];",
+    ),
     "infinity by exponent": (
-        laid(SOUND | {"__metadata__": {"duolora": '{"x": 1e400}'}}), "duolora in its header is not JSON"
+        laid(SOUND | {"__metadata__": {"duolora": '{"x": 1e400}'}}),
+        "duolora in its header is not JSON",
     ),
     "no module of SDXL": (laid(renamed("down_blocks.1", "foo.bar")), "is not a module of SDXL's UNet"),
     "PixArt": (laid(renamed("unet.down_blocks.1.attentions.0", "transformer")), "belongs to PixArt"),
@@ -144,7 +153,8 @@ scraps = st.one_of(
 )
 stems = st.sampled_from(
     [MODULE, "lora_unet_input_blocks_4_1_proj_in", "lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoder.x",
-     "x", "unet.foo.bar", "transformer.transformer_blocks.0.attn1.to_q", "unet.unet.mid_block.attentions.0.proj_in", "diffusion_model.middle_block.1.proj_in", "bundle_emb.a", ""]
+     "x", "unet.foo.bar", "transformer.transformer_blocks.0.attn1.to_q",
+     "unet.unet.mid_block.attentions.0.proj_in", "diffusion_model.middle_block.1.proj_in", "bundle_emb.a", ""]
 )  # fmt: skip
 sides = st.sampled_from(
     [".lora_A.weight", ".lora_B.weight", ".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".alpha",

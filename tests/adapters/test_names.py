@@ -39,8 +39,16 @@ def test_where_blocks_may_have_one_layer_only_their_names_are_diffusers():
 
 @pytest.mark.parametrize(
     "stem",
-    ["lora_unet_x", "lora_te3_x", "lora_unet_input_blocks_4_7_proj_in", "x", "lora_unet_",
-     "lora_unet_input_blocks_0_1_proj_in", "lora_unet_input_blocks_0_0_op", "lora_unet_output_blocks_12_1_proj_in"],
+    [
+        "lora_unet_x",
+        "lora_te3_x",
+        "lora_unet_input_blocks_4_7_proj_in",
+        "x",
+        "lora_unet_",
+        "lora_unet_input_blocks_0_1_proj_in",
+        "lora_unet_input_blocks_0_0_op",
+        "lora_unet_output_blocks_12_1_proj_in",
+    ],
 )
 def test_other_names_are_no_modules(stem):
     with pytest.raises(ValueError):
@@ -60,7 +68,10 @@ def test_comfyui_knows_every_key_of_our_kohya_file():
     """The original paths come from the tests' own table, never from ours; all 560 target modules of SDXL."""
     with torch.device("meta"):
         unet = UNet2DConditionModel(**unet_config("sdxl"))
-    names, everything = target_modules(unet), [n for n, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    names, everything = (
+        target_modules(unet),
+        [n for n, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)],
+    )
     known = comfy_keys([_unet_key(f"{name}.weight", 3).removesuffix(".weight") for name in everything])
     adapter = Adapter({n: LowRank(torch.ones(2, 1 + k % 3), torch.ones(1 + k % 3, 2)) for k, n in enumerate(names)})
     ours = set(kohya_tensors(adapter, torch.float16))

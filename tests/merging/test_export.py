@@ -73,7 +73,7 @@ def test_there_are_always_two_halves(tmp_path, format, content):
 
 def test_drafts_of_killed_runs_are_removed_and_those_of_others_are_not(tmp_path):
     out = tmp_path / "x.safetensors"
-    left = tmp_path / ".x.safetensors.0123abcd.tmp"
+    left = tmp_path / ".x.0123abcd.tmp.safetensors"
     left.write_bytes(b"half a file")
     with whole_files() as stage:
         mine = stage(out, [b"mine"])

@@ -103,7 +103,9 @@ def _check(path: Path, entries: Mapping[str, Any], data: int) -> None:
         if not _naturals(shape) or len(shape) > 8:
             raise _damaged(path, f"{key}: shape: expected a few numbers from 0 on, found {reprlib.repr(shape)}")
         if not _naturals(offsets) or len(offsets) != 2 or not offsets[0] <= offsets[1] <= data:
-            raise _damaged(path, f"{key}: data_offsets: expected two within {data} bytes, found {reprlib.repr(offsets)}")
+            raise _damaged(
+                path, f"{key}: data_offsets: expected two within {data} bytes, found {reprlib.repr(offsets)}"
+            )
         if not isinstance(entry["dtype"], str) or entry["dtype"] not in _BITS:
             raise FileRefused(
                 f"{path}: {key}: dtype: expected one of {', '.join(_BITS)}, found {reprlib.repr(entry['dtype'])}; "

@@ -57,7 +57,9 @@ def _config(arguments: Mapping[str, Any], file: str) -> PeftConfig:
     if arguments.get("use_dora"):
         raise FileRefused(f"{where} makes it a DoRA; expected a plain LoRA; convert it to one first")
     if (kind := arguments.get("peft_type", "LORA")) != "LORA":
-        raise FileRefused(f"{where}: peft_type: expected LORA, got {reprlib.repr(kind)}; convert it to a plain LoRA first")
+        raise FileRefused(
+            f"{where}: peft_type: expected LORA, got {reprlib.repr(kind)}; convert it to a plain LoRA first"
+        )
     patterns = arguments.get("alpha_pattern") or {}
     alphas = [arguments.get("lora_alpha", _ALPHA), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
     for alpha in alphas:

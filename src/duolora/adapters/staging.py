@@ -3,6 +3,7 @@
 import os
 import secrets
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from glob import escape
@@ -11,14 +12,8 @@ from typing import IO
 
 from duolora.errors import DuoLoRAError, InputError
 
-try:
+if sys.platform != "win32":
     from fcntl import LOCK_EX, LOCK_NB, flock
-except ImportError:  # Windows, where a file that is open cannot be deleted: that is lock enough
-    LOCK_EX = LOCK_NB = 0
-
-    def flock(_: object, __: int) -> None:
-        """No lock."""
-
 
 Pieces = Sequence[bytes | memoryview]
 Stage = Callable[[Path, Pieces], Path]
@@ -60,14 +55,14 @@ def whole_files() -> Iterator[Stage]:
     drafts: dict[Path, tuple[Path, IO[bytes]]] = {}
 
     def stage(path: Path, pieces: Pieces) -> Path:
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")  # readers go by the suffix
         with _refusing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _remove_left_over(path)
             file = draft.open("xb")
             _drop(drafts.pop(path, None))
             drafts[path] = draft, file
-            flock(file, LOCK_EX | LOCK_NB)
+            _lock(file)
             file.writelines(pieces)
             file.flush()
             os.fsync(file.fileno())
@@ -83,7 +78,7 @@ def whole_files() -> Iterator[Stage]:
 
 def _put_in_place(drafts: dict[Path, Path]) -> None:
     """Give every draft its name; if one of them cannot have it, the files before it become what they were."""
-    backups = {path: draft.with_suffix(".old.tmp") for path, draft in drafts.items()}
+    backups = {path: draft.with_suffix(".old") for path, draft in drafts.items()}
     done: list[Path] = []
     try:
         for path, draft in drafts.items():
@@ -127,11 +122,17 @@ def _drop(draft: tuple[Path, IO[bytes]] | None) -> None:
             _closed(draft).unlink()
 
 
+def _lock(file: IO[bytes]) -> None:
+    """Lock an open file, or raise OSError; on Windows files that are open cannot be removed, which is lock enough."""
+    if sys.platform != "win32":
+        flock(file, LOCK_EX | LOCK_NB)
+
+
 def _remove_left_over(path: Path) -> None:
     """Remove the drafts of this file that nobody holds open any more: their writers were killed."""
-    for left in path.parent.glob(f".{escape(path.name)}.*.tmp"):
+    for left in path.parent.glob(f".{escape(path.stem)}.*.tmp.*"):
         with suppress(OSError), left.open("rb") as file:
-            flock(file, LOCK_EX | LOCK_NB)
+            _lock(file)
             left.unlink()
 
 

@@ -13,8 +13,9 @@ from torch import Tensor
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.dialects import RECIPE, adapter_from
 from duolora.adapters.diffusers_format import diffusers_metadata, diffusers_tensors
+from duolora.adapters.diffusers_reader import ReadingFailed, error_in_diffusers
 from duolora.adapters.kohya_format import kohya_metadata, kohya_tensors
-from duolora.adapters.proof import Proof, identical, proof
+from duolora.adapters.proof import TOLERANCE, Proof, identical, proof
 from duolora.adapters.reading import read_adapter
 from duolora.adapters.staging import Stage, check_writable, whole_files
 from duolora.adapters.uniform_format import uniform
@@ -47,8 +48,9 @@ def write_adapter(
 ) -> Proof:
     """Write the adapter and prove it; the same adapter gives the same bytes.
 
-    The file is written under another name in the same folder, read back, compared with what was asked for, and only
-    then put in place of what was there before. Its header says by how much it is off (`duolora_proof`).
+    The file is written under another name in the same folder, read back by us and by diffusers' own loader, compared
+    with what was asked for, and only then put in place of what was there before. Its header says by how much it is off
+    (`duolora_proof`).
 
     Raises:
         DuoLoRAError: it cannot be written, holds nothing, or its values do not survive `dtype`; nothing is changed.
@@ -75,15 +77,48 @@ def staged_adapter(
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
     meant = adapter_from(tensors, metadata, str(path))
     expected = proof(adapter, meant, dtype, path)
-    metadata |= {RECIPE: _json(adapter.recipe), PROOF: _json({"dtype": _NAMES[dtype], "error": _rounded(expected)})}
+    said = _said(dtype, expected.error, expected.error)
+    metadata |= {RECIPE: _json(adapter.recipe), PROOF: _json(said)}
     draft = stage(path, laid_out(tensors, metadata))
     back, size = read_adapter(draft), draft.stat().st_size
-    return replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
+    found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
+    found = _in_diffusers(draft, adapter, found, dtype, path, format)
+    if (known := _said(dtype, expected.error, found.diffusers)) != said:
+        size = stage(path, laid_out(tensors, metadata | {PROOF: _json(known)})).stat().st_size
+    return replace(found, size=size)
 
 
-def _rounded(found: Proof) -> str:
+def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtype, path: Path, format: Format) -> Proof:
+    """The proof, and what diffusers' own loader makes of the file.
+
+    kohya's files may hold parts of text encoders that diffusers does not understand; they are for other programs.
+    """
+    try:
+        error = error_in_diffusers(draft, adapter)
+    except ReadingFailed as failure:
+        if format != "kohya":
+            raise DuoLoRAError(
+                f"{path}: diffusers cannot load what would be written ({failure}); nothing was written; "
+                "check the installed versions of diffusers and PEFT, or write --format kohya"
+            ) from failure
+        return replace(found, unloadable=str(failure))
+    if not error <= TOLERANCE[dtype]:
+        raise DuoLoRAError(
+            f"{path}: as diffusers loads it, a module would be off by {error:.2g} of its strength "
+            f"(at most {TOLERANCE[dtype]} is accepted); nothing was written; write it in float32"
+        )
+    return replace(found, diffusers=error)
+
+
+def _said(dtype: torch.dtype, error: float, in_diffusers: float | None) -> dict[str, str | None]:
+    """What the header says of the proof."""
+    through = None if in_diffusers is None else _rounded(in_diffusers)
+    return {"dtype": _NAMES[dtype], "error": _rounded(error), "diffusers": through}
+
+
+def _rounded(error: float) -> str:
     """One digit, so that the header does not depend on the order in which a machine adds up."""
-    return f"{max(found.error, 1e-9):.0e}"
+    return f"{max(error, 1e-9):.0e}"
 
 
 def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:

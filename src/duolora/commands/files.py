@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from duolora.commands.speech import JsonOption, one_line, printable, proven, report
+from duolora.commands.speech import JsonOption, one_line, printable, proof_facts, proven, report
 
 FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split, split-kohya or masks.")]
 DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
@@ -36,8 +36,7 @@ def convert(
             file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank
         )  # fmt: skip
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}{_not_carried(done.left_out)}"
-        facts: dict[str, object] = {"paths": done.paths, "bytes": done.proof.size, "error": done.proof.error}
-        facts["left_out"] = done.left_out
+        facts = {"paths": done.paths, "left_out": done.left_out, **proof_facts(done.proof)}
         if done.lost is not None:
             worst = max(done.lost.errors, key=done.lost.errors.__getitem__)
             text += f"\nmade smaller: ΔW has lost {done.lost.whole:.2%} of its size, most in {worst}"
@@ -60,8 +59,7 @@ def compose(
 
         done = run(files, out, None if weights is None else _numbers(weights), format, dtype)
         text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"
-        facts: dict[str, object] = {"bytes": done.proof.size, "error": done.proof.error, "left_out": done.left_out}
-        report(as_json, text, path=done.path, **facts)
+        report(as_json, text, path=done.path, left_out=done.left_out, **proof_facts(done.proof))
 
 
 def inspect(

@@ -59,11 +59,13 @@ def check_folder(folder: Path) -> None:
     """
     index = _json(folder / "model_index.json")
     if not str(index.get("_class_name")).startswith("StableDiffusionXL"):
-        raise FileRefused(f"{folder}: expected an SDXL pipeline, found {str(index.get('_class_name'))[:60]}; use {BASES}")
+        raise FileRefused(
+            f"{folder}: expected an SDXL pipeline, found {str(index.get('_class_name'))[:60]}; use {BASES}"
+        )
     for name, value in index.items():
         if isinstance(value, list) and value[:1] not in ([None], ["diffusers"], ["transformers"]):
-            found = reprlib.repr(value[0]) if value else "nowhere"
-            raise FileRefused(f"{folder}: {name} would run code from {found}, which is never done; use {BASES}")
+            origin = reprlib.repr(value[0]) if value else "nowhere"
+            raise FileRefused(f"{folder}: {name} would run code from {origin}, which is never done; use {BASES}")
     for name in NETWORKS:
         suffixes = {file.suffix for file in (folder / name).glob("*")}
         if ".safetensors" not in suffixes:
