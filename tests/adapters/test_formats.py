@@ -86,7 +86,7 @@ def test_the_proof_by_diffusers_is_what_its_pipeline_adds(tmp_path, format, dtyp
         there = change[key_of(name, change)].flatten(1)
         errors.append(float((there - lora.delta()).norm() / lora.delta().norm()))
     assert proof.unloadable == ""
-    assert proof.diffusers == pytest.approx(max(errors), rel=0.02, abs=3e-6)
+    assert proof.diffusers == pytest.approx(max(errors), rel=0.02, abs=3e-5)
     with safe_open(path, "pt") as file:
         stored = json.loads(file.metadata()["duolora_proof"])
     assert float(stored["diffusers"]) == pytest.approx(max(proof.diffusers, 1e-9), rel=0.5)

@@ -22,7 +22,7 @@ def test_what_is_not_here_is_refused(base_folder):
     for device in ("meta", "cuda:99"):
         with pytest.raises(InputError, match=rf"device: expected one that is here \(.*cpu.*\), got {device}"):
             chosen_device(device)
-    with pytest.raises(InputError, match="offload: expected auto, none, model, sequential; got 'half'"):
+    with pytest.raises(InputError, match="offload: expected one of auto, none, model, sequential, got 'half'"):
         load_base(base_folder, "cpu", offload="half")
 
 

@@ -42,7 +42,7 @@ _BLOCK = re.compile(
 _TAILS = {
     "resnets": re.compile(r"conv[12]|time_emb_proj|conv_shortcut"),
     "attentions": re.compile(
-        r"proj_(?:in|out)|transformer_blocks\.[0-9]{1,2}\.(?:attn[12]\.to_(?:[qkv]|out\.0)|ff\.net\.(?:0\.proj|2))"
+        r"proj_(?:in|out)|transformer_blocks\.[0-9]{1,3}\.(?:attn[12]\.to_(?:[qkv]|out\.0)|ff\.net\.(?:0\.proj|2))"
     ),
     "downsamplers": re.compile("conv"),
     "upsamplers": re.compile("conv"),

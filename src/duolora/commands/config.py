@@ -21,7 +21,9 @@ def options_of_file(path: Path, commands: dict[str, Any]) -> dict[str, dict[str,
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: expected a TOML file of options ({error}); mend it or leave --config away") from error
+        raise InputError(
+            f"{path}: expected a TOML file of options ({error}); mend it or leave --config away"
+        ) from error
     found: dict[str, dict[str, Any]] = {}
     for command, options in tables.items():
         if command not in commands or not isinstance(options, dict):

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from duolora.adapters.names import TEXT_ENCODERS
 from duolora.errors import InputError
 from duolora.networks.base_files import read_pipeline, refusing
-from duolora.networks.placing import Offload, chosen_device, chosen_dtype, chosen_offload
+from duolora.networks.placing import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
 from duolora.networks.targets import layer_shapes
 
 PIXELS_AT_ONCE = 1024 * 1024
@@ -245,6 +245,7 @@ def load_base(
         FileRefused: it is there, but unsafe, damaged or not an SDXL-shaped model.
         InputError: it is not there, or an argument cannot be used.
     """
+    check_offload(offload)
     where = chosen_device(device)
     kind = chosen_dtype(dtype, where)
     parts = read_pipeline(str(base), kind, None if config is None else Path(config))

@@ -50,17 +50,21 @@ def chosen_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     return DTYPES[str(dtype)]
 
 
-def chosen_offload(offload: str, device: torch.device, parts: StableDiffusionXLPipeline) -> Offload:
-    """How networks leave the device: as asked for, or "auto" by its free memory; none but on CUDA.
+def check_offload(offload: str) -> None:
+    """Make sure, before any weight is read, that there is such a way of offloading.
 
     Raises:
-        InputError: there is no such way.
+        InputError: there is none.
     """
+    if offload not in (known := ("auto", *get_args(Offload))):
+        raise InputError(f"offload: expected one of {', '.join(known)}, got {offload!r}")
+
+
+def chosen_offload(offload: str, device: torch.device, parts: StableDiffusionXLPipeline) -> Offload:
+    """How networks leave the device: as asked for, or "auto" by its free memory; none but on CUDA."""
     for known in get_args(Offload):
         if offload == known:
             return known
-    if offload != "auto":
-        raise InputError(f"offload: expected auto, {', '.join(get_args(Offload))}; got {offload!r}")
     if device.type != "cuda":
         return "none"
     free, _ = torch.cuda.mem_get_info(device)
