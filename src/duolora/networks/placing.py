@@ -61,7 +61,9 @@ def check_offload(offload: str) -> None:
 
 
 def chosen_offload(offload: str, device: torch.device, parts: StableDiffusionXLPipeline) -> Offload:
-    """How networks leave the device: as asked for, or "auto" by its free memory; none but on CUDA."""
+    """How networks leave the device: as asked for, or "auto" by the free memory of a GPU; none on the CPU itself."""
+    if device.type == "cpu":
+        return "none"
     for known in get_args(Offload):
         if offload == known:
             return known
