@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from duolora.commands import files, scores
 from duolora.commands.bench import bench
@@ -32,8 +33,21 @@ from duolora.commands.speech import (
 )
 from duolora.errors import DuoLoRAError
 
+
+class _Configured(TyperGroup):
+    """Commands whose options may come from the file that `--config` names."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, with the file's options for defaults."""
+        if ctx.params.get("config") is not None:
+            with one_line():
+                ctx.default_map = options_of_file(Path(ctx.params["config"]), self.commands)
+        return super().invoke(ctx)
+
+
 app = typer.Typer(
     name="duolora",
+    cls=_Configured,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -67,15 +81,11 @@ def _changed(options: Any, **given: object) -> Any:
 
 @app.callback()
 def settings(
-    context: typer.Context,
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of options: [merge] steps = 50, …; the command line wins.")
     ] = None,
 ) -> None:
-    """Options before the command."""
-    if config is not None:
-        with one_line():
-            context.default_map = options_of_file(config, context.command.commands)  # type: ignore[attr-defined]
+    """Options before the command, which `_Configured` sees to."""
 
 
 @app.command()

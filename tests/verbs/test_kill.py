@@ -21,7 +21,7 @@ from duolora.verbs.train import TrainOptions, train
 KILLS = int(os.environ.get("DUOLORA_KILLS", "4"))
 """At how many moments the writer is killed; 20 and more in the long run.
 
-Training is killed at a quarter as many, and so is merging into one file and into two.
+Training and merging are killed at a quarter as many; in the long run merging into one file as well as into two.
 """
 OPTIONS = TrainOptions(rank=2, steps=210, batch=1, lr=1e-3)
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -48,7 +48,7 @@ def train_once(photos: Path, out: Path, folder: Path) -> None:
 
 def merge_once(loras: tuple[Path, Path], photos: Path, out: Path, folder: Path, format: str) -> None:
     torch.set_num_threads(1)
-    options = options_of("ziprank-prior", steps=80)
+    options = options_of("ziprank-prior", steps=55)
     base = load_base(folder)
     merge(*loras, out, "ziprank-prior", base, photos, photos, options=options, progress=False, format=format)
 
@@ -100,7 +100,7 @@ def test_killed_training_goes_on_to_the_same_bytes(folder, photos, tmp_path):
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
-@pytest.mark.parametrize("format", ["diffusers", "split"])
+@pytest.mark.parametrize("format", ["split"] if KILLS < 20 else ["diffusers", "split"])
 def test_a_killed_merge_leaves_the_old_file_or_none_and_goes_on_to_the_same_bytes(
     folder, loras, photos, tmp_path, format
 ):
