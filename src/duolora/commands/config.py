@@ -1,13 +1,14 @@
 """`--config FILE`: options of commands from a TOML file, as click's `default_map` takes them; the command line wins."""
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from duolora.errors import InputError
 
 
-def options_of_file(path: Path, commands: dict[str, Any]) -> dict[str, dict[str, Any]]:
+def options_of_file(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """The options of each command, by the names that click has for them.
 
     Args:
