@@ -240,7 +240,7 @@ def generate(
     base: BaseOption = "atelier",
     num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance  [5; atelier 1.5].")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance  [5; atelier 3].")] = None,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",

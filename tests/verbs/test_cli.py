@@ -7,10 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import typer
 from safetensors import safe_open
 from typer.testing import CliRunner
 
 from duolora.cli import METHOD_NAMES, app
+from duolora.commands.speech import one_line
 from duolora.methods import METHODS
 
 
@@ -106,6 +109,24 @@ def test_the_base_runs_as_it_is_told_to(folder, tmp_path):
         assert done.exit_code == 1
         assert f"{option.strip('-')}: expected" in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("failure", [OSError(36, "File name too long", "aaa"), OSError("disk on fire")])
+def test_what_the_system_refuses_is_one_line_too(capsys, failure):
+    with pytest.raises(typer.Exit) as caught, one_line():
+        raise failure
+    assert caught.value.exit_code == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "aaa: File name too long;" in said[0] or "disk on fire;" in said[0]
+
+
+def test_full_memory_is_one_line_with_a_remedy(capsys):
+    with pytest.raises(typer.Exit), one_line():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert "try --offload model" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a fault of ours"), one_line():
+        raise RuntimeError("a fault of ours")
 
 
 @pytest.mark.parametrize("verb", ["train", "merge", "generate", "demo"])

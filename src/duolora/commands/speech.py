@@ -22,6 +22,13 @@ def one_line() -> Iterator[None]:
     except DuoLoRAError as error:
         typer.echo(f"duolora: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        reason = printable(f"{where}{error.strerror or error}")
+        typer.echo(f"duolora: {reason}; check the path, its permissions and the disk", err=True)
+        raise typer.Exit(1) from None
     except RuntimeError as error:
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
             raise
