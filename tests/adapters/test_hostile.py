@@ -147,7 +147,7 @@ def survives(path: Path, data: bytes) -> None:
         assert printable(str(error)).isprintable()
 
 
-fuzz = settings(max_examples=CASES, deadline=5000, suppress_health_check=list(HealthCheck), database=None)
+fuzz = settings(max_examples=CASES, deadline=20_000, suppress_health_check=list(HealthCheck), database=None)
 scraps = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=3)
 )
