@@ -129,7 +129,7 @@ def run_group(cell: GroupCell) -> None:
         )  # fmt: skip
         merges.append(done.path)
     both = cell.folder / "composed.safetensors"
-    proof = compose(merges, both)
+    proof = compose(merges, both).proof
     with applied(base, [both]):
         drawn = draw(base, [cell.group.prompt] * COUNT, [1000 + cell.seed * 1000 + k for k in range(COUNT)])
     things = [case.pair for case in cell.group.things]

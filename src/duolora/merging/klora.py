@@ -77,7 +77,7 @@ class Chooser:
 @contextmanager
 def klora(base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA) -> Iterator[Chooser]:
     """K-LoRA on a base; hand the chooser to `sampling.draw` as `before_step`."""
-    with Mount(base.unet, [both.content, both.style], "rank") as mount:
+    with Mount(base.unet, [both.content, both.style], "rank", base.device) as mount:
         chooser = Chooser(mount, both, alpha, beta)
         try:
             chooser(0.0)
