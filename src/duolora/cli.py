@@ -128,6 +128,10 @@ def train(
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
+    ] = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -138,7 +142,7 @@ def train(
         from duolora.verbs.train import train as run
 
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
-        options = _changed(default_options(base), **given)
+        options = _changed(default_options(base), **given, blocks=tuple(blocks) if blocks else None)
         done = run(images, prompt, out, chosen(base, device, base_dtype, offload, quiet), options, progress=not quiet)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))

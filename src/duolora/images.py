@@ -105,6 +105,13 @@ def as_pictures(images: Iterable[Image.Image]) -> Float[Tensor, "n 3 h w"]:
     )
 
 
+def untiled(sheet: Image.Image, rows: int, gap: int = 2) -> list[Image.Image]:
+    """The square images of a sheet of so many full rows, as `tiled` laid them out."""
+    side = (sheet.height + gap) // rows - gap
+    corners = [(x, y) for y in range(0, sheet.height, side + gap) for x in range(0, sheet.width, side + gap)]
+    return [sheet.crop((x, y, x + side, y + side)) for x, y in corners]
+
+
 def tiled(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
     """Images of one size laid out in rows on white."""
     width, height = rows[0][0].size

@@ -4,6 +4,7 @@ Every field is an option of `duolora merge`; the comment says where its default 
 the paper is open and what was chosen; presets of its loss weights are in `WEIGHTS`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,7 +33,8 @@ class MergeOptions:
     """How masks begin (Sec. 3.3.2), or `oneshot`: at the closed form (options below), for rank masks only."""
     T_content: float = 0.1  # Table 8's row with initialisation
     T_style: float = 0.0
-    block_map: Kind = "resolution"
+    block_map: Kind | Mapping[str, str] = "resolution"
+    """Which LoRA leads where: a map by its name, or a table {beginning of a module's path: role}."""
     neutral: float = 1.0
     """What multiplies the first masks of modules without a role."""
 

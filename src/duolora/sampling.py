@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from duolora.networks.bases import Base
+from duolora.networks.bases import Base, is_atelier
 
 STEPS = 25
 GUIDANCE = 5.0
@@ -17,7 +17,7 @@ ATELIER_GUIDANCE = 3.0
 
 def guidance_of(base: Base, guidance: float | None = None) -> float:
     """The guidance scale as given, or what suits the base."""
-    return (ATELIER_GUIDANCE if base.name == "atelier" else GUIDANCE) if guidance is None else guidance
+    return (ATELIER_GUIDANCE if is_atelier(base.name) else GUIDANCE) if guidance is None else guidance
 
 
 @torch.no_grad()

@@ -1,10 +1,36 @@
-"""Figure 3's curves: one for each group of blocks, with files to look at."""
+"""Figures: curves for each group of blocks, ranks of masks by block, and grids of pictures."""
 
+import csv
+import json
+
+import numpy as np
 import pytest
+import torch
+from PIL import Image
 
 from duolora.bench import figures
-from duolora.bench.figures import figure3
+from duolora.bench.cells import Cell
+from duolora.bench.figures import dominant, figure3, figure4
+from duolora.bench.grids import SHOWN, SIDE, figure_of
+from duolora.bench.multi import GroupCell, groups
+from duolora.bench.pairs import suite
+from duolora.bench.tables import TABLES, read_blocks
+from duolora.errors import InputError
+from duolora.images import tiled
+from duolora.merging.mask_file import write_masks
 from duolora.networks.bases import load_base
+from duolora.networks.targets import target_modules
+
+SEVERAL = [case for case in suite() if case.dataset == "several"]
+DUOLORA = TABLES["figure4"].rows[0]
+
+
+def finished(cell: Cell | GroupCell, shades: tuple[int, ...], prompts: int) -> None:
+    """A result and a sheet of flat pictures: a row for each prompt, a column for each shade."""
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "result.json").write_text(json.dumps({"prompts": [f"prompt {k}" for k in range(prompts)]}))
+    images = [Image.fromarray(np.full((64, 64, 3), shade, np.uint8)) for shade in shades]
+    tiled([images] * prompts).save(cell.folder / "pictures.png")
 
 
 def test_curves_and_pictures(tmp_path, monkeypatch):
@@ -19,12 +45,71 @@ def test_curves_and_pictures(tmp_path, monkeypatch):
     assert len(at_one) == 1, "α = 1 is the base itself, whatever is scaled"
     for name in ("curves.json", "curves.png", "pictures.png"):
         assert (tmp_path / name).stat().st_size > 100
+    content, style = read_blocks(tmp_path / "blocks.json")
+    assert content != style
+    assert {*content, *style} <= curves.keys()
+
+
+def test_the_dominant_blocks_are_the_finest_that_lose_one_thing_only():
+    def curve(object_: float, look: float) -> dict[str, list[float]]:
+        return {"alpha": [0.0, 1.0], "object": [object_, 1.0], "look": [look, 1.0]}
+
+    curves = {
+        "level 1": curve(0.0, 1.0),
+        "up_blocks.0": curve(0.0, 1.0),
+        "up_blocks.0.attentions.0": curve(0.4, 0.9),
+        "up_blocks.0.attentions.1": curve(0.9, 0.8),
+        "down_blocks.1": curve(0.9, 0.3),
+        "mid_block": curve(0.1, 0.1),
+    }
+    assert dominant(curves) == {"content": ["up_blocks.0.attentions.0"], "style": ["down_blocks.1"]}
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_ranks_count_what_is_above_the_threshold(threshold):
-    import torch
-
     masks = {"content": {"x": torch.tensor([0.0, 0.4, -0.9])}, "style": {"x": torch.ones(2)}}
     found = figures.ranks(masks, threshold)
     assert found == {"content": {"x": 2 if threshold == 0 else 1}, "style": {"x": 2}}
+
+
+def test_ranks_by_block_over_many_merges(tmp_path):
+    cells = [Cell(tmp_path, case, DUOLORA) for case in SEVERAL[:2]]
+    names = target_modules(load_base("atelier").unet)
+    with pytest.raises(InputError, match="masks"):
+        figure4(cells, tmp_path / "figure4")
+    for cell, rank in zip(cells, (1, 3), strict=True):
+        content = {name: torch.tensor([1.0, 0.9, -0.8, 0.1][:4]) * (torch.arange(4) < rank) for name in names}
+        style = {name: torch.ones(4) if name.startswith("down_blocks.1") else torch.zeros(4) for name in names}
+        cell.folder.mkdir(parents=True)
+        write_masks(cell.folder / "masks.safetensors", {"content": content, "style": style}, {})
+    assert figure_of("ranks", cells, tmp_path / "figure4").stat().st_size > 1000
+    with (tmp_path / "figure4" / "ranks.csv").open() as file:
+        rows = [(r["block"], r["role"], r["adapter"], int(r["rank"]), int(r["modules"])) for r in csv.DictReader(file)]
+    lowest = sum(name.startswith("down_blocks.2") for name in names)
+    assert ("down_blocks.2", "content", "content", 1, lowest) in rows
+    assert ("down_blocks.2", "content", "content", 3, lowest) in rows
+    assert ("down_blocks.2", "content", "style", 0, 2 * lowest) in rows
+    assert next(r for r in rows if r[0] == "down_blocks.1" and r[2] == "style")[3] == 4
+    assert sum(r[4] for r in rows) == 2 * 2 * len(names)
+
+
+def test_a_column_for_each_method(tmp_path):
+    table, (group, *_) = TABLES["figure9"], groups(SEVERAL, 2)
+    cells = [GroupCell(tmp_path, group, row) for row in table.rows]
+    with pytest.raises(InputError, match="none"):
+        figure_of("methods", cells, tmp_path)
+    for cell, shade in zip(cells, (40, 80, 120), strict=True):
+        finished(cell, (shade, 0), 1)
+    sheet = np.asarray(Image.open(figure_of("methods", cells, tmp_path)))
+    columns = [sheet[-SIDE // 2, k * (SIDE + 4) + SIDE // 2].tolist() for k in range(6)]
+    assert columns[3:] == [[40] * 3, [80] * 3, [120] * 3], "behind two things and the look"
+    assert sheet.shape[1] == 6 * (SIDE + 4)
+
+
+def test_a_row_for_each_prompt(tmp_path):
+    cells = [Cell(tmp_path, case, DUOLORA) for case in SEVERAL[:2]]
+    finished(cells[0], (10, 20, 30, 40), 2)
+    sheet = np.asarray(Image.open(figure_of("prompts", cells, tmp_path)))
+    assert sheet.shape[1] == (2 + SHOWN) * (SIDE + 4)
+    rows = [np.flatnonzero((sheet[:, 2 * (SIDE + 4) + SIDE // 2] == shade).all(-1)).size for shade in (10, 20)]
+    assert rows == [2 * SIDE, 0], "the first picture twice, of the one cell that is finished"

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from duolora.bench.render import interval, render, share_of_the_way, summary
+from duolora.bench.render import SIMILARITY, Result, interval, render, share_of_the_way, summary, way
 
 
 def result(joint: float, **cost: float) -> dict:
@@ -13,12 +13,14 @@ def result(joint: float, **cost: float) -> dict:
     } | cost
 
 
+SCORED = {"similarity": dict.fromkeys(SIMILARITY, 0.4)}
 RESULTS = [
-    ("several", "base, no LoRA", result(0.0)),
-    ("several", "base, no LoRA", result(0.2)),
-    ("several", "naive", result(0.25, trainable=0, bytes=1000, seconds=0.5, moved=0.0)),
-    ("several", "naive", result(0.75, trainable=0, bytes=3000, seconds=1.5, moved=0.0)),
-    ("several", "oracle", result(0.9)),
+    Result("several", "p", "base, no LoRA", result(0.0)),
+    Result("several", "q", "base, no LoRA", result(0.2)),
+    Result("several", "p", "naive", result(0.25, trainable=0, bytes=1000, seconds=0.5, moved=0.0) | SCORED),
+    Result("several", "q", "naive", result(0.75, trainable=0, bytes=3000, seconds=1.5, moved=0.0)),
+    Result("several", "p", "oracle", result(0.8)),
+    Result("several", "q", "oracle", result(1.0)),
 ]
 LABELS = ["base, no LoRA", "naive", "missing", "oracle"]
 
@@ -42,14 +44,34 @@ def test_summary_averages_over_pairs():
     assert naive["joint"][0] == pytest.approx(0.5)
     assert naive["colour"] is None
     assert naive["bytes"] == 2000
-    assert naive["way"] == pytest.approx((0.5 - 0.1) / (0.9 - 0.1))
+    assert naive["way"][0] == pytest.approx((0.5 - 0.1) / (0.9 - 0.1))
+    assert naive["atelier-style"][0] == 0.4, "the other pair's pictures are gone"
+    assert next(line for line in summary(LABELS, RESULTS) if line["row"] == "oracle")["atelier-style"] is None
+
+
+def test_the_way_is_resampled_over_the_same_pairs():
+    share, low, high = way([0.2, 0.4, 0.1], [0.0, 0.0, 0.0], [0.4, 0.8, 0.2])
+    assert (share, low, high) == pytest.approx((0.5, 0.5, 0.5)), "every pair is half way, so any sample of pairs is"
+    share, low, high = way([0.0, 0.8] * 10, [0.0, 0.0] * 10, [0.8, 0.8] * 10)
+    assert low < share < high
+    assert way([0.1], [0.2], [0.2]) is None
+    assert way([0.1, 0.0], [0.0, 0.0], [0.2, 0.0])[1:] == (None, None), "one sample in four has no way at all"
+
+
+def test_the_way_needs_the_same_pairs():
+    shifted = [r._replace(pair="other") if r.row == "oracle" else r for r in RESULTS]
+    assert all(line["way"] is None for line in summary(LABELS, shifted))
 
 
 def test_files_hold_every_row(tmp_path):
-    text = render("A table", LABELS, RESULTS, tmp_path)
+    text = render("A table", summary(LABELS, RESULTS), tmp_path)
     assert "| naive | 2 |" in text
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == ["base, no LoRA", "naive", "oracle"]
     assert float(rows[1]["joint"]) == pytest.approx(0.5)
+    assert float(rows[1]["way_low"]) <= float(rows[1]["way"]) <= float(rows[1]["way_high"])
+    assert float(rows[1]["atelier-content"]) == pytest.approx(0.4)
+    assert rows[0]["atelier-content"] == ""
+    assert "Atelier leakage" in text
     assert (tmp_path / "table.png").stat().st_size > 1000

@@ -4,10 +4,13 @@ from dataclasses import replace
 
 import pytest
 
+from duolora.adapters.files import read_adapter
 from duolora.bench import cells
 from duolora.bench.pairs import suite
-from duolora.bench.run import only_rows, run_table
-from duolora.bench.tables import TABLES, Row, Table
+from duolora.bench.render import SIMILARITY
+from duolora.bench.run import cells_of, only_rows, root_of, run_table
+from duolora.bench.tables import FLOOR, ORACLE, TABLES, Row, Table, blora_rows
+from duolora.bench.tuning import TUNING
 from duolora.errors import InputError
 from duolora.verbs import train
 
@@ -18,6 +21,7 @@ ROWS = (
     Row("naive", "naive"),
     Row("ziprank", "ziprank", {"steps": 1}),
     Row("broken", "ziprank", {"lr": -1.0}),
+    blora_rows()[2],
     Row("K-LoRA", how="klora"),
     Row("oracle", how="oracle"),
     Row("pair", how="pair"),
@@ -45,10 +49,43 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
     assert len(stamps) == len(ROWS) - 1
     assert {p.name.split("-")[0] for p in (tmp_path / "loras").iterdir()} == {"content", "style", "oracle"}
+    for _, cell in ran.cells:
+        assert cell.done is (cell.row.label != "broken")
+        assert (cell.folder / "masks.safetensors").exists() is (cell.row.label == "ziprank")
+        if cell.done:
+            assert set(cell.result()["similarity"]) == set(SIMILARITY)
+        if cell.row.blocks:
+            modules = {job.kind: set(read_adapter(job.path).modules) for job in cell.needs()}
+            assert all(name.startswith("up_blocks.0.attentions.0") for name in modules["content"])
+            assert all(name.startswith("up_blocks.0.attentions.1") for name in modules["style"])
+            assert modules["content"]
+            assert modules["style"]
     good = replace(table, rows=tuple(row for row in ROWS if row.label != "broken"))
     again = run_table("again", good, [case], tmp_path, workers=1, progress=False)
     assert not again.failed
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == stamps
+
+
+def test_another_base_has_its_own_folder(tmp_path, folder):
+    root = root_of(tmp_path, str(folder))
+    assert root_of(tmp_path, "atelier") == tmp_path
+    assert root.parent == tmp_path / "on"
+    assert root != root_of(tmp_path, "owner/name")
+    cells_there = cells_of(Table("t", ROWS[:4]), suite(), root, base=str(folder))
+    assert all(cell.folder.is_relative_to(root) for cell in cells_there)
+    assert {job.base for cell in cells_there for job in cell.needs()} == {str(folder)}
+
+
+def test_groups_have_a_floor_and_an_oracle_of_their_own(tmp_path):
+    table = Table("t", (FLOOR, Row("naive", "naive"), ORACLE), ("multi2",))
+    floor, naive, oracle = (
+        next(cell for cell in cells_of(table, suite(), tmp_path) if cell.row == row) for row in table.rows
+    )
+    assert not floor.needs()
+    assert len({job.path for job in naive.needs()}) == 3
+    assert [job.kind for job in oracle.needs()] == ["oracle", "oracle"]
+    prompts = [job.prompt for job in oracle.needs()]
+    assert len(set(prompts)) == len({job.path for job in oracle.needs()}) == 2
 
 
 def test_rows_by_label():
@@ -65,7 +102,7 @@ def test_no_pairs_no_table(tmp_path):
 
 
 def test_every_row_of_every_table_has_valid_options(tmp_path):
-    for table in TABLES.values():
+    for table in (*TABLES.values(), TUNING):
         for row in table.rows:
             if row.how == "merge":
                 assert cells.Cell(tmp_path, suite()[0], row).options

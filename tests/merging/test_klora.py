@@ -21,6 +21,15 @@ def test_scores_compare_the_largest_entries():
     assert not found.content_wins("x", 1.0)
 
 
+def test_k_says_how_many_entries_count():
+    peaked = LowRank(torch.tensor([[3.0], [0.0]]), torch.ones(1, 2))
+    even = LowRank(torch.full((2, 1), 2.0), torch.ones(1, 2))
+    both = Sources({"x": peaked}, {"x": even}, {}, {}, {"x": "content"})
+    assert scores(both, 1).content_wins("x", 0.0, alpha=0, beta=1)
+    assert not scores(both, 4).content_wins("x", 0.0, alpha=0, beta=1.1)
+    assert scores(both, 4).content == {"x": 6.0}
+
+
 def test_a_module_of_one_lora_goes_to_that_lora():
     one = LowRank(torch.ones(2, 1), torch.ones(1, 2))
     found = scores(Sources({"c": one}, {"s": one}, {}, {}, {"c": "content", "s": "style"}))

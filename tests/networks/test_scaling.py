@@ -40,6 +40,8 @@ def test_groups_cover_all_blocks_with_attention():
     assert set(groups["level 2"]) == {"down_blocks.2", "mid_block", "up_blocks.0"}
     assert set(groups["level 1"]) == {"down_blocks.1", "up_blocks.1"}
     assert groups["mid_block"] == ("mid_block",)
+    assert groups["up_blocks.0.attentions.1"] == ("up_blocks.0.attentions.1",)
+    assert "mid_block.attentions.0" not in groups, "it is all of its block"
     assert "down_blocks.0" not in groups
 
 

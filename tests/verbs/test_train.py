@@ -78,6 +78,17 @@ def test_prompt_drop_out_matters_and_is_a_chance(base, photos, tmp_path):
         train(photos, "a cat", paths[0], base, replace(OPTIONS, unconditional=1.0), progress=False)
 
 
+def test_only_the_named_blocks_learn(base, photos, tmp_path):
+    blocks = ("up_blocks.0.attentions.1", "mid_block")
+    path = tmp_path / "x.safetensors"
+    train(photos, "a cat", path, base, replace(OPTIONS, steps=2, blocks=blocks), progress=False)
+    found = set(read_adapter(path).modules)
+    assert found == {name for name in target_modules(base.unet) if name.startswith(blocks)}
+    assert {name.split(".")[0] for name in found} == {"up_blocks", "mid_block"}
+    with pytest.raises(InputError, match=r"blocks.*up_blocks\.0\.attentions\.0.*up_blocks\.0\.attentions'"):
+        train(photos, "a cat", path, base, replace(OPTIONS, blocks=("up_blocks.0.attentions", "up")), progress=False)
+
+
 def test_checkpoint_holds_tensors_and_optimiser(tmp_path):
     def fresh():
         value = torch.nn.Parameter(torch.ones(3))

@@ -1,5 +1,7 @@
 """The recipe that trains Atelier: `python -m duolora.atelier.train vae`, then base, judges, pack and report.
 
+Besides, `distil ssd1b` and `distil vega` make the smaller bases of Table 5 from the packed one.
+
 Each stage goes on from where it was stopped, so the same command again continues.
 """
 
@@ -66,6 +68,19 @@ def pack(runs: Runs = Path("runs/atelier")) -> None:
     copytree(runs / "base", weights / "base", dirs_exist_ok=True)
     copyfile(runs / "recogniser.safetensors", weights / "recogniser.safetensors")
     typer.echo(f"Packed: {weights}")
+
+
+@app.command()
+def distil(
+    shape: Annotated[str, typer.Argument(help="ssd1b or vega.")],
+    runs: Runs = Path("runs/atelier"),
+    updates: Updates = None,
+) -> None:
+    """Distil the packed base into a smaller one, shaped like SSD-1B or Segmind-Vega."""
+    from duolora.atelier.distil import DistilRecipe
+    from duolora.atelier.distil import distil as run
+
+    typer.echo(f"Distilled: {run(shape, runs, _recipe(DistilRecipe(), updates), _device())}")
 
 
 @app.command()

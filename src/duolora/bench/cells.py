@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 
 from PIL import Image
@@ -13,21 +13,23 @@ from torch import Tensor
 
 from duolora.adapters.files import read_adapter
 from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
-from duolora.atelier.pairs import Pair, pictures
-from duolora.atelier.recognisers import Recogniser, judge, load_recogniser
+from duolora.atelier.pairs import Pair
+from duolora.atelier.recognisers import Recogniser, judge
 from duolora.atelier.scene import SETTINGS
+from duolora.bench.jobs import LoraJob, reference_images, references, shared_base, shared_judges
 from duolora.bench.pairs import Case
+from duolora.bench.similarity import similarities, words_of
 from duolora.bench.tables import Row
-from duolora.images import as_image, read_pictures, tiled
+from duolora.images import as_image, read_image, read_pictures, tiled, untiled
 from duolora.merging.klora import klora
+from duolora.merging.mask_file import write_masks
 from duolora.merging.sources import sources
 from duolora.methods import MergeOptions
-from duolora.networks.bases import Base, load_base
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
 from duolora.verbs.merge import Merged, merge, options_of
 from duolora.verbs.pair_customization import draw_with_style_guidance, train_pair
-from duolora.verbs.train import TrainOptions, default_options, train
+from duolora.verbs.train import default_options
 
 COUNT = 8
 """Pictures of each pair and prompt."""
@@ -41,11 +43,12 @@ class Cell:
     case: Case
     row: Row
     seed: int = 0
+    base: str = "atelier"
 
     @property
     def folder(self) -> Path:
         """Where its results are, the same for the same measurement in any table."""
-        row = asdict(self.row) | {"label": ""}
+        row = described(self.row)
         if self.row.how == "merge":
             row["options"] = asdict(self.options)
         mark = hashlib.sha256(json.dumps([row, asdict(self.case)], sort_keys=True).encode()).hexdigest()[:8]
@@ -65,6 +68,10 @@ class Cell:
         """Merge, draw and judge."""
         run_cell(self)
 
+    def complete(self) -> None:
+        """Add the similarities to a result that was written before there were any, from its kept pictures."""
+        completed(self.folder, lambda images: _similarity(self, images))
+
     @property
     def options(self) -> MergeOptions:
         """The options of its merge."""
@@ -80,73 +87,33 @@ class Cell:
         return json.loads((self.folder / "result.json").read_text("utf-8"))
 
 
-@dataclass(frozen=True)
-class LoraJob:
-    """A LoRA that cells need, trained once for all of them.
+def described(row: Row) -> dict[str, object]:
+    """A row as what it measures: whatever it is called, and without what it leaves empty."""
+    found = asdict(row) | {"label": ""}
+    return {name: value for name, value in found.items() if name != "group" and (name != "blocks" or value)}
 
-    `kind`: content, style, oracle (true pictures of the thing in the look), or twin (the content pictures in the look).
-    """
 
-    out: Path
-    kind: str
-    pair: Pair
-    count: int
-    seed: int
+def jobs_of(cell: Cell) -> dict[str, LoraJob]:
+    """The content, the style and the oracle LoRA of a cell's pair, needed or not."""
+    case, blocks = cell.case, cell.row.blocks
+    of_style = ("style", 1, case.style_seed)
+    if case.dataset == "paired":
+        of_style = ("twin", case.pictures, case.content_seed)
 
-    @property
-    def path(self) -> Path:
-        """The file, named for what it is trained on."""
-        p = self.pair
-        about = {
-            "content": f"{p.identifier}-{p.kind}-{p.colour}-{p.pattern}-{self.count}",
-            "style": f"{p.look}-{p.shown}",
-            "oracle": f"{p.kind}-{p.colour}-{p.pattern}-{p.look}",
-            "twin": f"{p.kind}-{p.colour}-{p.pattern}-{p.look}",
-        }[self.kind]
-        return self.out / "loras" / f"{self.kind}-{about}-{self.seed}.safetensors"
+    def job(kind: str, count: int, seed: int, trained: str = "") -> LoraJob:
+        return LoraJob(cell.out, kind, case.pair, count, seed, cell.base, tuple(blocks.get(trained, ())))
 
-    @property
-    def images(self) -> Path:
-        """The folder of its pictures."""
-        return self.out / "references" / self.path.stem
+    return {
+        "content": job("content", case.pictures, case.content_seed, "content"),
+        "style": job(*of_style, "style"),
+        "oracle": job("oracle", 5, case.content_seed),
+    }
 
 
 def loras_of(cell: Cell) -> dict[str, LoraJob]:
     """The LoRAs that a cell needs."""
-    case, kinds = cell.case, {"floor": [], "pair": [], "content": ["content"], "style": ["style"], "oracle": ["oracle"]}
-    style = LoraJob(cell.out, "style", case.pair, 1, case.style_seed)
-    if case.dataset == "paired":
-        style = LoraJob(cell.out, "twin", case.pair, case.pictures, case.content_seed)
-    jobs = {
-        "content": LoraJob(cell.out, "content", case.pair, case.pictures, case.content_seed),
-        "style": style,
-        "oracle": LoraJob(cell.out, "oracle", case.pair, 5, case.content_seed),
-    }
-    return {kind: jobs[kind] for kind in kinds.get(cell.row.how, ["content", "style"])}
-
-
-def references(job: LoraJob) -> Path:
-    """Draw the pictures of a LoRA into its folder, unless they are there."""
-    p, done = job.pair, job.images / "done"
-    if done.exists():
-        return job.images
-    scenes = [p.style_scene(job.seed)] if job.kind == "style" else p.content_scenes(job.count, job.seed)
-    if job.kind in ("oracle", "twin"):
-        scenes = [replace(scene, look=p.look) for scene in scenes]
-    job.images.mkdir(parents=True, exist_ok=True)
-    for k, picture in enumerate(pictures(scenes)):
-        Image.fromarray(picture).save(job.images / f"{k:02d}.png")
-    done.touch()
-    return job.images
-
-
-def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
-    """Draw the pictures and train the LoRA on them, unless it is there; by default as suits the base."""
-    if job.path.exists():
-        return
-    p = job.pair
-    prompt = {"content": p.content_prompt, "style": p.style_prompt}.get(job.kind, p.merged_prompt)
-    train(references(job), prompt, job.path, shared_base(), options, progress=False)
+    kinds = {"floor": [], "pair": [], "content": ["content"], "style": ["style"], "oracle": ["oracle"]}
+    return {kind: job for kind, job in jobs_of(cell).items() if kind in kinds.get(cell.row.how, ["content", "style"])}
 
 
 def run_cell(cell: Cell) -> None:
@@ -158,12 +125,15 @@ def run_cell(cell: Cell) -> None:
     merged = _merged(cell) if cell.row.how == "merge" else None
     lora = merged.path if merged else loras.get(cell.row.how)
     drawn = _drawn(cell, prompts, lora)
+    images = [as_image(p) for p in drawn]
     result: dict[str, object] = {
         "case": asdict(cell.case),
         "row": asdict(cell.row),
         "seed": cell.seed,
         "prompts": prompts,
+        "base": cell.base,
         "truth": truth(shared_judges(), drawn, cell.case.pair),
+        "similarity": _similarity(cell, images),
         "seconds_all": time.perf_counter() - started,
     }
     if merged:
@@ -175,11 +145,32 @@ def run_cell(cell: Cell) -> None:
             "seconds": merged.seconds,
             "error": merged.proof.error,
         }
-    images = [as_image(p) for p in drawn]
+        if cell.options.masks == "rank":
+            masks = {"content": merged.content_masks, "style": merged.style_masks}
+            write_masks(cell.folder / "masks.safetensors", masks, {})
     tiled([images[i : i + COUNT] for i in range(0, len(images), COUNT)]).save(cell.folder / "pictures.png")
-    part = cell.folder / "result.json.part"
+    write_result(cell.folder, result)
+
+
+def write_result(folder: Path, result: Mapping[str, object]) -> None:
+    """Write a cell's result, whole or not at all."""
+    part = folder / "result.json.part"
     part.write_text(json.dumps(result, indent=1, default=str), "utf-8")
-    os.replace(part, cell.folder / "result.json")
+    os.replace(part, folder / "result.json")
+
+
+def completed(folder: Path, score: Callable[[list[Image.Image]], Mapping[str, float]]) -> None:
+    """Score the kept pictures of a finished cell, unless it has its scores; without pictures nothing is done."""
+    result = json.loads((folder / "result.json").read_text("utf-8"))
+    sheet = folder / "pictures.png"
+    if "similarity" not in result and sheet.exists():
+        rows = len(result.get("prompts", [""]))
+        write_result(folder, result | {"similarity": score(untiled(read_image(sheet), rows))})
+
+
+def _similarity(cell: Cell, images: Sequence[Image.Image]) -> dict[str, float]:
+    content, style = (reference_images(jobs_of(cell)[kind]) for kind in ("content", "style"))
+    return similarities(images, content, style, words_of(cell.case.pair))
 
 
 def prompts_of(cell: Cell) -> list[str]:
@@ -208,14 +199,14 @@ def truth(judges: Recogniser, drawn: Tensor, pair: Pair) -> dict[str, float | No
 def _merged(cell: Cell) -> Merged:
     jobs, pair = loras_of(cell), cell.case.pair
     return merge(
-        jobs["content"].path, jobs["style"].path, cell.folder / "merged.safetensors", cell.row.method, shared_base(),
-        jobs["content"].images, jobs["style"].images, merged_prompt=pair.merged_prompt, options=cell.options,
-        progress=False,
+        jobs["content"].path, jobs["style"].path, cell.folder / "merged.safetensors", cell.row.method,
+        shared_base(cell.base), jobs["content"].images, jobs["style"].images, merged_prompt=pair.merged_prompt,
+        options=cell.options, progress=False,
     )  # fmt: skip
 
 
 def _drawn(cell: Cell, prompts: list[str], lora: Path | None) -> Tensor:
-    base, seeds = shared_base(), [1000 + cell.seed * 1000 + k for k in range(COUNT)]
+    base, seeds = shared_base(cell.base), [1000 + cell.seed * 1000 + k for k in range(COUNT)]
     asked, all_seeds = [p for p in prompts for _ in seeds], seeds * len(prompts)
     if cell.row.how == "klora":
         jobs = loras_of(cell)
@@ -230,24 +221,14 @@ def _drawn(cell: Cell, prompts: list[str], lora: Path | None) -> Tensor:
 
 
 def _drawn_by_pair(cell: Cell, asked: list[str], seeds: list[int]) -> Tensor:
-    base, case = shared_base(), cell.case
+    base, case = shared_base(cell.base), cell.case
     pictures_of = {
-        kind: read_pictures(references(LoraJob(cell.out, kind, case.pair, case.pictures, case.content_seed)), 64)
+        kind: read_pictures(
+            references(LoraJob(cell.out, kind, case.pair, case.pictures, case.content_seed)), base.resolution
+        )
         for kind in ("content", "twin")
     }
     prompts = (case.pair.content_prompt, case.pair.merged_prompt)
     options = replace(default_options(base.name), seed=cell.seed)
     pair = train_pair(base, pictures_of["content"], pictures_of["twin"], *prompts, options, progress=False)
     return draw_with_style_guidance(base, pair, prompts[0], asked, seeds)
-
-
-@cache
-def shared_base() -> Base:
-    """Atelier, loaded once in each process."""
-    return load_base("atelier")
-
-
-@cache
-def shared_judges() -> Recogniser:
-    """The judges, likewise."""
-    return load_recogniser()

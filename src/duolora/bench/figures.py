@@ -1,23 +1,34 @@
 """Figures 3 and 4 of the paper, on any base that the judges can judge: weight scaling, and ranks of the masks."""
 
+import csv
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 from tqdm import tqdm
 
 from duolora.atelier.captions import plain_caption
 from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.recognisers import judge, load_recogniser
+from duolora.bench.cells import Cell
+from duolora.bench.jobs import shared_base
+from duolora.errors import InputError
 from duolora.images import as_image, tiled
+from duolora.merging.mask_file import read_masks
 from duolora.networks.bases import Base
+from duolora.networks.block_map import roles
 from duolora.networks.scaling import block_groups, scaled
 from duolora.sampling import draw
+from duolora.verbs.inspect import block_of, blocks_of
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 Curves = dict[str, dict[str, list[float]]]
+THRESHOLD = 0.5
+"""Entries above this count towards a mask's rank (Figure 4): half of where a mask of ones begins."""
 
 
 def figure3(
@@ -26,7 +37,8 @@ def figure3(
     """How well object and look are recognised as each group of blocks is scaled by α; writes curves and pictures.
 
     A group is content-dominant if turning it down loses the object and keeps the look, and style-dominant in the
-    opposite case: so this says which block map is true of a base.
+    opposite case: so this says which block map is true of a base. The file `blocks.json` names the two attentions that
+    are most so, for B-LoRA (`dominant`).
     """
     out.mkdir(parents=True, exist_ok=True)
     rng, judges = np.random.default_rng(seed), load_recogniser()
@@ -48,7 +60,27 @@ def figure3(
     tiled(sheet).save(out / "pictures.png")
     (out / "curves.json").write_text(json.dumps(curves, indent=1), "utf-8")
     _plot_curves(curves, out / "curves.png")
+    (out / "blocks.json").write_text(json.dumps(dominant(curves), indent=1), "utf-8")
     return curves
+
+
+def dominant(curves: Curves) -> dict[str, list[str]]:
+    """The group that is most content-dominant and the one that is most style-dominant, of the smallest ones measured.
+
+    By what is lost, on average over the α below 1, of the object less what is lost of the look, and the reverse.
+    """
+
+    def lost(name: str, what: str) -> float:
+        whole = [v for a, v in zip(curves[name]["alpha"], curves[name][what], strict=True) if a == 1]
+        less = [v for a, v in zip(curves[name]["alpha"], curves[name][what], strict=True) if a < 1]
+        return float(np.mean(whole) - np.mean(less))
+
+    blocks = [name for name in curves if not name.startswith("level")]
+    finest = [n for n in blocks if not any(other.startswith(f"{n}.") for other in blocks)]
+    lean = {name: lost(name, "object") - lost(name, "look") for name in finest}
+    content = max(lean, key=lambda name: lean[name])
+    style = min((name for name in lean if name != content), key=lambda name: lean[name])
+    return {"content": [content], "style": [style]}
 
 
 def _plot_curves(curves: Curves, path: Path) -> None:
@@ -68,9 +100,62 @@ def _plot_curves(curves: Curves, path: Path) -> None:
     pyplot.close(figure)
 
 
-def ranks(masks: Mapping[str, Mapping[str, object]], threshold: float) -> dict[str, dict[str, int]]:
+def ranks(masks: Mapping[str, Mapping[str, Tensor]], threshold: float) -> dict[str, dict[str, int]]:
     """For each adapter and module, how many entries of its mask exceed the threshold (Figure 4's rank)."""
     return {
-        side: {name: int((mask.abs() > threshold).sum()) for name, mask in found.items()}  # type: ignore[attr-defined]
+        side: {name: int((mask.abs() > threshold).sum()) for name, mask in found.items()}
         for side, found in masks.items()
     }
+
+
+def figure4(cells: Sequence[Cell], out: Path, threshold: float = THRESHOLD) -> Path:
+    """How often each rank occurs in each block, in the content and in the style masks of many merges.
+
+    Writes `ranks.png`, a panel for each block, and `ranks.csv`: block, its role, adapter, rank, and how many modules of
+    all merges have that rank.
+
+    Raises:
+        InputError: none of the cells kept masks.
+    """
+    kept = [cell for cell in cells if (cell.folder / "masks.safetensors").exists()]
+    if not kept:
+        raise InputError(f"{out}: expected finished cells with masks, found none; older cells kept none, run them anew")
+    counts: dict[tuple[str, str, str], Counter[int]] = {}
+    for cell in kept:
+        role = roles(shared_base(cell.base).unet, cell.options.block_map)
+        for side, found in ranks(read_masks(cell.folder / "masks.safetensors").masks, threshold).items():
+            for name, rank in found.items():
+                counts.setdefault((block_of(name), role[name], side), Counter())[rank] += 1
+    out.mkdir(parents=True, exist_ok=True)
+    order = list(blocks_of(f"{block}." for block, _, _ in counts))
+    keys = sorted(counts, key=lambda key: (order.index(key[0]), key[1:]))
+    with (out / "ranks.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["block", "role", "adapter", "rank", "modules"])
+        writer.writerows([*key, rank, number] for key in keys for rank, number in sorted(counts[key].items()))
+    _plot_ranks({key: counts[key] for key in keys}, len(kept), threshold, out / "ranks.png")
+    return out / "ranks.png"
+
+
+def _plot_ranks(counts: Mapping[tuple[str, str, str], Counter[int]], merges: int, threshold: float, path: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    panels = list(dict.fromkeys(key[:2] for key in counts))
+    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False, sharey=True)
+    most = max(max(found) for found in counts.values())
+    for axis, (block, role) in zip(axes[0], panels, strict=True):
+        for k, side in enumerate(("content", "style")):
+            found = counts.get((block, role, side), Counter())
+            whole = max(1, sum(found.values()))
+            bars = [found[rank] / whole for rank in range(most + 1)]
+            axis.bar([rank + 0.4 * k - 0.2 for rank in range(most + 1)], bars, 0.4, label=side)
+        axis.set(title=f"{block}\n({role})", xlabel="rank")
+    axes[0][0].set_ylabel("share of modules")
+    axes[0][0].legend(fontsize=8)
+    figure.suptitle(f"entries above {threshold:g}, {merges} merges", fontsize=9)
+    figure.tight_layout()
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

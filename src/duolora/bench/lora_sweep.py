@@ -18,7 +18,7 @@ from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.pairs import STYLE_IDENTIFIER
 from duolora.atelier.recognisers import judge
-from duolora.bench.cells import LoraJob, shared_base, shared_judges, train_lora
+from duolora.bench.jobs import LoraJob, shared_base, shared_judges, train_lora
 from duolora.bench.pairs import Case
 from duolora.bench.workers import run_all
 from duolora.images import as_image, tiled

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, islice
@@ -10,15 +9,18 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
 
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER, Pair
 from duolora.atelier.recognisers import Recogniser, judge
 from duolora.atelier.scene import PLACES
-from duolora.bench.cells import COUNT, LoraJob, shared_base, shared_judges
+from duolora.bench.cells import COUNT, completed, write_result
+from duolora.bench.jobs import LoraJob, reference_images, shared_base, shared_judges
 from duolora.bench.pairs import Case
+from duolora.bench.similarity import similarities, words_of
 from duolora.bench.tables import Row
-from duolora.images import as_image, tiled
+from duolora.images import as_image, as_pictures, tiled
 from duolora.methods import MergeOptions
 from duolora.sampling import draw
 from duolora.verbs.compose import compose
@@ -72,6 +74,7 @@ class GroupCell:
     group: Group
     row: Row
     seed: int = 0
+    base: str = "atelier"
 
     @property
     def dataset(self) -> str:
@@ -80,11 +83,17 @@ class GroupCell:
 
     def needs(self) -> list[LoraJob]:
         """The LoRAs that must be there before it runs."""
-        return [job for pair in self.loras() for job in pair]
+        if self.row.how == "oracle":
+            return [self._job("oracle", case) for case in self.group.things]
+        return [job for pair in self.loras() for job in pair] if self.row.how == "merge" else []
 
     def run(self) -> None:
         """Merge, compose, draw and judge."""
         run_group(self)
+
+    def complete(self) -> None:
+        """Add the similarities to a result that was written before there were any, from its kept pictures."""
+        completed(self.folder, lambda images: group_similarity(self, images))
 
     @property
     def options(self) -> MergeOptions:
@@ -94,9 +103,10 @@ class GroupCell:
     @property
     def folder(self) -> Path:
         """Where its results are."""
-        mark = json.dumps([asdict(self.options), asdict(self.group)], sort_keys=True).encode()
-        name = f"{self.row.method}-{hashlib.sha256(mark).hexdigest()[:8]}-{self.seed}"
-        return self.out / "cells" / self.group.name / name
+        about: list[object] = [asdict(self.options) if self.row.how == "merge" else self.row.how, asdict(self.group)]
+        mark = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
+        name = self.row.method if self.row.how == "merge" else self.row.how
+        return self.out / "cells" / self.group.name / f"{name}-{mark}-{self.seed}"
 
     @property
     def done(self) -> bool:
@@ -109,41 +119,59 @@ class GroupCell:
 
     def loras(self) -> list[tuple[LoraJob, LoraJob]]:
         """The content and the style LoRA of each thing."""
-        return [
-            (
-                LoraJob(self.out, "content", case.pair, case.pictures, case.content_seed),
-                LoraJob(self.out, "style", case.pair, 1, case.style_seed),
-            )
-            for case in self.group.things
-        ]
+        return [(self._job("content", case), self._job("style", case)) for case in self.group.things]
+
+    def _job(self, kind: str, case: Case) -> LoraJob:
+        count, seed = {
+            "content": (case.pictures, case.content_seed),
+            "style": (1, case.style_seed),
+            "oracle": (5, case.content_seed),
+        }[kind]
+        return LoraJob(self.out, kind, case.pair, count, seed, self.base)
 
 
 def run_group(cell: GroupCell) -> None:
     """Merge each thing with the look, compose the merges, draw and judge; the result is written last."""
     cell.folder.mkdir(parents=True, exist_ok=True)
-    base, merges = shared_base(), []
+    base = shared_base(cell.base)
+    result: dict[str, object] = {"row": asdict(cell.row), "group": asdict(cell.group), "prompts": [cell.group.prompt]}
+    used = []
+    if cell.row.how != "floor":
+        used = [cell.folder / "composed.safetensors"]
+        result["bytes"] = compose(_parts(cell), used[0]).proof.size
+    with applied(base, used):
+        drawn = draw(base, [cell.group.prompt] * COUNT, [1000 + cell.seed * 1000 + k for k in range(COUNT)])
+    images = [as_image(p) for p in drawn]
+    result["truth"] = group_truth(shared_judges(), drawn.clamp(-1, 1), [case.pair for case in cell.group.things])
+    result["similarity"] = group_similarity(cell, images)
+    tiled([images]).save(cell.folder / "pictures.png")
+    write_result(cell.folder, result)
+
+
+def _parts(cell: GroupCell) -> list[Path]:
+    """What is composed: the merge of each thing with the look, or for the oracle a LoRA on true pictures of that."""
+    if cell.row.how == "oracle":
+        return [job.path for job in cell.needs()]
+    merges = []
     for k, (content, style) in enumerate(cell.loras()):
         done = merge(
-            content.path, style.path, cell.folder / f"merged-{k}.safetensors", cell.row.method, base, content.images,
-            style.images, merged_prompt=content.pair.merged_prompt, options=cell.options, progress=False,
+            content.path, style.path, cell.folder / f"merged-{k}.safetensors", cell.row.method, shared_base(cell.base),
+            content.images, style.images, merged_prompt=content.pair.merged_prompt, options=cell.options,
+            progress=False,
         )  # fmt: skip
         merges.append(done.path)
-    both = cell.folder / "composed.safetensors"
-    proof = compose(merges, both).proof
-    with applied(base, [both]):
-        drawn = draw(base, [cell.group.prompt] * COUNT, [1000 + cell.seed * 1000 + k for k in range(COUNT)])
-    things = [case.pair for case in cell.group.things]
-    result = {
-        "row": asdict(cell.row),
-        "group": asdict(cell.group),
-        "prompt": cell.group.prompt,
-        "bytes": proof.size,
-        "truth": group_truth(shared_judges(), drawn.clamp(-1, 1), things),
-    }
-    tiled([[as_image(p) for p in drawn]]).save(cell.folder / "pictures.png")
-    part = cell.folder / "result.json.part"
-    part.write_text(json.dumps(result, indent=1, default=str), "utf-8")
-    os.replace(part, cell.folder / "result.json")
+    return merges
+
+
+def group_similarity(cell: GroupCell, images: Sequence[Image.Image]) -> dict[str, float]:
+    """The similarities of pictures of several things: each at its own place with its own pictures, then the mean."""
+    places = crops(as_pictures(images), len(cell.group.things))
+    scores = []
+    for (content, style), place in zip(cell.loras(), places, strict=True):
+        cut = [as_image(picture) for picture in place]
+        words = words_of(content.pair)
+        scores.append(similarities(cut, reference_images(content), reference_images(style), words))
+    return {name: sum(score[name] for score in scores) / len(scores) for name in scores[0]}
 
 
 def crops(pictures: Tensor, number: int) -> list[Tensor]:

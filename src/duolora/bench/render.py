@@ -4,19 +4,65 @@ import csv
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-COLUMNS = ("object", "look", "joint", "colour", "pattern", "leak")
-Result = tuple[str, str, dict]
-"""Data set, label of the row, and what the cell measured."""
+from duolora.bench.tables import FLOOR, ORACLE
+from duolora.evaluation.evaluate import ATELIER
+
+TRUTH = ("object", "look", "joint", "colour", "pattern", "leak")
+SIMILARITY = tuple(ATELIER)
+COLUMNS = (*TRUTH, *SIMILARITY)
+COSTS = ("trainable", "bytes", "seconds", "moved")
+Ends = tuple[float, float | None, float | None]
+"""A number and the two ends of its interval, where it has one."""
+DRAWS = 2000
+NO_WAY = 0.025
+"""The largest share of resamples without a way from floor to oracle at which an interval is still given."""
 
 
-def interval(values: Sequence[float], seed: int = 0, draws: int = 2000) -> tuple[float, float, float]:
+NOTE = (
+    "Atelier's numbers, not comparable with the paper's: mean over pairs (95 % interval, bootstrap over pairs). Object "
+    "to leak are shares of pictures by its recognisers; leak is the style picture's own object. Atelier content, "
+    "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
+    "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures."
+)
+
+
+class Result(NamedTuple):
+    """What a cell measured, and where it belongs."""
+
+    dataset: str
+    pair: str
+    row: str
+    measured: dict
+
+
+def interval(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -> tuple[float, float, float]:
     """Mean and 95 % interval of the mean over pairs, by a percentile bootstrap."""
     x = np.asarray(values, float)
     means = np.random.default_rng(seed).choice(x, (draws, len(x))).mean(1)
     return float(x.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def way(values: Sequence[float], floors: Sequence[float], ceilings: Sequence[float], seed: int = 0) -> Ends | None:
+    """The share of the way from floor to ceiling, of means over pairs, with its 95 % interval.
+
+    The three are of the same pairs in the same order, and are resampled together. None where the ceiling's mean is not
+    above the floor's; without an interval where that happens in many resamples, as with few pairs.
+    """
+    x, low, high = (np.asarray(v, float) for v in (values, floors, ceilings))
+    share = share_of_the_way(float(x.mean()), float(low.mean()), float(high.mean()))
+    if share is None:
+        return None
+    rows = np.random.default_rng(seed).integers(len(x), size=(DRAWS, len(x)))
+    gone, whole = (x - low)[rows].mean(1), (high - low)[rows].mean(1)
+    there = whole > 0
+    if there.mean() < 1 - NO_WAY:
+        return share, None, None
+    shares = gone[there] / whole[there]
+    return share, float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
 
 
 def share_of_the_way(value: float, floor: float, ceiling: float) -> float | None:
@@ -25,70 +71,68 @@ def share_of_the_way(value: float, floor: float, ceiling: float) -> float | None
 
 
 def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, object]]:
-    """For each data set and row: means with intervals, and what the merge cost."""
+    """For each data set and row: means with intervals, the share of the way to the oracle, and what the merge cost."""
     lines: list[dict[str, object]] = []
-    for dataset in dict.fromkeys(d for d, _, _ in results):
-        for label in labels:
-            here = [r for d, name, r in results if (d, name) == (dataset, label)]
-            if not here:
-                continue
-            line: dict[str, object] = {"dataset": dataset, "row": label, "pairs": len(here)}
-            for column in COLUMNS:
-                values = [r["truth"][column] for r in here if r["truth"][column] is not None]
-                line[column] = interval(values) if values else None
-            for cost in ("trainable", "bytes", "seconds", "moved"):
-                line[cost] = float(np.mean([r[cost] for r in here])) if cost in here[0] else None
-            lines.append(line)
-    for line in lines:
-        ends = {
-            o["row"]: o["joint"][0]  # type: ignore[index]
-            for o in lines
-            if o["dataset"] == line["dataset"] and o["row"] in ("base, no LoRA", "oracle") and o["joint"]
+    for dataset in dict.fromkeys(result.dataset for result in results):
+        found = {
+            label: {r.pair: r.measured for r in results if (r.dataset, r.row) == (dataset, label)} for label in labels
         }
-        way = None
-        if len(ends) == 2 and line["joint"]:
-            way = share_of_the_way(line["joint"][0], ends["base, no LoRA"], ends["oracle"])  # type: ignore[index]
-        line["way"] = way
+        for label, here in found.items():
+            if here:
+                line: dict[str, object] = {"dataset": dataset, "row": label, "pairs": len(here)}
+                line |= {column: _mean(column, list(here.values())) for column in COLUMNS}
+                line["way"] = _way(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
+                for cost in COSTS:
+                    known = [r[cost] for r in here.values() if cost in r]
+                    line[cost] = float(np.mean(known)) if known else None
+                lines.append(line)
     return lines
 
 
-def render(title: str, labels: Sequence[str], results: Sequence[Result], folder: Path) -> str:
-    """Write `table.md`, `table.csv`, `table.json` and `table.png` into the folder; returns the Markdown."""
+def _mean(column: str, measured: Sequence[dict]) -> Ends | None:
+    """A column's mean over the pairs that have it: older results whose pictures are gone have no similarities."""
+    values = [r.get("truth" if column in TRUTH else "similarity", {}).get(column) for r in measured]
+    known = [value for value in values if value is not None]
+    return interval(known) if known else None
+
+
+def _way(here: dict[str, dict], floor: dict[str, dict], ceiling: dict[str, dict]) -> Ends | None:
+    """The way in joint truth, over the pairs that all three have."""
+    pairs = [pair for pair in here if pair in floor and pair in ceiling]
+    joint = ([of[pair]["truth"]["joint"] for pair in pairs] for of in (here, floor, ceiling))
+    return way(*joint) if pairs else None
+
+
+def render(title: str, lines: Sequence[dict[str, object]], folder: Path) -> str:
+    """Write a summary as `table.md`, `.csv`, `.json` and `.png` into the folder; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    lines = summary(labels, results)
     text = _markdown(title, lines)
     (folder / "table.md").write_text(text, "utf-8")
     (folder / "table.json").write_text(json.dumps(lines, indent=1), "utf-8")
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        ends = [f"{c}{end}" for c in COLUMNS for end in ("", "_low", "_high")]
-        writer.writerow(["dataset", "row", "pairs", *ends, "way", "trainable", "bytes", "seconds", "moved"])
+        ends = [f"{c}{end}" for c in (*COLUMNS, "way") for end in ("", "_low", "_high")]
+        writer.writerow(["dataset", "row", "pairs", *ends, *COSTS])
         for line in lines:
-            cells = [v for c in COLUMNS for v in (line[c] or ("", "", ""))]  # type: ignore[attr-defined]
-            rest = [line[c] for c in ("way", "trainable", "bytes", "seconds", "moved")]
-            writer.writerow([line["dataset"], line["row"], line["pairs"], *cells, *rest])
+            cells = [v for c in (*COLUMNS, "way") for v in (line[c] or ("", "", ""))]  # type: ignore[attr-defined]
+            writer.writerow([line["dataset"], line["row"], line["pairs"], *cells, *(line[c] for c in COSTS)])
     _plot(title, lines, folder / "table.png")
     return text
 
 
 def _markdown(title: str, lines: Sequence[dict[str, object]]) -> str:
-    head = ["row", "pairs", *COLUMNS, "way to oracle", "masks", "kB", "s"]
-    text = [
-        f"## {title}",
-        "",
-        "Atelier's numbers, by its recognisers; not comparable with the paper's. Mean over pairs",
-        "",
-    ]
+    names = [*TRUTH, *(ATELIER[c].label for c in SIMILARITY)]
+    head = ["row", "pairs", *names, "way to oracle", "masks", "kB", "s"]
+    text = [f"## {title}", "", NOTE, ""]
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         text += [f"### {dataset}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for line in lines:
             if line["dataset"] == dataset:
                 cells = [_with_interval(line[c]) for c in COLUMNS]
                 cost = [_number(line["trainable"], 1), _number(line["bytes"], 1e-3), _number(line["seconds"], 1, 1)]
-                row = [str(line["row"]), str(line["pairs"]), *cells, _number(line["way"], 1, 2), *cost]
+                row = [str(line["row"]), str(line["pairs"]), *cells, _with_interval(line["way"]), *cost]
                 text.append(f"| {' | '.join(row)} |")
         text.append("")
-    text[2] += " (95 % interval, bootstrap over pairs)."
     return "\n".join(text)
 
 
@@ -96,7 +140,7 @@ def _with_interval(value: object) -> str:
     if not isinstance(value, tuple):
         return "–"
     mean, low, high = value
-    return f"{mean:.2f} ({low:.2f}–{high:.2f})"
+    return f"{mean:.2f}" if low is None else f"{mean:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _number(value: object, times: float, digits: int = 0) -> str:

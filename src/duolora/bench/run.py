@@ -1,19 +1,22 @@
 """Run a table: train the LoRAs that it needs, then its cells; what is there already is never run again."""
 
-import json
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from duolora.bench.cells import Cell, LoraJob, train_lora
+from duolora.bench.cells import Cell, described
+from duolora.bench.jobs import LoraJob, train_lora
 from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
-from duolora.bench.render import render
-from duolora.bench.tables import MULTI, Row, Table
+from duolora.bench.record import write
+from duolora.bench.render import Result, render, summary
+from duolora.bench.tables import MULTI, Row, Table, read_blocks, with_blora
+from duolora.bench.tuning import tuned
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
-from duolora.provenance import versions
+from duolora.provenance import file_hash, versions
 
 
 @runtime_checkable
@@ -48,6 +51,10 @@ class Measurement(Protocol):
         """Measure."""
         ...
 
+    def complete(self) -> None:
+        """Measure what a result that was written earlier lacks, as far as what it kept allows."""
+        ...
+
     def result(self) -> dict[str, Any]:
         """What was measured."""
         ...
@@ -55,14 +62,26 @@ class Measurement(Protocol):
 
 @dataclass(frozen=True)
 class Ran:
-    """A table that was run: its text, its folder, and what failed, with why."""
+    """A table that was run: its text and its lines, its folder, and what failed, with why."""
 
     text: str
+    lines: list[dict[str, Any]]
     folder: Path
     failed: dict[str, str]
+    cells: list[tuple[str, Measurement]]
+    """Every cell with the data set that the table shows it under."""
 
 
-def cells_of(table: Table, cases: Sequence[Case], out: Path, seed: int = 0) -> list[Measurement]:
+def root_of(out: Path, base: str) -> Path:
+    """The folder of a base's LoRAs and cells: `out` itself for Atelier, else one in it, named for its weights."""
+    if base == "atelier":
+        return out
+    weights = Path(base) / "unet" / "diffusion_pytorch_model.safetensors"
+    mark = file_hash(weights) if weights.exists() else hashlib.sha256(base.encode()).hexdigest()
+    return out / "on" / f"{Path(base).name}-{mark[:8]}"
+
+
+def cells_of(table: Table, cases: Sequence[Case], out: Path, seed: int = 0, base: str = "atelier") -> list[Measurement]:
     """All cells of a table, on the cases of its data sets.
 
     Raises:
@@ -73,10 +92,10 @@ def cells_of(table: Table, cases: Sequence[Case], out: Path, seed: int = 0) -> l
         if dataset in MULTI:
             several = [case for case in cases if case.dataset == "several"]
             found = groups(several, MULTI[dataset])
-            cells += [GroupCell(out, group, row, seed) for row in table.rows for group in found]
+            cells += [GroupCell(out, group, row, seed, base) for row in table.rows for group in found]
         else:
             chosen = [case for case in cases if case.dataset == dataset]
-            cells += [Cell(out, case, row, seed) for row in table.rows for case in chosen]
+            cells += [Cell(out, case, row, seed, base) for row in table.rows for case in chosen]
     if not cells:
         raise InputError(f"expected pairs of {', '.join(table.datasets)}, got none")
     return cells
@@ -90,30 +109,84 @@ def run_table(
     seed: int = 0,
     workers: int | None = None,
     progress: bool = True,
+    bases: Mapping[str, str] | None = None,
 ) -> Ran:
-    """Run a table into `out/<name>` on the cases of its data sets; returns its text.
+    """Run a table into `<root>/<name>` on the cases of its data sets; returns its text.
 
-    LoRAs and cells are shared by all tables in `out`. A cell that fails is reported, and the others go on.
+    LoRAs and cells are shared by all tables of a base (`root_of`). A cell that fails is reported, the others go on.
+
+    Args:
+        name: the name of the table's folder.
+        table: its rows and data sets.
+        cases: the pairs.
+        out: the folder of all benchmarks.
+        seed: of merging and drawing.
+        workers: processes, by default one for each core.
+        progress: show bars on stderr.
+        bases: what is drawn with, by the heading in the table; by default Atelier, without a heading.
 
     Raises:
         InputError: none of the cases belongs to the table's data sets.
     """
-    cells = cells_of(table, cases, out, seed)
+    bases = bases or {"": "atelier"}
+    roots = {heading: root_of(out, base) for heading, base in bases.items()}
+    cells = [
+        (f"{heading}: {cell.dataset}" if heading else cell.dataset, cell)
+        for heading, base in bases.items()
+        for cell in cells_of(table, cases, roots[heading], seed, base)
+    ]
+    failed = measured([cell for _, cell in cells], workers, progress)
+    results = [
+        Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
+    ]
+    folder = (out if len(roots) > 1 else next(iter(roots.values()))) / name
+    lines = summary([row.label for row in table.rows], results)
+    text = render(table.title, lines, folder)
+    names = sorted({cell.folder.parent.name for _, cell in cells})
+    about = {"table": name, "seed": seed, "bases": list(bases.values()), "cases": names, "versions": versions()}
+    rows = {row.label: described(row) for row in table.rows}
+    write(folder / "run.json", about | {"rows": rows, "failed": failed})
+    return Ran(text, lines, folder, failed, cells)
+
+
+def measured(cells: Sequence[Measurement], workers: int | None, progress: bool) -> dict[str, str]:
+    """Train the LoRAs that cells lack, run the cells, and complete older ones; returns what failed, with why."""
     missing = sorted((cell for cell in cells if not cell.done), key=lambda cell: str(cell.folder.parent))
     loras = {job.path: job for cell in missing for job in cell.needs() if not job.path.exists()}
     failed = {job.path.stem: why for job, why in run_all(train_lora, list(loras.values()), "LoRAs", workers, progress)}
     failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress)}
-    results = [(cell.dataset, cell.row.label, cell.result()) for cell in cells if cell.done]
-    folder = out / name
-    text = render(table.title, [row.label for row in table.rows], results, folder)
-    names = sorted({cell.folder.parent.name for cell in cells})
-    about = {"table": name, "seed": seed, "cases": names, "versions": versions(), "failed": failed}
-    (folder / "run.json").write_text(json.dumps(about, indent=1), "utf-8")
-    return Ran(text, folder, failed)
+    for cell in cells:
+        if cell.done:
+            cell.complete()
+    return failed
 
 
 def _run(cell: Measurement) -> None:
     cell.run()
+
+
+def prepared(
+    table: Table,
+    out: Path,
+    base: str = "atelier",
+    rows: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    best: Path | None = None,
+    blora: Path | None = None,
+) -> Table:
+    """The table as it is run: with tuned settings, B-LoRA's blocks on this base, and only some rows or data sets.
+
+    B-LoRA's blocks are those of the file `blora`, or those that `bench figure3` found on this base, or else SDXL's.
+
+    Raises:
+        InputError: a file is another one than it should be, or there is no such row.
+    """
+    table = table if best is None else tuned(table, best)
+    found = blora or root_of(out, base) / "figure3" / "blocks.json"
+    if blora is not None or found.exists():
+        table = with_blora(table, *read_blocks(found))
+    table = only_rows(table, rows)
+    return replace(table, datasets=tuple(datasets)) if datasets else table
 
 
 def only_rows(table: Table, labels: Sequence[str]) -> Table:

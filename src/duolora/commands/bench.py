@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from duolora.bench.tables import TABLES, Table
+from duolora.bench.tuning import TUNING
 from duolora.commands.measure import app as measure
 from duolora.commands.speech import JsonOption, one_line, report
 
@@ -27,6 +28,14 @@ SampleOption = Annotated[int | None, typer.Option(help="Other pairs: those that 
 RowOption = Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be given several times.")]
 DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="Only this data set; likewise.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of merging and drawing.")]
+BaseOption = Annotated[str, typer.Option(help="Atelier, or another base whose pictures its judges can judge.")]
+TunedOption = Annotated[
+    Path | None, typer.Option(help="Each method at its best setting: tuned.json of `bench tuning`.")
+]
+BloraOption = Annotated[
+    Path | None, typer.Option(help="B-LoRA's blocks, as `bench figure3` writes them: blocks.json  [SDXL's two].")
+]
+UpdatesOption = Annotated[int, typer.Option(help="Updates in which each smaller base is distilled.")]
 
 
 def _table(name: str, table: Table) -> None:
@@ -39,31 +48,96 @@ def _table(name: str, table: Table) -> None:
         workers: WorkersOption = None,
         manifest: ManifestOption = None,
         sample: SampleOption = None,
+        base: BaseOption = "atelier",
+        tuned: TunedOption = None,
+        blora: BloraOption = None,
         as_json: JsonOption = False,
     ) -> None:
         with one_line():
-            from dataclasses import replace
-
-            from duolora.bench.pairs import limited, sample_suite, suite
-            from duolora.bench.run import only_rows, run_table
-
-            cases = suite(manifest) if sample is None else sample_suite(sample)
-            chosen = only_rows(table, row or [])
-            if dataset:
-                chosen = replace(chosen, datasets=tuple(dataset))
-            done = run_table(name, chosen, limited(cases, pairs), out, seed, workers)
-            text = f"{done.text}\n{done.folder / 'table.png'}"
-            for cell, why in done.failed.items():
-                text += f"\nfailed: {cell}: {why.strip().splitlines()[-1]}"
-            report(as_json, text, folder=done.folder, failed=done.failed)
-            if done.failed:
-                raise typer.Exit(1)
+            _run(
+                name,
+                table,
+                out,
+                pairs,
+                dataset,
+                row,
+                seed,
+                workers,
+                manifest,
+                sample,
+                {"": base},
+                tuned,
+                blora,
+                as_json,
+            )
 
     bench.command(name, help=f"{table.title}.")(run)
 
 
-for _name, _rows in TABLES.items():
-    _table(_name, _rows)
+def _run(
+    name: str,
+    table: Table,
+    out: Path,
+    pairs: int | None,
+    dataset: list[str] | None,
+    row: list[str] | None,
+    seed: int,
+    workers: int | None,
+    manifest: Path | None,
+    sample: int | None,
+    bases: dict[str, str],
+    tuned: Path | None,
+    blora: Path | None,
+    as_json: bool,
+) -> None:
+    """Run the table with what was chosen, draw its figure, and say what came out and what failed."""
+    from duolora.bench import tuning
+    from duolora.bench.grids import figure_of
+    from duolora.bench.pairs import limited, sample_suite, suite
+    from duolora.bench.run import prepared, run_table
+
+    cases = suite(manifest) if sample is None else sample_suite(sample)
+    chosen = prepared(table, out, next(iter(bases.values())), row or [], dataset or [], tuned, blora)
+    done = run_table(name, chosen, limited(cases, pairs), out, seed, workers, bases=bases)
+    text = f"{done.text}\n{done.folder / 'table.png'}"
+    if name == "tuning":
+        text += "\n" + tuning.choose(chosen, done.lines, done.folder / "tuned.json")
+    if chosen.figure:
+        text += f"\n{figure_of(chosen.figure, [cell for _, cell in done.cells], done.folder)}"
+    for cell, why in done.failed.items():
+        text += f"\nfailed: {cell}: {why.strip().splitlines()[-1]}"
+    report(as_json, text, folder=done.folder, failed=done.failed)
+    if done.failed:
+        raise typer.Exit(1)
+
+
+for _name, _rows in (TABLES | {"tuning": TUNING}).items():
+    if _name != "table5":
+        _table(_name, _rows)
+
+
+@bench.command(help=f"{TABLES['table5'].title}.")
+def table5(
+    out: OutOption = Path("benchmarks/runs"),
+    pairs: PairsOption = None,
+    dataset: DatasetOption = None,
+    row: RowOption = None,
+    seed: SeedOption = 0,
+    workers: WorkersOption = None,
+    manifest: ManifestOption = None,
+    sample: SampleOption = None,
+    tuned: TunedOption = None,
+    blora: BloraOption = None,
+    updates: UpdatesOption = 3000,
+    as_json: JsonOption = False,
+) -> None:
+    """Distil the smaller bases from Atelier, once, and run the table on each."""
+    with one_line():
+        from duolora.bench.smaller import smaller_bases
+
+        rows = TABLES["table5"]
+        bases = smaller_bases(out, updates)
+        _run("table5", rows, out, pairs, dataset, row, seed, workers, manifest, sample, bases, tuned, blora, as_json)
 
 
 @bench.command()
@@ -73,13 +147,15 @@ def figure3(
     count: Annotated[int, typer.Option(help="Pictures for each block group and α.")] = 34,
     seed: SeedOption = 0,
 ) -> None:
-    """Figure 3: what a base still draws as the attention of some blocks is turned down."""
+    """Figure 3: what a base still draws as the attention of some blocks is turned down; names B-LoRA's blocks."""
     with one_line():
         from duolora.bench.figures import figure3 as run
+        from duolora.bench.run import root_of
         from duolora.networks.bases import load_base
 
-        run(out / "figure3", load_base(base), count=count, seed=seed)
-        typer.echo(f"{out / 'figure3' / 'curves.png'}\n{out / 'figure3' / 'pictures.png'}")
+        folder = root_of(out, base) / "figure3"
+        run(folder, load_base(base), count=count, seed=seed)
+        typer.echo("\n".join(str(folder / name) for name in ("curves.png", "pictures.png", "blocks.json")))
 
 
 @bench.command()

@@ -3,8 +3,9 @@
     K = r_c r_s         γ = Σ|ΔW_c| / Σ|ΔW_s|         S(t) = α t + β,  t from 0 (noise) to 1 (picture)
     content if  Σ top-K |ΔW_c|  ≥  γ S(t) Σ top-K |ΔW_s|,  else style
 
-The sums behind γ run over all modules. As the choice changes from step to step, no one LoRA file can hold it: this
-baseline exists at sampling time only. α = 1.5 and β = 0.5 are the authors' values as we know them.
+The sums behind γ run over all modules; K may also be given. As the choice changes from step to step, no one LoRA
+file can hold it: this baseline exists at sampling time only. α = 1.5 and β = 0.5 are the authors' values as we know
+them.
 """
 
 from collections.abc import Iterator
@@ -34,12 +35,14 @@ class Scores:
         return self.content.get(name, 0.0) >= (alpha * t + beta) * self.style.get(name, 0.0)
 
 
-def scores(both: Sources) -> Scores:
-    """The top-K sums of all modules."""
+def scores(both: Sources, k: int | None = None) -> Scores:
+    """The top-K sums of all modules; K is that of each module's ranks, or the same `k` everywhere."""
     content, style = ({n: x.delta().abs() for n, x in loras.items()} for loras in (both.content, both.style))
     gamma = float(sum(d.sum() for d in content.values()) / sum(d.sum() for d in style.values()))
-    k = {n: _rank(both.content.get(n)) * _rank(both.style.get(n)) for n in both.roles}
-    return Scores({n: _top(d, k[n]) for n, d in content.items()}, {n: gamma * _top(d, k[n]) for n, d in style.items()})
+    ks = {n: k or _rank(both.content.get(n)) * _rank(both.style.get(n)) for n in both.roles}
+    return Scores(
+        {n: _top(d, ks[n]) for n, d in content.items()}, {n: gamma * _top(d, ks[n]) for n, d in style.items()}
+    )
 
 
 def _rank(lora: LowRank | None) -> int:
@@ -53,8 +56,8 @@ def _top(magnitudes: Tensor, k: int) -> float:
 class Chooser:
     """The base's UNet under K-LoRA; call it with the share of the sampling that is done, before each step."""
 
-    def __init__(self, mount: Mount, both: Sources, alpha: float, beta: float) -> None:
-        self._mount, self._scores, self._strength = mount, scores(both), (alpha, beta)
+    def __init__(self, mount: Mount, both: Sources, alpha: float, beta: float, k: int | None) -> None:
+        self._mount, self._scores, self._strength = mount, scores(both, k), (alpha, beta)
         self._names = (both.content, both.style)
         self._gate = ExitStack()
 
@@ -75,10 +78,12 @@ class Chooser:
 
 
 @contextmanager
-def klora(base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA) -> Iterator[Chooser]:
+def klora(
+    base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA, k: int | None = None
+) -> Iterator[Chooser]:
     """K-LoRA on a base; hand the chooser to `sampling.draw` as `before_step`."""
     with Mount(base.unet, [both.content, both.style], "rank", base.device) as mount:
-        chooser = Chooser(mount, both, alpha, beta)
+        chooser = Chooser(mount, both, alpha, beta, k)
         try:
             chooser(0.0)
             yield chooser

@@ -223,6 +223,11 @@ def _at_once(area: int) -> int:
     return max(1, PIXELS_AT_ONCE // area)
 
 
+def is_atelier(base: str) -> bool:
+    """Whether a base, by its name or its folder's, is Atelier or a smaller one distilled from it (`atelier-…`)."""
+    return Path(base).name.split("-")[0] == "atelier"
+
+
 def load_base(
     base: str | Path = "atelier",
     device: str | torch.device = "auto",

@@ -10,15 +10,19 @@ from duolora.networks.targets import target_modules
 
 
 def block_groups(unet: UNet2DConditionModel) -> dict[str, tuple[str, ...]]:
-    """Groups of blocks worth turning down: each resolution, and each block, that has attention."""
-    blocks = list(dict.fromkeys(name.partition(".attentions")[0] for name in target_modules(unet)))
+    """Groups worth turning down: each resolution and each block that has attention, and each attention of several."""
+    names = target_modules(unet)
+    blocks = list(dict.fromkeys(name.partition(".attentions")[0] for name in names))
     levels = len(unet.config["down_block_types"])
     groups: dict[str, tuple[str, ...]] = {}
     for block in blocks:
         kind, _, number = block.partition("_blocks.")
         level = levels - 1 if not number else int(number) if kind == "down" else levels - 1 - int(number)
         groups[f"level {level}"] = (*groups.get(f"level {level}", ()), block)
-    return groups | {block: (block,) for block in blocks}
+    for block in blocks:
+        parts = dict.fromkeys(n.partition(".transformer_blocks")[0] for n in names if n.startswith(f"{block}."))
+        groups |= {part: (part,) for part in ((block, *parts) if len(parts) > 1 else (block,))}
+    return groups
 
 
 @contextmanager

@@ -22,7 +22,7 @@ from duolora.checkpoint import step_generator
 from duolora.networks.bases import Base, PromptEmbeds
 from duolora.networks.denoise import MountedUNet, noise_schedule
 from duolora.networks.mount import Mount
-from duolora.networks.targets import target_modules
+from duolora.networks.targets import modules_within
 from duolora.paper.lowrank import LowRank
 from duolora.sampling import STEPS, guidance_of
 from duolora.verbs.train import TrainOptions
@@ -44,7 +44,7 @@ def train_pair(
     x = {"content": base.encode_images(content), "style": base.encode_images(style)}
     embeds = {"content": base.encode_prompts([content_prompt]), "style": base.encode_prompts([style_prompt])}
     schedule, time_ids = noise_schedule(base), base.time_ids(options.batch, base.resolution, base.resolution)
-    names = target_modules(base.unet)
+    names = modules_within(base.unet, options.blocks)
     base.bring_unet()
     with _orthogonal(base, names, options) as ups:
         optimiser = torch.optim.Adam(ups, lr=options.lr)

@@ -18,9 +18,9 @@ from duolora.adapters.files import Proof, check_writable, write_adapter
 from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 from duolora.errors import DuoLoRAError, InputError
 from duolora.images import picture_files, read_pictures
-from duolora.networks.bases import Base, BaseChoice, opened
+from duolora.networks.bases import Base, BaseChoice, is_atelier, opened
 from duolora.networks.denoise import noise_schedule
-from duolora.networks.targets import target_modules
+from duolora.networks.targets import modules_within
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
 
@@ -38,6 +38,8 @@ class TrainOptions:
     unconditional: float = 0.0
     """The chance that a picture is shown without its prompt, which guidance at sampling takes as its zero."""
     seed: int = 0
+    blocks: tuple[str, ...] = ()
+    """Only the attention whose module paths begin so, as B-LoRA trains two blocks only; all when empty."""
 
 
 ATELIER_OPTIONS = TrainOptions(rank=16, steps=250, batch=4, lr=1e-3, unconditional=0.1)
@@ -46,7 +48,7 @@ ATELIER_OPTIONS = TrainOptions(rank=16, steps=250, batch=4, lr=1e-3, uncondition
 
 def default_options(base: str) -> TrainOptions:
     """The options for a base: the paper's, or Atelier's own."""
-    return ATELIER_OPTIONS if base == "atelier" else TrainOptions()
+    return ATELIER_OPTIONS if is_atelier(base) else TrainOptions()
 
 
 @dataclass(frozen=True)
@@ -76,7 +78,7 @@ def train(
         prompt: what the pictures show, with an identifier in it, such as "a sks thing in flat style".
         out: the .safetensors file to write, in diffusers' format.
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
-        options: rank, steps, batch, learning rate, seed; by default those that suit the base.
+        options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
         progress: show a bar on stderr.
 
     Raises:
@@ -109,7 +111,7 @@ def _check(prompt: str, out: Path, options: TrainOptions) -> None:
         raise InputError("prompt: expected words that say what the pictures show, got none")
     check_writable(out)
     for name, value in asdict(options).items():
-        if name not in ("seed", "unconditional") and value <= 0:
+        if name not in ("seed", "unconditional", "blocks") and value <= 0:
             raise InputError(f"{name}: expected a number above 0, got {value}")
     if not 0 <= options.unconditional < 1:
         raise InputError(f"unconditional: expected a chance from 0 to below 1, got {options.unconditional}")
@@ -118,7 +120,7 @@ def _check(prompt: str, out: Path, options: TrainOptions) -> None:
 @contextmanager
 def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """PEFT's LoRA on the base's attention, as {module: (up, down)}, float32; gone again on leaving."""
-    names = target_modules(base.unet)
+    names = modules_within(base.unet, options.blocks)
     config = LoraConfig(r=options.rank, lora_alpha=options.rank, init_lora_weights="gaussian", target_modules=names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

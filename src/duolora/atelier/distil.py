@@ -1,0 +1,154 @@
+"""Smaller bases shaped like SSD-1B and Segmind-Vega, distilled from Atelier (for Table 5).
+
+    loss = ‖v_student − v‖² + matching · ‖v_student − v_teacher‖²
+
+The student is the teacher without some of its transformer blocks and without attention in the middle; what it keeps, it
+begins with. Text encoders, tokenizers, VAE and scheduler are the teacher's own, and don't learn.
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from shutil import copytree, ignore_patterns, rmtree
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from diffusers import UNet2DConditionModel
+from torch import Tensor
+from tqdm import tqdm
+
+from duolora.atelier.data import as_input, base_picture, made
+from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
+from duolora.errors import InputError
+from duolora.networks.bases import Base, load_base
+from duolora.networks.denoise import noise_schedule
+from duolora.provenance import file_hash
+
+SHAPES = ("ssd1b", "vega")
+TEACHER = Path(__file__).parent / "weights" / "base"
+KEPT = 250
+"""Updates between two checkpoints."""
+
+
+@dataclass(frozen=True)
+class DistilRecipe:
+    """How a smaller base is distilled."""
+
+    updates: int = 3_000
+    pictures: int = 8_000
+    batch: int = 32
+    lr: float = 5e-4
+    matching: float = 1.0
+    """Weight of the teacher's prediction beside the picture's own."""
+    unconditional: float = 0.1
+    seed: int = 3
+
+
+def smaller_config(config: Mapping[str, Any], shape: str) -> dict[str, Any]:
+    """The arguments of a UNet with fewer transformer blocks, nested as in SSD-1B's and Segmind-Vega's own configs.
+
+    ssd1b   half of the blocks of each attention, rounded up; the last of the lowest up block stays whole
+    vega    a quarter of them, at least one
+
+    Raises:
+        InputError: there is no such shape.
+    """
+    if shape not in SHAPES:
+        raise InputError(f"shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
+    layers, depths = config["layers_per_block"], config["transformer_layers_per_block"]
+    depths = [depths] * len(config["down_block_types"]) if isinstance(depths, int) else list(depths)
+    with_attention = [
+        depth if "Cross" in kind else 0 for kind, depth in zip(config["down_block_types"], depths, strict=True)
+    ]
+    less = [math.ceil(d / 2) if shape == "ssd1b" else max(1, d // 4) for d in with_attention]
+    down: list[Any] = [[n] * layers if d else 0 for d, n in zip(with_attention, less, strict=True)]
+    up: list[Any] = [[n] * (layers + 1) if d else 0 for d, n in zip(with_attention, less, strict=True)][::-1]
+    if shape == "ssd1b" and up[0]:
+        up[0][-1] = with_attention[-1]
+    known = {name: value for name, value in config.items() if not name.startswith("_")}
+    return known | {
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": down,
+        "reverse_transformer_layers_per_block": up,
+    }
+
+
+def student_of(teacher: UNet2DConditionModel, shape: str) -> UNet2DConditionModel:
+    """A smaller UNet that begins with the teacher's weights wherever it has the same layer."""
+    student = UNet2DConditionModel(**smaller_config(teacher.config, shape))
+    weights = teacher.state_dict()
+    student.load_state_dict({name: weights[name] for name in student.state_dict()})
+    return student.to(teacher.device)
+
+
+def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device, teacher: Path = TEACHER) -> Path:
+    """Distil a base into `folder`, going on from its checkpoint if there is one; returns the pipeline's folder.
+
+    The name tells shape, updates and teacher apart; a finished one is returned as it is.
+
+    Raises:
+        InputError: there is no such shape, or a number of the recipe is too small.
+    """
+    if recipe.updates < 1 or recipe.pictures < 1 or recipe.batch < 1:
+        raise InputError(f"distil: expected updates, pictures and batch above 0, got {recipe}")
+    mark = file_hash(teacher / "unet" / "diffusion_pytorch_model.safetensors")
+    out = folder / f"atelier-{shape}-{recipe.updates}-{mark[:8]}"
+    if out.exists():
+        return out
+    base = load_base(teacher, device, "float32")
+    student = student_of(base.unet, shape).requires_grad_(True).train()
+    checkpoint = checkpoint_path(out, asdict(recipe) | {"shape": shape, "teacher": mark})
+    _learn(base, student, recipe, checkpoint, shape)
+    part = out.with_name(f".{out.name}.part")
+    rmtree(part, ignore_errors=True)
+    copytree(teacher, part, ignore=ignore_patterns("unet"))
+    student.half().save_pretrained(part / "unet", safe_serialization=True)
+    os.replace(part, out)
+    checkpoint.unlink(missing_ok=True)
+    return out
+
+
+def _learn(base: Base, student: UNet2DConditionModel, recipe: DistilRecipe, checkpoint: Path, shape: str) -> None:
+    """The updates, in place."""
+    pixels, texts = made(base_picture, recipe.pictures, recipe.seed, None)
+    latents = torch.cat([base.encode_images(as_input(pixels[k : k + 128])).cpu() for k in range(0, len(pixels), 128)])
+    optimiser = torch.optim.AdamW(student.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2)
+    tensors = student.state_dict()
+    start = load_checkpoint(checkpoint, tensors, optimiser) if checkpoint.exists() else 0
+    for step in tqdm(range(start, recipe.updates), f"Distilling {shape}", initial=start, total=recipe.updates):
+        loss = _loss(base, student, recipe, latents, texts, step_generator(recipe.seed, step))
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimiser.param_groups[0]["lr"] = recipe.lr * min(1, (step + 1) / 100) * (1 - step / recipe.updates)
+        optimiser.step()
+        optimiser.zero_grad()
+        if (step + 1) % KEPT == 0 and step + 1 < recipe.updates:
+            save_checkpoint(checkpoint, tensors, optimiser, step + 1)
+
+
+def _loss(
+    base: Base,
+    student: UNet2DConditionModel,
+    recipe: DistilRecipe,
+    latents: Tensor,
+    texts: list[str],
+    rng: torch.Generator,
+) -> Tensor:
+    """The loss above on one batch of pictures, some of them without their captions."""
+    schedule, size = noise_schedule(base), (base.resolution, base.resolution)
+    rows = torch.randint(len(latents), (recipe.batch,), generator=rng)
+    noise = torch.randn((recipe.batch, *latents.shape[1:]), generator=rng).to(base.device)
+    t = schedule.sample_timesteps(recipe.batch, rng)
+    told = (torch.rand(recipe.batch, generator=rng) >= recipe.unconditional).float().to(base.device)
+    clean = latents[rows].to(base.device)
+    noisy = schedule.add_noise(clean, noise, t)
+    prompts = base.encode_prompts([texts[row] for row in rows.tolist()])
+    embeds = prompts.embeds * told[:, None, None]
+    conditions = {"text_embeds": prompts.pooled * told[:, None], "time_ids": base.time_ids(recipe.batch, *size)}
+    with torch.no_grad():
+        taught = base.unet(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
+    predicted = student(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
+    return F.mse_loss(predicted, schedule.target(clean, noise, t)) + recipe.matching * F.mse_loss(predicted, taught)

@@ -1,0 +1,102 @@
+"""The LoRAs that cells need, each trained once for all of them, and the pictures that they are trained on."""
+
+import hashlib
+import os
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+
+from PIL import Image
+
+from duolora.atelier.pairs import IDENTIFIERS, Pair, pictures
+from duolora.atelier.recognisers import Recogniser, load_recogniser
+from duolora.images import picture_files, read_image
+from duolora.networks.bases import Base, load_base
+from duolora.verbs.train import TrainOptions, default_options, train
+
+
+@dataclass(frozen=True)
+class LoraJob:
+    """A LoRA on the pictures of a pair.
+
+    `kind`: content, style, oracle (true pictures of the thing in the look), or twin (the content pictures in the look).
+    `blocks`: only these parts of the UNet learn, as in B-LoRA; all of it when there are none.
+    """
+
+    out: Path
+    kind: str
+    pair: Pair
+    count: int
+    seed: int
+    base: str = "atelier"
+    blocks: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> Path:
+        """The file, named for what it is trained on."""
+        blocks = hashlib.sha256("\n".join(self.blocks).encode()).hexdigest()[:8] if self.blocks else ""
+        return self.out / "loras" / f"{'-'.join(filter(None, (self._about, blocks)))}.safetensors"
+
+    @property
+    def images(self) -> Path:
+        """The folder of its pictures."""
+        return self.out / "references" / self._about
+
+    @property
+    def prompt(self) -> str:
+        """What it is told that its pictures show."""
+        p = self.pair
+        return {"content": p.content_prompt, "style": p.style_prompt}.get(self.kind, p.merged_prompt)
+
+    @property
+    def _about(self) -> str:
+        p = self.pair
+        name = "" if p.identifier == IDENTIFIERS[0] else f"{p.identifier}-"
+        about = {
+            "content": f"{p.identifier}-{p.kind}-{p.colour}-{p.pattern}-{self.count}",
+            "style": f"{p.look}-{p.shown}",
+            "oracle": f"{name}{p.kind}-{p.colour}-{p.pattern}-{p.look}",
+            "twin": f"{p.kind}-{p.colour}-{p.pattern}-{p.look}",
+        }[self.kind]
+        return f"{self.kind}-{about}-{self.seed}"
+
+
+def references(job: LoraJob) -> Path:
+    """Draw the pictures of a LoRA into its folder, unless they are there."""
+    p, done = job.pair, job.images / "done"
+    if done.exists():
+        return job.images
+    scenes = [p.style_scene(job.seed)] if job.kind == "style" else p.content_scenes(job.count, job.seed)
+    if job.kind in ("oracle", "twin"):
+        scenes = [replace(scene, look=p.look) for scene in scenes]
+    job.images.mkdir(parents=True, exist_ok=True)
+    for k, picture in enumerate(pictures(scenes)):
+        part = job.images / f".{k:02d}-{os.getpid()}.png"  # another process may be drawing the same
+        Image.fromarray(picture).save(part)
+        os.replace(part, job.images / f"{k:02d}.png")
+    done.touch()
+    return job.images
+
+
+def reference_images(job: LoraJob) -> list[Image.Image]:
+    """The pictures of a LoRA, drawn if need be."""
+    return [read_image(path) for path in picture_files(references(job))]
+
+
+def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
+    """Draw the pictures and train the LoRA on them, unless it is there; by default as suits the base."""
+    if not job.path.exists():
+        options = replace(options or default_options(job.base), blocks=job.blocks)
+        train(references(job), job.prompt, job.path, shared_base(job.base), options, progress=False)
+
+
+@cache
+def shared_base(base: str = "atelier") -> Base:
+    """A base, loaded once in each process."""
+    return load_base(base)
+
+
+@cache
+def shared_judges() -> Recogniser:
+    """The judges, likewise."""
+    return load_recogniser()

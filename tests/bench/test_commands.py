@@ -1,0 +1,60 @@
+"""`duolora bench` from end to end, tiny: tuning, what it chose in another table, a figure, and two smaller bases."""
+
+import json
+from functools import partial
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from duolora.atelier.distil import DistilRecipe
+from duolora.bench import cells, smaller
+from duolora.cli import app
+from duolora.verbs import train
+
+plain_draw = cells.draw
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    monkeypatch.setattr(train, "ATELIER_OPTIONS", train.TrainOptions(rank=2, steps=1, batch=1))
+    monkeypatch.setattr(cells, "COUNT", 1)
+    monkeypatch.setattr(cells, "draw", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
+    monkeypatch.setattr(smaller, "DistilRecipe", partial(DistilRecipe, pictures=2, batch=1))
+
+    def run(name: str, *arguments: str) -> str:
+        asked = ["bench", name, "--out", str(tmp_path), "--pairs", "1", "--workers", "1", *arguments]
+        done = CliRunner().invoke(app, asked)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    return run
+
+
+def test_tuned_settings_reach_other_tables(bench, tmp_path):
+    rows = ["naive: default", "naive: content_weight 1, style_weight 0.5"]
+    said = bench("tuning", *(word for row in rows for word in ("--row", row)))
+    path = tmp_path / "tuning" / "tuned.json"
+    best = json.loads(path.read_text())["best"]["naive"]
+    assert best["row"] in rows
+    assert best["row"] in said
+    path.write_text(json.dumps({"best": {"naive": {"changes": {"style_weight": 0.25}}}}))
+    bench("table1", "--dataset", "single", "--row", "naive", "--tuned", str(path))
+    about = json.loads((tmp_path / "table1" / "run.json").read_text())
+    assert about["rows"]["naive"]["changes"] == {"style_weight": 0.25}
+    results = [json.loads(p.read_text()) for p in (tmp_path / "cells").glob("single-*/*/result.json")]
+    assert [r["options"]["style_weight"] for r in results] == [0.25]
+
+
+def test_table_5_makes_its_bases_once(bench, tmp_path):
+    said = bench("table5", "--row", "naive", "--updates", "1")
+    assert "### like SSD-1B: several" in said
+    assert "### like Segmind-Vega: several" in said
+    bases = sorted((tmp_path / "bases").iterdir())
+    assert [p.name.split("-")[1] for p in bases] == ["ssd1b", "vega"]
+    stamps = [p.stat().st_mtime_ns for p in bases]
+    bench("table5", "--row", "naive", "--updates", "1")
+    assert [p.stat().st_mtime_ns for p in bases] == stamps
+    loras = list((tmp_path / "on").glob("*/loras/*.safetensors"))
+    assert len(loras) == 4
+    assert len(list((tmp_path / "on").glob("*/cells/*/*/result.json"))) == 2

@@ -1,0 +1,81 @@
+"""Atelier's similarities of a cell's pictures: right pictures score high, wrong ones low, old cells are completed."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR, KEEP_PATTERN
+from duolora.atelier.pairs import Pair, pictures
+from duolora.bench.cells import Cell, completed
+from duolora.bench.multi import GroupCell, group_similarity, groups
+from duolora.bench.pairs import suite
+from duolora.bench.similarity import similarities, words_of
+from duolora.bench.tables import FLOOR
+from duolora.images import tiled, untiled
+
+PAIR = Pair("robot", "red", "striped", "copper", "house")
+
+
+def drawn(pair: Pair, look: str, seed: int) -> list[Image.Image]:
+    scenes = [
+        scene.__class__(scene.things, look, "", 0, seed + k) for k, scene in enumerate(pair.content_scenes(4, seed))
+    ]
+    return [Image.fromarray(np.asarray(p)) for p in pictures(scenes)]
+
+
+def test_each_score_follows_what_it_is_for():
+    content, style = drawn(PAIR, "flat", 1), [Image.fromarray(pictures([PAIR.style_scene(1)])[0])]
+    other = Pair("snail", "red", "striped", "copper", "house")
+    merged, flat, wrong = (
+        similarities(images, content, style, words_of(PAIR))
+        for images in (drawn(PAIR, "copper", 2), drawn(PAIR, "flat", 2), drawn(other, "copper", 2))
+    )
+    assert merged["atelier-style"] > flat["atelier-style"] + 0.2
+    assert merged["atelier-content"] > wrong["atelier-content"] + 0.2
+    assert merged["atelier-text"] > max(flat["atelier-text"], wrong["atelier-text"])
+    leaked = similarities(style, content, style, words_of(PAIR))
+    assert leaked["atelier-leakage"] == pytest.approx(1, abs=1e-3)
+    assert merged["atelier-leakage"] < 0.6
+
+
+def test_words_say_only_what_the_look_keeps():
+    for look in HELD_OUT_LOOKS:
+        words = words_of(Pair("robot", "red", "striped", look, "house"))
+        assert ("red" in words.split()) is (look in KEEP_COLOUR)
+        assert ("striped" in words) is (look in KEEP_PATTERN)
+
+
+def test_sheets_come_apart_as_they_were_put_together():
+    images = [Image.fromarray(np.full((8, 8, 3), 10 * k, np.uint8)) for k in range(6)]
+    apart = untiled(tiled([images[:3], images[3:]]), 2)
+    assert [np.asarray(a).tolist() for a in apart] == [np.asarray(a).tolist() for a in images]
+
+
+def test_old_results_are_completed_from_their_pictures(tmp_path):
+    case = suite()[0]
+    cell = Cell(tmp_path, case, FLOOR)
+    old = {"truth": {"joint": 0.0}, "prompts": ["a", "b"]}
+    cell.folder.mkdir(parents=True)
+    (cell.folder / "result.json").write_text(json.dumps(old))
+    cell.complete()
+    assert cell.result() == old, "without pictures nothing can be scored"
+    images = drawn(case.pair, case.pair.look, 3)
+    tiled([images[:2], images[2:]]).save(cell.folder / "pictures.png")
+    cell.complete()
+    scores = cell.result()["similarity"]
+    assert cell.result() == old | {"similarity": scores}
+    assert scores["atelier-content"] > 0.3
+    completed(cell.folder, lambda images: pytest.fail("scored twice"))
+
+
+def test_groups_are_scored_place_by_place(tmp_path):
+    (group, *_) = groups([case for case in suite() if case.dataset == "several"], 2)
+    cell = GroupCell(tmp_path, group, FLOOR)
+    left, right = (drawn(case.pair, case.pair.look, 4)[0] for case in group.things)
+    both, swapped = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64))
+    for sheet, images in ((both, (left, right)), (swapped, (right, left))):
+        for x, image in zip((0, 32), images, strict=True):
+            sheet.paste(image.resize((32, 64)), (x, 0))
+    assert group_similarity(cell, [both])["atelier-content"] > group_similarity(cell, [swapped])["atelier-content"]
