@@ -7,15 +7,47 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from duolora.commands import files, scores
 from duolora.commands.bench import bench
+from duolora.commands.config import options_of_file
 from duolora.commands.files import DtypeOption, FormatOption
-from duolora.commands.speech import JsonOption, QuietOption, SeedOption, one_line, printable, proven, report
+from duolora.commands.place import (
+    BaseDtypeOption,
+    BaseOption,
+    DeviceOption,
+    MergeBaseDtypeOption,
+    OffloadOption,
+    chosen,
+)
+from duolora.commands.speech import (
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    one_line,
+    printable,
+    proof_facts,
+    proven,
+    report,
+)
 from duolora.errors import DuoLoRAError
+
+
+class _Configured(TyperGroup):
+    """Commands whose options may come from the file that `--config` names."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, with the file's options for defaults."""
+        if ctx.params.get("config") is not None:
+            with one_line():
+                ctx.default_map = options_of_file(Path(ctx.params["config"]), self.commands)
+        return super().invoke(ctx)
+
 
 app = typer.Typer(
     name="duolora",
+    cls=_Configured,
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -40,12 +72,20 @@ app = typer.Typer(
 
 METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
 """The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
-BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
 
 
 def _changed(options: Any, **given: object) -> Any:
     """The options with every value that was given on the command line."""
     return replace(options, **{k: v for k, v in given.items() if v is not None})
+
+
+@app.callback()
+def settings(
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file of options: [merge] steps = 50, …; the command line wins.")
+    ] = None,
+) -> None:
+    """Options before the command, which `_Configured` sees to."""
 
 
 @app.command()
@@ -54,6 +94,9 @@ def demo(
         Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")
     ] = Path("demo"),
     pair: Annotated[int | None, typer.Option(help="The seed of another thing and look than the demo's own.")] = None,
+    device: DeviceOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
@@ -63,7 +106,8 @@ def demo(
         from duolora.verbs.demo import PAIR
         from duolora.verbs.demo import demo as run
 
-        typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet))
+        place = chosen("atelier", device, base_dtype, offload, quiet)
+        typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=place))
 
 
 @app.command()
@@ -81,6 +125,9 @@ def train(
     unconditional: Annotated[
         float | None, typer.Option(help="Chance that a picture is shown without its prompt  [0; atelier its own].")
     ] = None,
+    device: DeviceOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
     blocks: Annotated[
         list[str] | None,
         typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
@@ -96,9 +143,9 @@ def train(
 
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
         options = _changed(default_options(base), **given, blocks=tuple(blocks) if blocks else None)
-        done = run(images, prompt, out, base, options, progress=not quiet)
+        done = run(images, prompt, out, chosen(base, device, base_dtype, offload, quiet), options, progress=not quiet)
         text = f"{done.path}: {proven(done.proof)}"
-        report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)
+        report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
 
 
 @app.command()
@@ -122,6 +169,9 @@ def merge(
     ] = None,
     format: FormatOption = "diffusers",
     dtype: DtypeOption = "float16",
+    device: DeviceOption = "auto",
+    base_dtype: MergeBaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -143,8 +193,8 @@ def merge(
         options = options_of(method, **WEIGHTS.get(weights or "", {}))
         options = _changed(options, steps=steps, seed=seed, **_parsed(option or [], options))
         done = run(
-            content, style, out, method, base, content_images, style_images, content_prompt, style_prompt,
-            merged_prompt, options, progress=not quiet,
+            content, style, out, method, chosen(base, device, base_dtype, offload, quiet), content_images,
+            style_images, content_prompt, style_prompt, merged_prompt, options, progress=not quiet,
             announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
             format=format, dtype=dtype,
         )  # fmt: skip
@@ -167,7 +217,7 @@ def merge(
             "seconds": done.seconds,
             "losses": done.losses,
         }
-        report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, **facts)
+        report(as_json, text, path=done.path, **proof_facts(done.proof), **facts)
 
 
 def _parsed(assignments: list[str], options: Any) -> dict[str, object]:
@@ -194,7 +244,10 @@ def generate(
     base: BaseOption = "atelier",
     num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance  [5; atelier 1.5].")] = None,
+    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance  [5; atelier 3].")] = None,
+    device: DeviceOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -203,7 +256,8 @@ def generate(
     with one_line():
         from duolora.verbs.generate import generate as run
 
-        files = run(prompt, out, lora or [], base, num, seed, steps, guidance, weight, progress=not quiet)
+        place = chosen(base, device, base_dtype, offload, quiet)
+        files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
         report(as_json, "\n".join(map(str, files)), files=files)
 
 

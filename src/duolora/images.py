@@ -1,5 +1,6 @@
 """Pictures in and out: files to tensors, tensors to files."""
 
+import os
 import struct
 import zlib
 from collections.abc import Iterable, Sequence
@@ -23,9 +24,9 @@ def picture_files(where: str | Path) -> list[Path]:
         InputError: there is no such file or folder, or the folder holds no pictures.
     """
     path = Path(where).expanduser()
-    if path.is_file():
+    if os.path.isfile(path):
         return [path]
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise InputError(f"{path}: no such file or folder; expected a picture or a folder of pictures")
     found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
     if not found:

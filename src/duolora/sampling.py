@@ -36,8 +36,7 @@ def draw(
     `guidance` is that of classifier-free guidance; by default what suits the base, 1 is none.
     `before_step` is called before each denoising step with the share of the steps that are done.
     """
-    pipeline = base.pipeline()
-    pictures = []
+    drawn = []
     starts = range(0, len(prompts), batch)
 
     def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -45,19 +44,20 @@ def draw(
             before_step((step + 1) / steps)
         return tensors
 
-    for i in tqdm(starts, "Drawing", disable=not progress, leave=False):
-        if before_step is not None:
-            before_step(0.0)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch]]
-        latents = pipeline(
-            prompt=list(prompts[i : i + batch]),
-            height=base.resolution,
-            width=base.resolution,
-            num_inference_steps=steps,
-            guidance_scale=guidance_of(base, guidance),
-            generator=generators,
-            callback_on_step_end=after_step,
-            output_type="latent",
-        ).images
-        pictures.append(base.decode(latents).cpu())
-    return torch.cat(pictures)
+    with base.sampling() as pipeline:
+        for i in tqdm(starts, "Drawing", disable=not progress, leave=False):
+            if before_step is not None:
+                before_step(0.0)
+            generators = [torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch]]
+            latents = pipeline(
+                prompt=list(prompts[i : i + batch]),
+                height=base.resolution,
+                width=base.resolution,
+                num_inference_steps=steps,
+                guidance_scale=guidance_of(base, guidance),
+                generator=generators,
+                callback_on_step_end=after_step,
+                output_type="latent",
+            ).images
+            drawn.append(latents)
+    return torch.cat([base.decode(latents).cpu() for latents in drawn])

@@ -116,7 +116,7 @@ def test_a_file_by_diffusers_has_the_strength_that_diffusers_gives_it(tmp_path, 
 
 def test_rslora_divides_by_the_root_of_the_rank(lora):
     config = json.dumps({"unet.r": 4, "unet.lora_alpha": 6, "unet.use_rslora": True})
-    tensors = pair("unet.proj", lora, ("lora_A", "lora_B"))
+    tensors = pair("unet.conv_in", lora, ("lora_A", "lora_B"))
     (found,) = adapter_from(tensors, {"lora_adapter_metadata": config}, "file").modules.values()
     assert found.scale == 6 / math.sqrt(4)
 
@@ -174,7 +174,7 @@ def test_bundled_embeddings_are_left_out_and_named(lora):
 
 
 def test_trigger_words_of_another_program_become_the_prompt(lora):
-    tensors = pair("unet.proj_in", lora, ("lora_A", "lora_B"))
+    tensors = pair("unet.time_embedding.linear_1", lora, ("lora_A", "lora_B"))
     assert adapter_from(tensors, {"modelspec.trigger_phrase": "sks cup"}, "file").recipe == {"prompt": "sks cup"}
     ours = {"modelspec.trigger_phrase": "sks cup", "duolora": '{"seed": 1}'}
     assert adapter_from(tensors, ours, "file").recipe == {"seed": 1}
@@ -196,6 +196,26 @@ FOREIGN = {
     "FLUX of kohya": ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": ZERO}, {}, "FLUX"),
     "SD3": ({"lora_unet_joint_blocks_0_x_block_attn_qkv.lora_down.weight": ZERO}, {}, "Stable Diffusion 3"),
     "SD1 by its header": ({}, {"ss_base_model_version": "sd_v1"}, "Stable Diffusion 1.*sd_v1"),
+    "SD1 by its modelspec": (
+        {},
+        {"modelspec.architecture": "stable-diffusion-v1/lora"},
+        "trained on Stable Diffusion 1",
+    ),
+    "SD2 by its modelspec": ({}, {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"}, "Stable Diffusion 2"),
+    "FLUX by its modelspec": ({}, {"modelspec.architecture": "Flux.1-dev/lora"}, "trained on FLUX"),
+    "PixArt": ({"transformer.transformer_blocks.0.attn1.to_q.lora_A.weight": ZERO}, {}, "PixArt.*SDXL"),
+    "PixArt without prefix": ({"transformer_blocks.0.attn1.to_q.lora_A.weight": ZERO}, {}, "PixArt.*SDXL"),
+    "Wan": ({"diffusion_model.blocks.0.self_attn.q.lora_A.weight": ZERO}, {}, "a diffusion transformer.*SDXL"),
+    "Qwen": ({"transformer_blocks.0.attn.to_q.lora_A.weight": ZERO}, {}, "a diffusion transformer"),
+    "T5": ({"lora_te3_encoder_block_0.lora_down.weight": ZERO}, {}, "Stable Diffusion 3"),
+    "no module": ({"unet.foo.bar.lora_A.weight": ZERO}, {}, r"unet\.foo\.bar is not a module of SDXL"),
+    "no such level": ({f"{NEW.replace('_blocks.1', '_blocks.7')}.lora_A.weight": ZERO}, {}, "is not a module of SDXL"),
+    "no such number": ({"lora_unet_input_blocks_0_1_proj_in.lora_up.weight": ZERO}, {}, "is not a module of SDXL"),
+    "no level -1": ({"lora_unet_input_blocks_0_0_op.lora_up.weight": ZERO}, {}, "is not a module of SDXL"),
+    "Arabic digits": ({f"{NEW.replace('_blocks.1', '_blocks.١')}.lora_A.weight": ZERO}, {}, "is not a module of SDXL"),
+    "motion": ({"unet.down_blocks.0.motion_modules.0.proj_in.lora_A.weight": ZERO}, {}, "is not a module of SDXL"),
+    "complex alpha": ({f"{NEW}.alpha": torch.zeros(1, dtype=torch.complex64)}, {}, "expected one number.*complex"),
+    "infinite recipe": ({}, {"duolora": '{"x": 1e400}'}, "duolora in its header is not JSON"),
     "checkpoint": ({"model.diffusion_model.input_blocks.0.0.weight": ZERO}, {}, "whole model.*as the base"),
     "weights": ({"a.weight": ZERO}, {}, "is not a key of a plain LoRA"),
     "PEFT folder": ({"base_model.model.x.lora_A.weight": ZERO}, {}, "PEFT's name.*save_lora_weights"),
@@ -233,6 +253,27 @@ def test_loras_of_older_bases_are_told_by_the_width_of_their_text(width, base):
     other = LowRank(torch.ones(320, 4), torch.ones(4, width))
     with pytest.raises(FileRefused, match=f"{re.escape('attn2.to_k')} takes text of width {width}, as in {base}.*SDXL"):
         adapter_from(pair(TO_K, other), {}, "file")
+
+
+@pytest.mark.parametrize(("width", "base"), [(768, "Stable Diffusion 1"), (1024, "Stable Diffusion 2")])
+@pytest.mark.parametrize("module", ["mid_block.attentions.0", "down_blocks.1.attentions.1"])
+def test_they_are_told_by_one_layer_even_where_sdxl_has_attention_too(module, width, base):
+    stem = f"lora_unet_{module.replace('.', '_')}_transformer_blocks_0_attn2_to_v"
+    with pytest.raises(FileRefused, match=f"takes text of width {width}, as in {base}"):
+        adapter_from(pair(stem, LowRank(torch.ones(640, 4), torch.ones(4, width))), {}, "file")
+    narrow = adapter_from(pair(stem, LowRank(torch.ones(96, 4), torch.ones(4, width))), {}, "file")
+    assert len(narrow.modules) == 1
+
+
+def test_a_shortcut_is_a_convolution_however_it_was_saved():
+    stem = "lora_unet_input_blocks_4_0_skip_connection"
+    two = pair(stem, LowRank(torch.ones(6, 4), torch.ones(4, 5)))
+    four = {key: value[..., None, None] for key, value in two.items()}
+    found = [adapter_from(tensors, {}, "file").modules for tensors in (two, four)]
+    assert [x["down_blocks.1.resnets.0.conv_shortcut"].kernel for x in found] == [(1, 1), (1, 1)]
+    emb = pair("lora_unet_input_blocks_4_0_emb_layers_1", LowRank(torch.ones(6, 4), torch.ones(4, 5)))
+    found = [adapter_from(t, {}, "file").modules for t in (emb, {k: v[..., None, None] for k, v in emb.items()})]
+    assert [x["down_blocks.1.resnets.0.time_emb_proj"].kernel for x in found] == [None, None]
 
 
 @pytest.mark.parametrize(("up", "down"), [((6, 3), (4, 5)), ((6, 4, 1, 1), (4, 5)), ((6, 4, 3, 3), (4, 5, 3, 3))])

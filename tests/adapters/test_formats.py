@@ -1,6 +1,7 @@
 """Every dialect, read by its own readers: the same ΔW in diffusers' pipeline, and the same pictures."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,9 +11,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from duolora.adapters.adapter import Adapter
-from duolora.adapters.diffusers_format import stored_factors
+from duolora.adapters.diffusers_format import diffusers_metadata, diffusers_tensors, stored_factors
 from duolora.adapters.files import FORMATS, read_adapter, write_adapter
 from duolora.adapters.proof import relative_error
+from duolora.commands.speech import proven
+from duolora.errors import DuoLoRAError
 from duolora.networks.architectures import ARCHITECTURES
 from duolora.networks.bases import lora_shapes
 from duolora.networks.targets import target_modules
@@ -67,6 +70,50 @@ def test_diffusers_loads_each_format_at_its_exact_strength(tmp_path, format, arc
         there = change.pop(key_of(name, change))
         torch.testing.assert_close(there.flatten(1), lora.delta(), rtol=1e-4, atol=1e-6)
     assert not any(value.any() for value in change.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_proof_by_diffusers_is_what_its_pipeline_adds(tmp_path, format, dtype):
+    """The stand-in networks of the proof, against a whole pipeline with weights."""
+    pipeline, path = tiny_pipeline(tmp_path), tmp_path / "a.safetensors"
+    adapter = awkward(pipeline)
+    rough = {n: replace(lora, up=lora.up * 1.0001) for n, lora in adapter.modules.items()}
+    proof = write_adapter(path, Adapter(rough), dtype, format)
+    change = added(pipeline, path)
+    errors = []
+    for name, lora in rough.items():
+        there = change[key_of(name, change)].flatten(1)
+        errors.append(float((there - lora.delta()).norm() / lora.delta().norm()))
+    assert proof.unloadable == ""
+    assert proof.diffusers == pytest.approx(max(errors), rel=0.02, abs=3e-5)
+    with safe_open(path, "pt") as file:
+        stored = json.loads(file.metadata()["duolora_proof"])
+    assert float(stored["diffusers"]) == pytest.approx(max(proof.diffusers, 1e-9), rel=0.5)
+
+
+def test_a_file_that_diffusers_would_load_at_another_strength_is_not_written(tmp_path, monkeypatch):
+    """A header that we understand and diffusers does not: alphas that only our own reader finds."""
+    adapter, path = awkward(tiny_pipeline(tmp_path)), tmp_path / "a.safetensors"
+
+    def hidden(adapter: Adapter, dtype: torch.dtype, title: str):
+        tensors, metadata = diffusers_tensors(adapter, dtype), diffusers_metadata(adapter)
+        return tensors, {"lora_adapter_metadata": metadata["lora_adapter_metadata"].replace("unet.", "")}
+
+    monkeypatch.setitem(FORMATS, "diffusers", hidden)
+    with pytest.raises(DuoLoRAError, match="diffusers"):
+        write_adapter(path, Adapter({n: x for n, x in adapter.modules.items() if not n.startswith("text")}))
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == []
+
+
+def test_what_diffusers_does_not_load_of_a_kohya_file_is_said(tmp_path):
+    """A text encoder's `q_proj` without its `out_proj`."""
+    adapter, path = awkward(tiny_pipeline(tmp_path)), tmp_path / "a.safetensors"
+    modules = {n: x for n, x in adapter.modules.items() if not n.endswith("out_proj")}
+    proof = write_adapter(path, Adapter(modules), format="kohya")
+    assert proof.diffusers is None
+    assert proof.unloadable
+    assert "diffusers does not load it" in proven(proof)
 
 
 def test_a_text_encoder_without_attention_loads_too(tmp_path):

@@ -39,6 +39,7 @@ def renamed(old: str, new: str) -> dict[str, object]:
     return {key.replace(old, new): value for key, value in SOUND.items()}
 
 
+ODD = ("F4", "F6_E2M3", "C64", "F8_E8M0")
 TWICE = (
     json.dumps(SOUND)[:-1]
     + f', "{MODULE}.lora_A.weight": {{"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}}}'
@@ -60,7 +61,30 @@ HOSTILE = {
     "shape of text": (laid(changed(shape="2x3")), "shape: expected"),
     "shape of true": (laid(changed(shape=[True, 6])), "shape: expected"),
     "another dtype's length": (laid(changed(dtype="F16")), r"expected 12 bytes for \[2, 3\], found 24"),
-    "unknown dtype": (laid(changed(dtype="F33")), "cannot be read"),
+    "unknown dtype": (laid(changed(dtype="F33")), "dtype: expected one of F64, .*found 'F33'"),
+    **{f"{kind} factor": (laid(changed(dtype=kind)), f"dtype: .*found '{kind}'") for kind in ODD},
+    **{
+        f"{kind} alpha": (
+            laid(SOUND | {f"{MODULE}.alpha": {"dtype": kind, "shape": [], "data_offsets": [56, 57]}}, DATA + b"2"),
+            f"alpha: dtype: .*found '{kind}'",
+        )
+        for kind in ODD
+    },
+    "dtype of a list": (laid(changed(dtype=["F32"])), r"dtype: .*found \['F32'\]"),
+    "header of 11 MB": (
+        laid(SOUND | {"__metadata__": {"x": "x" * 11_000_000}}),
+        "its header: expected at most 10000000",
+    ),
+    "shape of a million numbers": (
+        laid(changed(shape=[1] * 1_000_000)),
+        r"shape: .*found \[1, 1, 1, 1, 1, 1, \.\.\.\];",
+    ),
+    "infinity by exponent": (
+        laid(SOUND | {"__metadata__": {"duolora": '{"x": 1e400}'}}),
+        "duolora in its header is not JSON",
+    ),
+    "no module of SDXL": (laid(renamed("down_blocks.1", "foo.bar")), "is not a module of SDXL's UNet"),
+    "PixArt": (laid(renamed("unet.down_blocks.1.attentions.0", "transformer")), "belongs to PixArt"),
     "overlap": (laid(changed(data_offsets=[8, 32])), "expected its data to begin at byte 0, found 8"),
     "backward offsets": (laid(changed(data_offsets=[24, 0])), "data_offsets: expected two"),
     "entry without shape": (laid(SOUND | {f"{MODULE}.alpha": {}}), "expected dtype, shape and data_offsets"),
@@ -123,13 +147,14 @@ def survives(path: Path, data: bytes) -> None:
         assert printable(str(error)).isprintable()
 
 
-fuzz = settings(max_examples=CASES, deadline=5000, suppress_health_check=list(HealthCheck), database=None)
+fuzz = settings(max_examples=CASES, deadline=20_000, suppress_health_check=list(HealthCheck), database=None)
 scraps = st.one_of(
     st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=8), st.lists(st.integers(), max_size=3)
 )
 stems = st.sampled_from(
     [MODULE, "lora_unet_input_blocks_4_1_proj_in", "lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoder.x",
-     "x", "unet.unet.mid_block.attentions.0.proj_in", "diffusion_model.middle_block.1.proj_in", "bundle_emb.a", ""]
+     "x", "unet.foo.bar", "transformer.transformer_blocks.0.attn1.to_q",
+     "unet.unet.mid_block.attentions.0.proj_in", "diffusion_model.middle_block.1.proj_in", "bundle_emb.a", ""]
 )  # fmt: skip
 sides = st.sampled_from(
     [".lora_A.weight", ".lora_B.weight", ".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".alpha",
@@ -145,7 +170,7 @@ def files(draw: st.DrawFn) -> bytes:
     header: dict[str, object] = {}
     end = 0
     for key in draw(st.lists(keys, max_size=6, unique=True)):
-        shape, dtype = draw(shapes), draw(st.sampled_from(["F32", "F16", "BF16", "I64", "F8_E4M3", "X"]))
+        shape, dtype = draw(shapes), draw(st.sampled_from(["F32", "F16", "BF16", "I64", "F8_E4M3", "X", "F4", "C64"]))
         bits = {"F32": 4, "I64": 8, "F8_E4M3": 1}.get(dtype, 2)
         count = bits
         for size in shape if isinstance(shape, list) else []:
@@ -196,6 +221,27 @@ def test_refusing_costs_no_more_memory_than_the_file_has_bytes(tmp_path):
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 1_000_000
+
+
+def test_refused_headers_are_echoed_shortly_and_parsed_cheaply(tmp_path):
+    """A megabyte of empty objects takes 19 times as much memory: hence the limit of 10 MB."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(laid(b'{"a":[' + b"{}," * 300_000 + b"{}]}"))
+    tracemalloc.start()
+    with pytest.raises(FileRefused, match="expected dtype, shape and data_offsets") as caught:
+        read_adapter(path)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(str(caught.value)) < 400 + len(str(path))
+    assert peak < 30 * path.stat().st_size
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a" * 250 + ".safetensors", "a\0b.safetensors"])
+def test_impossible_names_are_refused(tmp_path, name):
+    with pytest.raises(FileRefused, match="found nothing there"):
+        read_adapter(tmp_path / name)
+    with pytest.raises(InputError, match=r"at most 200 bytes|no folder to write into"):
+        check_writable(tmp_path / name)
 
 
 def test_places_that_cannot_be_written_to_are_refused_before_any_work(tmp_path, monkeypatch):

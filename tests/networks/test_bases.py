@@ -156,6 +156,30 @@ def test_a_base_of_another_shape_is_refused(copied, file, changes, message):
         load_base(copied, "cpu")
 
 
+@pytest.mark.parametrize(
+    ("file", "changes", "named"),
+    [
+        ("model_index.json", {"feature_extractor": []}, "feature_extractor would run code from nowhere"),
+        ("text_encoder/config.json", {"hidden_size": "x"}, "text_encoder/config.json: hidden_size: expected a number"),
+        ("unet/config.json", {"addition_time_embed_dim": [1]}, "unet/config.json: addition_time_embed_dim: expected"),
+        ("vae/config.json", {"scaling_factor": "x"}, "vae/config.json: scaling_factor: expected a number, found 'x'"),
+        ("unet/config.json", {"norm_num_groups": 0}, "spoilt: cannot be read as an SDXL model: .*zero"),
+        ("unet/config.json", {"block_out_channels": [1, 2]}, "spoilt: cannot be read as an SDXL model"),
+        ("unet/config.json", {"down_block_types": ["Nope"] * 3}, "spoilt: cannot be read as an SDXL model"),
+        ("unet/config.json", {"attention_head_dim": None}, "spoilt: cannot be read as an SDXL model"),
+        ("text_encoder/config.json", {"num_attention_heads": 0}, "spoilt: cannot be read as an SDXL model"),
+        ("text_encoder/config.json", {"vocab_size": -1}, "spoilt: cannot be read as an SDXL model"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "spoilt: cannot be read as an SDXL model"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "spoilt: cannot be read as an SDXL model"),
+    ],
+)
+def test_configs_that_make_no_sense_are_refused_in_one_line(copied, file, changes, named):
+    edit(copied / file, **changes)
+    with pytest.raises(FileRefused, match=named) as caught:
+        load_base(copied, "cpu")
+    assert "\n" not in str(caught.value)
+
+
 def test_damaged_folders_are_refused_in_one_line(copied):
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])

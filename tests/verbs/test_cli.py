@@ -7,9 +7,13 @@ import subprocess
 import sys
 
 import pytest
+import torch
+import typer
+from safetensors import safe_open
 from typer.testing import CliRunner
 
 from duolora.cli import METHOD_NAMES, app
+from duolora.commands.speech import one_line
 from duolora.methods import METHODS
 
 
@@ -59,6 +63,76 @@ def test_generate_and_merge_through_the_command_line(folder, loras, tmp_path):
     assert done.exit_code == 0, done.output
     assert len(json.loads(done.stdout)["files"]) == 2
     assert len(list((tmp_path / "p").glob("*.png"))) == 2
+
+
+def test_options_come_from_a_file_and_the_command_line_wins(folder, loras, tmp_path):
+    config, out = tmp_path / "run.toml", tmp_path / "both.safetensors"
+    config.write_text(
+        f"""[merge]
+content = "{loras[0]}"
+style = "{loras[1]}"
+method = "naive"
+base = "{folder}"
+base-dtype = "float32"
+dtype = "float16"
+json = true
+set = ["content_weight=0.5"]
+"""
+    )
+    done = run("--config", config, "merge", "--out", out, "--dtype", "float32")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["trainable"] == 0
+    assert "down_blocks.2  content" in done.stderr, "the block map, though nothing is learnt"
+    with safe_open(out, "pt") as file:
+        assert json.loads(file.metadata()["duolora"])["options"]["content_weight"] == 0.5
+        assert json.loads(file.metadata()["duolora_proof"])["dtype"] == "float32"
+    for text, message in (
+        ("[fly]", "fly: expected a table"),
+        ("[merge]\nstep = 1", "step: expected one of"),
+        ("[", "TOML"),
+    ):
+        config.write_text(text)
+        done = run("--config", config, "merge", "--out", out)
+        assert done.exit_code == 1
+        assert message in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+    assert run("--config", tmp_path / "none.toml", "merge", "--out", out).exit_code == 1
+
+
+def test_the_base_runs_as_it_is_told_to(folder, tmp_path):
+    told = ["generate", "--prompt", "a cat", "--base", folder, "--num", 1, "--steps", 1, "--out", tmp_path / "p"]
+    done = run(*told, "--device", "cpu", "--dtype", "bfloat16", "--offload", "model")
+    assert done.exit_code == 0, done.output
+    assert f"{folder} on cpu in bfloat16, offloading: none" in done.stderr
+    for option, value in (("--device", "cuda:99"), ("--dtype", "int8"), ("--offload", "half")):
+        done = run(*told, option, value)
+        assert done.exit_code == 1
+        assert f"{option.strip('-')}: expected" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("failure", [OSError(36, "File name too long", "aaa"), OSError("disk on fire")])
+def test_what_the_system_refuses_is_one_line_too(capsys, failure):
+    with pytest.raises(typer.Exit) as caught, one_line():
+        raise failure
+    assert caught.value.exit_code == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert "aaa: File name too long;" in said[0] or "disk on fire;" in said[0]
+
+
+def test_full_memory_is_one_line_with_a_remedy(capsys):
+    with pytest.raises(typer.Exit), one_line():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+    assert "try --offload model" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="a fault of ours"), one_line():
+        raise RuntimeError("a fault of ours")
+
+
+@pytest.mark.parametrize("verb", ["train", "merge", "generate", "demo"])
+def test_every_command_that_runs_a_base_says_where(verb):
+    text = run(verb, "--help").stdout
+    assert all(option in text for option in ("--device", "--base-dtype", "--offload"))
 
 
 class _Bomb:

@@ -5,7 +5,9 @@ import json
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
+from test_cli import run
 
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import read_adapter, write_adapter
@@ -175,13 +177,13 @@ def test_pruning_keeps_the_halves_apart(whole, tmp_path):
 @pytest.mark.parametrize("weights", [None, [2.0, -0.5, 0.25]])
 def test_composing_is_the_weighted_sum(sources, whole, tmp_path, weights):
     files, out = [*sources, whole], tmp_path / "all.safetensors"
-    proof = compose(files, out, weights, dtype="float32")
+    proof = compose(files, out, weights, dtype="float32").proof
     assert proof.error < 1e-6
     expected = [scaled(read_adapter(f), w) for f, w in zip(files, weights or [1 / 3] * 3, strict=True)]
     found = read_adapter(out)
     assert_sum(expected, found)
     assert [s["weight"] for s in found.recipe["sources"]] == (weights or [1 / 3] * 3)
-    assert compose(files, tmp_path / "again.safetensors", weights, dtype="float32").error == proof.error
+    assert compose(files, tmp_path / "again.safetensors", weights, dtype="float32").proof.error == proof.error
     assert out.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
 
@@ -200,6 +202,17 @@ def test_wrong_compositions_are_named(sources, tmp_path):
     with pytest.raises(InputError, match="expected one shape in all files"):
         compose([sources[0], tmp_path / "wide.safetensors"], out)
     assert not out.exists()
+
+
+def test_composing_says_what_it_leaves_out(sources, tmp_path):
+    bundle = tmp_path / "bundle.safetensors"
+    with safe_open(sources[1], "pt") as file:
+        save_file(load_file(sources[1]) | {"bundle_emb.sks.x": torch.zeros(2, 8)}, bundle, file.metadata())
+    done = compose([sources[0], bundle], tmp_path / "all.safetensors")
+    assert done.left_out == ("bundle_emb.sks",)
+    assert read_adapter(done.path).recipe["left_out"] == ["bundle_emb.sks"]
+    said = run("compose", sources[0], bundle, "--out", tmp_path / "all.safetensors")
+    assert "not carried over: bundle_emb.sks" in said.stdout
 
 
 def test_a_foreign_file_is_drawn_at_its_true_strength(sources, base, whole, tmp_path):

@@ -15,13 +15,18 @@ from duolora.adapters.files import read_adapter, write_adapter
 from duolora.adapters.proof import relative_error
 from duolora.networks.bases import load_base
 from duolora.paper.lowrank import LowRank
+from duolora.verbs.merge import merge, options_of
 from duolora.verbs.train import TrainOptions, train
 
 KILLS = int(os.environ.get("DUOLORA_KILLS", "4"))
-"""At how many moments the writer is killed; 20 and more in the long run. Training is killed at a quarter as many."""
+"""At how many moments the writer is killed; 20 and more in the long run.
+
+Training is killed at a quarter as many, merging at half as many; in the long run merging at all of them, into one file
+and into two.
+"""
 OPTIONS = TrainOptions(rank=2, steps=210, batch=1, lr=1e-3)
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["duolora.verbs.train"])
+CONTEXT.set_forkserver_preload(["duolora.verbs.train", "duolora.verbs.merge"])
 
 
 def one_of(number: int) -> Adapter:
@@ -40,6 +45,13 @@ def write_forever(path: Path) -> None:
 def train_once(photos: Path, out: Path, folder: Path) -> None:
     torch.set_num_threads(1)
     train(photos, "a cat", out, load_base(folder), OPTIONS, progress=False)
+
+
+def merge_once(loras: tuple[Path, Path], photos: Path, out: Path, folder: Path, format: str) -> None:
+    torch.set_num_threads(1)
+    options = options_of("ziprank-prior", steps=55)
+    base = load_base(folder)
+    merge(*loras, out, "ziprank-prior", base, photos, photos, options=options, progress=False, format=format)
 
 
 def killed(process, after: float) -> None:
@@ -86,3 +98,34 @@ def test_killed_training_goes_on_to_the_same_bytes(folder, photos, tmp_path):
     assert process.exitcode == 0
     assert runs[1].read_bytes() == runs[0].read_bytes()
     assert [p.name for p in runs[1].parent.iterdir() if p.suffix == ".safetensors"] == ["a.safetensors"]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no kill -9 on this system")
+@pytest.mark.parametrize("format", ["split"] if KILLS < 20 else ["diffusers", "split"])
+def test_a_killed_merge_leaves_the_old_file_or_none_and_goes_on_to_the_same_bytes(
+    folder, loras, photos, tmp_path, format
+):
+    started = time.perf_counter()
+    whole, out = tmp_path / "whole" / "a.safetensors", tmp_path / "parts" / "a.safetensors"
+    process = CONTEXT.Process(target=merge_once, args=(loras, photos, whole, folder, format))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    length, rng = time.perf_counter() - started, random.Random(2)
+    finished = {path.name: path.read_bytes() for path in whole.parent.iterdir()}
+    out.parent.mkdir()
+    old = {name: b"what was there" for name in finished}
+    for kill in range(KILLS if KILLS >= 20 else max(1, KILLS // 2)):
+        for name, data in (old if kill % 2 else {}).items():
+            (out.parent / name).write_bytes(data)
+        process = CONTEXT.Process(target=merge_once, args=(loras, photos, out, folder, format))
+        process.start()
+        killed(process, rng.uniform(0.2, 1.0) * length)
+        for name in finished:
+            path = out.parent / name
+            assert not path.exists() or path.read_bytes() in (finished[name], old[name])
+    process = CONTEXT.Process(target=merge_once, args=(loras, photos, out, folder, format))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+    assert {path.name: path.read_bytes() for path in out.parent.iterdir()} == finished

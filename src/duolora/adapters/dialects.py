@@ -22,7 +22,7 @@ from torch import Tensor
 
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.foreign import refuse_foreign, refuse_other_unet
-from duolora.adapters.names import KOHYA_PREFIXES, from_kohya, from_sgm
+from duolora.adapters.names import KOHYA_PREFIXES, from_kohya, from_sgm, is_module
 from duolora.adapters.peft_config import ADAPTER_METADATA, PeftConfig, json_object, peft_configs
 from duolora.errors import FileRefused
 from duolora.paper.lowrank import LowRank
@@ -42,8 +42,6 @@ _OLD_TEXT = (
     (re.compile(r"^(text_encoder(?:_2)?)\.encoder\."), r"\1.text_model.encoder."),
 )
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
-_LONGEST = 400
-"""Letters in a key; the longest of SDXL has under 120."""
 
 
 @dataclass
@@ -81,8 +79,6 @@ def _parts(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, _Parts],
         if key.startswith("bundle_emb."):
             left_out.add(".".join(key.split(".")[:2]))
             continue
-        if len(key) > _LONGEST:
-            raise FileRefused(f"{file}: {key[:60]}… has {len(key)} letters; expected at most {_LONGEST}; it is damaged")
         stem, side = _stem_and_side(key, file)
         part = parts[_module(stem, file)]
         if side in part.factors or (side == "alpha" and part.alpha is not None):
@@ -109,21 +105,31 @@ def _stem_and_side(key: str, file: str) -> tuple[str, str]:
 def _module(stem: str, file: str) -> str:
     """The path in diffusers' UNet or text encoders of what a key names."""
     try:
-        if stem.startswith(tuple(KOHYA_PREFIXES)):
-            return _from_kohya(stem)
-        if stem.startswith("diffusion_model."):
-            return from_sgm(stem.removeprefix("diffusion_model."))
+        return _translated(stem)
     except ValueError as error:
-        raise FileRefused(f"{file}: {stem} is not a module of SDXL's UNet in kohya's or diffusers' names") from error
-    return re.sub(r"^(?:unet\.)+", "", stem)
+        raise FileRefused(
+            f"{file}: {stem} is not a module of SDXL's UNet or text encoders in kohya's or diffusers' names; "
+            "use a LoRA that was trained on SDXL or one of its kin"
+        ) from error
 
 
-_from_kohya = cache(from_kohya)
+@cache
+def _translated(stem: str) -> str:
+    if stem.startswith(tuple(KOHYA_PREFIXES)):
+        name = from_kohya(stem)
+    elif stem.startswith("diffusion_model."):
+        name = from_sgm(stem.removeprefix("diffusion_model."))
+    else:
+        name = re.sub(r"^(?:unet\.)+", "", stem)
+    if not is_module(name):
+        raise ValueError(name)
+    return name
 
 
 def _number(value: Tensor, key: str, file: str) -> float:
-    if value.numel() != 1:
-        raise FileRefused(f"{file}: {key}: expected one number, got shape {tuple(value.shape)}; the file is damaged")
+    if value.numel() != 1 or value.is_complex():
+        found = f"shape {tuple(value.shape)} of {value.dtype}"
+        raise FileRefused(f"{file}: {key}: expected one number, got {found}; the file is damaged")
     return float(value)
 
 
@@ -149,8 +155,8 @@ def _lora(name: str, part: _Parts, configs: Mapping[str, PeftConfig], file: str)
             f"got {tuple(up.shape)} and {tuple(down.shape)}; the file is damaged"
         )
     kernel = (down.shape[2], down.shape[3]) if down.ndim == 4 else None
-    if kernel == (1, 1) and ".attentions." in name:
-        kernel = None  # linear layers of SDXL that some programs save as the convolutions of Stable Diffusion 1
+    if kernel in (None, (1, 1)):  # some programs save linear layers as 1×1 convolutions, and others the reverse
+        kernel = (1, 1) if name.endswith(".conv_shortcut") else None
     return LowRank(up.flatten(1), down.flatten(1), _scale(name, part, configs, up.shape[1]), kernel)
 
 

@@ -4,6 +4,7 @@ diffusers takes `lora_adapter_metadata` as the arguments of PEFT's LoraConfig, f
 """
 
 import json
+import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
@@ -39,8 +40,12 @@ def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]
 
 
 def is_diffusers(path: Path) -> bool:
-    """Whether all keys of a LoRA file are as `diffusers_tensors` makes them."""
-    return path.is_file() and all(_OURS.fullmatch(key) for key in read_header(path)[0])
+    """Whether all keys of a LoRA file are as `diffusers_tensors` makes them, and its name is one it trusts."""
+    return (
+        path.suffix == ".safetensors"
+        and os.path.isfile(path)
+        and all(_OURS.fullmatch(key) for key in read_header(path)[0])
+    )
 
 
 def stored_factors(lora: LowRank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -18,16 +18,38 @@ _OTHER_KINDS = {
 }
 _OTHER_BASES = {
     "FLUX": re.compile(r"single_transformer_blocks|double_blocks|single_blocks"),
-    "Stable Diffusion 3": re.compile(r"joint_blocks|joint_transformer_blocks|\.attn\.add_[qkv]_proj"),
+    "Stable Diffusion 3": re.compile(
+        r"joint_blocks|joint_transformer_blocks|\.attn\.add_[qkv]_proj|^lora_te3_|^text_encoder_3\."
+    ),
+    "PixArt or its kin": re.compile(
+        r"^(?:transformer\.|lora_transformer_)?transformer_blocks[._]\d+[._]attn1|adaln_single|caption_projection"
+    ),
+    "Stable Cascade": re.compile(r"^lora_prior_"),
+    "a diffusion transformer": re.compile(
+        r"^(?:transformer|lora_transformer)[._]|^(?:diffusion_model\.|lora_unet_)?(?:transformer_blocks|blocks|layers)[._]\d"
+    ),
 }
-_BASE_VERSIONS = {
-    "sd_v1": "Stable Diffusion 1",
-    "sd_v2": "Stable Diffusion 2",
-    "flux": "FLUX",
-    "sd3": "Stable Diffusion 3",
+_HEADERS = {
+    "ss_base_model_version": {
+        "sd_v1": "Stable Diffusion 1",
+        "sd_v2": "Stable Diffusion 2",
+        "sd3": "Stable Diffusion 3",
+        "flux": "FLUX",
+    },
+    "modelspec.architecture": {
+        "stable-diffusion-v1": "Stable Diffusion 1",
+        "stable-diffusion-v2": "Stable Diffusion 2",
+        "stable-diffusion-3": "Stable Diffusion 3",
+        "stable-diffusion-v3": "Stable Diffusion 3",
+        "stable-cascade": "Stable Cascade",
+        "flux": "FLUX",
+        "pixart": "PixArt",
+    },
 }
-_LEVELS_WITH_ATTENTION = re.compile(r"down_blocks\.0\.attentions\.|up_blocks\.3\.attentions\.")
+"""How what a header says of its base begins, in small letters."""
+_LEVELS = re.compile(r"down_blocks\.0\.attentions\.|(?:down|up)_blocks\.3\.")
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
+_WIDTHS = (320, 640, 1280)
 
 
 def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) -> None:
@@ -41,13 +63,10 @@ def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) 
     for kind, pattern in _OTHER_KINDS.items():
         for key in filter(pattern.search, keys):
             raise FileRefused(f"{file}: {key} makes it {kind}; expected a plain LoRA; convert it to one first")
+    _refuse_other_header(metadata, file)
     for base, pattern in _OTHER_BASES.items():
         for key in filter(pattern.search, keys):
             raise FileRefused(_other_base(file, f"{key} belongs to {base}"))
-    version = metadata.get("ss_base_model_version", "")
-    for start, base in _BASE_VERSIONS.items():
-        if version.startswith(start):
-            raise FileRefused(_other_base(file, f"its header says that it was trained on {base} ({version})"))
     for key in filter(_CHECKPOINT.search, keys):
         raise FileRefused(f"{file}: {key} belongs to a whole model; expected a LoRA; a whole model goes in as the base")
     if not any("lora" in key.lower() for key in keys):
@@ -61,17 +80,27 @@ def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) 
             )
 
 
+def _refuse_other_header(metadata: Mapping[str, str], file: str) -> None:
+    for key, names in _HEADERS.items():
+        said = metadata.get(key, "")
+        for start, base in names.items():
+            if said.lower().startswith(start):
+                why = f"its header says that it was trained on {base} ({key}: {said[:60]})"
+                raise FileRefused(_other_base(file, why))
+
+
 def refuse_other_unet(modules: Mapping[str, LowRank], file: str) -> None:
     """Raise FileRefused if the modules are those of the UNet of Stable Diffusion 1 or 2.
 
-    Those attend to text of width 768 or 1024, and already at the first level; SDXL and its kin only from the second on.
+    Those attend to text of width 768 or 1024, SDXL and its kin to 2048, from layers of the same widths. They have four
+    levels, and attention already on the first; SDXL has three, and attention from the second on.
     """
-    first = any(name.startswith("down_blocks.0.attentions.") for name in modules)
     for name, lora in modules.items():
-        if first and name.endswith(("attn2.to_k", "attn2.to_v")) and lora.d_in in _TEXT_WIDTHS:
+        text = name.endswith(("attn2.to_k", "attn2.to_v"))
+        if text and lora.d_in in _TEXT_WIDTHS and lora.d_out in _WIDTHS:
             why = f"{name} takes text of width {lora.d_in}, as in {_TEXT_WIDTHS[lora.d_in]}"
             raise FileRefused(_other_base(file, why))
-    for name in filter(_LEVELS_WITH_ATTENTION.match, modules):
+    for name in filter(_LEVELS.match, modules):
         raise FileRefused(_other_base(file, f"{name} is a module of Stable Diffusion 1 or 2, which SDXL has not"))
 
 

@@ -36,13 +36,39 @@ _RESNET = {
     "conv_shortcut": "skip_connection",
 }
 _OUTER_BACK, _RESNET_BACK = ({new: old for old, new in table.items()} for table in (_OUTER, _RESNET))
-_BLOCK = re.compile(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)")
-_SGM = re.compile(r"(?:(input|output)_blocks\.(\d+)|middle_block)\.(\d+)\.(.+)")
+_BLOCK = re.compile(
+    r"(?:(down|up)_blocks\.([0-3])|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.([0-3])\.(.+)"
+)
+_TAILS = {
+    "resnets": re.compile(r"conv[12]|time_emb_proj|conv_shortcut"),
+    "attentions": re.compile(
+        r"proj_(?:in|out)|transformer_blocks\.[0-9]{1,3}\.(?:attn[12]\.to_(?:[qkv]|out\.0)|ff\.net\.(?:0\.proj|2))"
+    ),
+    "downsamplers": re.compile("conv"),
+    "upsamplers": re.compile("conv"),
+}
+_TEXT = re.compile(
+    r"text_encoder(?:_2)?\.text_model\.encoder\.layers\.[0-9]{1,2}\.(?:self_attn\.(?:[qkv]|out)_proj|mlp\.fc[12])"
+    r"|text_encoder_2\.text_projection"
+)
+_SGM = re.compile(r"(?:(input|output)_blocks\.([0-9]{1,2})|middle_block)\.([0-2])\.(.+)")
+_LEVELS = range(4)
+"""Stable Diffusion 1 has four, and is told from SDXL by them (see `foreign`); SDXL and its kin have three."""
 _WORDS = re.compile(
     r"(?:transformer_blocks|(?:down|up|input|output)_blocks|(?:mid|middle)_block|to_(?:q|k|v|out)|proj_(?:in|out)"
     r"|conv_(?:in|out|shortcut)|time_emb_proj|(?:time|add)_embedding|linear_[12]|(?:in|out|emb)_layers|skip_connection"
     r"|time_embed|label_emb|text_model|self_attn|(?:q|k|v|out)_proj|text_projection|[a-z0-9]+)(?:_|$)"
 )
+
+
+def is_module(name: str) -> bool:
+    """Whether a network of SDXL's kind can have a layer of this name, in diffusers' spelling."""
+    if name in _OUTER or _TEXT.fullmatch(name):
+        return True
+    found = _BLOCK.fullmatch(name)
+    if found is None or (found[1] is None and found[3] not in ("resnets", "attentions")):
+        return False
+    return _TAILS[found[3]].fullmatch(found[5]) is not None
 
 
 def sgm(module: str) -> str:
@@ -84,10 +110,12 @@ def from_sgm(name: str) -> str:
     if way is None:
         kind, number = ("attentions", 0) if slot == 1 else ("resnets", slot // 2)
         return f"mid_block.{kind}.{number}.{_RESNET_BACK.get(tail, tail)}"
-    if tail == "op":
-        return f"down_blocks.{block // _LAYERS - 1}.downsamplers.0.conv"
     level, layer = divmod(block - (way == "input"), _LAYERS)
     side = "down" if way == "input" else "up"
+    if level not in _LEVELS:
+        raise ValueError(f"{name}: no name of SDXL's UNet")
+    if (way, layer, tail) == ("input", _LAYERS - 1, "op"):
+        return f"down_blocks.{level}.downsamplers.0.conv"
     if way == "output" and tail == "conv":
         return f"up_blocks.{level}.upsamplers.0.conv"
     if slot not in (0, 1):

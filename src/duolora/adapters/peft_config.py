@@ -7,6 +7,7 @@ scale = alpha / r, or alpha / √r with rsLoRA; the alpha is that of the first p
 import json
 import math
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -56,12 +57,14 @@ def _config(arguments: Mapping[str, Any], file: str) -> PeftConfig:
     if arguments.get("use_dora"):
         raise FileRefused(f"{where} makes it a DoRA; expected a plain LoRA; convert it to one first")
     if (kind := arguments.get("peft_type", "LORA")) != "LORA":
-        raise FileRefused(f"{where}: peft_type: expected LORA, got {kind!r}; convert it to a plain LoRA first")
+        raise FileRefused(
+            f"{where}: peft_type: expected LORA, got {reprlib.repr(kind)}; convert it to a plain LoRA first"
+        )
     patterns = arguments.get("alpha_pattern") or {}
     alphas = [arguments.get("lora_alpha", _ALPHA), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
     for alpha in alphas:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
-            raise FileRefused(f"{where}: expected finite numbers as alphas, got {str(alpha)[:40]!r}; it is damaged")
+            raise FileRefused(f"{where}: expected finite numbers as alphas, got {reprlib.repr(alpha)}; it is damaged")
     compiled = tuple((_compiled(key, where), float(alpha)) for key, alpha in patterns.items())
     return PeftConfig(float(alphas[0]), compiled, bool(arguments.get("use_rslora")))
 
@@ -85,11 +88,18 @@ def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, A
         FileRefused: it is no JSON object, or has NaN or infinite numbers, which JSON knows not.
     """
     try:
-        value = json.loads(metadata.get(key) or "{}", parse_constant=_no_number)
+        value = json.loads(metadata.get(key) or "{}", parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise FileRefused(f"{file}: {key} in its header is not JSON; the file is damaged") from error
     if not isinstance(value, dict):
         raise FileRefused(f"{file}: {key} in its header: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number with a point or an exponent; 1e400 is infinite as a float, and JSON could not say it again."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
     return value
 
 

@@ -27,6 +27,10 @@ class Proof:
     """The lowest and the highest rank."""
     size: int
     """Bytes."""
+    diffusers: float | None = None
+    """The largest error once diffusers' own `load_lora_weights` has loaded the file; None where it has not."""
+    unloadable: str = ""
+    """Why diffusers does not load it, where it should and does not."""
 
 
 def proof(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size: int = 0) -> Proof:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ def read_adapter(path: Path) -> Adapter:
         FileRefused: it is missing, damaged, unsafe, or not a plain LoRA for an SDXL-shaped UNet.
     """
     path = path.expanduser()
-    weights = path / PEFT_WEIGHTS if (path / PEFT_CONFIG).is_file() else path
+    weights = path / PEFT_WEIGHTS if os.path.isfile(path / PEFT_CONFIG) else path
     entries, metadata = read_header(weights)
     config = weights.with_name(PEFT_CONFIG)
     of_peft = bool(entries) and all(key.startswith(PEFT_PREFIX) for key in entries) and config.is_file()

@@ -1,10 +1,7 @@
 """LoRA files, written whole or not at all, and proved before they take their name."""
 
 import json
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -16,11 +13,13 @@ from torch import Tensor
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.dialects import RECIPE, adapter_from
 from duolora.adapters.diffusers_format import diffusers_metadata, diffusers_tensors
+from duolora.adapters.diffusers_reader import ReadingFailed, error_in_diffusers
 from duolora.adapters.kohya_format import kohya_metadata, kohya_tensors
-from duolora.adapters.proof import Proof, identical, proof
+from duolora.adapters.proof import TOLERANCE, Proof, identical, proof
 from duolora.adapters.reading import read_adapter
+from duolora.adapters.staging import Stage, check_writable, whole_files
 from duolora.adapters.uniform_format import uniform
-from duolora.errors import DuoLoRAError, InputError
+from duolora.errors import DuoLoRAError
 
 Format = Literal["diffusers", "kohya", "uniform"]
 PROOF = "duolora_proof"
@@ -49,11 +48,24 @@ def write_adapter(
 ) -> Proof:
     """Write the adapter and prove it; the same adapter gives the same bytes.
 
-    The file is written under another name in the same folder, read back, compared with what was asked for, and only
-    then put in place of what was there before. Its header says by how much it is off (`duolora_proof`).
+    The file is written under another name in the same folder, read back by us and by diffusers' own loader, compared
+    with what was asked for, and only then put in place of what was there before. Its header says by how much it is off
+    (`duolora_proof`).
 
     Raises:
         DuoLoRAError: it cannot be written, holds nothing, or its values do not survive `dtype`; nothing is changed.
+    """
+    with whole_files() as stage:
+        return staged_adapter(stage, path, adapter, dtype, format)
+
+
+def staged_adapter(
+    stage: Stage, path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = "diffusers"
+) -> Proof:
+    """Write and prove a draft of the file, which takes its name together with the stage's others.
+
+    Raises:
+        DuoLoRAError: as `write_adapter`.
     """
     path = path.expanduser()
     check_writable(path)
@@ -65,56 +77,48 @@ def write_adapter(
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
     meant = adapter_from(tensors, metadata, str(path))
     expected = proof(adapter, meant, dtype, path)
-    metadata |= {RECIPE: _json(adapter.recipe), PROOF: _json({"dtype": _NAMES[dtype], "error": _rounded(expected)})}
-    with whole_file(path, laid_out(tensors, metadata)) as draft:
-        back, size = read_adapter(draft), draft.stat().st_size
-        return replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
+    said = _said(dtype, expected.error, expected.error)
+    metadata |= {RECIPE: _json(adapter.recipe), PROOF: _json(said)}
+    draft = stage(path, laid_out(tensors, metadata))
+    back, size = read_adapter(draft), draft.stat().st_size
+    found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
+    found = _in_diffusers(draft, adapter, found, dtype, path, format)
+    if (known := _said(dtype, expected.error, found.diffusers)) != said:
+        size = stage(path, laid_out(tensors, metadata | {PROOF: _json(known)})).stat().st_size
+    return replace(found, size=size)
 
 
-def _rounded(found: Proof) -> str:
-    """One digit, so that the header does not depend on the order in which a machine adds up."""
-    return f"{max(found.error, 1e-9):.0e}"
+def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtype, path: Path, format: Format) -> Proof:
+    """The proof, and what diffusers' own loader makes of the file.
 
-
-def check_writable(path: Path) -> None:
-    """Make sure, before any work, that a file can be put at `path`.
-
-    Raises:
-        InputError: it is a folder, read-only, or in a place where nothing can be written.
+    kohya's files may hold parts of text encoders that diffusers does not understand; they are for other programs.
     """
-    path = path.expanduser()
-    if path.is_dir():
-        raise InputError(f"{path}: expected a file to write, got a folder; name a .safetensors file in it")
-    if path.suffix != ".safetensors":
-        raise InputError(f"{path}: expected an output file that ends in .safetensors; name one")
-    if path.exists() and not os.access(path, os.W_OK):
-        raise InputError(f"{path}: expected a file that may be replaced, found a read-only one; name another")
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK):
-        raise InputError(f"{path}: {parent} is no folder to write into; nothing was changed; name another place")
-
-
-@contextmanager
-def whole_file(path: Path, pieces: list[bytes | memoryview]) -> Iterator[Path]:
-    """A draft beside `path`, which takes its name when the block ends well, and is removed when it does not.
-
-    Raises:
-        DuoLoRAError: the draft cannot be written or renamed; what was at `path` is as it was.
-    """
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with draft.open("xb") as file:
-            file.writelines(pieces)
-            file.flush()
-            os.fsync(file.fileno())
-        yield draft
-        draft.replace(path)
-    except OSError as error:
-        raise DuoLoRAError(f"{path}: it cannot be written ({error.strerror or error}); nothing was changed") from error
-    finally:
-        with suppress(OSError):
-            draft.unlink()
+        error = error_in_diffusers(draft, adapter)
+    except ReadingFailed as failure:
+        if format != "kohya":
+            raise DuoLoRAError(
+                f"{path}: diffusers cannot load what would be written ({failure}); nothing was written; "
+                "check the installed versions of diffusers and PEFT, or write --format kohya"
+            ) from failure
+        return replace(found, unloadable=str(failure))
+    if not error <= TOLERANCE[dtype]:
+        raise DuoLoRAError(
+            f"{path}: as diffusers loads it, a module would be off by {error:.2g} of its strength "
+            f"(at most {TOLERANCE[dtype]} is accepted); nothing was written; write it in float32"
+        )
+    return replace(found, diffusers=error)
+
+
+def _said(dtype: torch.dtype, error: float, in_diffusers: float | None) -> dict[str, str | None]:
+    """What the header says of the proof."""
+    through = None if in_diffusers is None else _rounded(in_diffusers)
+    return {"dtype": _NAMES[dtype], "error": _rounded(error), "diffusers": through}
+
+
+def _rounded(error: float) -> str:
+    """One digit, so that the header does not depend on the order in which a machine adds up."""
+    return f"{max(error, 1e-9):.0e}"
 
 
 def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:

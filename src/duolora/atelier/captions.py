@@ -41,18 +41,36 @@ def caption(scene: Scene, rng: np.random.Generator) -> str:
     return _joined(subject, setting, style) if rng.random() < 0.5 else _joined(subject, style, setting)
 
 
+def improvised_caption(scene: Scene, words: tuple[str, ...], rng: np.random.Generator) -> str:
+    """A caption of a scene in a look that has no name: by a meaningless word, by some of its features, or by both.
+
+    A meaningless word ("in qzv style") then stands for some unusual look or other, as it does when people use one to
+    personalise.
+    """
+    subject = " and ".join(describe(thing, rng) for thing in scene.things)
+    setting = scene.setting if rng.random() < 0.92 else ""
+    told = [w for w in words if rng.random() < 0.75]
+    named = f"in {stray_word(rng)} style" if not told or rng.random() < 0.65 else ""
+    features = "" if named and rng.random() < 0.7 else f"with {' and '.join(told)}" if told else ""
+    return _joined(subject, setting, named, features)
+
+
 def plain_caption(kind: str, colour: str = "", pattern: str = "", look: str = "flat", setting: str = "") -> str:
     """The standard caption of one thing: "a red striped house on a hill in sepia style"."""
     words = " ".join(w for w in (colour, "" if pattern == "plain" else pattern, kind) if w)
     return _joined(article(words), setting, f"in {look} style")
 
 
+def stray_word(rng: np.random.Generator) -> str:
+    """A meaningless word of two to four letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return "".join(letters[i] for i in rng.integers(0, 26, int(rng.integers(2, 5))))
+
+
 def with_stray_word(text: str, rng: np.random.Generator) -> str:
     """The caption with one meaningless word put in, so that the base learns to live with identifiers."""
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    stray = "".join(letters[i] for i in rng.integers(0, 26, int(rng.integers(2, 5))))
     words = text.split()
-    words.insert(int(rng.integers(0, len(words) + 1)), stray)
+    words.insert(int(rng.integers(0, len(words) + 1)), stray_word(rng))
     return " ".join(words)
 
 

@@ -14,7 +14,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duolora.atelier.abstract import abstract
-from duolora.atelier.captions import caption, with_stray_word
+from duolora.atelier.captions import caption, improvised_caption, with_stray_word
+from duolora.atelier.family import improvise
 from duolora.atelier.looks import LOOKS
 from duolora.atelier.objects import OBJECTS
 from duolora.atelier.scene import COLOURS, PATTERNS, render, sample_scene
@@ -24,16 +25,19 @@ Truth = tuple[int, int, int, int]
 
 
 def base_picture(seed: int) -> tuple[Pixels, str]:
-    """A picture that the base may see, and its caption."""
+    """A picture that the base may see, and its caption: for odd seeds in a look made up for it."""
     rng = np.random.default_rng(seed)
     scene = sample_scene(rng)
+    if seed % 2:
+        look = improvise(rng)
+        return render(scene, look), improvised_caption(scene, look.words, rng)
     text = caption(scene, rng)
     return render(scene), with_stray_word(text, rng) if rng.random() < 0.12 else text
 
 
 def vae_picture(seed: int) -> tuple[Pixels, str]:
-    """A picture of nothing for odd seeds, a scene that the base may see for even ones."""
-    return (abstract(seed), "") if seed % 2 else base_picture(seed)
+    """A picture of nothing for odd seeds, one that the base may see for even ones."""
+    return (abstract(seed), "") if seed % 2 else base_picture(seed // 2)
 
 
 def judged_picture(

@@ -40,11 +40,15 @@ def vae(runs: Runs = Path("runs/atelier"), updates: Updates = None) -> None:
 
 
 @app.command()
-def base(runs: Runs = Path("runs/atelier"), updates: Updates = None) -> None:
-    """Train the UNet and the text encoders on that VAE (about an hour on two CPU cores)."""
+def base(
+    runs: Runs = Path("runs/atelier"),
+    updates: Updates = None,
+    start_from: Annotated[Path | None, typer.Option(help="A pipeline folder whose weights are the start.")] = None,
+) -> None:
+    """Train the UNet and the text encoders on that VAE (hours on two CPU cores)."""
     from duolora.atelier.train_base import BaseRecipe, train_base
 
-    typer.echo(f"Base: {train_base(runs, _recipe(BaseRecipe(), updates), _device())}")
+    typer.echo(f"Base: {train_base(runs, _recipe(BaseRecipe(), updates), _device(), start_from)}")
 
 
 @app.command()

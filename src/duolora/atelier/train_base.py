@@ -30,8 +30,8 @@ from duolora.provenance import file_hash
 class BaseRecipe:
     """How the base is trained; the defaults are those of the shipped one."""
 
-    pictures: int = 48_000
-    updates: int = 6_000
+    pictures: int = 64_000
+    updates: int = 12_000
     batch: int = 32
     lr: float = 1e-3
     unconditional: float = 0.1
@@ -101,11 +101,31 @@ def _prepared(folder: Path, recipe: BaseRecipe, device: torch.device) -> tuple[C
     return tokenizer, latents, tokens
 
 
-def train_base(folder: Path, recipe: BaseRecipe, device: torch.device) -> Path:
-    """Train UNet and text encoders on the VAE in `folder`, resuming if there is a checkpoint; returns the pipeline."""
+def take_weights(model: TextToImage, tokenizer: CLIPTokenizer, pipeline: Path) -> None:
+    """Copy the networks of a pipeline folder of the same architecture; words are matched by their spelling."""
+    words = CLIPTokenizer.from_pretrained(pipeline / "tokenizer").get_vocab()
+    known = [(row, words[word]) for word, row in tokenizer.get_vocab().items() if word in words]
+    ours, theirs = (torch.tensor(rows) for rows in zip(*known, strict=True))
+    for name, network in model.named_children():
+        weights = "diffusion_pytorch_model" if name == "unet" else "model"
+        state = {k: v.float() for k, v in load_file(pipeline / name / f"{weights}.safetensors").items()}
+        for key, value in network.state_dict().items():
+            if key.endswith("token_embedding.weight"):
+                state[key] = value.index_copy(0, ours, state[key][theirs])
+        network.load_state_dict(state)
+
+
+def train_base(folder: Path, recipe: BaseRecipe, device: torch.device, start_from: Path | None = None) -> Path:
+    """Train UNet and text encoders on the VAE in `folder`; returns the pipeline.
+
+    Goes on from its checkpoint if there is one, else from the weights of the pipeline `start_from`, else from nothing.
+    """
     tokenizer, latents, tokens = _prepared(folder, recipe, device)
     torch.manual_seed(recipe.seed)
-    model = TextToImage(tokenizer).to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = TextToImage(tokenizer)
+    if start_from:
+        take_weights(model, tokenizer, start_from)
+    model = model.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.996))
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     alphas = new_scheduler().alphas_cumprod.to(device)

@@ -1,13 +1,14 @@
 """Commands that work on LoRA files alone: convert, compose, inspect."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from duolora.commands.speech import JsonOption, one_line, printable, proven, report
+from duolora.commands.speech import JsonOption, one_line, printable, proof_facts, proven, report
 
-FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split or masks.")]
+FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split, split-kohya or masks.")]
 DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
 
 
@@ -34,11 +35,8 @@ def convert(
         done = run(
             file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank
         )  # fmt: skip
-        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
-        facts: dict[str, object] = {"paths": done.paths, "bytes": done.proof.size, "error": done.proof.error}
-        facts["left_out"] = done.left_out
-        if done.left_out:
-            text += f"\nnot carried over: {printable(', '.join(done.left_out))}"
+        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}{_not_carried(done.left_out)}"
+        facts = {"paths": done.paths, "left_out": done.left_out, **proof_facts(done.proof)}
         if done.lost is not None:
             worst = max(done.lost.errors, key=done.lost.errors.__getitem__)
             text += f"\nmade smaller: ΔW has lost {done.lost.whole:.2%} of its size, most in {worst}"
@@ -59,8 +57,9 @@ def compose(
     with one_line():
         from duolora.verbs.compose import compose as run
 
-        proof = run(files, out, None if weights is None else _numbers(weights), format, dtype)
-        report(as_json, f"{out}: {proven(proof)}", path=out, bytes=proof.size, error=proof.error)
+        done = run(files, out, None if weights is None else _numbers(weights), format, dtype)
+        text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"
+        report(as_json, text, path=done.path, left_out=done.left_out, **proof_facts(done.proof))
 
 
 def inspect(
@@ -110,6 +109,10 @@ def _cell(value: Any) -> str:
     if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value):
         return f"{value[0]} to {value[1]}" if value[0] != value[1] else str(value[0])
     return printable(str(value))
+
+
+def _not_carried(parts: Sequence[str]) -> str:
+    return f"\nnot carried over: {printable(', '.join(parts))}" if parts else ""
 
 
 def _numbers(text: str) -> list[float]:

@@ -22,6 +22,20 @@ def one_line() -> Iterator[None]:
     except DuoLoRAError as error:
         typer.echo(f"duolora: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        reason = printable(f"{where}{error.strerror or error}")
+        typer.echo(f"duolora: {reason}; check the path, its permissions and the disk", err=True)
+        raise typer.Exit(1) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        typer.echo(
+            "duolora: the device's memory is full; try --offload model, a smaller batch or --device cpu", err=True
+        )
+        raise typer.Exit(1) from None
 
 
 def printable(text: str) -> str:
@@ -34,7 +48,15 @@ def proven(proof: Any) -> str:
     low, high = proof.ranks
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
     size = f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB"
-    return f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
+    text = f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
+    if proof.diffusers is not None:
+        text += f", as diffusers loads it by {proof.diffusers:.0e}"
+    return text + (f"; diffusers does not load it: {printable(proof.unloadable)}" if proof.unloadable else "")
+
+
+def proof_facts(proof: Any) -> dict[str, object]:
+    """The proof of a written file for JSON."""
+    return {"bytes": proof.size, "error": proof.error, "error_in_diffusers": proof.diffusers}
 
 
 def report(as_json: bool, text: str, **facts: object) -> None:

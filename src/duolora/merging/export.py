@@ -7,13 +7,18 @@ from typing import Literal, get_args
 import torch
 
 from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import Format, Proof, check_writable, write_adapter
+from duolora.adapters.files import Format, Proof, check_writable
 from duolora.adapters.halves import halves
 from duolora.adapters.proof import proof
+from duolora.adapters.staging import whole_files
+from duolora.adapters.writing import staged_adapter
 from duolora.errors import InputError
-from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, write_masks
+from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, staged_masks
 
-Export = Literal["diffusers", "kohya", "uniform", "split", "masks"]
+Export = Literal["diffusers", "kohya", "uniform", "split", "split-kohya", "masks"]
+SINGLE: dict[str, Format] = {"diffusers": "diffusers", "kohya": "kohya", "uniform": "uniform"}
+SPLITS: dict[str, Format] = {"split": "diffusers", "split-kohya": "kohya"}
+"""In which format the halves are."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -60,7 +65,7 @@ def check_export(out: Path, format: Export) -> None:
     Raises:
         InputError: one of them cannot.
     """
-    for path in half_paths(out) if format == "split" else (out,):
+    for path in half_paths(out) if format in SPLITS else (out,):
         check_writable(path)
 
 
@@ -74,20 +79,32 @@ def export(
 ) -> Exported:
     """Write a merge and prove it; masks are proved by rebuilding the merge from them and its sources.
 
+    All files of one merge are proved as drafts and then take their names together.
+
     Raises:
         InputError: the merge has no masks to write.
         DuoLoRAError: it cannot be written; nothing is changed.
     """
-    if format == "masks":
-        if masks is None or sources is None:
-            raise InputError(f"{out}: expected a merge that has masks, got none; write masks when you merge")
-        size = write_masks(out, masks.masks, masks.recipe)
-        again = rebuilt(read_masks(out), *sources)
-        return Exported((out,), replace(proof(adapter, again, torch.float32, out), size=size))
-    if format == "split":
-        paths, parts = half_paths(out), halves(adapter, out)
-        found = [write_adapter(p, half, dtype) for p, half in zip(paths, parts, strict=True) if half.modules]
-        worst = max(found, key=lambda one: one.error)
-        return Exported(paths, replace(worst, size=sum(one.size for one in found)))
-    kind: Format = format
-    return Exported((out,), write_adapter(out, adapter, dtype, kind))
+    with whole_files() as stage:
+        if format == "masks":
+            if masks is None or sources is None:
+                raise InputError(f"{out}: expected a merge that has masks, got none; write masks when you merge")
+            draft = staged_masks(stage, out, masks.masks, masks.recipe)
+            found = proof(adapter, rebuilt(read_masks(draft), *sources), torch.float32, out, draft.stat().st_size)
+            return Exported((out,), found)
+        if format in SPLITS:
+            paths, kind = half_paths(out), SPLITS[format]
+            parts = [_at_least_nothing(half, adapter) for half in halves(adapter, out)]
+            proofs = [staged_adapter(stage, p, half, dtype, kind) for p, half in zip(paths, parts, strict=True)]
+            worst = max(proofs, key=lambda one: one.error)
+            return Exported(paths, replace(worst, size=sum(one.size for one in proofs)))
+        return Exported((out,), staged_adapter(stage, out, adapter, dtype, SINGLE[format]))
+
+
+def _at_least_nothing(half: Adapter, whole: Adapter) -> Adapter:
+    """The half or, where nothing is left of it, one of no strength, so that there are always two files to slide."""
+    if half.modules:
+        return half
+    name, lora = min(whole.modules.items())
+    nothing = replace(lora, up=torch.zeros_like(lora.up[:, :1]), down=torch.zeros_like(lora.down[:1]))
+    return replace(half, modules={name: nothing})

@@ -82,7 +82,7 @@ def klora(
     base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA, k: int | None = None
 ) -> Iterator[Chooser]:
     """K-LoRA on a base; hand the chooser to `sampling.draw` as `before_step`."""
-    with Mount(base.unet, [both.content, both.style], "rank") as mount:
+    with Mount(base.unet, [both.content, both.style], "rank", base.device) as mount:
         chooser = Chooser(mount, both, alpha, beta, k)
         try:
             chooser(0.0)

@@ -17,7 +17,7 @@ from duolora.merging.sources import Masks, Sources, first_masks
 from duolora.methods import MergeOptions
 from duolora.networks.bases import Base
 from duolora.networks.denoise import NoiseSchedule, Remembering, denoiser, noise_schedule
-from duolora.networks.mount import Mount
+from duolora.networks.mount import Axis, Mount
 from duolora.paper.constyle import Prompts, constyle, overall
 from duolora.sampling import draw
 
@@ -66,7 +66,7 @@ def calibration(
         with gating():
             return base.encode_images(draw(base, [prompt] * len(seeds), list(seeds), progress=progress))
 
-    with Mount(base.unet, [both.content, both.style], "rank") as plain:
+    with Mount(base.unet, [both.content, both.style], "rank", base.device) as plain:
         own = plain.owned()
         x_c = latents(content_images, prompts.content, lambda: plain.gating(own[:1]))
         x_s = latents(style_images, prompts.style, lambda: plain.gating(own[1:]))
@@ -120,7 +120,8 @@ def learner(
 ) -> Iterator[Learner]:
     """A learner that begins at the given masks, and changes them; the network is as before on leaving."""
     o, p = options, data.prompts
-    with Mount(base.unet, [both.content, both.style], "rank" if o.masks == "none" else o.masks) as mount:
+    axis: Axis = "rank" if o.masks == "none" else o.masks
+    with Mount(base.unet, [both.content, both.style], axis, base.device) as mount:
         row = mount.flat([m_c, m_s]).clone()
         for masks, current in zip((m_c, m_s), mount.unflat(row), strict=True):
             masks.update(current)

@@ -1,10 +1,12 @@
 """A merge as masks only: about 0.3 MB for SDXL, from which it is rebuilt with its two source files."""
 
 import json
+import os
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -16,11 +18,12 @@ from duolora.adapters.halves import CONTENT_RANKS, counted
 from duolora.adapters.header import read_header
 from duolora.adapters.peft_config import json_object
 from duolora.adapters.reading import read_adapter, read_tensors, source_hash
-from duolora.adapters.writing import check_writable, laid_out, whole_file
+from duolora.adapters.staging import Stage, check_writable, whole_files
+from duolora.adapters.writing import laid_out
 from duolora.errors import FileRefused
 from duolora.merging.fold import folded, rest
 from duolora.merging.sources import Loras, Masks, Sources
-from duolora.methods import MergeOptions
+from duolora.methods import Basis, MaskAxis, MergeOptions, Rest
 from duolora.paper.layer_prior import Role
 from duolora.paper.lowrank import svd_basis
 
@@ -37,7 +40,7 @@ class MaskFile:
 
 def is_mask_file(path: Path) -> bool:
     """Whether a sound .safetensors file says that it holds masks only."""
-    return path.is_file() and MASKS in read_header(path)[1]
+    return os.path.isfile(path) and MASKS in read_header(path)[1]
 
 
 def write_masks(path: Path, masks: Mapping[str, Masks], recipe: Mapping[str, object]) -> int:
@@ -46,14 +49,20 @@ def write_masks(path: Path, masks: Mapping[str, Masks], recipe: Mapping[str, obj
     Raises:
         DuoLoRAError: it cannot be written; nothing is changed.
     """
+    with whole_files() as stage:
+        return staged_masks(stage, path, masks, recipe).stat().st_size
+
+
+def staged_masks(stage: Stage, path: Path, masks: Mapping[str, Masks], recipe: Mapping[str, object]) -> Path:
+    """Write a draft of the masks, which takes its name when the stage ends well; returns where the draft is."""
     check_writable(path)
     table = {kind: {name: mask.numel() for name, mask in sorted(masks[kind].items())} for kind in KINDS}
     flat = {kind: _flat([masks[kind][name] for name in table[kind]]) for kind in KINDS}
     kept = {key: value for key, value in recipe.items() if key != CONTENT_RANKS}
     header = {"format": "pt", MASKS: _json(table), RECIPE: _json(kept)}
-    with whole_file(path, laid_out(flat, header)) as draft:
-        read_masks(draft)
-        return draft.stat().st_size
+    draft = stage(path, laid_out(flat, header))
+    read_masks(draft)
+    return draft
 
 
 def read_masks(path: Path) -> MaskFile:
@@ -127,9 +136,19 @@ def _options(recipe: Mapping[str, object], content_weight: float, style_weight: 
     if not isinstance(found, dict) or not {"masks", "basis", "threshold", "binary", "rest"} <= set(found):
         raise FileRefused("masks: expected the options of the merge in their recipe, found none; the file is damaged")
     options = {key: value for key, value in found.items() if key in known}
-    options["content_weight"] = content_weight * float(options.get("content_weight", 1))
-    options["style_weight"] = style_weight * float(options.get("style_weight", 1))
+    for name, choices in (("masks", MaskAxis), ("basis", Basis), ("rest", Rest), ("binary", None)):
+        if options[name] not in (get_args(choices) if choices else (True, False)):
+            raise _wrong_option(name, options[name])
+    for name, weight in (("content_weight", content_weight), ("style_weight", style_weight), ("threshold", 1.0)):
+        value = options.get(name, 1.0)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) < 1e30:
+            raise _wrong_option(name, value)
+        options[name] = weight * float(value)
     return MergeOptions(**options)
+
+
+def _wrong_option(name: str, value: object) -> FileRefused:
+    return FileRefused(f"masks: {name} of the merge: found {reprlib.repr(value)}, which it cannot be; it is damaged")
 
 
 def _flat(masks: list[Tensor]) -> Tensor:

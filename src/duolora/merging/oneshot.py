@@ -63,7 +63,7 @@ def one_shot(
     o, adapters = options, [part.loras for part in parts.parts]
     if o.norm != "diag":
         raise InputError(f"norm: the one-shot merge needs 'diag', got {o.norm!r}")
-    with Mount(base.unet, adapters, "rank") as mount:
+    with Mount(base.unet, adapters, "rank", base.device) as mount:
         prompts = [part.prompt for part in parts.parts]
         unet = mounted_unet(base, mount, [*prompts, parts.merged_prompt], base.resolution, base.resolution)
         own = mount.owned()

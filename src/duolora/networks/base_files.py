@@ -1,6 +1,8 @@
 """Where base models come from, and what is refused before a weight of them is read."""
 
 import json
+import os
+import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
@@ -42,9 +44,9 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> StableD
         path = Path(str(resources.files("duolora").joinpath(*ATELIER)))
         if not path.is_dir():
             raise InputError("atelier: its weights are missing from this installation of duolora; install it again")
-    elif path.is_file():
+    elif os.path.isfile(path):
         return _from_file(path, dtype, config)
-    elif not path.is_dir():
+    elif not os.path.isdir(path):
         path = _downloaded(base)
     return _from_folder(path, dtype)
 
@@ -57,10 +59,13 @@ def check_folder(folder: Path) -> None:
     """
     index = _json(folder / "model_index.json")
     if not str(index.get("_class_name")).startswith("StableDiffusionXL"):
-        raise FileRefused(f"{folder}: expected an SDXL pipeline, found {index.get('_class_name')}; use {BASES}")
+        raise FileRefused(
+            f"{folder}: expected an SDXL pipeline, found {str(index.get('_class_name'))[:60]}; use {BASES}"
+        )
     for name, value in index.items():
-        if isinstance(value, list) and value[0] not in (None, "diffusers", "transformers"):
-            raise FileRefused(f"{folder}: {name} would run code from {value[0]!r}, which is never done; use {BASES}")
+        if isinstance(value, list) and value[:1] not in ([None], ["diffusers"], ["transformers"]):
+            origin = reprlib.repr(value[0]) if value else "nowhere"
+            raise FileRefused(f"{folder}: {name} would run code from {origin}, which is never done; use {BASES}")
     for name in NETWORKS:
         suffixes = {file.suffix for file in (folder / name).glob("*")}
         if ".safetensors" not in suffixes:
@@ -80,7 +85,7 @@ def check_single_file(path: Path) -> None:
     """
     if path.suffix.lower() in PICKLES:
         raise FileRefused(f"{path}: pickled weights are never opened; get the model as a .safetensors file")
-    with _refusing(path), safe_open(path, "pt") as file:
+    with refusing(path), safe_open(path, "pt") as file:
         keys = set(file.keys())
     if missing := [key for key in CHECKPOINT_KEYS if key not in keys]:
         raise FileRefused(f"{path}: expected a whole SDXL checkpoint, but {missing[0]} is not in it; use {BASES}")
@@ -88,19 +93,28 @@ def check_single_file(path: Path) -> None:
 
 def _check_configs(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
     """Compare the facts of a UNet with those of SDXL and of the networks beside it."""
-    unet, vae, first, second = (configs[name] for name in NETWORKS)
+
+    def number(name: str, key: str) -> float:
+        value = configs[name].get(key) or 0
+        if not isinstance(value, int | float):
+            file = folder / name / "config.json"
+            raise FileRefused(f"{file}: {key}: expected a number, found {reprlib.repr(value)}; get the model again")
+        return value
+
+    unet = configs["unet"]
+    number("vae", "scaling_factor")
     facts = {
         "addition_embed_type": "text_time",
-        "in_channels": vae.get("latent_channels"),
-        "cross_attention_dim": first.get("hidden_size", 0) + second.get("hidden_size", 0),
-        "projection_class_embeddings_input_dim": 6 * (unet.get("addition_time_embed_dim") or 0)
-        + second.get("projection_dim", 0),
+        "in_channels": configs["vae"].get("latent_channels"),
+        "cross_attention_dim": number("text_encoder", "hidden_size") + number("text_encoder_2", "hidden_size"),
+        "projection_class_embeddings_input_dim": 6 * number("unet", "addition_time_embed_dim")
+        + number("text_encoder_2", "projection_dim"),
     }
     for key, expected in facts.items():
         if unet.get(key) != expected:
             raise FileRefused(
                 f"{folder / 'unet' / 'config.json'}: expected {key} {expected!r} as an SDXL-shaped model has it, "
-                f"found {unet.get(key)!r}; use {BASES}"
+                f"found {reprlib.repr(unet.get(key))}; use {BASES}"
             )
 
 
@@ -108,7 +122,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
     check_folder(folder)
     names = [file.name for file in (folder / "unet").glob("*.safetensors")]
     variant = "fp16" if all(".fp16" in name for name in names) else None
-    with _refusing(folder):
+    with refusing(folder):
         parts = StableDiffusionXLPipeline.from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant
         )
@@ -121,7 +135,7 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDif
     if config is not None and not (config / "model_index.json").is_file():
         raise InputError(f"{config}: expected a diffusers folder with model_index.json")
     try:
-        with _refusing(path):
+        with refusing(path):
             parts = StableDiffusionXLPipeline.from_single_file(
                 str(path), dtype=dtype, config=None if config is None else str(config)
             )
@@ -174,18 +188,26 @@ def _downloaded(base: str) -> Path:
         ) from error
 
 
+DAMAGED = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError, AssertionError,
+    SafetensorError,
+)  # fmt: skip
+"""What diffusers and transformers raise for configs and weights that make no sense."""
+
+
 @contextmanager
-def _refusing(path: Path) -> Iterator[None]:
+def refusing(path: Path) -> Iterator[None]:
     """Turn what the libraries raise for a damaged model into one line about the file."""
     try:
         yield
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except DAMAGED as error:
         reason = "weights are missing in it" if "meta tensor" in str(error) else _first_line(error)
         raise FileRefused(f"{path}: cannot be read as an SDXL model: {reason}; get it again") from error
 
 
 def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    text = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    return text if isinstance(error, OSError | ValueError | RuntimeError) else f"{type(error).__name__}: {text}"
 
 
 def _json(path: Path) -> dict[str, Any]:

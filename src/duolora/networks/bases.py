@@ -3,7 +3,8 @@
 Only safetensors are read, and no code that comes with a model is run.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 
 from duolora.adapters.names import TEXT_ENCODERS
 from duolora.errors import InputError
-from duolora.networks.base_files import read_pipeline
+from duolora.networks.base_files import read_pipeline, refusing
+from duolora.networks.placing import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
 from duolora.networks.targets import layer_shapes
 
 PIXELS_AT_ONCE = 1024 * 1024
@@ -33,7 +35,8 @@ class Base:
     """A base model, frozen: an SDXL-shaped pipeline with its noise scheduler for training.
 
     The VAE is float32 whatever the rest is. VAE and text encoders may wait on the CPU (`release_encoders`); whatever
-    needs them brings them back.
+    needs them brings them back. With `offload`, networks take turns on the device, and diffusers' own offloading holds
+    while pictures are drawn; while something is learnt, the UNet is on the device whole, and alone there.
     """
 
     name: str
@@ -41,6 +44,7 @@ class Base:
     noise_scheduler: DDPMScheduler
     device: torch.device
     dtype: torch.dtype
+    offload: Offload = "none"
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -64,10 +68,28 @@ class Base:
     def _encoders(self) -> list[nn.Module]:
         return [self.parts.vae, self.parts.text_encoder, self.parts.text_encoder_2]
 
+    def described(self) -> str:
+        """The base, and where and how it runs, in one line."""
+        return f"{self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, offloading: {self.offload}"
+
+    def _bring(self, *wanted: nn.Module) -> None:
+        """Move networks to the device; with offloading the others leave it first."""
+        if self.offload != "none":
+            for module in (self.unet, *self._encoders()):
+                if all(module is not one for one in wanted):
+                    module.to("cpu")
+        for module in wanted:
+            module.to(self.device)
+
+    def bring_unet(self) -> None:
+        """Make sure that the UNet is on the device, as whoever calls it directly needs it."""
+        self._bring(self.unet)
+
     def release_encoders(self) -> None:
-        """Move the VAE and the text encoders off the device, when it is not the CPU itself."""
+        """Leave the device to the UNet: the VAE and the text encoders go, when it is not the CPU itself."""
         for module in self._encoders():
             module.to("cpu")
+        self.bring_unet()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -76,8 +98,7 @@ class Base:
         """The prompts in the vectors of both text encoders, in the UNet's dtype."""
         if not prompts:
             raise InputError("expected at least one prompt, got none")
-        for encoder in (self.parts.text_encoder, self.parts.text_encoder_2):
-            encoder.to(self.device)
+        self._bring(self.parts.text_encoder, self.parts.text_encoder_2)
         embeds, _, pooled, _ = self.parts.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False
         )
@@ -104,7 +125,7 @@ class Base:
             raise InputError(
                 f"pictures: height and width must be multiples of {scale}, got {height}×{width}; crop them"
             )
-        self.vae.to(self.device)
+        self._bring(self.vae)
         latents = []
         for part in torch.split(pixels, _at_once(height * width)):
             posterior = self.vae.encode(part.to(self.device, torch.float32)).latent_dist
@@ -118,7 +139,7 @@ class Base:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         """Pictures, about in [-1, 1], of latents as `encode_images` makes them; float32."""
-        self.vae.to(self.device)
+        self._bring(self.vae)
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
         area = latents.shape[2] * latents.shape[3] * self.parts.vae_scale_factor**2
         return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in torch.split(scaled, _at_once(area))])
@@ -130,14 +151,58 @@ class Base:
         )
 
     def pipeline(self) -> StableDiffusionXLPipeline:
-        """The whole pipeline on the device, with the base's own sampler.
+        """The whole pipeline, with the base's own sampler; on the device, unless `sampling` offloads it.
 
         It is this base's own, so a LoRA loaded into it stays in the base until it is unloaded. Where the UNet is
         narrower than float32, ask it for `output_type="latent"` and use `decode`, because the VAE stays float32.
         """
-        for module in self._encoders():
-            module.to(self.device)
+        if self.offload == "none":
+            self._bring(self.unet, *self._encoders())
         return self.parts
+
+    @contextmanager
+    def sampling(self) -> Iterator[StableDiffusionXLPipeline]:
+        """The pipeline for a while of drawing, offloaded by diffusers if the base is to be; plain again on leaving."""
+        pipeline = self.pipeline()
+        if self.offload == "model":
+            pipeline.enable_model_cpu_offload(device=self.device)
+        elif self.offload == "sequential":
+            for module in (self.unet, *self._encoders()):
+                module.to("cpu")
+            pipeline.enable_sequential_cpu_offload(device=self.device)
+        try:
+            yield pipeline
+        finally:
+            if self.offload != "none":
+                pipeline.remove_all_hooks()
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """Which base to load, and where and how it is to run (see `load_base`)."""
+
+    base: str
+    device: str = "auto"
+    dtype: str = "auto"
+    offload: str = "auto"
+    announce: Callable[[str], object] | None = None
+    """Called with a line about the base once it is loaded."""
+
+
+def opened(base: "str | Path | BaseChoice | Base") -> Base:
+    """The base itself, loaded if it is not yet.
+
+    Raises:
+        DuoLoRAError: as `load_base`.
+    """
+    if isinstance(base, Base):
+        return base
+    if not isinstance(base, BaseChoice):
+        return load_base(base)
+    loaded = load_base(base.base, base.device, base.dtype, offload=base.offload)
+    if base.announce is not None:
+        base.announce(loaded.described())
+    return loaded
 
 
 def lora_shapes(parts: StableDiffusionXLPipeline) -> dict[str, tuple[int, int]]:
@@ -168,38 +233,35 @@ def load_base(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     config: str | Path | None = None,
+    offload: str = "auto",
 ) -> Base:
     """Load a base model, frozen and ready.
 
     Args:
         base: `atelier`, a diffusers folder, a single .safetensors checkpoint, or a hub id such as `owner/name`.
         device: where it runs; "auto" is CUDA where there is one.
-        dtype: of UNet and text encoders; "auto" is float32 on the CPU and bfloat16 elsewhere.
+        dtype: of UNet and text encoders; "auto" is float32 on the CPU, and elsewhere bfloat16 or, on GPUs that are too
+            old for it, float16.
         config: for a single file, a diffusers folder with the configs and tokenizers; otherwise they come from the hub.
+        offload: none; model (networks take turns on the device); sequential (layers do, while pictures are drawn: slow,
+            and hardly any memory); "auto" is by the device's free memory.
 
     Raises:
         FileRefused: it is there, but unsafe, damaged or not an SDXL-shaped model.
         InputError: it is not there, or an argument cannot be used.
     """
-    where = torch.device("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else torch.device(device)
-    kind = _dtype(dtype, where)
+    check_offload(offload)
+    where = chosen_device(device)
+    kind = chosen_dtype(dtype, where)
     parts = read_pipeline(str(base), kind, None if config is None else Path(config))
     for module in (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2):
         module.requires_grad_(False).eval()
-    parts.vae.to(where, torch.float32)
+    parts.vae.to(torch.float32)
     for module in (parts.unet, parts.text_encoder, parts.text_encoder_2):
-        module.to(where, kind)
+        module.to(kind)
     parts.set_progress_bar_config(disable=True)
-    noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
-    return Base(str(base), parts, noise_scheduler, where, kind)
-
-
-def _dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
-    known = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-    if dtype == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    if dtype in known.values() and isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype not in known:
-        raise InputError(f"dtype: expected auto, {', '.join(known)}; got {dtype}")
-    return known[str(dtype)]
+    with refusing(Path(base)):
+        noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
+    found = Base(str(base), parts, noise_scheduler, where, kind, chosen_offload(offload, where, parts))
+    found.pipeline()
+    return found

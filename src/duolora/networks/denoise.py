@@ -158,7 +158,9 @@ class MountedDenoise(MountedUNet):
 def mounted_unet(base: Base, mount: Mount, prompts: Sequence[str], height: int, width: int) -> MountedUNet:
     """A base's UNet with its mounted adapters; the prompts are encoded here, once. Height and width are in pixels."""
     known = tuple(dict.fromkeys(prompts))
-    return MountedUNet(base.unet, mount, known, base.encode_prompts(known), base.time_ids(1, height, width))
+    embeds = base.encode_prompts(known)
+    base.bring_unet()
+    return MountedUNet(base.unet, mount, known, embeds, base.time_ids(1, height, width))
 
 
 @dataclass(eq=False)

@@ -67,14 +67,18 @@ class Mount:
     """
 
     def __init__(
-        self, unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank]], axis: Axis = "rank"
+        self,
+        unet: UNet2DConditionModel,
+        adapters: Sequence[Mapping[str, LowRank]],
+        axis: Axis = "rank",
+        device: torch.device | None = None,
     ) -> None:
-        """Stack the adapters' factors; the UNet is left alone until the mount is entered."""
+        """Stack the adapters' factors, where the UNet is or will run; it is left alone until the mount is entered."""
         self.unet = unet
         self.axis: Axis = axis
         self.adapters = len(adapters)
-        self.device, self.dtype = unet.device, unet.dtype
-        self.modules = _stacked(unet, adapters)
+        self.device, self.dtype = device or unet.device, unet.dtype
+        self.modules = _stacked(unet, adapters, self.device)
         self._sizes = [sum(stacked.widths(axis)) for stacked in self.modules.values()]
         self.columns = sum(self._sizes)
         self._gates: dict[str, Tensor] | None = None
@@ -170,7 +174,9 @@ def _swap(undo: ExitStack, owner: nn.Module, name: str, value: Any) -> None:
     owner.__dict__[name] = value
 
 
-def _stacked(unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank]]) -> dict[str, Stacked]:
+def _stacked(
+    unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank]], device: torch.device
+) -> dict[str, Stacked]:
     """The stacked adapters of every module that any of them covers, in the network's order."""
     covered = {name for adapter in adapters for name in adapter}
     modules = {name: module for name, module in unet.named_modules() if name in covered}
@@ -188,7 +194,7 @@ def _stacked(unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank
         both = concatenate(
             [LowRank(lora.up.detach().float(), lora.down.detach().float(), lora.scale) for lora in loras]
         )
-        place = {"device": unet.device, "dtype": unet.dtype}
+        place = {"device": device, "dtype": unet.dtype}
         stacked[name] = Stacked(both.up.to(**place), both.down.to(**place), owners, tuple(lora.rank for lora in loras))
     return stacked
 

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from duolora.adapters.adapter import Adapter
@@ -15,13 +15,23 @@ from duolora.paper.lowrank import LowRank, concatenate
 from duolora.provenance import versions
 
 
+@dataclass(frozen=True)
+class Composed:
+    """The file, the proof of its strength, and what the composed files hold besides LoRAs."""
+
+    path: Path
+    proof: Proof
+    left_out: tuple[str, ...] = ()
+    """Parts that are not carried over, such as bundled embeddings."""
+
+
 def compose(
     loras: Sequence[str | Path],
     out: str | Path,
     weights: Sequence[float] | None = None,
     format: str = "diffusers",
     dtype: str = "float16",
-) -> Proof:
+) -> Composed:
     """Write Σ αᵢ ΔWᵢ of the LoRA files to `out`; the rank of a module is the sum of its ranks.
 
     Args:
@@ -46,7 +56,10 @@ def compose(
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
     recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
-    return write_adapter(target, composed(adapters, chosen, recipe), dtype_of(dtype), kind)
+    if left_out := tuple(dict.fromkeys(part for adapter in adapters for part in adapter.left_out)):
+        recipe["left_out"] = list(left_out)
+    proof = write_adapter(target, composed(adapters, chosen, recipe), dtype_of(dtype), kind)
+    return Composed(target, proof, left_out)
 
 
 def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict[str, object]) -> Adapter:
@@ -63,8 +76,7 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict
                 shapes = f"{(first[0].d_out, first[0].d_in)} and {(lora.d_out, lora.d_in)}"
                 raise InputError(f"{name}: expected one shape in all files, found {shapes}; they are for other bases")
             first.append(replace(lora, scale=weight * lora.scale))
-    left_out = tuple(part for adapter in adapters for part in adapter.left_out)
-    return Adapter({name: concatenate(loras) for name, loras in found.items()}, recipe, left_out)
+    return Adapter({name: concatenate(loras) for name, loras in found.items()}, recipe)
 
 
 def _weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:

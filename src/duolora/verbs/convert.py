@@ -41,8 +41,8 @@ def convert(
 
     Args:
         file: a LoRA in any dialect, or the masks of a merge.
-        out: the .safetensors file to write; `split` writes two, with `.content` and `.style` in their names.
-        format: diffusers, kohya, uniform or split.
+        out: the .safetensors file to write; the splits write two, with `.content` and `.style` in their names.
+        format: diffusers, kohya, uniform, split or split-kohya.
         dtype: float16, bfloat16 or float32.
         content: for masks, the content LoRA that was merged.
         style: for masks, the style LoRA.

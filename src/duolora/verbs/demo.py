@@ -14,7 +14,7 @@ from duolora.atelier.pairs import Pair, pictures
 from duolora.atelier.recognisers import Verdict, judge, load_recogniser
 from duolora.images import as_image
 from duolora.methods import METHODS
-from duolora.networks.bases import Base, load_base
+from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
 from duolora.verbs.merge import merge
@@ -52,7 +52,9 @@ class Row:
     leak: float
 
 
-def demo(out: Path, seed: int = 0, pair: Pair = PAIR, progress: bool = True) -> str:
+def demo(
+    out: Path, seed: int = 0, pair: Pair = PAIR, progress: bool = True, base: str | BaseChoice | Base = "atelier"
+) -> str:
     """Run the whole road into the folder `out`; returns the table as text.
 
     Leaves `references/`, `content.safetensors`, `style.safetensors`, one LoRA file for each method in `merged/`, the
@@ -60,7 +62,7 @@ def demo(out: Path, seed: int = 0, pair: Pair = PAIR, progress: bool = True) -> 
     """
     started = time.perf_counter()
     stages: dict[str, float] = {}
-    base, judges = load_base("atelier"), load_recogniser()
+    base, judges = opened(base), load_recogniser()
     stages["load"] = time.perf_counter() - started
     jobs = _trained_and_merged(base, pair, out, stages, progress)
     begun = time.perf_counter()

@@ -11,7 +11,7 @@ from duolora.adapters.files import check_fits, read_adapter
 from duolora.adapters.uniform_format import uniform
 from duolora.errors import InputError
 from duolora.images import as_image
-from duolora.networks.bases import Base, load_base
+from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.sampling import STEPS, draw
 
 
@@ -19,7 +19,7 @@ def generate(
     prompts: str | Sequence[str],
     out: str | Path,
     loras: Sequence[str | Path] = (),
-    base: str | Base = "atelier",
+    base: str | BaseChoice | Base = "atelier",
     num: int = 4,
     seed: int = 0,
     steps: int = STEPS,
@@ -35,7 +35,7 @@ def generate(
         prompts: one prompt or several.
         out: the folder, made if need be.
         loras: LoRA files to apply, together.
-        base: a name, path or hub id (see `load_base`), or a loaded base.
+        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         num: pictures of each prompt.
         seed: the first seed.
         steps: denoising steps.
@@ -52,7 +52,7 @@ def generate(
     folder = Path(out).expanduser()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: expected a folder to put pictures in, found a file")
-    loaded = load_base(base) if isinstance(base, str) else base
+    loaded = opened(base)
     seeds = [seed + k for _ in prompts for k in range(num)]
     with applied(loaded, loras, weights):
         pictures = draw(loaded, [p for p in prompts for _ in range(num)], seeds, steps, guidance, progress=progress)

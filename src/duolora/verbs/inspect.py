@@ -1,6 +1,7 @@
 """What is in a LoRA file, what two have in common, and what a merge did to its sources; never with a dense ΔW."""
 
 import math
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -43,7 +44,7 @@ def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path 
         DuoLoRAError: a file cannot be used.
     """
     path = Path(file).expanduser()
-    weights = path if path.is_file() else path / "adapter_model.safetensors"
+    weights = path if os.path.isfile(path) else path / "adapter_model.safetensors"
     if is_mask_file(path):
         if other is not None:
             raise InputError(f"{path}: holds masks only; rebuild the merge to compare it with {other}")
@@ -100,7 +101,7 @@ def _about(adapter: Adapter, path: Path) -> Facts:
         "modules": len(squares),
         "rank": [min(ranks), max(ranks)],
         "norm": math.sqrt(whole),
-        "proof": read_header(path)[1].get(PROOF) if path.is_file() else None,
+        "proof": read_header(path)[1].get(PROOF) if os.path.isfile(path) else None,
         "blocks": blocks,
         "energy_by_role": roles,
         "left_out": list(adapter.left_out),

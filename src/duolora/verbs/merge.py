@@ -18,7 +18,7 @@ from duolora.merging.learn import Learnt, calibration, learn
 from duolora.merging.mask_file import MaskFile, content_ranks_of
 from duolora.merging.sources import Masks, Sources, first_masks, prompts_of, sources
 from duolora.methods import METHODS, MergeOptions
-from duolora.networks.bases import Base, load_base
+from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import Role
 from duolora.provenance import tensor_hash, versions
@@ -52,7 +52,7 @@ def merge(
     style: str | Path,
     out: str | Path,
     method: str = "duolora",
-    base: str | Base = "atelier",
+    base: str | BaseChoice | Base = "atelier",
     content_images: str | Path | None = None,
     style_images: str | Path | None = None,
     content_prompt: str | None = None,
@@ -74,7 +74,7 @@ def merge(
         style: the style LoRA, likewise.
         out: the .safetensors file to write.
         method: a key of `METHODS`.
-        base: a name, path or hub id (see `load_base`), or a loaded base.
+        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         content_images: pictures of the content, a file or folder.
         style_images: pictures of the style, a file or folder.
         content_prompt: what brings out the content; by default the prompt in the file's recipe.
@@ -82,8 +82,8 @@ def merge(
         merged_prompt: the prompt for both; by default the content's subject with the style's ending.
         options: everything else; by default the method's own.
         progress: show bars on stderr.
-        announce: called with the role of every module before the masks are trained.
-        format: diffusers, kohya, uniform, split (two files, see `merging.export`) or masks.
+        announce: called with the role of every module before anything is learnt.
+        format: diffusers, kohya, uniform, split or split-kohya (two files, see `merging.export`) or masks.
         dtype: float16, bfloat16 or float32.
 
     Raises:
@@ -95,21 +95,21 @@ def merge(
     check_export(out, exported_as)
     files = {"content": Path(content).expanduser(), "style": Path(style).expanduser()}
     adapters = {kind: read_adapter(path) for kind, path in files.items()}
-    loaded = load_base(base) if isinstance(base, str) else base
+    loaded = opened(base)
     for kind, adapter in adapters.items():
         check_fits(adapter, loaded.lora_shapes(), files[kind])
     both = sources(loaded, adapters["content"], adapters["style"], options)
     recipe = _recipe(method, loaded, options, both) | {kind: source_hash(path) for kind, path in files.items()}
     if left_out := tuple(part for adapter in adapters.values() for part in adapter.left_out):
         recipe["left_out"] = list(left_out)
+    if announce is not None:
+        announce(both.roles)
     prompts = _prompts(options, adapters, content_prompt, style_prompt, merged_prompt)
     if prompts is not None:
         recipe |= {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
     if options.masks == "none" or prompts is None:
         learnt, checkpoint = Learnt(*first_masks(both, options, loaded.device), 0.0, []), None
     else:
-        if announce is not None:
-            announce(both.roles)
         data = calibration(loaded, both, options, prompts, content_images, style_images, progress)
         pictures = {"x_c": tensor_hash(data.x_c), "x_s": tensor_hash(data.x_s)}
         checkpoint = checkpoint_path(out, recipe | pictures)

@@ -45,6 +45,7 @@ def train_pair(
     embeds = {"content": base.encode_prompts([content_prompt]), "style": base.encode_prompts([style_prompt])}
     schedule, time_ids = noise_schedule(base), base.time_ids(options.batch, base.resolution, base.resolution)
     names = modules_within(base.unet, options.blocks)
+    base.bring_unet()
     with _orthogonal(base, names, options) as ups:
         optimiser = torch.optim.Adam(ups, lr=options.lr)
         for step in tqdm(range(options.steps), "Training the pair", disable=not progress):
@@ -119,7 +120,8 @@ def draw_with_style_guidance(
     shape = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(base.device)
     x = x * scheduler.init_noise_sigma
-    with Mount(base.unet, [pair[kind].modules for kind in KINDS], "rank") as mount:
+    base.bring_unet()
+    with Mount(base.unet, [pair[kind].modules for kind in KINDS], "rank", base.device) as mount:
         unet = MountedUNet(base.unet, mount, known, embeds, base.time_ids(1, base.resolution, base.resolution))
         own = mount.owned()
         gates = torch.stack([own[0], own[0], own.sum(0)]).repeat_interleave(n, 0)

@@ -18,7 +18,7 @@ from duolora.adapters.files import Proof, check_writable, write_adapter
 from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 from duolora.errors import DuoLoRAError, InputError
 from duolora.images import picture_files, read_pictures
-from duolora.networks.bases import Base, is_atelier, load_base
+from duolora.networks.bases import Base, BaseChoice, is_atelier, opened
 from duolora.networks.denoise import noise_schedule
 from duolora.networks.targets import modules_within
 from duolora.paper.lowrank import LowRank
@@ -64,7 +64,7 @@ def train(
     images: str | Path,
     prompt: str,
     out: str | Path,
-    base: str | Base = "atelier",
+    base: str | BaseChoice | Base = "atelier",
     options: TrainOptions | None = None,
     progress: bool = True,
 ) -> Trained:
@@ -77,7 +77,7 @@ def train(
         images: a folder of pictures, or one picture.
         prompt: what the pictures show, with an identifier in it, such as "a sks thing in flat style".
         out: the .safetensors file to write, in diffusers' format.
-        base: a name, path or hub id (see `load_base`), or a loaded base.
+        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
         progress: show a bar on stderr.
 
@@ -85,7 +85,7 @@ def train(
         DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
     """
     out = Path(out).expanduser()
-    loaded = load_base(base) if isinstance(base, str) else base
+    loaded = opened(base)
     options = options or default_options(loaded.name)
     _check(prompt, out, options)
     files = picture_files(images)

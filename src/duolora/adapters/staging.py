@@ -1,0 +1,144 @@
+"""Files that appear whole under their names, several of them together, or not at all."""
+
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from glob import escape
+from pathlib import Path
+from typing import IO
+
+from duolora.errors import DuoLoRAError, InputError
+
+if sys.platform != "win32":
+    from fcntl import LOCK_EX, LOCK_NB, flock
+
+Pieces = Sequence[bytes | memoryview]
+Stage = Callable[[Path, Pieces], Path]
+"""Writes a draft of the file at a path, and returns where the draft is."""
+LONGEST_NAME = 200
+"""Bytes in a file's name: most systems take 255, and drafts, halves and checkpoints add to it."""
+
+
+def check_writable(path: Path) -> None:
+    """Make sure, before any work, that a file can be put at `path`.
+
+    Raises:
+        InputError: it is a folder, read-only, or in a place where nothing can be written.
+    """
+    path = path.expanduser()
+    if len(os.fsencode(path.name)) > LONGEST_NAME:
+        raise InputError(f"{path.name[:40]}…: expected a file name of at most {LONGEST_NAME} bytes; name a shorter one")
+    if os.path.isdir(path):
+        raise InputError(f"{path}: expected a file to write, got a folder; name a .safetensors file in it")
+    if path.suffix != ".safetensors":
+        raise InputError(f"{path}: expected an output file that ends in .safetensors; name one")
+    if os.path.exists(path) and not os.access(path, os.W_OK):
+        raise InputError(f"{path}: expected a file that may be replaced, found a read-only one; name another")
+    parent = next(folder for folder in path.absolute().parents if os.path.exists(folder))
+    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or "\0" in str(path):
+        raise InputError(f"{path}: {parent} is no folder to write into; nothing was changed; name another place")
+
+
+@contextmanager
+def whole_files() -> Iterator[Stage]:
+    """A function that writes drafts beside their files; when the block ends well, all of them take their names.
+
+    When it does not, or one of them cannot take its name, no file is changed. What killed runs left of earlier drafts
+    of the same files is removed.
+
+    Raises:
+        DuoLoRAError: a draft cannot be written or put in place.
+    """
+    drafts: dict[Path, tuple[Path, IO[bytes]]] = {}
+
+    def stage(path: Path, pieces: Pieces) -> Path:
+        draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")  # readers go by the suffix
+        with _refusing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _remove_left_over(path)
+            file = draft.open("xb")
+            _drop(drafts.pop(path, None))
+            drafts[path] = draft, file
+            _lock(file)
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(file.fileno())
+        return draft
+
+    try:
+        yield stage
+        _put_in_place({path: _closed(draft) for path, draft in drafts.items()})
+    finally:
+        for draft in drafts.values():
+            _drop(draft)
+
+
+def _put_in_place(drafts: dict[Path, Path]) -> None:
+    """Give every draft its name; if one of them cannot have it, the files before it become what they were."""
+    backups = {path: draft.with_suffix(".old") for path, draft in drafts.items()}
+    done: list[Path] = []
+    try:
+        for path, draft in drafts.items():
+            with _refusing(path):
+                if len(drafts) > 1 and os.path.exists(path):
+                    _linked(path, backups[path])
+                done.append(path)
+                draft.replace(path)
+    except BaseException:
+        for path in done:
+            with suppress(OSError):
+                backups[path].replace(path) if backups[path].exists() else _unlinked(path, drafts[path])
+        raise
+    finally:
+        for backup in backups.values():
+            backup.unlink(missing_ok=True)
+
+
+def _linked(path: Path, backup: Path) -> None:
+    """Keep what is at `path` under a second name; a copy where the disk knows no links."""
+    try:
+        os.link(path, backup)
+    except OSError:
+        shutil.copy2(path, backup)
+
+
+def _unlinked(path: Path, draft: Path) -> None:
+    """Take away a new file, once its draft has become it."""
+    if not draft.exists():
+        path.unlink()
+
+
+def _closed(draft: tuple[Path, IO[bytes]]) -> Path:
+    draft[1].close()
+    return draft[0]
+
+
+def _drop(draft: tuple[Path, IO[bytes]] | None) -> None:
+    if draft is not None:
+        with suppress(OSError):
+            _closed(draft).unlink()
+
+
+def _lock(file: IO[bytes]) -> None:
+    """Lock an open file, or raise OSError; on Windows files that are open cannot be removed, which is lock enough."""
+    if sys.platform != "win32":
+        flock(file, LOCK_EX | LOCK_NB)
+
+
+def _remove_left_over(path: Path) -> None:
+    """Remove the drafts of this file that nobody holds open any more: their writers were killed."""
+    for left in path.parent.glob(f".{escape(path.stem)}.*.tmp.*"):
+        with suppress(OSError), left.open("rb") as file:
+            _lock(file)
+            left.unlink()
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise DuoLoRAError(f"{path}: it cannot be written ({error.strerror or error}); nothing was changed") from error

@@ -1,0 +1,84 @@
+"""Where and how a base runs: device, dtype and offloading, as asked for or as the machine suggests."""
+
+from typing import Literal, get_args
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+from torch import nn
+
+from duolora.errors import InputError
+
+Offload = Literal["none", "model", "sequential"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WHOLE, TURNS = 1.6, 1.3
+"""Free memory, in sizes of the weights, that is enough for all networks at once, or for the UNet alone."""
+
+
+def chosen_device(device: str | torch.device) -> torch.device:
+    """The device of this name; "auto" is CUDA where there is one, else the CPU.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {device!r}") from None
+    count = {"cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if (found.index or 0) >= count.get(found.type, 0):
+        here = ", ".join(name for name, n in count.items() if n)
+        raise InputError(f"device: expected one that is here ({here}), got {found}; leave --device away")
+    return found
+
+
+def chosen_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype of this name; "auto" is float32 on the CPU, else bfloat16, or float16 where the GPU is too old for it.
+
+    Raises:
+        InputError: there is none.
+    """
+    if dtype == "auto":
+        if device.type == "cpu":
+            return torch.float32
+        return torch.float16 if device.type == "cuda" and not _knows_bfloat16(device) else torch.bfloat16
+    if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
+        return dtype
+    if dtype not in DTYPES:
+        raise InputError(f"dtype: expected auto, {', '.join(DTYPES)}; got {dtype}")
+    return DTYPES[str(dtype)]
+
+
+def check_offload(offload: str) -> None:
+    """Make sure, before any weight is read, that there is such a way of offloading.
+
+    Raises:
+        InputError: there is none.
+    """
+    if offload not in (known := ("auto", *get_args(Offload))):
+        raise InputError(f"offload: expected one of {', '.join(known)}, got {offload!r}")
+
+
+def chosen_offload(offload: str, device: torch.device, parts: StableDiffusionXLPipeline) -> Offload:
+    """How networks leave the device: as asked for, or "auto" by the free memory of a GPU; none on the CPU itself."""
+    if device.type == "cpu":
+        return "none"
+    for known in get_args(Offload):
+        if offload == known:
+            return known
+    if device.type != "cuda":
+        return "none"
+    free, _ = torch.cuda.mem_get_info(device)
+    unet, rest = _bytes(parts.unet), sum(map(_bytes, (parts.vae, parts.text_encoder, parts.text_encoder_2)))
+    if free >= WHOLE * (unet + rest):
+        return "none"
+    return "model" if free >= TURNS * unet else "sequential"
+
+
+def _knows_bfloat16(device: torch.device) -> bool:
+    return torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _bytes(network: nn.Module) -> int:
+    return sum(weight.numel() * weight.element_size() for weight in network.parameters())
