@@ -114,7 +114,8 @@ def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device,
 def _learn(base: Base, student: UNet2DConditionModel, recipe: DistilRecipe, checkpoint: Path, shape: str) -> None:
     """The updates, in place."""
     pixels, texts = made(base_picture, recipe.pictures, recipe.seed, None)
-    latents = torch.cat([base.encode_images(as_input(pixels[k : k + 128])).cpu() for k in range(0, len(pixels), 128)])
+    parts = tqdm(range(0, len(pixels), 128), "Encoding", unit="×128")
+    latents = torch.cat([base.encode_images(as_input(pixels[k : k + 128])).cpu() for k in parts])
     optimiser = torch.optim.AdamW(student.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2)
     tensors = student.state_dict()
     start = load_checkpoint(checkpoint, tensors, optimiser) if checkpoint.exists() else 0
