@@ -1,13 +1,15 @@
 """A table on Atelier, tiny: every kind of row, nothing run twice, failures reported and the others finished."""
 
+import json
 from dataclasses import replace
 
 import pytest
+from PIL import Image
 
 from duolora.adapters.files import read_adapter
 from duolora.bench import cells
 from duolora.bench.pairs import suite
-from duolora.bench.render import SIMILARITY
+from duolora.bench.render import SIMILARITY, TRUTH
 from duolora.bench.run import cells_of, only_rows, root_of, run_table
 from duolora.bench.tables import FLOOR, ORACLE, TABLES, Row, Table, blora_rows
 from duolora.bench.tuning import TUNING
@@ -64,6 +66,23 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     again = run_table("again", good, [case], tmp_path, workers=1, progress=False)
     assert not again.failed
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == stamps
+
+
+def test_cells_that_cannot_be_completed_are_counted(tmp_path):
+    table, cases = Table("t", (FLOOR,)), [case for case in suite() if case.dataset == "several"][:3]
+    for k, cell in enumerate(cells_of(table, cases, tmp_path)):
+        cell.folder.mkdir(parents=True)
+        old = {"truth": dict.fromkeys(TRUTH, 0.5), "prompts": ["a"]}
+        (cell.folder / "result.json").write_text(json.dumps(old))
+        if k == 1:
+            Image.new("RGB", (64, 64)).save(cell.folder / "pictures.png")
+        if k == 2:
+            (cell.folder / "pictures.png").write_text("no picture")
+    ran = run_table("t", table, cases, tmp_path, workers=1, progress=False)
+    assert "pictures are gone or damaged: 2 cells" in ran.text
+    assert [why.splitlines()[-1] for why in ran.failed.values() if "not a readable picture" in why]
+    assert ran.lines[0]["pairs"] == 3
+    assert ran.lines[0]["atelier-text"] is not None
 
 
 def test_another_base_has_its_own_folder(tmp_path, folder):

@@ -144,8 +144,11 @@ def run_table(
     text = render(table.title, lines, folder)
     names = sorted({cell.folder.parent.name for _, cell in cells})
     about = {"table": name, "seed": seed, "bases": list(bases.values()), "cases": names, "versions": versions()}
+    empty = [str(cell.folder) for _, cell in cells if cell.done and "similarity" not in cell.result()]
+    if empty:
+        text += f"\nWithout similarities, as they are older and their pictures are gone or damaged: {len(empty)} cells."
     rows = {row.label: described(row) for row in table.rows}
-    write(folder / "run.json", about | {"rows": rows, "failed": failed})
+    write(folder / "run.json", about | {"rows": rows, "failed": failed, "without_similarity": empty})
     return Ran(text, lines, folder, failed, cells)
 
 
@@ -155,14 +158,16 @@ def measured(cells: Sequence[Measurement], workers: int | None, progress: bool) 
     loras = {job.path: job for cell in missing for job in cell.needs() if not job.path.exists()}
     failed = {job.path.stem: why for job, why in run_all(train_lora, list(loras.values()), "LoRAs", workers, progress)}
     failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress)}
-    for cell in cells:
-        if cell.done:
-            cell.complete()
-    return failed
+    older = [cell for cell in cells if cell.done and "similarity" not in cell.result()]
+    return failed | {str(cell.folder): why for cell, why in run_all(_complete, older, "Scores", 1, progress)}
 
 
 def _run(cell: Measurement) -> None:
     cell.run()
+
+
+def _complete(cell: Measurement) -> None:
+    cell.complete()
 
 
 def prepared(
