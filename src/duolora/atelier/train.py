@@ -76,7 +76,7 @@ def distil(
     runs: Runs = Path("runs/atelier"),
     updates: Updates = None,
 ) -> None:
-    """Distil the packed base into a smaller one, shaped like SSD-1B or Segmind-Vega."""
+    """Distil the packed base into a smaller one, shaped like SSD-1B or Segmind-Vega (half an hour on two CPU cores)."""
     from duolora.atelier.distil import DistilRecipe
     from duolora.atelier.distil import distil as run
 
