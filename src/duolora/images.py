@@ -112,3 +112,17 @@ def tiled(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
         for x, image in enumerate(row):
             sheet.paste(image, (x * (width + gap), y * (height + gap)))
     return sheet
+
+
+def untiled(sheet: Image.Image, rows: int, gap: int = 2) -> list[list[Image.Image]]:
+    """The square images of a sheet with so many rows, as `tiled` laid them out.
+
+    Raises:
+        InputError: it is no such sheet.
+    """
+    side, rest = divmod(sheet.height + gap, rows)
+    columns, over = divmod(sheet.width + gap, side)
+    if rest or over or not columns:
+        raise InputError(f"expected {rows} rows of square pictures with {gap} pixels between, found {sheet.size}")
+    corners = [[(x * side, y * side) for x in range(columns)] for y in range(rows)]
+    return [[sheet.crop((x, y, x + side - gap, y + side - gap)) for x, y in row] for row in corners]

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from duolora.bench.tables import TABLES, Table
+from duolora.commands import reports
 from duolora.commands.measure import app as measure
 from duolora.commands.speech import JsonOption, one_line, report
 
@@ -98,4 +99,6 @@ def loras(
         typer.echo(sweep(out / "loras-sweep", cases[:pairs], kind, workers))
 
 
+bench.command()(reports.report)
+bench.add_typer(reports.study, name="study")
 bench.add_typer(measure)

@@ -126,7 +126,8 @@ class _Page:
         mean, low, high = found
         span = f"{low:.2f}–{high:.2f}" if line.pairs > 1 else ""
         share = round(min(max(mean, 0.0), 1.0), 3)
-        return {"mean": f"{mean:.2f}", "span": span, "share": share, "paper": _printed(paper.get(metric))}
+        number = {"mean": f"{mean:.2f}", "span": span, "paper": _printed(paper.get(metric))}
+        return number | {"share": share, "bad": metric.endswith(("leak", "leakage"))}
 
     def _plots(self) -> list[dict[str, Any]]:
         found = []
@@ -145,7 +146,7 @@ class _Page:
         if self.run.curves is not None:
             known = [w for w in ("object", "look") if all(w in curve for curve in self.run.curves.values())]
             found += [(f"{w} by α", curves(self.run.curves, w, f"{self.anchor}-{w}")) for w in known]
-        return [{"title": title, "svg": Markup(svg)} for title, svg in found]  # noqa: S704
+        return [{"title": title, "svg": Markup(svg)} for title, svg in found]
 
     def _points(self, lines: Sequence[Line], content: str, style: str) -> list[Point]:
         found = []
@@ -228,7 +229,9 @@ def _slug(text: str) -> str:
 def _cost(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return {"way": f"{value:.2f}", "bytes": f"{value / 1000:,.0f}", "seconds": f"{value:.1f}"}.get(name, f"{value:,.0f}")
+    return {"way": f"{value:.2f}", "bytes": f"{value / 1000:,.0f}", "seconds": f"{value:.1f}"}.get(
+        name, f"{value:,.0f}"
+    )
 
 
 def _printed(value: float | None) -> str:

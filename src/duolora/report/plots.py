@@ -45,7 +45,9 @@ def _drawn(figure: Figure, name: str) -> str:
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
     for kind in ("figure_", "axes_", "patch_", "line2d_", "text_", "matplotlib.axis_", "xtick_", "ytick_"):
         text = text.replace(f'id="{kind}', f'id="{name}-{kind}')
-    return text.replace("font: 10px 'sans-serif'", "font-size: 10px").replace("<svg ", f'<svg role="img" id="{name}" ', 1)
+    return text.replace("font: 10px 'sans-serif'", "font-size: 10px").replace(
+        "<svg ", f'<svg role="img" id="{name}" ', 1
+    )
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -60,7 +62,7 @@ def frontier(points: Sequence[Point]) -> list[Point]:
 def scatter(points: Sequence[Point], x: str, y: str, name: str, time: bool = False) -> str:
     """Points with their intervals and numbers; the frontier between them, or time along a logarithmic x axis."""
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(4.4, 3.6), layout="constrained")
+        figure = Figure(figsize=(4.4, 3.6), dpi=72, layout="constrained")
         axis = figure.add_subplot()
         for p in points:
             bars = {"yerr": _spread(p.y), "xerr": None if time else _spread(p.x)}
@@ -78,7 +80,7 @@ def scatter(points: Sequence[Point], x: str, y: str, name: str, time: bool = Fal
         axis.set_ylim(-0.05, 1.05)
         axis.set(xlabel=x, ylabel=y)
         axis.grid(alpha=0.2, color=_INK)
-        _numbered(axis, points)
+        _numbered(figure, axis, points)
         return _drawn(figure, name)
 
 
@@ -87,19 +89,28 @@ def _spread(value: Interval) -> list[list[float]]:
     return [[max(mean - low, 0.0)], [max(high - mean, 0.0)]]
 
 
-def _numbered(axis: Axes, points: Sequence[Point]) -> None:
-    """The rows' numbers beside their points, those that lie on one another together."""
+def _numbered(figure: Figure, axis: Axes, points: Sequence[Point]) -> None:
+    """The rows' numbers beside their points, those that lie on one another together, none on top of another."""
+    figure.draw_without_rendering()  # lays out the axes, so that places on the screen are known
     places: dict[tuple[float, float], list[int]] = {}
-    to_screen = axis.transData.transform
+    figure.set_layout_engine("none")  # and they stay, whatever the numbers need
     for p in points:
-        here = to_screen((p.x[0], p.y[0]))
-        near = next((q for q in places if abs(to_screen(q) - here).max() < 9), (p.x[0], p.y[0]))
+        x, y = axis.transData.transform((p.x[0], p.y[0]))
+        near = next((q for q in places if max(abs(q[0] - x), abs(q[1] - y)) < 6), (x, y))
         places.setdefault(near, []).append(p.number)
-    for place, numbers in places.items():
-        left = axis.transAxes.inverted().transform(to_screen(place))[0] > 0.7
+    taken: list[tuple[float, float, float]] = []
+    edge = axis.get_window_extent().x1
+    for (x, y), numbers in sorted(places.items()):
+        text = spans(numbers)
+        wide = 5.2 * len(text)
+        left, height = min(x + 4, edge - wide), y + 5
+        while any(left < end and begin < left + wide and abs(height - at) < 10 for begin, end, at in taken):
+            height += 10
+        taken.append((left, left + wide, height))
+        far = height > y + 5
         axis.annotate(
-            spans(numbers), place, fontsize=9, xytext=(-7 if left else 7, 5), textcoords="offset points",
-            ha="right" if left else "left",
+            text, (x, y), (left - x, height - y), "figure pixels", "offset points", fontsize=9,
+            arrowprops={"arrowstyle": "-", "color": _INK, "lw": 0.5, "alpha": 0.5} if far else None,
         )  # fmt: skip
 
 

@@ -21,7 +21,7 @@ def recipe_of(path: Path) -> dict[str, Any]:
 
 
 def ranks_of(path: Path) -> Ranks | None:
-    """Mean rank in each block, {"content": {block: rank}, "style": …}; None for a file that does not say which is which.
+    """Mean rank in each block, {"content": {block: rank}, …}; None for a file that does not part its halves.
 
     A file in diffusers' format, as `duolora merge` writes it.
     """

@@ -61,8 +61,9 @@ class Run:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that any line has."""
-        return list(dict.fromkeys(name for line in self.lines for name, value in line.metrics.items() if value))
+        """The metrics that any line has, in the order of the file."""
+        names = dict.fromkeys(name for line in self.lines for name in line.metrics)
+        return [name for name in names if any(line.metrics.get(name) for line in self.lines)]
 
     @property
     def rows(self) -> list[str]:
@@ -167,9 +168,7 @@ def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
         else:
             cell = Cell(root, _case(result["case"]), row)
         jobs = {job.path: job for job in cell.needs()}
-        return Measured(
-            path.parent, case, cell.dataset, labels.get(_key(row), row.label), result, tuple(jobs.values())
-        )
+        return Measured(path.parent, case, cell.dataset, labels.get(_key(row), row.label), result, tuple(jobs.values()))
     except (KeyError, TypeError) as error:
         raise FileRefused(f"{path}: expected a finished cell, {error}; delete its folder and run it again") from error
 
