@@ -41,6 +41,11 @@ app = typer.Typer(
 METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
 """The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
+TensorboardOption = Annotated[
+    Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
+]
+PREVIEWS = 50
+"""With event files, a preview after so many updates."""
 
 
 def _changed(options: Any, **given: object) -> Any:
@@ -82,17 +87,20 @@ def train(
         float | None, typer.Option(help="Chance that a picture is shown without its prompt  [0; atelier its own].")
     ] = None,
     seed: SeedOption = 0,
+    tensorboard: TensorboardOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a LoRA on a few pictures of a thing, or on one picture of a look."""
     with one_line():
+        from duolora.logs import event_log
         from duolora.verbs.train import default_options
         from duolora.verbs.train import train as run
 
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
         options = _changed(default_options(base), **given)
-        done = run(images, prompt, out, base, options, progress=not quiet)
+        with event_log(tensorboard, PREVIEWS) as log:
+            done = run(images, prompt, out, base, options, progress=not quiet, watch=log)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, bytes=done.proof.size, error=done.proof.error, losses=done.losses)
 
@@ -119,11 +127,13 @@ def merge(
     format: FormatOption = "diffusers",
     dtype: DtypeOption = "float16",
     seed: SeedOption = 0,
+    tensorboard: TensorboardOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge a content LoRA and a style LoRA into one ordinary LoRA file, and prove its strength."""
     with one_line():
+        from duolora.logs import event_log
         from duolora.methods import WEIGHTS
         from duolora.networks.block_map import formatted
         from duolora.verbs.merge import merge as run
@@ -138,12 +148,13 @@ def merge(
             raise DuoLoRAError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
         options = options_of(method, **WEIGHTS.get(weights or "", {}))
         options = _changed(options, steps=steps, seed=seed, **_parsed(option or [], options))
-        done = run(
-            content, style, out, method, base, content_images, style_images, content_prompt, style_prompt,
-            merged_prompt, options, progress=not quiet,
-            announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
-            format=format, dtype=dtype,
-        )  # fmt: skip
+        with event_log(tensorboard, PREVIEWS) as log:
+            done = run(
+                content, style, out, method, base, content_images, style_images, content_prompt, style_prompt,
+                merged_prompt, options, progress=not quiet,
+                announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
+                format=format, dtype=dtype, watch=log,
+            )  # fmt: skip
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
         if done.trainable:
             text += (

@@ -1,6 +1,7 @@
 """The report's plots, as SVG that takes the page's own colour for text, so that one plot serves light and dark."""
 
 import io
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -43,11 +44,10 @@ def _drawn(figure: Figure, name: str) -> str:
         FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None, "Creator": None})
     text = file.getvalue().decode("utf-8")
     text = text[text.index("<svg") :].replace(_INK, "currentColor")
-    for kind in ("figure_", "axes_", "patch_", "line2d_", "text_", "matplotlib.axis_", "xtick_", "ytick_"):
-        text = text.replace(f'id="{kind}', f'id="{name}-{kind}')
-    return text.replace("font: 10px 'sans-serif'", "font-size: 10px").replace(
-        "<svg ", f'<svg role="img" id="{name}" ', 1
-    )
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
+    used = set(re.findall(r"#([^\");]+)", text))
+    text = re.sub(r' id="([^"]+)"', lambda found: found[0] if found[1] in used else "", text)
+    return text.replace("<svg ", '<svg role="img" ', 1)
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:

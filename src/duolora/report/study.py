@@ -233,7 +233,8 @@ def _read_answers(path: Path, study: str, options: Mapping[str, Mapping[str, str
     for question, option in pairs:
         if option not in options.get(question, {}) or question in chosen:
             raise FileRefused(
-                f"{path}: question {question}: expected one of its own options, once; got {option!r}; the file was changed"
+                f"{path}: question {question}: expected one of its own options, once; got {option!r}; the file was "
+                "changed"
             )
         chosen[question] = options[question][option]
     return person, chosen
