@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from duolora.commands import files, scores
+from duolora.commands import files, page, scores
 from duolora.commands.bench import bench
 from duolora.commands.files import DtypeOption, FormatOption
 from duolora.commands.speech import JsonOption, QuietOption, SeedOption, one_line, printable, proven, report
@@ -215,6 +215,7 @@ def generate(
 
 
 app.command()(scores.evaluate)
+app.command()(page.ui)
 for command in (files.convert, files.compose, files.inspect):
     app.command()(command)
 app.add_typer(bench, name="bench")

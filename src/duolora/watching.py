@@ -1,13 +1,14 @@
 """Watching a training or a merge from outside, without any influence on it."""
 
 from collections.abc import Mapping
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
 Masks = Mapping[str, Mapping[str, Tensor]]
 
 
+@runtime_checkable
 class Watcher(Protocol):
     """Whoever wants to know how a training or a merge is going. An exception that it raises stops the work."""
 

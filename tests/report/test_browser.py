@@ -3,10 +3,10 @@
 import json
 
 import pytest
-from browser import chromium, opened
 from test_page import run as finished_table  # noqa: F401
 from test_study import run as finished_methods  # noqa: F401
 
+from browser import chromium, opened
 from duolora.report.page import report
 from duolora.report.study import make, score
 
