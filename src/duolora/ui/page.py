@@ -139,8 +139,12 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
             content = _side(gr, "The thing", "content", "a sks thing in flat style")
             style = _side(gr, "The look", "style", "a house in zwx style")
         with gr.Row():
-            method = gr.Dropdown(list(METHODS), value="duolora", label="Method", elem_id="method")
-            where = gr.Textbox(base, label="Base: atelier, a folder, a .safetensors file or a hub id", elem_id="base")
+            method = gr.Dropdown(
+                list(METHODS), value="duolora", label="Method", info="how the two become one", elem_id="method"
+            )
+            where = gr.Textbox(
+                base, label="Base", info="atelier, a folder, a .safetensors file or a hub id", elem_id="base"
+            )
         with gr.Accordion("Steps and seed", open=False, elem_id="more"), gr.Row():
             train_steps = gr.Number(None, label="Updates for each LoRA [the base's own]", precision=0, minimum=1)
             merge_steps = gr.Number(None, label="Updates of the masks [100]", precision=0, minimum=0)
@@ -152,12 +156,14 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
         previews = gr.Gallery(label="Previews", columns=4, height=180, elem_id="previews", format="png", buttons=[])
         gr.Markdown("## Draw")
         with gr.Row():
-            prompt = gr.Textbox(label="Prompt", elem_id="prompt", scale=3)
+            prompt = gr.Textbox(label="Prompt", elem_id="prompt", scale=3, min_width=280)
             count = gr.Number(4, label="Pictures", precision=0, minimum=1, maximum=16, elem_id="count")
             first = gr.Number(0, label="First seed", precision=0, elem_id="first-seed")
         with gr.Row():
             weights = [
-                gr.Slider(0, 1.5, 1.0, step=0.05, label=f"Strength of the {name}", elem_id=f"weight-{key}")
+                gr.Slider(
+                    0, 1.5, 1.0, step=0.05, label=f"Strength of the {name}", min_width=240, elem_id=f"weight-{key}"
+                )
                 for name, key in (("thing", "content"), ("look", "style"))
             ]
         draw = gr.Button("Draw", elem_id="draw")
@@ -169,9 +175,11 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
             side_by_side = gr.Gallery(label="Side by side", columns=4, elem_id="side-by-side", format="png")
         gr.Markdown("## Download")
         with gr.Row():
-            format = gr.Dropdown(list(FORMATS), value="diffusers", label="Format", elem_id="format")
-            write = gr.Button("Write the file, with the strengths above", elem_id="export")
-        files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files")
+            format = gr.Dropdown(
+                list(FORMATS), value="diffusers", label="Format", info="with the strengths above", elem_id="format"
+            )
+            write = gr.Button("Write the file", elem_id="export")
+        files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files", height=130)
 
         asked = [*content, *style, where, method, train_steps, merge_steps, seed]
         one = {"concurrency_id": "base", "concurrency_limit": 1}
@@ -194,7 +202,7 @@ def _side(gr: Any, title: str, key: str, prompt: str) -> list[Any]:
             label="Pictures", file_count="multiple", file_types=["image"], elem_id=f"{key}-pictures", height=140
         )
         words = gr.Textbox(prompt, label="What they show, with an identifier of its own", elem_id=f"{key}-prompt")
-        lora = gr.File(label="… or a LoRA file", file_types=[".safetensors"], elem_id=f"{key}-lora", height=100)
+        lora = gr.File(label="… or a LoRA file", file_types=[".safetensors"], elem_id=f"{key}-lora", height=140)
     return [pictures, words, lora]
 
 

@@ -182,7 +182,7 @@ def _optimise(
         if step % 10 == 0:
             losses.append(loss.detach())
             if watch is not None:
-                watch.losses(step + 1, options.steps, {"loss": float(loss)})
+                watch.losses(step + 1, options.steps, {"loss": float(loss.detach())})
         if watch is not None and wants_preview(watch, step + 1, options.steps):
             watch.preview(step + 1, draw(base, [prompt] * 2, [options.seed, options.seed + 1]))
             base.release_encoders()
