@@ -1,6 +1,7 @@
 """The study kit: a blind page, a key beside it, and scores that follow from the answers."""
 
 import json
+import re
 from dataclasses import asdict
 from itertools import cycle
 
@@ -90,10 +91,10 @@ def test_from_runs_to_table_6(run, tmp_path):
     key, text = read_key(where), page.read_text("utf-8")
     assert len(key.questions) == 4
     assert key.seed == 3
-    assert not any(name in text for name in (*METHODS, *METHODS.values(), "sks", *(q.case for q in key.questions))), (
-        "the page is blind"
-    )
-    assert "http" not in text
+    words = re.sub(r"data:[^\"]*", "", text)
+    telling = (*METHODS, *METHODS.values(), "sks", *(q.case for q in key.questions))
+    assert [name for name in telling if name in words] == [], "the page is blind"
+    assert "http" not in words
     assert all(name in text for q in key.questions for name in (q.name, *q.options))
     assert "None is satisfactory" in text
     assert any(q.prompt == "this thing on a hill in that style" for q in key.questions) or "this thing in that" in text

@@ -49,12 +49,13 @@ def serve(
         InputError: Gradio is not installed, or the port is taken.
     """
     gr = gradio()
-    page = built(gr, Studio(folder.expanduser().absolute()), base)
+    folder = folder.expanduser().absolute()
+    page = built(gr, Studio(folder), base)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         _, url, _ = page.queue(default_concurrency_limit=1).launch(
             server_name=host, server_port=port, share=False, quiet=True, show_error=True, ssr_mode=False,
-            footer_links=[], run_history=False, prevent_thread_lock=True, allowed_paths=[str(folder.absolute())],
+            footer_links=[], run_history=False, prevent_thread_lock=True, allowed_paths=[str(folder)],
             theme=gr.themes.Default(**fonts), css=CSS,
         )  # fmt: skip
     except OSError as error:
@@ -127,7 +128,7 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
             yield f'<p class="bad" role="alert">{escape(str(error))}</p>', gr.skip()
             return
         rows = [(picture, name) for name, pictures in work.result.items() for picture in pictures]
-        yield "", gr.Gallery(rows, columns=max(1, int(count)))
+        yield "", gr.Gallery(rows, columns=max(1, int(count)), fit_columns=False)
 
     def export(made: Made | None, format: str, content: float, style: float) -> list[str]:
         return [str(path) for path in studio.export(_there(made), format, content, style)]
@@ -153,7 +154,16 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
             go = gr.Button("Make the LoRA", variant="primary", elem_id="make")
             halt = gr.Button("Stop", elem_id="stop")
         state = gr.HTML(elem_id="status")
-        previews = gr.Gallery(label="Previews", columns=4, height=180, elem_id="previews", format="png", buttons=[])
+        previews = gr.Gallery(
+            label="Previews",
+            columns=4,
+            height=190,
+            fit_columns=False,
+            object_fit="contain",
+            elem_id="previews",
+            format="png",
+            buttons=[],
+        )
         gr.Markdown("## Draw")
         with gr.Row():
             prompt = gr.Textbox(label="Prompt", elem_id="prompt", scale=3, min_width=280)
@@ -167,7 +177,9 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
                 for name, key in (("thing", "content"), ("look", "style"))
             ]
         draw = gr.Button("Draw", elem_id="draw")
-        pictures = gr.Gallery(label="Pictures", columns=4, elem_id="pictures", format="png", buttons=["fullscreen"])
+        pictures = gr.Gallery(
+            label="Pictures", columns=4, fit_columns=False, elem_id="pictures", format="png", buttons=["fullscreen"]
+        )
         with gr.Accordion("Compare methods at the same seeds", open=False, elem_id="compare-part"):
             methods = gr.CheckboxGroup(list(METHODS), value=list(COMPARED), label="Methods", elem_id="methods")
             against = gr.Button("Compare", elem_id="compare")
