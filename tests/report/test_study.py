@@ -96,6 +96,7 @@ def test_from_runs_to_table_6(run, tmp_path):
     assert [name for name in telling if name in words] == [], "the page is blind"
     assert "http" not in words
     assert all(name in text for q in key.questions for name in (q.name, *q.options))
+    assert f'data-name="{NONE}"' in text
     assert "None is satisfactory" in text
     assert any(q.prompt == "this thing on a hill in that style" for q in key.questions) or "this thing in that" in text
     again, _ = make([run], tmp_path / "again", each=2, seed=3)

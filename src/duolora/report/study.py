@@ -124,7 +124,7 @@ def make(
     rng.shuffle(shown)
     facts = json.dumps([seed, list(rows), [asdict(q) for q in questions]], sort_keys=True)
     key = Key(hashlib.sha256(facts.encode()).hexdigest()[:12], seed, bases.pop(), tuple(rows), tuple(questions))
-    page = environment().get_template("study.html.j2").render(study=key.study, questions=shown, none=NONE)
+    page = environment().get_template("study.html.j2").render(study=key.study, questions=shown, no_choice=NONE)
     return written(where / "questionnaire.html", page), written(
         where / "key.json", json.dumps(asdict(key), indent=1) + "\n"
     )
