@@ -4,6 +4,7 @@ import io
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -14,7 +15,7 @@ Interval = tuple[float, float, float]
 _INK = "#010203"
 """A colour that nothing else has; it becomes the page's."""
 PALETTE = ("#3b82c4", "#e0702f", "#3f9a5b", "#c9485b", "#8a68c4", "#a0785a", "#d067a8", "#7d8a2e", "#2b9fb0", "#b5891f")
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none", "font.size": 10, "font.family": "sans-serif", "text.color": _INK, "axes.edgecolor": _INK,
     "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
     "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left",
@@ -65,10 +66,9 @@ def scatter(points: Sequence[Point], x: str, y: str, name: str, time: bool = Fal
         figure = Figure(figsize=(4.4, 3.6), dpi=72, layout="constrained")
         axis = figure.add_subplot()
         for p in points:
-            bars = {"yerr": _spread(p.y), "xerr": None if time else _spread(p.x)}
             face = colour(p.number) if p.competes else "none"
             axis.errorbar(
-                p.x[0], p.y[0], **bars, fmt="o", ms=7, mfc=face, mec=colour(p.number), ecolor=colour(p.number),
+                p.x[0], p.y[0], _spread(p.y), None if time else _spread(p.x), fmt="o", ms=7, mfc=face, mec=colour(p.number), ecolor=colour(p.number),
                 elinewidth=1, alpha=0.85,
             )  # fmt: skip
         if time:

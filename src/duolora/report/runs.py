@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from duolora.atelier.pairs import Pair
 from duolora.bench.cells import Cell, LoraJob
 from duolora.bench.multi import Group, GroupCell
-from duolora.bench.pairs import Case, Pair
+from duolora.bench.pairs import Case
 from duolora.bench.tables import TABLES, Row
 from duolora.errors import FileRefused, InputError
 

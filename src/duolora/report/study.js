@@ -1,6 +1,6 @@
 "use strict";
 const study = document.body.dataset.study, element = (id) => document.getElementById(id);
-const place = `duolora-study-${study}`;
+const place = `study-${study}`;
 let kept = {};
 try { kept = JSON.parse(localStorage.getItem(place)) || {}; } catch { kept = {}; }
 const seed = kept.seed ?? crypto.getRandomValues(new Uint32Array(1))[0];
