@@ -6,14 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from duolora.bench.cells import Cell, LoraJob, train_lora
 from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
+from duolora.bench.record import facts
 from duolora.bench.render import render
 from duolora.bench.tables import MULTI, Row, Table
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
-from duolora.provenance import versions
 
 
 @runtime_checkable
@@ -107,7 +109,8 @@ def run_table(
     folder = out / name
     text = render(table.title, [row.label for row in table.rows], results, folder)
     names = sorted({cell.folder.parent.name for cell in cells})
-    about = {"table": name, "seed": seed, "cases": names, "versions": versions(), "failed": failed}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    about = {"table": name, "base": "atelier", "cases": names, "failed": failed, **facts(device, seed)}
     (folder / "run.json").write_text(json.dumps(about, indent=1), "utf-8")
     return Ran(text, folder, failed)
 

@@ -68,8 +68,8 @@ def scatter(points: Sequence[Point], x: str, y: str, name: str, time: bool = Fal
         for p in points:
             face = colour(p.number) if p.competes else "none"
             axis.errorbar(
-                p.x[0], p.y[0], _spread(p.y), None if time else _spread(p.x), fmt="o", ms=7, mfc=face, mec=colour(p.number), ecolor=colour(p.number),
-                elinewidth=1, alpha=0.85,
+                p.x[0], p.y[0], _spread(p.y), None if time else _spread(p.x), fmt="o", ms=7, mfc=face,
+                mec=colour(p.number), ecolor=colour(p.number), elinewidth=1, alpha=0.85,
             )  # fmt: skip
         if time:
             axis.set_xscale("log")
