@@ -94,7 +94,8 @@ def test_from_runs_to_table_6(run, tmp_path):
     words = re.sub(r"data:[^\"]*", "", text)
     telling = (*METHODS, *METHODS.values(), "sks", *(q.case for q in key.questions))
     assert [name for name in telling if name in words] == [], "the page is blind"
-    assert "http" not in words
+    assert "http:" not in words
+    assert "https:" not in words
     assert all(name in text for q in key.questions for name in (q.name, *q.options))
     assert f'data-name="{NONE}"' in text
     assert "None is satisfactory" in text
