@@ -5,7 +5,8 @@
 
 import io
 import re
-from functools import partial
+import subprocess
+import sys
 
 import pytest
 from PIL import Image
@@ -19,20 +20,32 @@ expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = pytest.mark.browser
 
 
+SERVER = """
+import sys
+from functools import partial
+from pathlib import Path
+from duolora.merging import learn
+from duolora.sampling import draw
+from duolora.ui import page, work
+from duolora.verbs import train
+
+for module in (learn, train, work):
+    module.draw = partial(draw, steps=2)
+served, url = page.serve(Path(sys.argv[1]), block=False)
+print(url, flush=True)
+sys.stdin.read()
+"""
+"""The page in a process of its own, as people have it, but drawing in two steps."""
+
+
 @pytest.fixture(scope="module")
 def url(tmp_path_factory):
-    """The address of the page, which draws in two steps."""
-    from duolora.merging import learn
-    from duolora.sampling import draw
-    from duolora.ui import page, work
-    from duolora.verbs import train
-
-    with pytest.MonkeyPatch.context() as patch:
-        for module in (learn, train, work):
-            patch.setattr(module, "draw", partial(draw, steps=2))
-        served, url = page.serve(tmp_path_factory.mktemp("ui"), block=False)
-        yield url
-        served.close()
+    """The address of the page."""
+    folder = str(tmp_path_factory.mktemp("ui"))
+    command = [sys.executable, "-c", SERVER, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield server.stdout.readline().strip()
+        server.stdin.close()
 
 
 @pytest.fixture(scope="module")

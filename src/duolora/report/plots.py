@@ -16,6 +16,7 @@ _INK = "#010203"
 """A colour that nothing else has; it becomes the page's."""
 PALETTE = ("#3b82c4", "#e0702f", "#3f9a5b", "#c9485b", "#8a68c4", "#a0785a", "#d067a8", "#7d8a2e", "#2b9fb0", "#b5891f")
 _STYLE: Any = {
+    "figure.facecolor": "none", "axes.facecolor": "none",
     "svg.fonttype": "none", "font.size": 10, "font.family": "sans-serif", "text.color": _INK, "axes.edgecolor": _INK,
     "axes.labelcolor": _INK, "xtick.color": _INK, "ytick.color": _INK, "axes.spines.top": False,
     "axes.spines.right": False, "axes.titlesize": 10, "axes.titlelocation": "left",
