@@ -85,7 +85,7 @@ def test_only_the_named_blocks_learn(base, photos, tmp_path):
     found = set(read_adapter(path).modules)
     assert found == {name for name in target_modules(base.unet) if name.startswith(blocks)}
     assert {name.split(".")[0] for name in found} == {"up_blocks", "mid_block"}
-    with pytest.raises(InputError, match=r"blocks.*up_blocks\.0\.attentions\.0.*up_blocks\.0\.attentions'"):
+    with pytest.raises(InputError, match=r"blocks.*up_blocks\.0\.attentions\.0.*got 'up'"):
         train(photos, "a cat", path, base, replace(OPTIONS, blocks=("up_blocks.0.attentions", "up")), progress=False)
 
 

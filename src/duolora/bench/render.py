@@ -99,8 +99,8 @@ def _mean(column: str, measured: Sequence[dict]) -> Ends | None:
 def _way(here: dict[str, dict], floor: dict[str, dict], ceiling: dict[str, dict]) -> Ends | None:
     """The way in joint truth, over the pairs that all three have."""
     pairs = [pair for pair in here if pair in floor and pair in ceiling]
-    joint = ([of[pair]["truth"]["joint"] for pair in pairs] for of in (here, floor, ceiling))
-    return way(*joint) if pairs else None
+    values, floors, ceilings = ([of[pair]["truth"]["joint"] for pair in pairs] for of in (here, floor, ceiling))
+    return way(values, floors, ceilings) if pairs else None
 
 
 def render(title: str, lines: Sequence[dict[str, object]], folder: Path) -> str:

@@ -12,7 +12,7 @@ from PIL import Image
 from duolora.atelier.captions import plain_caption
 from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair
-from duolora.evaluation.embedders import NetworkEmbedder, load_embedder
+from duolora.evaluation.embedders import Items, NetworkEmbedder, load_embedder
 from duolora.evaluation.evaluate import ATELIER
 from duolora.evaluation.metrics import all_pairs_mean
 
@@ -34,7 +34,7 @@ def similarities(drawn: Images, content: Images, style: Images, words: str) -> d
 
     In the order of `evaluation.evaluate.ATELIER`: in DINO's, CLIP-I's, CLIP-T's, CSD-s's and the leakage check's place.
     """
-    references = {"content": content, "style": style, "prompt": [words]}
+    references: dict[str, Items] = {"content": content, "style": style, "prompt": [words]}
     found = {}
     for name, metric in ATELIER.items():
         embed = _embedder(metric.embedder)
