@@ -44,7 +44,7 @@ class TrainOptions:
     """Only the attention whose module paths begin so, as B-LoRA trains two blocks only; all when empty."""
 
 
-ATELIER_OPTIONS = TrainOptions(rank=16, steps=250, batch=4, lr=1e-3, unconditional=0.1)
+ATELIER_OPTIONS = TrainOptions(rank=16, steps=300, batch=4, lr=1e-3, unconditional=0.1)
 """What suits the small base: it learns a thing or a look in under a minute on two cores."""
 
 
