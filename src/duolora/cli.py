@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from duolora.commands import files, scores
+from duolora.commands import files, page, scores
 from duolora.commands.bench import bench
 from duolora.commands.config import options_of_file
 from duolora.commands.files import DtypeOption, FormatOption
@@ -72,6 +72,11 @@ app = typer.Typer(
 
 METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
 """The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
+TensorboardOption = Annotated[
+    Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
+]
+PREVIEWS = 50
+"""With event files, a preview after so many updates."""
 
 
 def _changed(options: Any, **given: object) -> Any:
@@ -133,17 +138,21 @@ def train(
         typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
     ] = None,
     seed: SeedOption = 0,
+    tensorboard: TensorboardOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train a LoRA on a few pictures of a thing, or on one picture of a look."""
     with one_line():
+        from duolora.logs import event_log
         from duolora.verbs.train import default_options
         from duolora.verbs.train import train as run
 
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
         options = _changed(default_options(base), **given, blocks=tuple(blocks) if blocks else None)
-        done = run(images, prompt, out, chosen(base, device, base_dtype, offload, quiet), options, progress=not quiet)
+        opened = chosen(base, device, base_dtype, offload, quiet)
+        with event_log(tensorboard, PREVIEWS) as log:
+            done = run(images, prompt, out, opened, options, progress=not quiet, watch=log)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
 
@@ -173,11 +182,13 @@ def merge(
     base_dtype: MergeBaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     seed: SeedOption = 0,
+    tensorboard: TensorboardOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Merge a content LoRA and a style LoRA into one ordinary LoRA file, and prove its strength."""
     with one_line():
+        from duolora.logs import event_log
         from duolora.methods import WEIGHTS
         from duolora.networks.block_map import formatted
         from duolora.verbs.merge import merge as run
@@ -192,12 +203,14 @@ def merge(
             raise DuoLoRAError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
         options = options_of(method, **WEIGHTS.get(weights or "", {}))
         options = _changed(options, steps=steps, seed=seed, **_parsed(option or [], options))
-        done = run(
-            content, style, out, method, chosen(base, device, base_dtype, offload, quiet), content_images,
-            style_images, content_prompt, style_prompt, merged_prompt, options, progress=not quiet,
-            announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
-            format=format, dtype=dtype,
-        )  # fmt: skip
+        opened = chosen(base, device, base_dtype, offload, quiet)
+        with event_log(tensorboard, PREVIEWS) as log:
+            done = run(
+                content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
+                merged_prompt, options, progress=not quiet,
+                announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
+                format=format, dtype=dtype, watch=log,
+            )  # fmt: skip
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
         if done.trainable:
             text += (
@@ -262,6 +275,7 @@ def generate(
 
 
 app.command()(scores.evaluate)
+app.command()(page.ui)
 for command in (files.convert, files.compose, files.inspect):
     app.command()(command)
 app.add_typer(bench, name="bench")

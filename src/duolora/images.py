@@ -105,13 +105,6 @@ def as_pictures(images: Iterable[Image.Image]) -> Float[Tensor, "n 3 h w"]:
     )
 
 
-def untiled(sheet: Image.Image, rows: int, gap: int = 2) -> list[Image.Image]:
-    """The square images of a sheet of so many full rows, as `tiled` laid them out."""
-    side = (sheet.height + gap) // rows - gap
-    corners = [(x, y) for y in range(0, sheet.height, side + gap) for x in range(0, sheet.width, side + gap)]
-    return [sheet.crop((x, y, x + side, y + side)) for x, y in corners]
-
-
 def tiled(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
     """Images of one size laid out in rows on white."""
     width, height = rows[0][0].size
@@ -120,3 +113,17 @@ def tiled(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
         for x, image in enumerate(row):
             sheet.paste(image, (x * (width + gap), y * (height + gap)))
     return sheet
+
+
+def untiled(sheet: Image.Image, rows: int, gap: int = 2) -> list[list[Image.Image]]:
+    """The square images of a sheet with so many rows, as `tiled` laid them out.
+
+    Raises:
+        InputError: it is no such sheet.
+    """
+    side, rest = divmod(sheet.height + gap, rows)
+    columns, over = divmod(sheet.width + gap, side)
+    if rest or over or not columns:
+        raise InputError(f"expected {rows} rows of square pictures with {gap} pixels between, found {sheet.size}")
+    corners = [[(x * side, y * side) for x in range(columns)] for y in range(rows)]
+    return [[sheet.crop((x, y, x + side - gap, y + side - gap)) for x, y in row] for row in corners]

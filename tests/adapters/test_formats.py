@@ -200,6 +200,14 @@ def test_kohya_header_says_what_programs_look_for(tmp_path):
     assert header["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data[start:]).hexdigest()
 
 
+def test_a_prompt_that_is_no_unicode_is_written_all_the_same(tmp_path):
+    """JSON can say lone surrogates, and safetensors refuses a header that has one."""
+    adapter = Adapter(awkward(tiny_pipeline(tmp_path), text=False).modules, {"prompt": "a sks \ud800 cat"})
+    write_adapter(tmp_path / "a.safetensors", adapter, format="kohya")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata()["modelspec.trigger_phrase"] == "a sks ? cat"
+
+
 def test_uniform_needs_no_header(tmp_path):
     """What an old reader does: no alphas, no metadata, scale 1, one rank."""
     adapter = awkward(tiny_pipeline(tmp_path))

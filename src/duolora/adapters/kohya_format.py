@@ -57,7 +57,7 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
         conv = {"conv_dim": str(max(convolutions)), "conv_alpha": str(max(convolutions))}
         found["ss_network_args"] = json.dumps(conv, sort_keys=True)
     if isinstance(prompt, str):
-        found["modelspec.trigger_phrase"] = prompt
+        found["modelspec.trigger_phrase"] = prompt.encode("utf-8", "replace").decode()  # no lone surrogates
     return found
 
 

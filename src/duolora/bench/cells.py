@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from PIL import Image
@@ -165,7 +166,8 @@ def completed(folder: Path, score: Callable[[list[Image.Image]], Mapping[str, fl
     sheet = folder / "pictures.png"
     if "similarity" not in result and sheet.exists():
         rows = len(result.get("prompts", [""]))
-        write_result(folder, result | {"similarity": score(untiled(read_image(sheet), rows))})
+        images = list(chain.from_iterable(untiled(read_image(sheet), rows)))
+        write_result(folder, result | {"similarity": score(images)})
 
 
 def _similarity(cell: Cell, images: Sequence[Image.Image]) -> dict[str, float]:

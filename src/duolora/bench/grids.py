@@ -102,9 +102,7 @@ def _drawn(cells: Sequence[Cell | GroupCell]) -> list[Cell | GroupCell]:
 def _rows(cell: Cell | GroupCell) -> list[list[Image.Image]]:
     """The pictures of each prompt."""
     count = len(cell.result().get("prompts", [""]))
-    images = untiled(read_image(cell.folder / "pictures.png"), count)
-    each = len(images) // count
-    return [images[k : k + each] for k in range(0, len(images), each)]
+    return untiled(read_image(cell.folder / "pictures.png"), count)
 
 
 def _title(cell: Cell | GroupCell) -> str:

@@ -6,17 +6,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import torch
+
 from duolora.bench.cells import Cell, described
 from duolora.bench.jobs import LoraJob, train_lora
 from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
-from duolora.bench.record import write
+from duolora.bench.record import facts, write
 from duolora.bench.render import Result, render, summary
 from duolora.bench.tables import MULTI, Row, Table, read_blocks, with_blora
 from duolora.bench.tuning import tuned
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
-from duolora.provenance import file_hash, versions
+from duolora.provenance import file_hash
 
 
 @runtime_checkable
@@ -143,12 +145,13 @@ def run_table(
     lines = summary([row.label for row in table.rows], results)
     text = render(table.title, lines, folder)
     names = sorted({cell.folder.parent.name for _, cell in cells})
-    about = {"table": name, "seed": seed, "bases": list(bases.values()), "cases": names, "versions": versions()}
+    about = {"table": name, "bases": list(bases.values()), "cases": names}
     empty = [str(cell.folder) for _, cell in cells if cell.done and "similarity" not in cell.result()]
     if empty:
         text += f"\nWithout similarities, as they are older and their pictures are gone or damaged: {len(empty)} cells."
-    rows = {row.label: described(row) for row in table.rows}
-    write(folder / "run.json", about | {"rows": rows, "failed": failed, "without_similarity": empty})
+    about["rows"] = {row.label: described(row) for row in table.rows}
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    write(folder / "run.json", about | {"failed": failed, "without_similarity": empty} | facts(device, seed))
     return Ran(text, lines, folder, failed, cells)
 
 

@@ -7,6 +7,7 @@ import typer
 
 from duolora.bench.tables import TABLES, Table
 from duolora.bench.tuning import TUNING
+from duolora.commands import reports
 from duolora.commands.measure import app as measure
 from duolora.commands.speech import JsonOption, one_line, report
 
@@ -174,4 +175,6 @@ def loras(
         typer.echo(sweep(out / "loras-sweep", cases[:pairs], kind, workers))
 
 
+bench.command()(reports.report)
+bench.add_typer(reports.study, name="study")
 bench.add_typer(measure)

@@ -20,6 +20,7 @@ from duolora.networks.denoise import NoiseSchedule, Remembering, denoiser, noise
 from duolora.networks.mount import Axis, Mount
 from duolora.paper.constyle import Prompts, constyle, overall
 from duolora.sampling import draw
+from duolora.watching import Watcher, wants_preview
 
 Images = str | Path | None
 
@@ -84,6 +85,8 @@ class Learner:
     data: Calibration
     row: Tensor
     optimiser: torch.optim.Optimizer
+    preview: Callable[[], Tensor]
+    """Two pictures of the merged prompt, as the masks are now."""
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Update the masks in place, at the draw of this step; the loss and its terms before the update."""
@@ -130,7 +133,14 @@ def learner(
         denoise = Remembering(denoiser(base, mount, names, lambda: row, base.resolution, base.resolution))
         base.release_encoders()
         penalties, optimiser = Penalties(mount, both.roles, o), torch.optim.Adam([row], lr=o.lr)
-        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser)
+
+        def preview() -> Tensor:
+            with mount.gating(row.detach()[None]):
+                pictures = draw(base, [p.merged] * 2, [o.seed, o.seed + 1])
+            base.release_encoders()
+            return pictures
+
+        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser, preview)
 
 
 def learn(
@@ -140,8 +150,12 @@ def learn(
     data: Calibration,
     checkpoint: Path | None = None,
     progress: bool = True,
+    watch: Watcher | None = None,
 ) -> Learnt:
-    """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th update."""
+    """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th update.
+
+    `watch` is told the terms and the masks at every tenth update, and shown previews.
+    """
     o = options
     if o.init == "oneshot" and o.masks == "rank":
         m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, data.prompts), both.roles, o, progress)
@@ -157,6 +171,11 @@ def learn(
             terms = learning.update(step)
             if step % 10 == 0 or step + 1 == o.steps:
                 losses.append({"update": step, **{k: float(v) for k, v in terms.items()}})
+                if watch is not None:
+                    watch.losses(step + 1, o.steps, {k: v for k, v in losses[-1].items() if k != "update"})
+                    watch.masks(step + 1, {"content": m_c, "style": m_s})
+            if watch is not None and wants_preview(watch, step + 1, o.steps):
+                watch.preview(step + 1, learning.preview())
             if checkpoint and (step + 1) % 25 == 0 and step + 1 < o.steps:
                 save_checkpoint(checkpoint, masks, learning.optimiser, step + 1)
     moved = float((row - begun).abs().mean())

@@ -22,6 +22,7 @@ from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import Role
 from duolora.provenance import tensor_hash, versions
+from duolora.watching import Watcher
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ def merge(
     announce: Callable[[Mapping[str, Role]], object] | None = None,
     format: str = "diffusers",
     dtype: str = "float16",
+    watch: Watcher | None = None,
 ) -> Merged:
     """Merge two LoRA files into one that draws the content in the style, and write it to `out`.
 
@@ -85,6 +87,7 @@ def merge(
         announce: called with the role of every module before anything is learnt.
         format: diffusers, kohya, uniform, split or split-kohya (two files, see `merging.export`) or masks.
         dtype: float16, bfloat16 or float32.
+        watch: is told the losses and the masks as they are learnt, and shown previews of the merged prompt.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
@@ -113,7 +116,7 @@ def merge(
         data = calibration(loaded, both, options, prompts, content_images, style_images, progress)
         pictures = {"x_c": tensor_hash(data.x_c), "x_s": tensor_hash(data.x_s)}
         checkpoint = checkpoint_path(out, recipe | pictures)
-        learnt = learn(loaded, both, options, data, checkpoint, progress)
+        learnt = learn(loaded, both, options, data, checkpoint, progress, watch)
     masks, others = None, rest(both, options)
     if options.combine == "masks":
         merged = folded(both, learnt.content_masks, learnt.style_masks, options) | others

@@ -23,6 +23,8 @@ from duolora.networks.denoise import noise_schedule
 from duolora.networks.targets import modules_within
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
+from duolora.sampling import draw
+from duolora.watching import Watcher, wants_preview
 
 _NAME = "learning"
 
@@ -42,7 +44,7 @@ class TrainOptions:
     """Only the attention whose module paths begin so, as B-LoRA trains two blocks only; all when empty."""
 
 
-ATELIER_OPTIONS = TrainOptions(rank=16, steps=250, batch=4, lr=1e-3, unconditional=0.1)
+ATELIER_OPTIONS = TrainOptions(rank=16, steps=300, batch=4, lr=1e-3, unconditional=0.1)
 """What suits the small base: it learns a thing or a look in under a minute on two cores."""
 
 
@@ -67,6 +69,7 @@ def train(
     base: str | BaseChoice | Base = "atelier",
     options: TrainOptions | None = None,
     progress: bool = True,
+    watch: Watcher | None = None,
 ) -> Trained:
     """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
 
@@ -80,6 +83,7 @@ def train(
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
         progress: show a bar on stderr.
+        watch: is told the losses, and shown previews of the prompt.
 
     Raises:
         DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
@@ -99,7 +103,7 @@ def train(
     }
     latents = loaded.encode_images(read_pictures(images, loaded.resolution))
     with _lora(loaded, options) as factors:
-        losses = _optimise(loaded, factors, latents, prompt, options, checkpoint_path(out, recipe), progress)
+        losses = _optimise(loaded, factors, latents, prompt, options, checkpoint_path(out, recipe), progress, watch)
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
     proof = write_adapter(out, Adapter(modules, recipe))
     checkpoint_path(out, recipe).unlink(missing_ok=True)
@@ -148,6 +152,7 @@ def _optimise(
     options: TrainOptions,
     checkpoint: Path,
     progress: bool,
+    watch: Watcher | None = None,
 ) -> list[float]:
     """The denoising loss of the pictures, minimised in place by Adam; the losses of every tenth step."""
     schedule = noise_schedule(base)
@@ -178,6 +183,11 @@ def _optimise(
         optimiser.zero_grad()
         if step % 10 == 0:
             losses.append(loss.detach())
+            if watch is not None:
+                watch.losses(step + 1, options.steps, {"loss": float(loss.detach())})
+        if watch is not None and wants_preview(watch, step + 1, options.steps):
+            watch.preview(step + 1, draw(base, [prompt] * 2, [options.seed, options.seed + 1]))
+            base.release_encoders()
         if (step + 1) % 100 == 0 and step + 1 < options.steps:
             save_checkpoint(checkpoint, parameters, optimiser, step + 1)
     return [float(loss) for loss in losses]

@@ -1,0 +1,1 @@
+"""What people look at: the report of finished runs, and the questionnaire of a user study."""

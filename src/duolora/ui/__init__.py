@@ -1,0 +1,1 @@
+"""A page to work with: `duolora ui` (`pip install 'duolora[ui]'`)."""

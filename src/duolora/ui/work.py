@@ -1,0 +1,303 @@
+"""What the page does, without the page: train, merge, draw, compare and export, telling how far it is."""
+
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from queue import Queue
+from threading import Event, Thread
+from typing import Generic, TypeVar
+
+from PIL import Image
+from torch import Tensor
+
+from duolora.adapters.files import read_adapter
+from duolora.adapters.halves import CONTENT_RANKS
+from duolora.errors import DuoLoRAError, InputError
+from duolora.images import as_image
+from duolora.merging.export import half_paths
+from duolora.merging.mask_file import write_masks
+from duolora.merging.sources import Masks
+from duolora.networks.bases import Base, load_base
+from duolora.sampling import draw
+from duolora.verbs.convert import convert
+from duolora.verbs.generate import applied
+from duolora.verbs.merge import merge, options_of
+from duolora.verbs.train import default_options, train
+
+FORMATS = ("diffusers", "kohya", "uniform", "split", "masks")
+PREVIEWS = {"train": 50, "merge": 25}
+"""A preview after so many updates."""
+T = TypeVar("T")
+
+
+class Stopped(DuoLoRAError):
+    """Somebody pressed Stop."""
+
+
+@dataclass(frozen=True)
+class Side:
+    """What a person brings for the thing or for the look: pictures and a prompt, or a LoRA file."""
+
+    pictures: tuple[Path, ...] = ()
+    prompt: str = ""
+    lora: Path | None = None
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be made."""
+
+    content: Side
+    style: Side
+    base: str = "atelier"
+    method: str = "duolora"
+    train_steps: int | None = None
+    merge_steps: int | None = None
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class News:
+    """How far the work is."""
+
+    stage: str
+    done: int = 0
+    of: int = 0
+    losses: tuple[float, ...] = ()
+    pictures: tuple[Image.Image, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """A merge that can be drawn with, weighed and exported."""
+
+    asked: Asked
+    folder: Path
+    loras: Mapping[str, Path]
+    images: Mapping[str, Path | None]
+    merged: Path
+    prompt: str
+    masks: Mapping[str, Masks]
+    text: str
+
+
+Tell = Callable[[News], None]
+
+
+class Feed:
+    """A watcher that passes everything on as news, and stops the work when it is told to."""
+
+    def __init__(self, stage: str, previews: int, tell: Tell) -> None:
+        """News are told under the name of the stage."""
+        self.previews, self.tell, self.now = previews, tell, News(stage)
+        tell(self.now)
+
+    def losses(self, done: int, of: int, terms: Mapping[str, float]) -> None:
+        """The loss, added to those before it."""
+        self._say(replace(self.now, done=done, of=of, losses=(*self.now.losses, terms["loss"])))
+
+    def masks(self, done: int, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Masks are not shown."""
+
+    def preview(self, done: int, pictures: Tensor) -> None:
+        """The newest pictures."""
+        self._say(replace(self.now, done=done, pictures=tuple(map(shown, pictures.clamp(-1, 1)))))
+
+    def _say(self, news: News) -> None:
+        self.now = news
+        self.tell(news)
+
+
+def shown(picture: Tensor, least: int = 256) -> Image.Image:
+    """A picture as people see it: small ones enlarged without smoothing."""
+    image = as_image(picture)
+    times = max(1, least // max(image.size))
+    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+
+
+class Studio:
+    """The work of one page, in one folder; the last base stays loaded."""
+
+    def __init__(self, folder: Path) -> None:
+        """Files go into numbered folders inside this one."""
+        self.folder = folder
+        self._base: tuple[str, Base] | None = None
+
+    def base(self, name: str) -> Base:
+        """The base, loaded if it is another one than last time."""
+        if self._base is None or self._base[0] != name:
+            self._base = None
+            self._base = (name, load_base(name))
+        return self._base[1]
+
+    def make(self, asked: Asked, tell: Tell) -> Made:
+        """Train what is missing, and merge.
+
+        Raises:
+            DuoLoRAError: something that was given cannot be used.
+        """
+        for kind, side in (("thing", asked.content), ("look", asked.style)):
+            if not side.lora and not side.pictures:
+                raise InputError(f"the {kind}: expected pictures or a LoRA file, got neither; drop some in")
+        options_of(asked.method)
+        tell(News(f"Loading {asked.base}"))
+        base, folder = self.base(asked.base), self._new_folder()
+        loras, images = {}, {}
+        for kind, side in (("content", asked.content), ("style", asked.style)):
+            loras[kind], images[kind] = self._side(kind, side, asked, base, folder, tell)
+        made = Made(asked, folder, loras, images, folder / "merged.safetensors", "", {}, "")
+        return self._merged(made, asked.method, tell)
+
+    def _new_folder(self) -> Path:
+        self.folder.mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), default=0)
+        (self.folder / f"{number:03d}").mkdir()
+        return self.folder / f"{number:03d}"
+
+    def _side(
+        self, kind: str, side: Side, asked: Asked, base: Base, folder: Path, tell: Tell
+    ) -> tuple[Path, Path | None]:
+        """The LoRA of one side, trained if need be, and the folder of its pictures."""
+        lora, images = folder / f"{kind}.safetensors", None
+        if side.pictures:
+            images = folder / kind
+            images.mkdir()
+            for k, picture in enumerate(side.pictures):
+                shutil.copyfile(picture, images / f"{k:02d}{picture.suffix.lower()}")
+        if side.lora:
+            shutil.copyfile(side.lora, lora)
+            read_adapter(lora)
+        elif images is not None:
+            what = "the thing" if kind == "content" else "the look"
+            options = replace(default_options(asked.base), seed=asked.seed)
+            options = replace(options, steps=asked.train_steps or options.steps)
+            feed = Feed(f"Learning {what}", PREVIEWS["train"], tell)
+            train(images, side.prompt, lora, base, options, progress=False, watch=feed)
+        return lora, images
+
+    def _merged(self, made: Made, method: str, tell: Tell) -> Made:
+        """The two LoRAs merged by one method."""
+        asked = made.asked
+        path = made.folder / ("merged.safetensors" if method == asked.method else f"{method}.safetensors")
+        options = options_of(method, seed=asked.seed)
+        if options.masks != "none" and asked.merge_steps is not None:
+            options = replace(options, steps=asked.merge_steps)
+        feed = Feed(f"Merging by {method}", PREVIEWS["merge"], tell)
+        done = merge(
+            made.loras["content"], made.loras["style"], path, method, self.base(asked.base), made.images["content"],
+            made.images["style"], asked.content.prompt or None, asked.style.prompt or None, None, options,
+            progress=False, watch=feed,
+        )  # fmt: skip
+        prompt = str(read_adapter(path).recipe.get("prompt") or "")
+        text = f"{done.proof.modules} modules, {done.proof.size / 1000:.0f} kB, {done.seconds:.1f} s; "
+        text += f"read back, ΔW is off by at most {done.proof.error:.0e} of its size"
+        masks = {"content": done.content_masks, "style": done.style_masks}
+        return replace(made, merged=path, prompt=prompt, masks=masks, text=text)
+
+    def draw(
+        self, made: Made, prompt: str, content: float = 1.0, style: float = 1.0, count: int = 4, seed: int = 0
+    ) -> list[Image.Image]:
+        """Pictures with other weights on the two halves; nothing is learnt again.
+
+        Raises:
+            DuoLoRAError: the prompt is empty, or the merge has no halves that could be weighed.
+        """
+        if not prompt.strip():
+            raise InputError("the prompt: expected words for what to draw, got none")
+        if count < 1:
+            raise InputError(f"expected at least one picture, got {count}")
+        weighed = [(made.merged, 1.0)]
+        if (content, style) != (1.0, 1.0):
+            weighed = [(p, w) for p, w in zip(self._halves(made), (content, style), strict=True) if p.exists()]
+        base = self.base(made.asked.base)
+        with applied(base, [path for path, _ in weighed], [weight for _, weight in weighed]):
+            drawn = draw(base, [prompt] * count, range(seed, seed + count))
+        return [shown(picture) for picture in drawn.clamp(-1, 1)]
+
+    def _halves(self, made: Made) -> tuple[Path, Path]:
+        whole = made.merged.with_suffix(".halves.safetensors")
+        paths = half_paths(whole)
+        if not any(path.exists() for path in paths):
+            convert(made.merged, whole, "split", "float32")
+        return paths
+
+    def compare(
+        self, made: Made, methods: Sequence[str], prompt: str, count: int, seed: int, tell: Tell
+    ) -> dict[str, list[Image.Image]]:
+        """The same prompt and seeds by every method; a merge that is there is not made again.
+
+        Raises:
+            DuoLoRAError: no method was chosen, or one of the merges cannot be made.
+        """
+        if not methods:
+            raise InputError("methods: expected at least one to compare, got none; tick some")
+        found = {}
+        for method in methods:
+            path = made.folder / f"{method}.safetensors"
+            if method == made.asked.method:
+                other = made
+            elif path.exists():
+                other = replace(made, merged=path)
+            else:
+                other = self._merged(made, method, tell)
+            tell(News(f"Drawing by {method}"))
+            found[method] = self.draw(other, prompt, count=count, seed=seed)
+        return found
+
+    def export(self, made: Made, format: str, content: float = 1.0, style: float = 1.0) -> list[Path]:
+        """The merge as files in any format, with these weights on its halves.
+
+        Raises:
+            DuoLoRAError: there is no such format, or the merge cannot be written in it.
+        """
+        if format not in FORMATS:
+            raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
+        out = made.folder / f"duolora-{format}.safetensors"
+        if format == "masks":
+            recipe = read_adapter(made.merged).recipe
+            if CONTENT_RANKS not in recipe:
+                raise InputError(f"masks: expected a method with masks, {made.asked.method} has none; choose another")
+            write_masks(out, made.masks, recipe)
+            return [out]
+        done = convert(made.merged, out, format, content_weight=content, style_weight=style)
+        return [path for path in done.paths if path.exists()]
+
+
+class Streamed(Generic[T]):
+    """Work in a thread of its own, as news one after another; `result` is there when they have ended."""
+
+    result: T
+
+    def __init__(self, work: Callable[[Tell], T], stop: Event) -> None:
+        """`work` is given whom to tell; it is stopped at its next word once `stop` is set."""
+        self.work, self.stop = work, stop
+
+    def __iter__(self) -> Iterator[News]:
+        """The news; what the work raises is raised here."""
+        self.stop.clear()
+        queue: Queue[News | None] = Queue()
+        failed: list[BaseException] = []
+
+        def tell(news: News) -> None:
+            if self.stop.is_set():
+                raise Stopped("stopped; nothing was written")
+            queue.put(news)
+
+        def run() -> None:
+            try:
+                self.result = self.work(tell)
+            except BaseException as error:  # raised again where the news are read
+                failed.append(error)
+            queue.put(None)
+
+        thread = Thread(target=run, daemon=True)
+        thread.start()
+        try:
+            while (news := queue.get()) is not None:
+                yield news
+        finally:
+            self.stop.set()
+            thread.join()
+        if failed:
+            raise failed[0]

@@ -1,0 +1,30 @@
+"""Watching a training or a merge from outside, without any influence on it."""
+
+from collections.abc import Mapping
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+Masks = Mapping[str, Mapping[str, Tensor]]
+
+
+@runtime_checkable
+class Watcher(Protocol):
+    """Whoever wants to know how a training or a merge is going. An exception that it raises stops the work."""
+
+    previews: int
+    """A picture is drawn after so many updates, and at the end; 0 is never."""
+
+    def losses(self, done: int, of: int, terms: Mapping[str, float]) -> None:
+        """The terms of the loss, at every tenth update: so many updates are done, of so many."""
+
+    def masks(self, done: int, masks: Masks) -> None:
+        """The masks by half and module, whenever the terms of a merge are told."""
+
+    def preview(self, done: int, pictures: Tensor) -> None:
+        """Pictures (n, 3, h, w) in [-1, 1], drawn as it is now."""
+
+
+def wants_preview(watch: Watcher | None, done: int, of: int) -> bool:
+    """Whether it is time for a picture."""
+    return watch is not None and watch.previews > 0 and (done % watch.previews == 0 or done == of)

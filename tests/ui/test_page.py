@@ -1,0 +1,130 @@
+"""The page in a real Chromium, end to end on Atelier: upload, train, merge, slide, compare, download; and errors.
+
+`pytest -m browser`; needs gradio, playwright and a Chromium.
+"""
+
+import io
+import re
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+from browser import chromium, opened
+from duolora.adapters.files import read_adapter
+from duolora.adapters.header import read_header
+
+pytest.importorskip("gradio")
+expect = pytest.importorskip("playwright.sync_api").expect
+pytestmark = pytest.mark.browser
+
+
+SERVER = """
+import sys
+from functools import partial
+from pathlib import Path
+from duolora.merging import learn
+from duolora.sampling import draw
+from duolora.ui import page, work
+from duolora.verbs import train
+
+for module in (learn, train, work):
+    module.draw = partial(draw, steps=2)
+served, url = page.serve(Path(sys.argv[1]), block=False)
+print(url, flush=True)
+sys.stdin.read()
+"""
+"""The page in a process of its own, as people have it, but drawing in two steps."""
+
+
+@pytest.fixture(scope="module")
+def url(tmp_path_factory):
+    """The address of the page."""
+    folder = str(tmp_path_factory.mktemp("ui"))
+    command = [sys.executable, "-c", SERVER, folder]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
+        yield server.stdout.readline().strip()
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """What a person brings: photos of a thing, one picture of a look."""
+    from duolora.atelier.pairs import pictures
+    from duolora.verbs.demo import PAIR
+
+    folder, found = tmp_path_factory.mktemp("brought"), {}
+    for kind, scenes in (("content", PAIR.content_scenes()[:2]), ("style", [PAIR.style_scene()])):
+        found[kind] = []
+        for k, picture in enumerate(pictures(scenes)):
+            found[kind].append(folder / f"{kind}{k}.png")
+            Image.fromarray(picture).save(found[kind][-1])
+    return found
+
+
+def shown(page, gallery, count, before=()):
+    """The bytes of a gallery's pictures, once there are so many, and others than before."""
+    images = page.locator(f"#{gallery} .grid-container img")
+    expect(images).to_have_count(count, timeout=600_000)
+    for k in range(20):
+        found = [page.request.get(image.get_attribute("src")).body() for image in images.all()]
+        if found != before:
+            return found
+        page.wait_for_timeout(500 * (k + 1))
+    raise AssertionError(f"{gallery}: the pictures have not changed")
+
+
+def test_from_pictures_to_a_file(url, pictures, tmp_path):
+    with chromium() as browser, opened(browser, url, accept_downloads=True) as page:
+        for kind, files in pictures.items():
+            page.set_input_files(f"#{kind}-pictures input[type=file]", files)
+            page.wait_for_selector(f"#{kind}-pictures .file-preview")
+        page.click("#more button")
+        page.get_by_label("Updates for each LoRA").fill("1")
+        page.get_by_label("Updates of the masks").fill("1")
+        page.fill("#count input", "2")
+        page.click("#make")
+        page.wait_for_selector("#previews img")
+        page.wait_for_selector("#status :text('Done')")
+        assert re.search(r"off by at most \de-\d+", page.inner_text("#status"))
+        assert " in " in page.input_value("#prompt textarea")
+        first = shown(page, "pictures", 4)
+        bar = page.locator("#weight-style input[type=range]")
+        box = bar.bounding_box()
+        bar.click(position={"x": 2, "y": box["height"] / 2})
+        second = shown(page, "pictures", 2, first)
+        assert Image.open(io.BytesIO(first[0])).size == (256, 256)
+        assert second[0] != first[0], "the look at no strength draws another picture from the same seed"
+        page.click("#compare-part button")
+        for method in ("ziplora", "duolora"):
+            page.get_by_label(method, exact=True).uncheck()
+        page.get_by_label("svd", exact=True).check()
+        page.click("#compare")
+        assert len(set(shown(page, "side-by-side", 4))) == 4
+        for format, mark in (("kohya", ".alpha"), ("diffusers", ".lora_A.weight")):
+            page.click("#format input")
+            page.get_by_role("option", name=format).click()
+            page.click("#export")
+            page.wait_for_selector(f"#files a:has-text('duolora-{format}')")
+            with page.expect_download() as download:
+                page.locator("#files a").first.click()
+            download.value.save_as(tmp_path / f"{format}.safetensors")
+            entries, _ = read_header(tmp_path / f"{format}.safetensors")
+            assert any(key.endswith(mark) for key in entries)
+        assert read_adapter(tmp_path / "diffusers.safetensors").recipe["weights"]["style"] == 0
+
+
+def test_errors_are_shown(url, tmp_path):
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"\x00" * 4)
+    with chromium() as browser, opened(browser, url) as page:
+        page.click("#make")
+        page.wait_for_selector("#status .bad:has-text('the thing: expected pictures or a LoRA file')")
+        page.click("#draw")
+        page.wait_for_selector("text=make a LoRA first")
+        for kind in ("content", "style"):
+            page.set_input_files(f"#{kind}-lora input[type=file]", broken)
+            page.wait_for_selector(f"#{kind}-lora .file-preview")
+        page.click("#make")
+        page.wait_for_selector("#status .bad:has-text('content.safetensors')")

@@ -1,0 +1,120 @@
+"""What the page does, on a tiny base, without the page."""
+
+from threading import Event
+
+import numpy as np
+import pytest
+
+from duolora.adapters.files import read_adapter
+from duolora.errors import FileRefused, InputError
+from duolora.merging.mask_file import read_masks, rebuilt
+from duolora.ui import work
+from duolora.ui.work import Asked, News, Side, Stopped, Streamed, Studio
+from duolora.verbs.train import TrainOptions
+
+
+@pytest.fixture(scope="module")
+def studio(base, folder, tmp_path_factory):
+    """A studio whose base is loaded."""
+    made = Studio(tmp_path_factory.mktemp("studio"))
+    made._base = (str(folder), base)
+    return made
+
+
+@pytest.fixture(scope="module")
+def made(studio, folder, loras, photos):
+    """A merge of a LoRA file with a look that was trained from a picture."""
+    content = Side(lora=loras[0], pictures=tuple(sorted(photos.glob("*.png"))))
+    style = Side(pictures=(photos / "1.png",), prompt="a house in zwx style")
+    news = []
+    asked = Asked(content, style, str(folder), "ziprank", train_steps=2, merge_steps=3)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(work, "default_options", lambda _: TrainOptions(rank=2))
+        patch.setattr(work, "PREVIEWS", {"train": 2, "merge": 3})
+        done = studio.make(asked, news.append)
+    stages = list(dict.fromkeys(n.stage for n in news))
+    assert stages[1:] == ["Learning the look", "Merging by ziprank"], "a LoRA that was brought is not trained"
+    assert [n.done for n in news if n.pictures] == [2, 3]
+    assert len(news[-2].losses) == 2, "the first and the last of three updates"
+    return done
+
+
+def pixels(images):
+    return np.stack([np.asarray(image, float) for image in images])
+
+
+def test_strengths_act_at_once_and_exactly(studio, made):
+    whole = pixels(studio.draw(made, made.prompt, count=1))
+    nothing = pixels(studio.draw(made, made.prompt, 0.0, 0.0, 1))
+    nearly = pixels(studio.draw(made, made.prompt, 1.0, 0.999999, 1))
+    assert np.abs(whole - nearly).max() <= 2, "the two halves at full strength are the merge"
+    assert np.abs(whole - nothing).max() > 2
+    assert made.prompt == "a sks cat in zwx style"
+
+
+def test_every_format(studio, made):
+    for format in ("diffusers", "kohya", "uniform"):
+        (path,) = studio.export(made, format, 1.0, 0.5)
+        assert read_adapter(path).modules.keys() == read_adapter(made.merged).modules.keys()
+    assert len(studio.export(made, "split")) == 2
+    (masks,) = studio.export(made, "masks")
+    again = rebuilt(read_masks(masks), made.loras["content"], made.loras["style"])
+    whole = read_adapter(made.merged)
+    for name, lora in again.modules.items():
+        assert (lora.delta() - whole.modules[name].delta()).abs().max() < 1e-3
+    with pytest.raises(InputError, match="expected one of diffusers"):
+        studio.export(made, "zip")
+
+
+def test_methods_side_by_side(studio, made):
+    news = []
+    found = studio.compare(made, ["naive", "ziprank"], made.prompt, 1, 0, news.append)
+    assert list(found) == ["naive", "ziprank"]
+    assert np.array_equal(pixels(found["ziprank"]), pixels(studio.draw(made, made.prompt, count=1)))
+    assert [n.stage for n in news] == ["Merging by naive", "Drawing by naive", "Drawing by ziprank"]
+    again = []
+    studio.compare(made, ["naive"], made.prompt, 1, 0, again.append)
+    assert [n.stage for n in again] == ["Drawing by naive"]
+
+
+def test_what_cannot_be_made(studio, made, folder, tmp_path):
+    side = Side(prompt="a thing")
+    with pytest.raises(InputError, match="the thing: expected pictures or a LoRA file"):
+        studio.make(Asked(side, side, str(folder)), lambda _: None)
+    broken = tmp_path / "broken.safetensors"
+    broken.write_bytes(b"1234")
+    with pytest.raises(FileRefused, match="content"):
+        studio.make(Asked(Side(lora=broken), Side(lora=broken), str(folder)), lambda _: None)
+    with pytest.raises(InputError, match="words for what to draw"):
+        studio.draw(made, " ")
+    with pytest.raises(InputError, match="tick some"):
+        studio.compare(made, [], made.prompt, 1, 0, lambda _: None)
+
+
+def test_news_arrive_one_after_another_and_stop_stops():
+    def counting(tell):
+        for k in range(3):
+            tell(News("counting", k, 3))
+        return "done"
+
+    stop = Event()
+    work_ = Streamed(counting, stop)
+    assert [news.done for news in work_] == [0, 1, 2]
+    assert work_.result == "done"
+
+    def endless(tell):
+        while True:
+            tell(News("on and on"))
+
+    seen = 0
+    with pytest.raises(Stopped):
+        for _ in Streamed(endless, stop):
+            seen += 1
+            stop.set()
+    assert seen
+
+    def failing(tell):
+        raise InputError("no")
+
+    with pytest.raises(InputError, match="no"):
+        list(Streamed(failing, stop))
