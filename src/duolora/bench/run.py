@@ -145,7 +145,7 @@ def run_table(
     lines = summary([row.label for row in table.rows], results)
     text = render(table.title, lines, folder)
     names = sorted({cell.folder.parent.name for _, cell in cells})
-    about = {"table": name, "bases": list(bases.values()), "cases": names}
+    about: dict[str, object] = {"table": name, "bases": list(bases.values()), "cases": names}
     empty = [str(cell.folder) for _, cell in cells if cell.done and "similarity" not in cell.result()]
     if empty:
         text += f"\nWithout similarities, as they are older and their pictures are gone or damaged: {len(empty)} cells."
