@@ -233,6 +233,9 @@ def merge(
         report(as_json, text, path=done.path, **proof_facts(done.proof), **facts)
 
 
+_TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+
+
 def _parsed(assignments: list[str], options: Any) -> dict[str, object]:
     """`NAME=VALUE` options with the types of the defaults."""
     found: dict[str, object] = {}
@@ -242,8 +245,8 @@ def _parsed(assignments: list[str], options: Any) -> dict[str, object]:
             raise DuoLoRAError(f"--set {assignment}: no option of that name; `--set help` lists them")
         kind = type(getattr(options, name))
         try:
-            found[name] = value.lower() in ("1", "true", "yes") if kind is bool else kind(value)
-        except ValueError:
+            found[name] = _TRUTHS[value.lower()] if kind is bool else kind(value)
+        except (ValueError, KeyError):
             raise DuoLoRAError(f"--set {assignment}: expected {name} to be of type {kind.__name__}") from None
     return found
 

@@ -6,8 +6,10 @@ the paper is open and what was chosen; presets of its loss weights are in `WEIGH
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from math import isfinite
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from duolora.errors import InputError
 from duolora.networks.block_map import Kind
 from duolora.paper.constyle import Cycles, Multiplies, Reading, Space
 from duolora.paper.layer_prior import Init, Norm, Reduction
@@ -121,3 +123,36 @@ WEIGHTS: dict[str, dict[str, object]] = {
 }
 """Presets: the weights as Section 4 prints them, as the row of Table 9 that equals the headline numbers has them, and
 what the authors' program does differently."""
+
+_LEAST: dict[str, float] = {"batch": 1, "pictures": 1, "calls": 1} | dict.fromkeys(
+    ("steps", "pool", "rank", "refits", "threshold", "mixed", "off_role", "ridge"), 0
+)
+_ABOVE_0 = ("lr", "upper", "density")
+
+
+def check_options(options: MergeOptions) -> None:
+    """Refuse options that no merge can be made with, before anything is read or learnt.
+
+    Raises:
+        InputError: a name is not one of the choices, or a number is out of range or none.
+    """
+    for name, hint in get_type_hints(MergeOptions).items():
+        value = getattr(options, name)
+        known = choices(hint)
+        if known and isinstance(value, str) and value not in known:
+            raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        if isinstance(value, float) and not isfinite(value):
+            raise InputError(f"{name}: expected a finite number, got {value}")
+        if name in _LEAST and value < _LEAST[name]:
+            raise InputError(f"{name}: expected {_LEAST[name]:g} or more, got {value}")
+        if name in _ABOVE_0 and value <= 0:
+            raise InputError(f"{name}: expected a number above 0, got {value}")
+    if options.density > 1:
+        raise InputError(f"density: expected a share of at most 1, got {options.density}")
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """The words that an option of this type can be; none for other types."""
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part))

@@ -93,7 +93,7 @@ def test_cells_find_their_rows_in_whatever_table_they_ran_first(run):
 def paper_like(run, base):
     lines = [line("DuoLoRA", None, None, None, dino=[0.4, 0.3, 0.5], **{"csd-s": [0.3, 0.2, 0.4], "object": [1, 1, 1]})]
     (run / "table.json").write_text(json.dumps(lines))
-    (run / "run.json").write_text(json.dumps({"table": "table1", "seed": 0, "cases": [], "base": base}))
+    (run / "run.json").write_text(json.dumps({"table": "table1", "seed": 0, "cases": [], "bases": [base]}))
 
 
 @pytest.mark.parametrize("base, shown", [("sdxl", True), ("stabilityai/stable-diffusion-xl-base-1.0", True),

@@ -116,7 +116,7 @@ def test_from_runs_to_table_6(run, tmp_path):
 
 def test_the_papers_shares_on_the_papers_base(run, tmp_path):
     about = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(about | {"base": "sdxl"}))
+    (run / "run.json").write_text(json.dumps(about | {"bases": ["sdxl"]}))
     _, where = make([run], tmp_path)
     sent = answer(tmp_path / "a.json", read_key(where), "ann", lambda q: of(q, "ZipLoRA"))
     assert "| ZipLoRA | 100.0% | 100.0% to 100.0% | 22% |" in score([sent], where).table()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from duolora.atelier.pairs import Pair
-from duolora.bench.cells import Cell
+from duolora.bench.cells import Cell, described
 from duolora.bench.jobs import LoraJob
 from duolora.bench.multi import Group, GroupCell
 from duolora.bench.pairs import Case
@@ -146,7 +146,8 @@ def _interval(value: Sequence[float]) -> Interval:
 
 def _cells(where: Path, table: str, about: Mapping[str, Any], rows: set[str]) -> list[Measured]:
     """The cells of a table's pairs, rows and seed; of two that are the same measurement, the newer one."""
-    labels = {_key(row): row.label for row in (TABLES[table].rows if table in TABLES else ())}
+    known = {row.label: described(row) for row in (TABLES[table].rows if table in TABLES else ())}
+    labels = {_key(row): label for label, row in (about.get("rows") or known).items()}
     found: dict[tuple[str, str], tuple[float, Measured]] = {}
     for case in about.get("cases", ()):
         for path in sorted((where / case).glob("*/result.json")):
@@ -159,8 +160,8 @@ def _cells(where: Path, table: str, about: Mapping[str, Any], rows: set[str]) ->
     return [cell for _, cell in found.values()]
 
 
-def _key(row: Row) -> str:
-    return json.dumps([row.method, row.how, dict(row.changes)], sort_keys=True)
+def _key(row: Mapping[str, object]) -> str:
+    return json.dumps(row, sort_keys=True)
 
 
 def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
@@ -174,7 +175,9 @@ def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
         else:
             cell = Cell(root, _case(result["case"]), row)
         jobs = {job.path: job for job in cell.needs()}
-        return Measured(path.parent, case, cell.dataset, labels.get(_key(row), row.label), result, tuple(jobs.values()))
+        return Measured(
+            path.parent, case, cell.dataset, labels.get(_key(described(row)), row.label), result, tuple(jobs.values())
+        )
     except (KeyError, TypeError) as error:
         raise FileRefused(f"{path}: expected a finished cell, {error}; delete its folder and run it again") from error
 

@@ -49,19 +49,32 @@ def generate(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     if num < 1 or not prompts:
         raise InputError(f"expected at least one prompt and picture, got {len(prompts)} prompts, num {num}")
-    folder = Path(out).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: expected a folder to put pictures in, found a file")
+    if steps < 1:
+        raise InputError(f"steps: expected 1 or more, got {steps}")
+    folder = new_folder(out)
     loaded = opened(base)
     seeds = [seed + k for _ in prompts for k in range(num)]
     with applied(loaded, loras, weights):
         pictures = draw(loaded, [p for p in prompts for _ in range(num)], seeds, steps, guidance, progress=progress)
-    folder.mkdir(parents=True, exist_ok=True)
     files = []
     for k, picture in enumerate(pictures):
         files.append(folder / f"{k // num:02d}-{seeds[k]}.png")
         as_image(picture).save(files[-1])
     return files
+
+
+def new_folder(out: str | Path) -> Path:
+    """The folder for results, made if need be.
+
+    Raises:
+        InputError: it is a file, or cannot be made.
+    """
+    folder = Path(out).expanduser()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: expected a folder to put results in, {error.strerror or error}") from error
+    return folder
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from duolora.merging.fold import folded, rest
 from duolora.merging.learn import Learnt, calibration, learn
 from duolora.merging.mask_file import MaskFile, content_ranks_of
 from duolora.merging.sources import Masks, Sources, first_masks, prompts_of, sources
-from duolora.methods import METHODS, MergeOptions
+from duolora.methods import METHODS, MergeOptions, check_options
 from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import Role
@@ -94,6 +94,7 @@ def merge(
     """
     started = time.perf_counter()
     out, options = Path(out).expanduser(), options or options_of(method)
+    check_options(options)
     exported_as, precision = export_of(format), dtype_of(dtype)
     check_export(out, exported_as)
     files = {"content": Path(content).expanduser(), "style": Path(style).expanduser()}
