@@ -124,7 +124,7 @@ WEIGHTS: dict[str, dict[str, object]] = {
 """Presets: the weights as Section 4 prints them, as the row of Table 9 that equals the headline numbers has them, and
 what the authors' program does differently."""
 
-_LEAST: dict[str, float] = {"batch": 1, "pictures": 1, "calls": 1} | dict.fromkeys(
+_LEAST = dict.fromkeys(("batch", "pictures", "calls"), 1) | dict.fromkeys(
     ("steps", "pool", "rank", "refits", "threshold", "mixed", "off_role", "ridge"), 0
 )
 _ABOVE_0 = ("lr", "upper", "density")
