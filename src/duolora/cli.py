@@ -130,6 +130,9 @@ def train(
     unconditional: Annotated[
         float | None, typer.Option(help="Chance that a picture is shown without its prompt  [0; atelier its own].")
     ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Show each picture mirrored as well; good for looks.")
+    ] = False,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
@@ -149,7 +152,9 @@ def train(
         from duolora.verbs.train import train as run
 
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
-        options = _changed(default_options(base), **given, blocks=tuple(blocks) if blocks else None)
+        options = _changed(
+            default_options(base), **given, mirror=mirror or None, blocks=tuple(blocks) if blocks else None
+        )
         opened = chosen(base, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(images, prompt, out, opened, options, progress=not quiet, watch=log)

@@ -1,7 +1,11 @@
 """The benchmark's pairs: fixed, and tuning apart from testing."""
 
+from itertools import product
+
 import pytest
 
+from duolora.atelier.looks import HELD_OUT_LOOKS
+from duolora.atelier.objects import HELD_OUT_OBJECTS
 from duolora.bench.pairs import sample_suite, suite, write_suite
 from duolora.errors import InputError
 
@@ -15,13 +19,19 @@ def test_the_shipped_pairs_are_those_of_the_rule():
 def test_tuning_shares_nothing_with_testing(seed):
     cases = sample_suite(seed)
     tuning = [c for c in cases if c.dataset == "tuning"]
-    testing = [c for c in cases if c.dataset != "tuning"]
+    testing = [c for c in cases if c.dataset not in ("tuning", "ceiling")]
     assert len([c for c in testing if c.dataset != "paired"]) == 24
     assert len({c.name for c in cases}) == len(cases)
     for what in ("kind", "look"):
         assert not {getattr(c.pair, what) for c in tuning} & {getattr(c.pair, what) for c in testing}
     assert not {c.content_seed for c in tuning} & {c.content_seed for c in testing}
     assert not {c.style_seed for c in tuning} & {c.style_seed for c in testing}
+
+
+def test_the_ceiling_is_of_every_thing_in_every_look():
+    cases = [c for c in sample_suite(0) if c.dataset == "ceiling"]
+    assert {(c.pair.kind, c.pair.look) for c in cases} == set(product(HELD_OUT_OBJECTS, HELD_OUT_LOOKS))
+    assert not {c.content_seed for c in cases} & {c.content_seed for c in sample_suite(0) if c.dataset != "ceiling"}
 
 
 @pytest.mark.parametrize("seed", range(6))

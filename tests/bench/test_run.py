@@ -45,7 +45,7 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     table = Table("A table", ROWS)
     ran = run_table("t", table, [case], tmp_path, workers=1, progress=False)
     assert [key.split("/")[-1].split("-")[0] for key in ran.failed] == ["ziprank"]
-    assert "learning rate" in next(iter(ran.failed.values()))
+    assert "lr: expected" in next(iter(ran.failed.values()))
     for row in ROWS:
         assert (f"| {row.label} |" in ran.text) is (row.label != "broken")
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}

@@ -23,6 +23,8 @@ class Pair:
     look: str
     shown: str
     """The object in the style picture, which must not leak into the merge."""
+    shown_colour: str = "blue"
+    """That object's colour, which its caption names, so that it is not taken for the look."""
     identifier: str = IDENTIFIERS[0]
     """The word that stands for the thing."""
 
@@ -34,7 +36,7 @@ class Pair:
     @property
     def style_prompt(self) -> str:
         """What the style picture shows, the look by its identifier only."""
-        return f"{article(self.shown)} in {STYLE_IDENTIFIER} style"
+        return f"{article(f'{self.shown_colour} {self.shown}')} in {STYLE_IDENTIFIER} style"
 
     @property
     def merged_prompt(self) -> str:
@@ -48,7 +50,7 @@ class Pair:
     def style_scene(self, seed: int = 0) -> Scene:
         """Another object, that the base knows, in the look."""
         scene = self._scene(self.shown, self.look, seed * 100 + 50, setting=False)
-        return replace(scene, things=(replace(scene.things[0], pattern="plain"),))
+        return replace(scene, things=(replace(scene.things[0], colour=self.shown_colour, pattern="plain"),))
 
     def _scene(self, kind: str, look: str, seed: int, setting: bool) -> Scene:
         scene = sample_scene(np.random.default_rng(seed), (kind,), (look,), (1.0, 0.0, 0.0, 0.0))
@@ -65,7 +67,8 @@ def sample_pair(seed: int) -> Pair:
 
     rng = np.random.default_rng(seed)
     kind, look, shown = (str(rng.choice(c)) for c in (HELD_OUT_OBJECTS, HELD_OUT_LOOKS, BASE_OBJECTS))
-    return Pair(kind, str(rng.choice(tuple(COLOURS))), str(rng.choice(PATTERNS)), look, shown)
+    colour, shown_colour = (str(c) for c in rng.choice(tuple(COLOURS), 2, replace=False))
+    return Pair(kind, colour, str(rng.choice(PATTERNS)), look, shown, shown_colour)
 
 
 def pictures(scenes: list[Scene]) -> list[NDArray[np.uint8]]:

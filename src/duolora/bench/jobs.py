@@ -54,7 +54,7 @@ class LoraJob:
         name = "" if p.identifier == IDENTIFIERS[0] else f"{p.identifier}-"
         about = {
             "content": f"{p.identifier}-{p.kind}-{p.colour}-{p.pattern}-{self.count}",
-            "style": f"{p.look}-{p.shown}",
+            "style": f"{p.look}-{p.shown_colour}-{p.shown}",
             "oracle": f"{name}{p.kind}-{p.colour}-{p.pattern}-{p.look}",
             "twin": f"{p.kind}-{p.colour}-{p.pattern}-{p.look}",
         }[self.kind]
@@ -86,7 +86,8 @@ def reference_images(job: LoraJob) -> list[Image.Image]:
 def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
     """Draw the pictures and train the LoRA on them, unless it is there; by default as suits the base."""
     if not job.path.exists():
-        options = replace(options or default_options(job.base), blocks=job.blocks)
+        options = options or replace(default_options(job.base), mirror=job.kind == "style")
+        options = replace(options, blocks=job.blocks)
         train(references(job), job.prompt, job.path, shared_base(job.base), options, progress=False)
 
 

@@ -7,6 +7,7 @@ everyday   things of kinds that the base knows, told by colour and pattern, with
                                                                          as CustomConcept101 + StyleDrop
 paired     the things of `single`, each with its twin in the look        as Table 2, for PairCustomization
 tuning     for choosing options; its objects, looks and pictures are in none of the others
+ceiling    every held-out thing in every held-out look, to see which of them a LoRA can learn at all
 
 `atelier.json` holds what `sample_suite(0)` drew once; benchmarks read the file, so that they run on the same pairs.
 """
@@ -56,7 +57,9 @@ def sample_suite(seed: int = 0, size: int = 6) -> list[Case]:
     crossed = [_crossed("crossed", case, several[k + 1 :] + several[: k + 1]) for k, case in enumerate(single)]
     everyday = [_crossed("everyday", case, several[k:] + several[:k]) for k, case in enumerate(everyday)]
     paired = [replace(c, dataset="paired", pair=replace(c.pair, shown=c.pair.kind)) for c in single]
-    return [*several, *single, *crossed, *everyday, *paired, *tuning]
+    count = len(HELD_OUT_OBJECTS) * len(HELD_OUT_LOOKS)
+    ceiling = _set(rng, "ceiling", 5, list(HELD_OUT_OBJECTS), list(HELD_OUT_LOOKS), count, 500)
+    return [*several, *single, *crossed, *everyday, *paired, *tuning, *ceiling]
 
 
 def _set(
@@ -68,7 +71,8 @@ def _set(
     for k, (kind, look) in enumerate(order):
         shown = str(rng.choice([b for b in BASE_OBJECTS if b != kind]))
         pattern = str(rng.choice(PATTERNS[1:] if name == "everyday" else PATTERNS))
-        pair = Pair(kind, str(rng.choice(tuple(COLOURS))), pattern, look, shown)
+        colour, shown_colour = (str(c) for c in rng.choice(tuple(COLOURS), 2, replace=False))
+        pair = Pair(kind, colour, pattern, look, shown, shown_colour)
         cases.append(Case(name, pair, pictures, first + k, first + k))
     return cases
 
@@ -76,7 +80,7 @@ def _set(
 def _crossed(dataset: str, content: Case, styles: list[Case]) -> Case:
     """The thing of one pair with the first of the looks that was not shown on such a thing, from the same pictures."""
     style = next(s for s in styles if s.pair.shown != content.pair.kind)
-    pair = replace(content.pair, look=style.pair.look, shown=style.pair.shown)
+    pair = replace(content.pair, look=style.pair.look, shown=style.pair.shown, shown_colour=style.pair.shown_colour)
     return Case(dataset, pair, content.pictures, content.content_seed, style.style_seed)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
 from duolora.verbs.merge import merge
-from duolora.verbs.train import train
+from duolora.verbs.train import default_options, train
 
 PAIR = Pair(kind="teapot", colour="turquoise", pattern="plain", look="gilded", shown="house")
 """Fixed before anything was measured on it, and not changed since; `--pair` draws others."""
@@ -87,7 +87,8 @@ def _trained_and_merged(base: Base, pair: Pair, out: Path, stages: dict[str, flo
     files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
     for kind, images, prompt in (("content", content, pair.content_prompt), ("style", style, pair.style_prompt)):
         begun = time.perf_counter()
-        train(images, prompt, files[kind], base, progress=progress)
+        options = replace(default_options(base.name), mirror=kind == "style")
+        train(images, prompt, files[kind], base, options, progress)
         stages[f"train {kind}"] = time.perf_counter() - begun
     jobs = [
         Job("base", pair.merged_prompt),
