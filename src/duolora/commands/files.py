@@ -15,7 +15,9 @@ DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
 def convert(
     file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    format: FormatOption = "diffusers",
+    format: Annotated[
+        str, typer.Option("--format", help="diffusers, kohya, uniform, split or split-kohya.")
+    ] = "diffusers",
     dtype: DtypeOption = "float16",
     content: Annotated[Path | None, typer.Option(help="For masks: the content LoRA that was merged.")] = None,
     style: Annotated[Path | None, typer.Option(help="For masks: the style LoRA that was merged.")] = None,
