@@ -38,6 +38,7 @@ def test_energy_and_norms_are_those_of_the_dense_update(loras):
     assert facts["blocks"]["mid_block"]["role"] == "content"
     assert facts["recipe"]["prompt"] == "a sks cat in flat style"
     assert len(facts["sha256"]) == 64
+    assert set(facts["proof"]) == {"dtype", "error", "diffusers"}
 
 
 def test_cosine_is_that_of_the_dense_updates(loras):
@@ -56,6 +57,9 @@ def test_a_merge_tells_what_it_did_to_each_source(loras, both, tmp_path):
     assert kept == pytest.approx(float(content.norm()), rel=1e-3)
     assert facts["other"]["cosine_of_content_half"]["all"] > 0.5
     assert abs(facts["other"]["cosine_of_style_half"]["all"]) < 0.5
+    source = dense(loras[0])
+    share = facts["other"]["share_in_content_half"]["all"]
+    assert share == pytest.approx(float(content @ source / (source @ source)), rel=1e-3)
     assert {len(facts["recipe"][kind]) for kind in ("content", "style")} == {64}
 
 
@@ -87,6 +91,8 @@ def test_commands_on_files(loras, both, tmp_path):
     assert "ΔW has lost" in done.stdout
     done = run("compose", *loras, "--out", tmp_path / "c.safetensors", "--weights", "0.7,0.3")
     assert done.exit_code == 0, done.output
+    lines = run("inspect", tmp_path / "c.safetensors").stdout.splitlines()
+    assert {"0.7", "0.3"} <= {line.split()[-1] for line in lines if line.strip()}
     for wrong, message in (
         (
             ("convert", both, "--out", tmp_path / "x.safetensors", "--format", "ckpt"),

@@ -129,7 +129,7 @@ def _translated(stem: str) -> str:
 def _number(value: Tensor, key: str, file: str) -> float:
     if value.numel() != 1 or value.is_complex():
         found = f"shape {tuple(value.shape)} of {value.dtype}"
-        raise FileRefused(f"{file}: {key}: expected one number, got {found}; the file is damaged")
+        raise FileRefused(f"{file}: {key}: expected one number, got {found}; get the file again")
     return float(value)
 
 
@@ -138,7 +138,7 @@ def _checked(value: Tensor, key: str, file: str) -> Tensor:
     if value.dtype not in _FLOATS:
         raise FileRefused(f"{file}: {key}: expected float16, bfloat16 or float32, got {value.dtype}; save it as one")
     if value.ndim not in (2, 4) or not value.numel():
-        raise FileRefused(f"{file}: {key}: expected 2 or 4 sizes over 0, got {tuple(value.shape)}; it is damaged")
+        raise FileRefused(f"{file}: {key}: expected 2 or 4 sizes over 0, got {tuple(value.shape)}; get it again")
     return value.float()
 
 
@@ -146,13 +146,13 @@ def _lora(name: str, part: _Parts, configs: Mapping[str, PeftConfig], file: str)
     """The LoRA of one module, once it is certain that its factors are there and fit each other."""
     if set(part.factors) not in ({"up", "down"}, {"up", "mid", "down"}):
         there = " and ".join(sorted(part.factors)) or "only an alpha"
-        raise FileRefused(f"{file}: {name}: expected a down and an up factor, found {there}; the file is incomplete")
+        raise FileRefused(f"{file}: {name}: expected a down and an up factor, found {there}; get the file again")
     up, down = part.factors["up"], _whole_down(name, part.factors, file)
     fits = up.ndim == down.ndim and up.shape[1] == down.shape[0] and set(up.shape[2:]) <= {1}
     if not fits:
         raise FileRefused(
             f"{file}: {name}: expected up (d_out, r) and down (r, d_in) with the same r, "
-            f"got {tuple(up.shape)} and {tuple(down.shape)}; the file is damaged"
+            f"got {tuple(up.shape)} and {tuple(down.shape)}; get the file again"
         )
     kernel = (down.shape[2], down.shape[3]) if down.ndim == 4 else None
     if kernel in (None, (1, 1)):  # some programs save linear layers as 1×1 convolutions, and others the reverse
@@ -169,7 +169,7 @@ def _whole_down(name: str, factors: Mapping[str, Tensor], file: str) -> Tensor:
     if mid.ndim != 4 or down.ndim != 4 or mid.shape[1] != down.shape[0] or down.shape[2:] != (1, 1):
         shapes = f"{tuple(mid.shape)} and {tuple(down.shape)}"
         raise FileRefused(
-            f"{file}: {name}: expected mid (r, r, h, w) and down (r, c, 1, 1), got {shapes}; the file is damaged"
+            f"{file}: {name}: expected mid (r, r, h, w) and down (r, c, 1, 1), got {shapes}; get the file again"
         )
     return torch.einsum("pqhw,qi->pihw", mid, down[..., 0, 0])
 

@@ -14,6 +14,9 @@ _OTHER_KINDS = {
     "a LoHa": re.compile(r"\.hada_[wt]\d"),
     "a LoKr": re.compile(r"\.lokr_[wt]\d"),
     "an OFT adapter": re.compile(r"\.oft_(?:blocks|diag|R)\b"),
+    "a GLoRA": re.compile(r"\.[ab][12]\.weight$"),
+    "an (IA)³": re.compile(r"\.on_input$"),
+    "a file of whole differences": re.compile(r"\.(?:diff|diff_b|[wb]_norm)$"),
     "a LoRA with biases": re.compile(r"\.lora_(?:B|up)\.(?:\w+\.)?bias$"),
 }
 _OTHER_BASES = {

@@ -37,7 +37,7 @@ def content_ranks(adapter: Adapter, file: object) -> dict[str, int]:
         if type(count) is not int or not 0 <= count <= adapter.modules[name].rank:
             raise FileRefused(
                 f"{file}: {CONTENT_RANKS}: {name}: expected 0 to {adapter.modules[name].rank}, found {count!r}; "
-                "the file is damaged"
+                "get the file again"
             )
     return dict(zip(names, counts, strict=True))
 

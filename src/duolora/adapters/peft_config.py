@@ -64,7 +64,7 @@ def _config(arguments: Mapping[str, Any], file: str) -> PeftConfig:
     alphas = [arguments.get("lora_alpha", _ALPHA), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
     for alpha in alphas:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
-            raise FileRefused(f"{where}: expected finite numbers as alphas, got {reprlib.repr(alpha)}; it is damaged")
+            raise FileRefused(f"{where}: expected finite numbers as alphas, got {reprlib.repr(alpha)}; get it again")
     compiled = tuple((_compiled(key, where), float(alpha)) for key, alpha in patterns.items())
     return PeftConfig(float(alphas[0]), compiled, bool(arguments.get("use_rslora")))
 
@@ -78,7 +78,7 @@ def _compiled(key: str, where: str) -> re.Pattern[str]:
     try:
         return re.compile(rf"(.*\.)?({key})$")
     except (re.error, RecursionError, OverflowError) as error:
-        raise FileRefused(f"{where}: {key[:80]!r} is no pattern ({error}); it is damaged") from error
+        raise FileRefused(f"{where}: {key[:80]!r} is no pattern ({error}); get the file again") from error
 
 
 def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, Any]:
@@ -90,7 +90,7 @@ def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, A
     try:
         value = json.loads(metadata.get(key) or "{}", parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise FileRefused(f"{file}: {key} in its header is not JSON; the file is damaged") from error
+        raise FileRefused(f"{file}: {key} in its header is not JSON; get the file again") from error
     if not isinstance(value, dict):
         raise FileRefused(f"{file}: {key} in its header: expected an object, got {type(value).__name__}")
     return value

@@ -15,7 +15,9 @@ DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
 def convert(
     file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    format: FormatOption = "diffusers",
+    format: Annotated[
+        str, typer.Option("--format", help="diffusers, kohya, uniform, split or split-kohya.")
+    ] = "diffusers",
     dtype: DtypeOption = "float16",
     content: Annotated[Path | None, typer.Option(help="For masks: the content LoRA that was merged.")] = None,
     style: Annotated[Path | None, typer.Option(help="For masks: the style LoRA that was merged.")] = None,
@@ -87,6 +89,8 @@ def printed(facts: dict[str, Any], indent: int = 0) -> str:
             lines.append(_table(start, value, columns, indent) if flat else f"{start}\n{printed(value, indent + 2)}")
         elif isinstance(value, dict) and value:
             lines.append(f"{start}\n{printed(value, indent + 2)}")
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            lines.append(_table(start, {str(k): row for k, row in enumerate(value, 1)}, list(value[0]), indent))
         elif value not in (None, [], {}):
             lines.append(f"{start:{indent + 24}} {_cell(value)}")
     return "\n".join(lines)
@@ -108,6 +112,8 @@ def _cell(value: Any) -> str:
         return f"{value:.4g}"
     if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value):
         return f"{value[0]} to {value[1]}" if value[0] != value[1] else str(value[0])
+    if isinstance(value, list):
+        return printable(", ".join(map(str, value)))
     return printable(str(value))
 
 

@@ -82,9 +82,9 @@ def read_masks(path: Path) -> MaskFile:
 def _parted_masks(sizes: Any, flat: Tensor | None, where: str) -> Masks:
     """Masks by module, from one after another, once it is certain that they are as long as said."""
     if flat is None or not isinstance(sizes, dict) or not all(type(n) is int and n > 0 for n in sizes.values()):
-        raise FileRefused(f"{where}: expected masks and their sizes, found none; the file is damaged")
+        raise FileRefused(f"{where}: expected masks and their sizes, found none; get the file again")
     if flat.dtype != torch.float32 or flat.shape != (sum(sizes.values()),):
-        raise FileRefused(f"{where}: expected {sum(sizes.values())} numbers, found {tuple(flat.shape)}; it is damaged")
+        raise FileRefused(f"{where}: expected {sum(sizes.values())} numbers, found {tuple(flat.shape)}; get it again")
     return dict(zip(sizes, flat.split(list(sizes.values())), strict=True)) if sizes else {}
 
 
@@ -134,7 +134,7 @@ def _options(recipe: Mapping[str, object], content_weight: float, style_weight: 
     found: Any = recipe.get("options")
     known = {f.name for f in fields(MergeOptions)}
     if not isinstance(found, dict) or not {"masks", "basis", "threshold", "binary", "rest"} <= set(found):
-        raise FileRefused("masks: expected the options of the merge in their recipe, found none; the file is damaged")
+        raise FileRefused("masks: expected the options of the merge in their recipe, found none; get the file again")
     options = {key: value for key, value in found.items() if key in known}
     for name, choices in (("masks", MaskAxis), ("basis", Basis), ("rest", Rest), ("binary", None)):
         if options[name] not in (get_args(choices) if choices else (True, False)):
@@ -148,7 +148,7 @@ def _options(recipe: Mapping[str, object], content_weight: float, style_weight: 
 
 
 def _wrong_option(name: str, value: object) -> FileRefused:
-    return FileRefused(f"masks: {name} of the merge: found {reprlib.repr(value)}, which it cannot be; it is damaged")
+    return FileRefused(f"masks: {name} of the merge: found {reprlib.repr(value)}, which it cannot be; get it again")
 
 
 def _flat(masks: list[Tensor]) -> Tensor:

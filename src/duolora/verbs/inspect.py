@@ -11,6 +11,7 @@ from duolora.adapters.files import read_adapter
 from duolora.adapters.halves import CONTENT_RANKS, halves
 from duolora.adapters.header import read_header
 from duolora.adapters.names import TEXT_ENCODERS
+from duolora.adapters.peft_config import json_object
 from duolora.adapters.proof import inner, norm
 from duolora.adapters.writing import PROOF
 from duolora.errors import FileRefused, InputError
@@ -33,7 +34,8 @@ def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path 
     """Facts about a LoRA file, or about the masks of a merge.
 
     Ranks and energy (the share of ‖ΔW‖²) are given for each block and role; of a merge also how much of each half is
-    left; with a second file, the cosine between the two for each block, and of each half with it.
+    left; with a second file, the cosine between the two for each block, and for each half the cosine with it and the
+    share of it that the half holds: ⟨half, other⟩ / ‖other‖², 1 where a source came through whole.
 
     Args:
         file: a LoRA in any dialect, or masks.
@@ -101,7 +103,7 @@ def _about(adapter: Adapter, path: Path) -> Facts:
         "modules": len(squares),
         "rank": [min(ranks), max(ranks)],
         "norm": math.sqrt(whole),
-        "proof": read_header(path)[1].get(PROOF) if os.path.isfile(path) else None,
+        "proof": json_object(read_header(path)[1], PROOF, str(path)) if os.path.isfile(path) else {},
         "blocks": blocks,
         "energy_by_role": roles,
         "left_out": list(adapter.left_out),
@@ -130,11 +132,15 @@ def _compared(adapter: Adapter, path: Path, other: Path) -> Facts:
     if CONTENT_RANKS in adapter.recipe:
         for half, part in zip(("content", "style"), halves(adapter, path), strict=True):
             facts[f"cosine_of_{half}_half"] = _cosines(part.modules, there.modules)
+            facts[f"share_in_{half}_half"] = _cosines(part.modules, there.modules, share=True)
     return facts
 
 
-def _cosines(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> dict[str, float | None]:
-    """The cosine between two LoRAs over all modules and in each block; None where one of them is nothing."""
+def _cosines(one: Mapping[str, LowRank], other: Mapping[str, LowRank], share: bool = False) -> dict[str, float | None]:
+    """The cosine between two LoRAs over all modules and in each block; None where one of them is nothing.
+
+    With `share`, ⟨one, other⟩ / ‖other‖² instead: how much of the other one is in the first.
+    """
     for name in one.keys() & other.keys():
         if (one[name].d_out, one[name].d_in) != (other[name].d_out, other[name].d_in):
             raise FileRefused(f"{name}: expected one shape in both files, found two; they are for different bases")
@@ -142,7 +148,8 @@ def _cosines(one: Mapping[str, LowRank], other: Mapping[str, LowRank]) -> dict[s
     def cosine(names: Iterable[str]) -> float | None:
         names = list(names)
         product = sum(inner(one[n], other[n]) for n in names if n in one and n in other)
-        sizes = [math.sqrt(sum(norm(loras[n]) ** 2 for n in names if n in loras)) for loras in (one, other)]
+        pair = (other, other) if share else (one, other)
+        sizes = [math.sqrt(sum(norm(loras[n]) ** 2 for n in names if n in loras)) for loras in pair]
         return product / (sizes[0] * sizes[1]) if all(sizes) else None
 
     everything = one.keys() | other.keys()

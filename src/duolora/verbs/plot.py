@@ -26,12 +26,15 @@ def plotted(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> 
     figure = Figure(figsize=(7 * len(panels), min(3 + 0.02 * longest, 14)), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    every = [value for rows in panels.values() for row in rows.values() for value in row]
     for axis, (title, rows) in zip(axes, panels.items(), strict=True):
-        values = _padded(list(rows.values()), logarithmic=title == "strength")
-        image = axis.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis")
+        strength = title == "strength"
+        values = _padded(list(rows.values()), logarithmic=strength)
+        span = {} if strength else {"vmin": min([0.0, *every]), "vmax": max([1.0, *every])}  # one scale, to compare
+        image = axis.imshow(values, aspect="auto", interpolation="nearest", cmap="viridis", **span)
         figure.colorbar(image, ax=axis)
-        axis.set_title("log10 of singular values" if title == "strength" else f"{title} masks")
-        axis.set_xlabel("direction")
+        axis.set_title("log10 of singular values" if strength else f"{title} masks")
+        axis.set_xlabel("direction" if strength else "entry")
         edges = np.cumsum([0, *(len(names) for names in blocks_of(rows).values())])
         axis.set_yticks((edges[:-1] + edges[1:] - 1) / 2, list(blocks_of(rows)))
         for edge in edges[1:-1]:
