@@ -249,3 +249,10 @@ def test_what_lambda_cycle_multiplies():
     assert overall(terms, prior, 0.1, 0.01).item() == pytest.approx(0.1 * 7 + 0.01 * (4 + 40))
     assert overall(terms, prior, 0.1, 0.01, "cycle").item() == pytest.approx(0.1 * 7 + 4 + 0.01 * 40)
     assert overall(terms, prior, 1.0, 1.0).item() == overall(terms, prior, 1.0, 1.0, "cycle").item() == 51
+
+
+@pytest.mark.parametrize(("cycles", "counted"), [("both", 40), ("style", 10), ("content", 30)])
+def test_which_cycles_count(cycles, counted):
+    terms = ConstyleTerms(torch.tensor(4.0), cycle_style=torch.tensor(10.0), cycle_content=torch.tensor(30.0))
+    assert overall(terms, torch.tensor(0.0), 1.0, 0.1, "all", cycles).item() == pytest.approx(0.1 * (4 + counted))
+    assert overall(terms, torch.tensor(0.0), 1.0, 0.1, "cycle", cycles).item() == pytest.approx(4 + 0.1 * counted)

@@ -139,6 +139,12 @@ def test_neutral_layers_and_all_ones():
         assert torch.equal(m_c, torch.ones(5)) and torch.equal(m_s, torch.ones(4))
 
 
+def test_a_hard_split_leaves_the_dominant_mask_only():
+    for role, ones in (("content", (1, 0)), ("style", (0, 1)), ("neutral", (1, 1))):
+        m_c, m_s = initial_masks(5, 4, role, kind="split", generator=seeded())
+        assert torch.equal(m_c, torch.full((5,), float(ones[0]))) and torch.equal(m_s, torch.full((4,), float(ones[1])))
+
+
 def test_masks_are_determined_by_the_generator_and_not_by_other_layers_roles():
     def second(first_role, kind="ones", seed=1):
         g = seeded(seed)
