@@ -59,6 +59,24 @@ def nuclear_norm(m: Float[Tensor, " n"], kind: Norm = "diag") -> Float[Tensor, "
     return norm
 
 
+def equation_1(
+    l1: Float[Tensor, "*layers"],
+    dominant: Float[Tensor, "*layers"],
+    other: Float[Tensor, "*layers"],
+    lam: float,
+    hinge: bool,
+    sparsity: float,
+) -> Float[Tensor, "*layers"]:
+    """Eq. 1 from norms, of each layer: sparsity · ‖m_dominant‖₁ + λ max(0, ‖m_other‖_* − ‖m_dominant‖_*).
+
+    `l1` is ‖m_dominant‖₁; `dominant` and `other` are the nuclear norms. `sparsity` is 1 in the paper (Table 8 has each
+    term without the other). Without `hinge` the difference counts also where it is negative, which rewards a larger
+    dominant mask.
+    """
+    excess = other - dominant
+    return sparsity * l1 + lam * (excess.relu() if hinge else excess)
+
+
 def layer_prior(
     m_c: Float[Tensor, " n_c"],
     m_s: Float[Tensor, " n_s"],
@@ -73,15 +91,12 @@ def layer_prior(
     content:  ‖m_c‖₁ + λ max(0, ‖m_s‖_* − ‖m_c‖_*)
     style:    ‖m_s‖₁ + λ max(0, ‖m_c‖_* − ‖m_s‖_*)
     neutral:  0
-
-    `sparsity` multiplies the first term (Table 8 has each without the other). Without `hinge` the difference
-    counts also where it is negative, which rewards a larger dominant mask.
     """
     if role == "neutral":
         return m_c.new_zeros(())
     dominant, other = {"content": (m_c, m_s), "style": (m_s, m_c)}[role]
-    excess = nuclear_norm(other, norm) - nuclear_norm(dominant, norm)
-    return sparsity * dominant.abs().sum() + lam * (excess.relu() if hinge else excess)
+    norms = nuclear_norm(dominant, norm), nuclear_norm(other, norm)
+    return equation_1(dominant.abs().sum(), *norms, lam, hinge, sparsity)
 
 
 def layer_prior_loss(
@@ -98,10 +113,7 @@ def layer_prior_loss(
     don't count), and "sum" over the same. Without any such layer the loss is 0.
     """
     losses = [layer_prior(m_c, m_s, role, lam, norm, hinge, sparsity) for m_c, m_s, role in masks if role != "neutral"]
-    if not losses:
-        return torch.zeros(())
-    stacked = torch.stack(losses)
-    return {"mean": stacked.mean, "sum": stacked.sum}[reduction]()
+    return _reduced(torch.stack(losses) if losses else torch.zeros(0), reduction)
 
 
 def layer_prior_loss_of_sums(
@@ -115,6 +127,8 @@ def layer_prior_loss_of_sums(
 ) -> Float[Tensor, ""]:
     """The same loss, with norm "diag", from c = ‖m_c‖₁ and s = ‖m_s‖₁ of n layers that have a role, all at once."""
     dominant, other = torch.where(content_leads, c, s), torch.where(content_leads, s, c)
-    excess = other - dominant
-    losses = sparsity * dominant + lam * (excess.relu() if hinge else excess)
+    return _reduced(equation_1(dominant, dominant, other, lam, hinge, sparsity), reduction)
+
+
+def _reduced(losses: Float[Tensor, " n"], reduction: Reduction) -> Float[Tensor, ""]:
     return {"mean": losses.mean, "sum": losses.sum}[reduction]() if len(losses) else torch.zeros(())
