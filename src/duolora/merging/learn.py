@@ -106,8 +106,8 @@ class Learner:
         t = self.schedule.sample_timesteps(o.batch, rng)
         noise, other = (torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device) for _ in range(2))
         terms = constyle(
-            self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise, self.data.prompts, o.reading,
-            o.space, other if o.fresh_noise else None,
+            self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise,
+            other if o.fresh_noise else noise, self.data.prompts, o.reading, o.space,
         )  # fmt: skip
         prior = self.penalties.layer_prior(self.row) if o.lambda_layer_prior else x_c.new_zeros(())
         loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)

@@ -62,7 +62,7 @@ def reconstruction(
 
 
 def layer_prior(
-    dominant: Float[Tensor, "n R"], other: Float[Tensor, "n R"], sparsity: float, lam: float, hinge: bool = True
+    dominant: Float[Tensor, "n R"], other: Float[Tensor, "n R"], sparsity: float, lam: float, hinge: bool
 ) -> tuple[Float[Tensor, "n R"], Float[Tensor, "n R"], Float[Tensor, " n"]]:
     """c, a and λ of Eq. 1 for masks ≥ 0: sparsity · ‖m_dom‖₁ + λ max(0, ‖m_other‖₁ − ‖m_dom‖₁).
 
@@ -98,7 +98,7 @@ def _projected(v: Tensor, step: Tensor, p: Problem, upper: float) -> Tensor:
 
 
 def solve(
-    p: Problem, upper: float = 1.5, start: Float[Tensor, "n R"] | None = None, iterations: int = 20_000
+    p: Problem, upper: float, start: Float[Tensor, "n R"] | None = None, iterations: int = 20_000
 ) -> Float[Tensor, "n R"]:
     """The masks of all n modules, by accelerated proximal gradient steps with restarts.
 

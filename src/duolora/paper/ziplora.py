@@ -70,9 +70,7 @@ def fold(loras: Sequence[LowRank], masks: Sequence[Float[Tensor, " _"]], axis: A
     return total([apply(lora, n) if n.any() else None for lora, n in zip(loras, masks, strict=True)])
 
 
-def similarity(
-    pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]], kind: Similarity = "product"
-) -> Float[Tensor, ""]:
+def similarity(pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]], kind: Similarity) -> Float[Tensor, ""]:
     """ZipLoRA's penalty on masks that overlap, Σ_modules |m_c · m_s|, before its weight λ.
 
     product:  Σ mean_i |m_c,i m_s,i|, as ziplora-pytorch computes it
