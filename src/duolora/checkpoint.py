@@ -7,8 +7,9 @@ not the run was stopped before it.
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -27,16 +28,24 @@ def checkpoint_path(out: Path, recipe: Mapping[str, object]) -> Path:
     return out.with_name(f".{out.stem}.{mark}.ckpt.safetensors")
 
 
-def save_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, step: int) -> None:
-    """Write tensors, the optimiser's state and the step; the old checkpoint stays until the new one is whole."""
+def save_checkpoint(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    optimiser: torch.optim.Optimizer,
+    step: int,
+    losses: Sequence[object] = (),
+) -> None:
+    """Write tensors, the optimiser's state, the step and, as JSON, the losses so far.
+
+    The old checkpoint stays until the new one is whole.
+    """
     state = {f"value.{k}": v.detach() for k, v in tensors.items()}
     for number, entries in optimiser.state_dict()["state"].items():
         state |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entries.items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(path.name + ".part")
-    save_file(
-        {k: v.contiguous().cpu().clone() for k, v in state.items()}, part, {"progress": json.dumps({"step": step})}
-    )
+    progress = json.dumps({"step": step, "losses": list(losses)})
+    save_file({k: v.contiguous().cpu().clone() for k, v in state.items()}, part, {"progress": progress})
     os.replace(part, path)
 
 
@@ -56,3 +65,10 @@ def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.
             state.setdefault(int(number), {})[entry] = tensor
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return step
+
+
+def losses_before(path: Path) -> list[Any]:
+    """The losses in a checkpoint, as `save_checkpoint` was given them."""
+    with safe_open(path, "pt") as file:
+        losses: list[Any] = json.loads(file.metadata()["progress"])["losses"]
+    return losses

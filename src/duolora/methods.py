@@ -96,8 +96,10 @@ class MergeOptions:
     content_weight: float = 1.0
     style_weight: float = 1.0
     threshold: float = 1e-3
-    """Directions whose mask is not above this are left out of the file."""
+    """Directions whose mask is not above this are left out of the file. For rank masks only: an entry of an output or
+    input mask is no direction."""
     binary: bool = False
+    """Directions that are left enter in full, whatever their mask; for rank masks only."""
     rest: Rest = "sum"
     """What becomes of modules outside the attention layers, which have no masks."""
 

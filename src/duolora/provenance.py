@@ -5,7 +5,8 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 
 def file_hash(path: Path) -> str:
@@ -16,7 +17,21 @@ def file_hash(path: Path) -> str:
 
 def tensor_hash(tensor: Tensor) -> str:
     """SHA-256 of a tensor's numbers, in hexadecimal."""
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(_bytes(tensor)).hexdigest()
+
+
+def weights_hash(*networks: nn.Module) -> str:
+    """SHA-256 of all weights of networks, with their names, types and shapes, in hexadecimal."""
+    found = hashlib.sha256()
+    for network in networks:
+        for name, tensor in network.state_dict().items():
+            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            found.update(_bytes(tensor))
+    return found.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 @cache

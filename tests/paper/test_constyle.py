@@ -5,7 +5,8 @@ from dataclasses import astuple
 import pytest
 import torch
 
-from duolora.paper.constyle import ConstyleTerms, Process, Prompts, constyle, overall
+from duolora.paper import constyle as paper
+from duolora.paper.constyle import ConstyleTerms, Process, Prompts, overall
 
 C, H, W, N, RANK = 2, 3, 3, 2, 3
 D = C * H * W
@@ -84,6 +85,12 @@ def inputs(seed=0):
     g = torch.Generator().manual_seed(seed)
     x_c, x_s, noise = (torch.randn(N, C, H, W, generator=g) for _ in range(3))
     return x_c, x_s, torch.randint(0, 10, (N,), generator=g), noise
+
+
+def constyle(denoise, process, x_c, x_s, t, noise, prompts, reading, space="noise", fresh=None):
+    """The terms, with the first noise once more unless another one is given."""
+    again = noise if fresh is None else fresh
+    return paper.constyle(denoise, process, x_c, x_s, t, noise, again, prompts, reading, space)
 
 
 def fresh_noise():
@@ -246,6 +253,14 @@ def test_half_precision_predictions_are_compared_in_float32():
 def test_what_lambda_cycle_multiplies():
     terms = ConstyleTerms(torch.tensor(4.0), torch.tensor(10.0), torch.tensor(30.0))
     prior = torch.tensor(7.0)
-    assert overall(terms, prior, 0.1, 0.01).item() == pytest.approx(0.1 * 7 + 0.01 * (4 + 40))
-    assert overall(terms, prior, 0.1, 0.01, "cycle").item() == pytest.approx(0.1 * 7 + 4 + 0.01 * 40)
-    assert overall(terms, prior, 1.0, 1.0).item() == overall(terms, prior, 1.0, 1.0, "cycle").item() == 51
+    assert overall(terms, prior, 0.1, 0.01, "all", "both").item() == pytest.approx(0.1 * 7 + 0.01 * (4 + 40))
+    assert overall(terms, prior, 0.1, 0.01, "cycle", "both").item() == pytest.approx(0.1 * 7 + 4 + 0.01 * 40)
+    both = [overall(terms, prior, 1.0, 1.0, multiplies, "both").item() for multiplies in ("all", "cycle")]
+    assert both == [51, 51]
+
+
+@pytest.mark.parametrize(("cycles", "counted"), [("both", 40), ("style", 10), ("content", 30)])
+def test_which_cycles_count(cycles, counted):
+    terms = ConstyleTerms(torch.tensor(4.0), cycle_style=torch.tensor(10.0), cycle_content=torch.tensor(30.0))
+    assert overall(terms, torch.tensor(0.0), 1.0, 0.1, "all", cycles).item() == pytest.approx(0.1 * (4 + counted))
+    assert overall(terms, torch.tensor(0.0), 1.0, 0.1, "cycle", cycles).item() == pytest.approx(4 + 0.1 * counted)

@@ -5,13 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from duolora.paper.layer_prior import (
-    initial_masks,
-    layer_prior,
-    layer_prior_loss,
-    layer_prior_loss_of_sums,
-    nuclear_norm,
-)
+from duolora.paper import layer_prior as paper
+from duolora.paper.layer_prior import layer_prior_loss_of_sums, nuclear_norm
 
 FLIPPED = {"content": "style", "style": "content", "neutral": "neutral"}
 entries = st.floats(-3, 3, width=32)
@@ -21,6 +16,18 @@ roles = st.sampled_from(["content", "style", "neutral"])
 
 def seeded(seed=0):
     return torch.Generator().manual_seed(seed)
+
+
+def initial_masks(r_c, r_s, role, T_content=0.1, T_style=0.0, kind="ones", *, generator):
+    return paper.initial_masks(r_c, r_s, role, T_content, T_style, kind, generator)
+
+
+def layer_prior(m_c, m_s, role, lam=1.0, norm="diag", hinge=True, sparsity=1.0):
+    return paper.layer_prior(m_c, m_s, role, lam, norm, hinge, sparsity)
+
+
+def layer_prior_loss(masks, lam=1.0, norm="diag", hinge=True, reduction="mean", sparsity=1.0):
+    return paper.layer_prior_loss(masks, lam, norm, hinge, reduction, sparsity)
 
 
 def slow_prior(m_c, m_s, role, lam, norm, hinge):
@@ -49,7 +56,7 @@ def test_equation_1_against_the_slow_formula_and_its_mirror(m_c, m_s, role, lam,
 @given(vectors)
 @settings(max_examples=40, deadline=None)
 def test_nuclear_norms_of_a_mask(m):
-    torch.testing.assert_close(nuclear_norm(m), m.abs().sum())
+    torch.testing.assert_close(nuclear_norm(m, "diag"), m.abs().sum())
     torch.testing.assert_close(nuclear_norm(m, "vector"), m.square().sum().sqrt())
 
 
@@ -122,6 +129,15 @@ def test_dominant_mask_contains_the_other(rank, thresholds, seed):
         assert m_s.sum() == 0
 
 
+def test_masks_of_different_length_are_the_beginning_of_those_of_the_longer():
+    """So the longer mask may have more ones though it does not lead."""
+    for r_c, r_s in ((4, 40), (40, 4)):
+        whole = initial_masks(40, 40, "content", 0.5, 0.3, generator=seeded(3))
+        m_c, m_s = initial_masks(r_c, r_s, "content", 0.5, 0.3, generator=seeded(3))
+        assert torch.equal(m_c, whole[0][:r_c]) and torch.equal(m_s, whole[1][:r_s])
+        assert (m_s.sum() > m_c.sum()) == (r_s > r_c)
+
+
 def test_thresholds_decide_how_many_ones():
     rank = 1000
     v = torch.randn(rank, generator=seeded(5))
@@ -137,6 +153,12 @@ def test_neutral_layers_and_all_ones():
     for role, kind in (("neutral", "ones"), ("neutral", "values"), ("content", "all-ones")):
         m_c, m_s = initial_masks(5, 4, role, kind=kind, generator=seeded())
         assert torch.equal(m_c, torch.ones(5)) and torch.equal(m_s, torch.ones(4))
+
+
+def test_a_hard_split_leaves_the_dominant_mask_only():
+    for role, ones in (("content", (1, 0)), ("style", (0, 1)), ("neutral", (1, 1))):
+        m_c, m_s = initial_masks(5, 4, role, kind="split", generator=seeded())
+        assert torch.equal(m_c, torch.full((5,), float(ones[0]))) and torch.equal(m_s, torch.full((4,), float(ones[1])))
 
 
 def test_masks_are_determined_by_the_generator_and_not_by_other_layers_roles():

@@ -1,5 +1,6 @@
 """Properties of a LoRA's factors: its singular basis, its sums and what pruning leaves."""
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,18 @@ def test_nothing_adds_up_to_nothing():
     assert total([None, None]) is None
     with pytest.raises(ValueError, match="at least one LoRA"):
         concatenate([])
+
+
+def test_a_convolution_stays_one():
+    """So do its sums, and those of another kernel, or of a linear layer of the same size, are refused."""
+    lora = random_lora(4, 2, 18)
+    conv, other = replace(lora, kernel=(3, 3)), replace(lora, kernel=(1, 9))
+    for made in (svd_basis(conv), concatenate([conv, conv]), total([conv, None]), prune(conv, torch.ones(2))):
+        assert made.kernel == (3, 3)
+    assert svd_basis(lora).kernel is concatenate([lora, lora]).kernel is None
+    for wrong in (other, lora):
+        with pytest.raises(ValueError, match="one kernel, got kernels"):
+            concatenate([conv, wrong])
 
 
 def test_prune_keeps_exactly_the_directions_above_the_threshold():

@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from duolora.paper import oneshot
 from duolora.paper.layer_prior import layer_prior as eq_1
-from duolora.paper.oneshot import Problem, curvature, layer_prior, reconstruction, solve
+from duolora.paper.oneshot import Problem, curvature, layer_prior, reconstruction
 
 double = {"dtype": torch.float64}
 seeds = st.integers(0, 9999)
@@ -31,6 +32,10 @@ def problem(up, down, x, e, sparsity=0.0, lam=0.0, lead=0, ridge=0.0, hinge=True
     H, b = reconstruction(H_k[None], e[None], torch.ones(1, len(x), **double) if w is None else w[None], ridge)
     dominant = e[lead][None]
     return Problem(H, b, *layer_prior(dominant, 1 - dominant, sparsity, lam, hinge))
+
+
+def solve(p, upper=1.5):
+    return oneshot.solve(p, upper)
 
 
 def objective(p, m):

@@ -44,7 +44,7 @@ def test_folded_equals_masked_forward_for_every_sample(r_c, r_s, tokens, seed):
     x = torch.randn(4, *tokens, D_IN, generator=g, **double)
     y = forward(x, stacked.up, stacked.down, gate)
     for b in range(4):
-        folded = fold(content, style, gate[b, :r_c], gate[b, r_c:])
+        folded = fold([content, style], [gate[b, :r_c], gate[b, r_c:]])
         torch.testing.assert_close(y[b], x[b] @ folded.delta().T)
 
 
@@ -67,7 +67,7 @@ def test_gates_give_the_teachers_exactly():
 def test_pruning_drops_directions_and_says_by_how_much_it_differs():
     content, style = loras()
     m_c, m_s = torch.tensor([1.0, 1e-4, 0.5], **double), torch.tensor([0.0, 2.0], **double)
-    exact, pruned = fold(content, style, m_c, m_s), fold(content, style, m_c, m_s, threshold=1e-3)
+    exact, pruned = (fold([content, style], [m_c, m_s], threshold) for threshold in (0.0, 1e-3))
     assert (exact.rank, pruned.rank) == (4, 3)
     lost = 0.5 * 1e-4 * torch.outer(content.up[:, 1], content.down[1])
     torch.testing.assert_close(exact.delta() - pruned.delta(), lost)
@@ -76,22 +76,23 @@ def test_pruning_drops_directions_and_says_by_how_much_it_differs():
 def test_binary_fold_takes_the_surviving_directions_in_full():
     content, style = loras()
     m_c, m_s = torch.tensor([0.7, 0.05, -0.4], **double), torch.tensor([0.0, 0.2], **double)
-    one = fold(content, style, m_c, m_s, threshold=0.1, binary=True)
-    want = fold(content, style, torch.tensor([1.0, 0.0, 1.0], **double), torch.tensor([0.0, 1.0], **double))
+    one = fold([content, style], [m_c, m_s], threshold=0.1, binary=True)
+    want = fold([content, style], [torch.tensor([1.0, 0, 1], **double), torch.tensor([0.0, 1], **double)])
     assert torch.equal(one.delta(), want.delta())
 
 
 def test_nothing_left_folds_to_nothing_and_one_half_may_vanish():
     content, style = loras()
     none_c, none_s = torch.zeros(R_C, **double), torch.zeros(R_S, **double)
-    assert fold(content, style, none_c, none_s) is None
-    torch.testing.assert_close(fold(content, style, none_c, none_s + 1).delta(), style.delta())
+    assert fold([content, style], [none_c, none_s]) is None
+    torch.testing.assert_close(fold([content, style], [none_c, none_s + 1]).delta(), style.delta())
 
 
 def test_swapping_content_and_style_folds_to_the_same_update():
     content, style = loras()
     m_c, m_s = torch.tensor([0.7, 0.05, -0.4], **double), torch.tensor([0.3, 0.2], **double)
-    torch.testing.assert_close(fold(content, style, m_c, m_s).delta(), fold(style, content, m_s, m_c).delta())
+    one, two = fold([content, style], [m_c, m_s]), fold([style, content], [m_s, m_c])
+    torch.testing.assert_close(one.delta(), two.delta())
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

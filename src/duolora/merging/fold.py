@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-from torch import Tensor
-
 from duolora.merging.sources import Loras, Masks, Sources
 from duolora.methods import MergeOptions
 from duolora.paper import ziplora, ziprank
@@ -15,12 +13,13 @@ def folded(both: Sources, m_c: Masks, m_s: Masks, options: MergeOptions) -> Lora
     sides = ((both.content, m_c, options.content_weight), (both.style, m_s, options.style_weight))
     out = {}
     for name in both.roles:
-        parts = [
-            _masked(_times(loras[name], weight), masks[name].to(loras[name].up), options)
-            for loras, masks, weight in sides
-            if name in loras
-        ]
-        if (left := total(parts)) is not None:
+        here = [(_times(loras[name], weight), masks[name]) for loras, masks, weight in sides if name in loras]
+        covering, gates = [lora for lora, _ in here], [mask.to(lora.up) for lora, mask in here]
+        if options.masks in ("output", "input"):
+            left = ziplora.fold(covering, gates, options.masks)
+        else:
+            left = ziprank.fold(covering, gates, options.threshold, options.binary)
+        if left is not None:
             out[name] = left
     return out
 
@@ -38,11 +37,3 @@ def rest(both: Sources, options: MergeOptions) -> Loras:
 
 def _times(lora: LowRank, weight: float) -> LowRank:
     return replace(lora, scale=lora.scale * weight)
-
-
-def _masked(lora: LowRank, mask: Tensor, options: MergeOptions) -> LowRank | None:
-    if options.masks == "output":
-        return ziplora.output_masked(lora, mask)
-    if options.masks == "input":
-        return ziplora.input_masked(lora, mask)
-    return ziprank.kept(lora, mask, options.threshold, options.binary)

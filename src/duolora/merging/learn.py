@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
+from duolora.checkpoint import load_checkpoint, losses_before, save_checkpoint, step_generator
 from duolora.images import read_pictures
 from duolora.merging.oneshot import one_shot, pair_of
 from duolora.merging.penalties import Penalties
@@ -106,8 +106,8 @@ class Learner:
         t = self.schedule.sample_timesteps(o.batch, rng)
         noise, other = (torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device) for _ in range(2))
         terms = constyle(
-            self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise, self.data.prompts, o.reading,
-            o.space, other if o.fresh_noise else None,
+            self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise,
+            other if o.fresh_noise else noise, self.data.prompts, o.reading, o.space,
         )  # fmt: skip
         prior = self.penalties.layer_prior(self.row) if o.lambda_layer_prior else x_c.new_zeros(())
         loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
@@ -154,18 +154,21 @@ def learn(
 ) -> Learnt:
     """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th update.
 
-    `watch` is told the terms and the masks at every tenth update, and shown previews.
+    The checkpoint must be one of this very merge, as its name says (see `checkpoint_path`). `watch` is told the terms
+    and the masks at every tenth update, and shown previews.
     """
     o = options
     if o.init == "oneshot" and o.masks == "rank":
         m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, data.prompts), both.roles, o, progress)
     else:
         m_c, m_s = first_masks(both, o, base.device)
-    losses = []
+    losses: list[dict[str, float]] = []
     with learner(base, both, o, data, m_c, m_s) as learning:
         row, masks = learning.row.detach(), {"masks": learning.row}
         begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
-        start = load_checkpoint(checkpoint, masks, learning.optimiser) if checkpoint and checkpoint.exists() else 0
+        start = 0
+        if checkpoint and checkpoint.exists():
+            start, losses = load_checkpoint(checkpoint, masks, learning.optimiser), losses_before(checkpoint)
         bar = tqdm(range(start, o.steps), "Merging", initial=start, total=o.steps, disable=not progress, leave=False)
         for step in bar:
             terms = learning.update(step)
@@ -177,6 +180,6 @@ def learn(
             if watch is not None and wants_preview(watch, step + 1, o.steps):
                 watch.preview(step + 1, learning.preview())
             if checkpoint and (step + 1) % 25 == 0 and step + 1 < o.steps:
-                save_checkpoint(checkpoint, masks, learning.optimiser, step + 1)
+                save_checkpoint(checkpoint, masks, learning.optimiser, step + 1, losses)
     moved = float((row - begun).abs().mean())
     return Learnt(m_c, m_s, moved, losses)

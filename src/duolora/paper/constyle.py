@@ -6,7 +6,8 @@
 
     L_constyle = MSE(merged(x_c, p_c), I_cc) + MSE(merged(x_s, p_s), I_ss) + MSE(I_cc, I_csc) + MSE(I_ss, I_scs)
 
-As printed, no merged LoRA occurs in the cycle, so it gives the masks no gradient. Hence the readings:
+The paper prints the first two as norms ‖·‖; here they are mean squares, as it has the other two. As printed, no merged
+LoRA occurs in the cycle, so it gives the masks no gradient. Hence the readings:
 
     printed   as above: a number to look at
     masked    "via L_s" is the masked style adapter (0, m_s), "via L_c" the masked content adapter (m_c, 0)
@@ -32,11 +33,8 @@ Latents = Float[Tensor, "batch c h w"]
 Timesteps = Int[Tensor, " batch"]
 Pass = tuple[Tensor, str, Gate]
 
-_VIA: dict[Reading, tuple[Gate, Gate]] = {
-    "masked": ("content_masked", "style_masked"),
-    "teacher": ("content", "style"),
-    "printed": ("content", "style"),
-}
+_WHOLE: tuple[Gate, Gate] = ("content", "style")
+_MASKED: tuple[Gate, Gate] = ("content_masked", "style_masked")
 
 
 @runtime_checkable
@@ -92,36 +90,34 @@ def constyle(
     x_s: Latents,
     t: Timesteps,
     noise: Latents,
+    again: Latents,
     prompts: Prompts,
-    reading: Reading = "masked",
-    space: Space = "noise",
-    fresh: Latents | None = None,
+    reading: Reading,
+    space: Space,
 ) -> ConstyleTerms:
     """The terms of L_constyle for content latents x_c and style latents x_s, both at timesteps t with the same noise.
 
     Each "denoised" is one step to x̂_0(x_t, t). Cycles are compared in `space`: "noise", the network's own predictions,
     or "latent", the x̂_0 that follow (which weighs high noise levels far more). I_cs and I_sc are re-noised to the same
-    t, with the `fresh` noise or with `noise` again. Two calls of the network without a cycle and three with one, of
+    t, with the noise `again`, which may be `noise`. Two calls of the network without a cycle and three with one, of
     which the gradient passes through one (two in the `masked` reading).
     """
     x_ct, x_st = process.add_noise(x_c, noise, t), process.add_noise(x_s, noise, t)
     p_c, p_s, p_cs = prompts.content, prompts.style, prompts.merged
     learns = reading == "masked"
-    added: list[Pass] = []
-    if reading != "none":
-        via_c, via_s = _VIA[reading]
-        added = [(x_ct, p_cs, via_s), (x_st, p_cs, via_c)]
-    fixed, learnt = ([], added) if learns else (added, [])
+    via_c, via_s = _MASKED if learns else _WHOLE
+    adding: list[Pass] = [] if reading == "none" else [(x_ct, p_cs, via_s), (x_st, p_cs, via_c)]
     with torch.no_grad():
-        i_cc, i_ss, *plain = _predict(denoise, t, (x_ct, p_c, "content"), (x_st, p_s, "style"), *fixed)
-    d_c, d_s, *masked = _predict(denoise, t, (x_ct, p_c, "merged"), (x_st, p_s, "merged"), *learnt)
+        own: list[Pass] = [(x_ct, p_c, "content"), (x_st, p_s, "style")]
+        i_cc, i_ss, *plain = _predict(denoise, t, *own, *([] if learns else adding))
+    merged: list[Pass] = [(x_ct, p_c, "merged"), (x_st, p_s, "merged")]
+    d_c, d_s, *masked = _predict(denoise, t, *merged, *(adding if learns else []))
     reconstruction = _mse(d_c, i_cc) + _mse(d_s, i_ss)
-    if not added:
+    if not adding:
         return ConstyleTerms(reconstruction, reconstruction.new_zeros(()), reconstruction.new_zeros(()))
 
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         i_cs, i_sc = masked or plain
-        again = noise if fresh is None else fresh
         x_cst = process.add_noise(process.predict_x0(x_ct, t, i_cs), again, t)
         x_sct = process.add_noise(process.predict_x0(x_st, t, i_sc), again, t)
         i_csc, i_scs = _predict(denoise, t, (x_cst, p_c, via_s), (x_sct, p_s, via_c))
@@ -137,8 +133,8 @@ def overall(
     layer_prior: Float[Tensor, ""],
     lambda_layer_prior: float,
     lambda_cycle: float,
-    multiplies: Multiplies = "all",
-    cycles: Cycles = "both",
+    multiplies: Multiplies,
+    cycles: Cycles,
 ) -> Float[Tensor, ""]:
     """The loss of the merge, L = λ_layer_prior L_layer_prior + λ_cycle L_constyle (Sec. 3.4).
 

@@ -21,6 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from duolora.paper.layer_prior import equation_1
+
 TOLERANCE = 1e-9
 BISECTIONS = 60
 
@@ -60,15 +62,16 @@ def reconstruction(
 
 
 def layer_prior(
-    dominant: Float[Tensor, "n R"], other: Float[Tensor, "n R"], sparsity: float, lam: float, hinge: bool = True
+    dominant: Float[Tensor, "n R"], other: Float[Tensor, "n R"], sparsity: float, lam: float, hinge: bool
 ) -> tuple[Float[Tensor, "n R"], Float[Tensor, "n R"], Float[Tensor, " n"]]:
     """c, a and λ of Eq. 1 for masks ≥ 0: sparsity · ‖m_dom‖₁ + λ max(0, ‖m_other‖₁ − ‖m_dom‖₁).
 
     `dominant` and `other` are ones on the directions of the adapters that may and may not lead in a module, and zero
-    in neutral modules. Without `hinge` the difference counts where it is negative, too, and is part of c.
+    in neutral modules. Norms of masks ≥ 0 are linear, so Eq. 1 of these gives the coefficients. Without `hinge` the
+    difference counts where it is negative, too, and is part of c.
     """
     a = other - dominant
-    c = sparsity * dominant + (0.0 if hinge else lam) * a
+    c = equation_1(dominant, dominant, other, 0.0 if hinge else lam, False, sparsity)
     return c, a, torch.full_like(a[:, 0], lam if hinge else 0.0)
 
 
@@ -95,7 +98,7 @@ def _projected(v: Tensor, step: Tensor, p: Problem, upper: float) -> Tensor:
 
 
 def solve(
-    p: Problem, upper: float = 1.5, start: Float[Tensor, "n R"] | None = None, iterations: int = 20_000
+    p: Problem, upper: float, start: Float[Tensor, "n R"] | None = None, iterations: int = 20_000
 ) -> Float[Tensor, "n R"]:
     """The masks of all n modules, by accelerated proximal gradient steps with restarts.
 

@@ -60,30 +60,17 @@ def forward_input(
 
 
 @torch.no_grad()
-def fold(
-    content: LowRank,
-    style: LowRank,
-    n_c: Float[Tensor, " d"],
-    n_s: Float[Tensor, " d"],
-    axis: Axis = "output",
-    threshold: float = 0.0,
-) -> LowRank | None:
+def fold(loras: Sequence[LowRank], masks: Sequence[Float[Tensor, " _"]], axis: Axis) -> LowRank | None:
     """The masked merge as one plain LoRA of rank r_c + r_s, exactly.
 
-    Entries with |n| ≤ `threshold` become zero. The rank stays as it is, unless an adapter has no entry left: then it
-    is left out. None when neither has any.
+    An entry of these masks is no direction, so none is dropped, however small; only an adapter whose mask is all zeros
+    is left out. None when all are.
     """
     apply = {"output": output_masked, "input": input_masked}[axis]
-    halves = []
-    for lora, n in ((content, n_c), (style, n_s)):
-        kept = n.abs() > threshold
-        halves.append(apply(lora, n * kept) if kept.any() else None)
-    return total(halves)
+    return total([apply(lora, n) if n.any() else None for lora, n in zip(loras, masks, strict=True)])
 
 
-def similarity(
-    pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]], kind: Similarity = "product"
-) -> Float[Tensor, ""]:
+def similarity(pairs: Sequence[tuple[Float[Tensor, " _"], Float[Tensor, " _"]]], kind: Similarity) -> Float[Tensor, ""]:
     """ZipLoRA's penalty on masks that overlap, Σ_modules |m_c · m_s|, before its weight λ.
 
     product:  Σ mean_i |m_c,i m_s,i|, as ziplora-pytorch computes it

@@ -5,6 +5,7 @@
 The paper has m in {0, 1} and trains it with Adam; here m is real-valued, and may be made binary when folded.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -37,21 +38,12 @@ def forward(
 
 @torch.no_grad()
 def fold(
-    content: LowRank,
-    style: LowRank,
-    m_c: Float[Tensor, " r_c"],
-    m_s: Float[Tensor, " r_s"],
-    threshold: float = 0.0,
-    binary: bool = False,
+    loras: Sequence[LowRank], masks: Sequence[Float[Tensor, " _"]], threshold: float = 0.0, binary: bool = False
 ) -> LowRank | None:
     """The masked merge as one plain LoRA, exactly: [s_c up_c diag(m_c) | s_s up_s diag(m_s)] · [down_c ; down_s].
 
     Directions with |m| ≤ `threshold` are dropped, so the rank differs by module; None when none is left. With
     `binary`, the others enter in full, as the printed m ∈ {0, 1} has it.
     """
-    return total([kept(content, m_c, threshold, binary), kept(style, m_s, threshold, binary)])
-
-
-def kept(lora: LowRank, m: Float[Tensor, " r"], threshold: float = 0.0, binary: bool = False) -> LowRank | None:
-    """One adapter's share of `fold`: its masked directions with |m| > `threshold`; None when none is left."""
-    return prune(masked(lora, torch.ones_like(m) if binary else m), m, threshold)
+    parts = zip(loras, masks, strict=True)
+    return total([prune(masked(x, torch.ones_like(m) if binary else m), m, threshold) for x, m in parts])

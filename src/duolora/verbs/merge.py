@@ -14,14 +14,14 @@ from duolora.errors import InputError
 from duolora.merging.combine import combined
 from duolora.merging.export import check_export, dtype_of, export, export_of
 from duolora.merging.fold import folded, rest
-from duolora.merging.learn import Learnt, calibration, learn
+from duolora.merging.learn import Calibration, Learnt, calibration, learn
 from duolora.merging.mask_file import MaskFile, content_ranks_of
 from duolora.merging.sources import Masks, Sources, first_masks, prompts_of, sources
 from duolora.methods import METHODS, MergeOptions, check_options
 from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import Role
-from duolora.provenance import tensor_hash, versions
+from duolora.provenance import tensor_hash, versions, weights_hash
 from duolora.watching import Watcher
 
 
@@ -115,8 +115,7 @@ def merge(
         learnt, checkpoint = Learnt(*first_masks(both, options, loaded.device), 0.0, []), None
     else:
         data = calibration(loaded, both, options, prompts, content_images, style_images, progress)
-        pictures = {"x_c": tensor_hash(data.x_c), "x_s": tensor_hash(data.x_s)}
-        checkpoint = checkpoint_path(out, recipe | pictures)
+        checkpoint = checkpoint_path(out, recipe | _learnt_from(loaded, data))
         learnt = learn(loaded, both, options, data, checkpoint, progress, watch)
     masks, others = None, rest(both, options)
     if options.combine == "masks":
@@ -162,7 +161,19 @@ def _recipe(method: str, base: Base, options: MergeOptions, both: Sources) -> di
         "made_by": "duolora merge",
         "method": method,
         "base": base.name,
+        "base_weights": weights_hash(base.unet, base.vae, base.parts.text_encoder, base.parts.text_encoder_2),
         "options": asdict(options),
         "blocks": {name.split(".attentions")[0]: role for name, role in both.roles.items()},
         "versions": versions(),
+    }
+
+
+def _learnt_from(base: Base, data: Calibration) -> dict[str, object]:
+    """What the masks are learnt from, beyond the recipe: a checkpoint of anything else is not gone on from."""
+    schedule = base.noise_scheduler
+    return {
+        "x_c": tensor_hash(data.x_c),
+        "x_s": tensor_hash(data.x_s),
+        "noise": tensor_hash(schedule.alphas_cumprod),
+        "prediction": schedule.config.prediction_type,
     }

@@ -1,0 +1,121 @@
+"""A stopped merge goes on as if it had not been stopped, and never from what another merge left behind."""
+
+from copy import deepcopy
+from dataclasses import replace
+
+import pytest
+import torch
+
+from duolora.adapters.adapter import Adapter
+from duolora.adapters.files import read_adapter, write_adapter
+from duolora.networks.bases import load_base
+from duolora.provenance import tensor_hash, weights_hash
+from duolora.verbs.merge import merge, options_of
+
+STEPS, STOP = 27, 26
+"""A checkpoint is written at the 25th update."""
+
+
+@pytest.fixture
+def updates(monkeypatch):
+    """Counts the updates, and stops when none is left."""
+    counted, original = {"left": 10**6, "done": 0}, torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        counted["left"] -= 1
+        if counted["left"] == 0:
+            raise KeyboardInterrupt
+        counted["done"] += 1
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    return counted
+
+
+def run(base, loras, photos, out, method="ziprank-prior", **changes):
+    options = options_of(method, steps=STEPS, **changes)
+    return merge(*loras, out, method, base, photos, photos / "1.png", options=options, progress=False)
+
+
+def stopped_and_again(updates, first, second):
+    """The merge `second` after a stop of `first`, and how many updates it took."""
+    updates["left"] = STOP
+    with pytest.raises(KeyboardInterrupt):
+        first()
+    updates.update(left=10**6, done=0)
+    return second(), updates["done"]
+
+
+@pytest.mark.parametrize(("method", "changes"), [("duolora", {"pool": 4}), ("ziplora", {})])
+def test_losses_of_a_resumed_merge_are_those_of_one_that_was_not_stopped(
+    base, loras, photos, tmp_path, updates, method, changes
+):
+    whole = run(base, loras, photos, tmp_path / "whole.safetensors", method, **changes)
+
+    def once():
+        return run(base, loras, photos, tmp_path / "out.safetensors", method, **changes)
+
+    again, done = stopped_and_again(updates, once, once)
+    assert done == STEPS - 25
+    assert [entry["update"] for entry in again.losses] == [0, 10, 20, 26]
+    assert again.losses == whole.losses
+    assert again.moved == whole.moved
+    assert again.path.read_bytes() == whole.path.read_bytes()
+
+
+def other_weights(folder):
+    other = load_base(folder)
+    with torch.no_grad():
+        other.unet.conv_in.weight[0, 0, 0, 0] += 0.5
+    return other
+
+
+def other_noise(folder):
+    other = load_base(folder)
+    other.noise_scheduler.register_to_config(prediction_type="v_prediction")
+    return other
+
+
+@pytest.mark.parametrize("change", [other_weights, other_noise])
+def test_a_merge_does_not_go_on_from_one_on_another_base_of_the_same_name(
+    base, folder, loras, photos, tmp_path, updates, change
+):
+    other, out = change(folder), tmp_path / "out.safetensors"
+    assert other.name == base.name
+    again, done = stopped_and_again(
+        updates, lambda: run(base, loras, photos, out), lambda: run(other, loras, photos, out)
+    )
+    assert done == STEPS and again.losses[0]["update"] == 0
+
+
+def test_a_merge_does_not_go_on_from_one_of_another_lora_of_the_same_shape(base, loras, photos, tmp_path, updates):
+    content = read_adapter(loras[0])
+    turned = {name: replace(lora, up=-lora.up) for name, lora in content.modules.items()}
+    write_adapter(tmp_path / "turned.safetensors", Adapter(turned, content.recipe))
+    other, out = (tmp_path / "turned.safetensors", loras[1]), tmp_path / "out.safetensors"
+    again, done = stopped_and_again(
+        updates, lambda: run(base, loras, photos, out), lambda: run(base, other, photos, out)
+    )
+    assert done == STEPS and again.losses[0]["update"] == 0
+
+
+def test_the_recipe_knows_the_weights_of_the_base(base, folder, loras, photos, tmp_path):
+    networks = (base.unet, base.vae, base.parts.text_encoder, base.parts.text_encoder_2)
+    for one, name in ((base, "one"), (other_weights(folder), "other")):
+        recipe = read_adapter(run(one, loras, photos, tmp_path / f"{name}.safetensors", "naive").path).recipe
+        assert (recipe["base_weights"] == weights_hash(*networks)) == (one is base)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_any_weight_of_any_type_changes_the_hash(dtype):
+    network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).to(dtype)
+    same, found = deepcopy(network), weights_hash(network)
+    assert weights_hash(same) == found != weights_hash(same.double())
+    for key, value in network.state_dict().items():
+        kept = value.clone()
+        value.reshape(-1)[-1:].add_(1)
+        assert weights_hash(network) != found, key
+        value.copy_(kept)
+    assert weights_hash(network) == found
+    tensor = network[0].weight.detach()
+    assert tensor_hash(tensor) != tensor_hash(-tensor)
