@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from duolora.bench.cells import Cell, described
+from duolora.bench.config import Config, write_config
 from duolora.bench.jobs import LoraJob, train_lora
 from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
@@ -112,6 +113,7 @@ def run_table(
     workers: int | None = None,
     progress: bool = True,
     bases: Mapping[str, str] | None = None,
+    ray: str | None = None,
 ) -> Ran:
     """Run a table into `<root>/<name>` on the cases of its data sets; returns its text.
 
@@ -123,12 +125,13 @@ def run_table(
         cases: the pairs.
         out: the folder of all benchmarks.
         seed: of merging and drawing.
-        workers: processes, by default one for each core.
+        workers: processes, by default one for each GPU or core.
         progress: show bars on stderr.
         bases: what is drawn with, by the heading in the table; by default Atelier, without a heading.
+        ray: the address of a Ray cluster that shares `out`, or "local".
 
     Raises:
-        InputError: none of the cases belongs to the table's data sets.
+        InputError: none of the cases belongs to the table's data sets, or the cluster cannot be reached.
     """
     bases = bases or {"": "atelier"}
     roots = {heading: root_of(out, base) for heading, base in bases.items()}
@@ -137,11 +140,12 @@ def run_table(
         for heading, base in bases.items()
         for cell in cells_of(table, cases, roots[heading], seed, base)
     ]
-    failed = measured([cell for _, cell in cells], workers, progress)
+    folder = (out if len(roots) > 1 else next(iter(roots.values()))) / name
+    write_config(folder, Config(name, table, tuple(cases), seed, bases))
+    failed = measured([cell for _, cell in cells], workers, progress, ray)
     results = [
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
     ]
-    folder = (out if len(roots) > 1 else next(iter(roots.values()))) / name
     lines = summary([row.label for row in table.rows], results)
     text = render(table.title, lines, folder)
     names = sorted({cell.folder.parent.name for _, cell in cells})
@@ -155,12 +159,17 @@ def run_table(
     return Ran(text, lines, folder, failed, cells)
 
 
-def measured(cells: Sequence[Measurement], workers: int | None, progress: bool) -> dict[str, str]:
+def measured(
+    cells: Sequence[Measurement], workers: int | None, progress: bool, ray: str | None = None
+) -> dict[str, str]:
     """Train the LoRAs that cells lack, run the cells, and complete older ones; returns what failed, with why."""
     missing = sorted((cell for cell in cells if not cell.done), key=lambda cell: str(cell.folder.parent))
     loras = {job.path: job for cell in missing for job in cell.needs() if not job.path.exists()}
-    failed = {job.path.stem: why for job, why in run_all(train_lora, list(loras.values()), "LoRAs", workers, progress)}
-    failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress)}
+    failed = {
+        job.path.stem: why for job, why in run_all(train_lora, list(loras.values()), "LoRAs", workers, progress, ray)}
+    failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress, ray)}
+    elsewhere = [str(cell.folder) for cell in missing if not cell.done]
+    failed = dict.fromkeys(elsewhere, "its result is not here; expected a folder that all machines share") | failed
     older = [cell for cell in cells if cell.done and "similarity" not in cell.result()]
     return failed | {str(cell.folder): why for cell, why in run_all(_complete, older, "Scores", 1, progress)}
 

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duolora.atelier.pairs import Pair
 from duolora.bench.cells import Cell, described
 from duolora.bench.jobs import LoraJob
 from duolora.bench.multi import Group, GroupCell
-from duolora.bench.pairs import Case
+from duolora.bench.pairs import cases_of
 from duolora.bench.tables import TABLES, Row
 from duolora.errors import FileRefused, InputError
 
@@ -170,17 +169,12 @@ def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
         row = Row(**result["row"])
         cell: Cell | GroupCell
         if "group" in result:
-            things = tuple(_case(thing) for thing in result["group"]["things"])
-            cell = GroupCell(root, Group(things), row)
+            cell = GroupCell(root, Group(tuple(cases_of(result["group"]["things"]))), row)
         else:
-            cell = Cell(root, _case(result["case"]), row)
+            cell = Cell(root, *cases_of([result["case"]]), row)
         jobs = {job.path: job for job in cell.needs()}
         return Measured(
             path.parent, case, cell.dataset, labels.get(_key(described(row)), row.label), result, tuple(jobs.values())
         )
     except (KeyError, TypeError) as error:
         raise FileRefused(f"{path}: expected a finished cell, {error}; delete its folder and run it again") from error
-
-
-def _case(entry: Mapping[str, Any]) -> Case:
-    return Case(**{**entry, "pair": Pair(**entry["pair"])})
