@@ -50,9 +50,7 @@ def _connected(address: str, workers: int | None) -> Any:
     try:
         import ray
     except ImportError as error:
-        raise InputError(
-            f"--ray: expected the package ray, found none ({error}); pip install 'duolora[ray]'"
-        ) from None
+        raise InputError(f"--ray: expected the package ray, found none ({error}); pip install 'duolora[ray]'") from None
     local = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, log_to_driver=False, logging_level="error", **local)

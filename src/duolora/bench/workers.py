@@ -78,7 +78,7 @@ def _devices() -> list[str]:
 def _in_processes(
     work: Callable[[Job], None], jobs: Sequence[Job], count: int, devices: Sequence[str]
 ) -> Iterator[tuple[Job, str]]:
-    """Every job with its error, from `count` processes; one that dies (killed, out of memory) takes no other with it."""
+    """Every job with its error, from `count` processes; one that dies (killed, no memory) takes no other with it."""
 
     def process(number: int) -> ProcessPoolExecutor:
         threads = max(1, (os.cpu_count() or 1) // count)

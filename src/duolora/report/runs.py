@@ -10,7 +10,7 @@ from duolora.bench.cells import Cell, described
 from duolora.bench.jobs import LoraJob
 from duolora.bench.multi import Group, GroupCell
 from duolora.bench.pairs import cases_of
-from duolora.bench.tables import TABLES, Row
+from duolora.bench.tables import TABLES, row_of
 from duolora.errors import FileRefused, InputError
 
 Interval = tuple[float, float, float]
@@ -166,12 +166,12 @@ def _key(row: Mapping[str, object]) -> str:
 def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
     result, root = _json(path), path.parents[3]
     try:
-        row = Row(**result["row"])
+        row = row_of(result["row"])
         cell: Cell | GroupCell
         if "group" in result:
             cell = GroupCell(root, Group(tuple(cases_of(result["group"]["things"]))), row)
         else:
-            cell = Cell(root, *cases_of([result["case"]]), row)
+            cell = Cell(root, cases_of([result["case"]])[0], row)
         jobs = {job.path: job for job in cell.needs()}
         return Measured(
             path.parent, case, cell.dataset, labels.get(_key(described(row)), row.label), result, tuple(jobs.values())
