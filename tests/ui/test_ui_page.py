@@ -99,7 +99,7 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
         page.click("#compare-part button")
         for method in ("ziplora", "duolora"):
             page.get_by_label(method, exact=True).uncheck()
-        page.get_by_label("svd", exact=True).check()
+        page.get_by_label("blora", exact=True).check()
         page.click("#compare")
         assert len(set(shown(page, "side-by-side", 4))) == 4
         for format, mark in (("kohya", ".alpha"), ("diffusers", ".lora_A.weight")):

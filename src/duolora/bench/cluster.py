@@ -1,6 +1,7 @@
 """Jobs on a Ray cluster (`pip install 'duolora[ray]'`). Nothing else here knows Ray."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -52,7 +53,10 @@ def _connected(address: str, workers: int | None) -> Any:
     except ImportError as error:
         raise InputError(f"--ray: expected the package ray, found none ({error}); pip install 'duolora[ray]'") from None
     local = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
+    host, _, port = address.rpartition(":")
     try:
+        if host and port.isdigit():
+            socket.create_connection((host, int(port)), 10).close()  # Ray itself waits for many minutes
         ray.init(address, log_to_driver=False, logging_level="error", **local)
     except (OSError, RuntimeError, ValueError) as error:
         raise InputError(
