@@ -11,6 +11,7 @@ from duolora.bench.jobs import LoraJob
 from duolora.bench.multi import Group, GroupCell
 from duolora.bench.pairs import cases_of
 from duolora.bench.tables import TABLES, row_of
+from duolora.bench.tuning import TUNING
 from duolora.errors import FileRefused, InputError
 
 Interval = tuple[float, float, float]
@@ -109,7 +110,8 @@ def read_run(folder: Path) -> Run:
     about = _json(folder / "run.json") if (folder / "run.json").exists() else {}
     name = str(about.get("table", folder.name))
     curves = _json(folder / "curves.json") if (folder / "curves.json").exists() else None
-    title = TABLES[name].title if name in TABLES else name
+    known = TABLES | {"tuning": TUNING}
+    title = known[name].title if name in known else name
     lines: tuple[Line, ...] = ()
     if (folder / "table.json").exists():
         lines = tuple(_line(entry, folder) for entry in _json(folder / "table.json"))
@@ -138,7 +140,9 @@ def _line(entry: Mapping[str, Any], folder: Path) -> Line:
         ) from error
 
 
-def _interval(value: Sequence[float]) -> Interval:
+def _interval(value: Sequence[float] | float) -> Interval:
+    if isinstance(value, float):  # older tables have no interval for some columns
+        return value, float("nan"), float("nan")
     mean, low, high = (float("nan") if v is None else float(v) for v in value)
     return mean, low, high
 
