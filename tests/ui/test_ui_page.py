@@ -106,7 +106,7 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
             page.click("#format input")
             page.get_by_role("option", name=format).click()
             page.click("#export")
-            page.wait_for_selector(f"#files a:has-text('duolora-{format}')")
+            page.wait_for_selector(f"#files a[download='duolora-{format}.safetensors']")
             with page.expect_download() as download:
                 page.locator("#files a").first.click()
             download.value.save_as(tmp_path / f"{format}.safetensors")
