@@ -26,9 +26,11 @@ from duolora.verbs import train
 def ray(request, monkeypatch):
     """Where jobs are done: in processes of this machine, or by a real cluster."""
     if request.param:
-        pytest.importorskip("ray")
+        package = pytest.importorskip("ray")
         monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # its workers import this file
-    return request.param
+    yield request.param
+    if request.param:
+        package.shutdown()
 
 
 def test_one_that_fails_stops_no_other(tmp_path, ray, monkeypatch):

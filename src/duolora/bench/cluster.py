@@ -29,11 +29,11 @@ def on_cluster(
         InputError: Ray is not installed, or the cluster cannot be reached.
     """
     ray = _connected(address, workers)
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    # max_calls=0: a process stays when a job has ended, so that it loads the base once
+    begin = ray.remote(num_gpus=gpus, max_calls=0, max_retries=TRIES - 1)(_tried_in).remote
+    waiting = {begin(os.getcwd(), work, job): job for job in jobs}
     try:
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        # max_calls=0: a process stays when a job has ended, so that it loads the base once
-        begin = ray.remote(num_gpus=gpus, max_calls=0, max_retries=TRIES - 1)(_tried_in).remote
-        waiting = {begin(os.getcwd(), work, job): job for job in jobs}
         while waiting:
             ended, _ = ray.wait(list(waiting))
             try:
@@ -42,16 +42,19 @@ def on_cluster(
                 error = f"its worker died {TRIES} times: {died}"
             yield waiting.pop(ended[0]), error
     finally:
-        ray.shutdown()
+        for left in waiting:
+            ray.cancel(left, force=True)
 
 
 def _connected(address: str, workers: int | None) -> Any:
-    """Ray, told to keep to itself, and connected."""
+    """Ray, told to keep to itself, and connected until this process ends."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray
     except ImportError as error:
         raise InputError(f"--ray: expected the package ray, found none ({error}); pip install 'duolora[ray]'") from None
+    if ray.is_initialized():
+        return ray
     local = {"num_cpus": workers, "include_dashboard": False} if address == "local" else {}
     host, _, port = address.rpartition(":")
     try:

@@ -26,7 +26,9 @@ bench = typer.Typer(
 
 OutOption = Annotated[Path, typer.Option(help="Folder of all benchmarks; tables share what is in it.")]
 PairsOption = Annotated[int | None, typer.Option(help="Only the first so many pairs of each data set.")]
-WorkersOption = Annotated[int | None, typer.Option(help="Processes  [one for each GPU, or else each core].")]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Processes; by default one for each GPU, or else for each core.")
+]
 RayOption = Annotated[
     str | None, typer.Option(help="Address of a Ray cluster that does the work; `local` for one on this machine.")
 ]
