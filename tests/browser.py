@@ -28,7 +28,7 @@ def opened(browser, url, **context):
     asked, said = [], []
     with browser.new_context(**context) as made:
         page = made.new_page()
-        page.set_default_timeout(600_000)
+        page.set_default_timeout(120_000)
         page.on("request", lambda r: asked.append(r.url))
         page.on("console", lambda m: said.append(m.text) if m.type == "error" else None)
         page.on("pageerror", lambda e: said.append(str(e)))

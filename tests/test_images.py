@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from duolora.errors import FileRefused, InputError
-from duolora.images import picture_files, read_image, read_picture
+from duolora.evaluation.cache import embed_files
+from duolora.evaluation.embedders import load_embedder
+from duolora.images import picture_files, read_image, read_picture, read_pictures
 
 RED_LEFT = np.zeros((5, 9, 3), np.uint8)
 RED_LEFT[:, :4, 0] = 250
@@ -119,3 +121,34 @@ def test_folders_say_what_they_lack(tmp_path):
         picture_files(tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
         picture_files(tmp_path / "nowhere")
+
+
+def test_training_and_evaluation_see_odd_pictures_alike(tmp_path):
+    """One picture in many clothes: all are learnt from and embedded as the plain one is."""
+    scene = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)).resize((100, 60))
+    turned = Image.Exif()
+    turned[274] = 3
+    grey, clear = scene.convert("L"), scene.convert("RGBA")
+    clear.putalpha(Image.new("L", scene.size, 255))
+    rgb = {
+        "alpha.png": (clear, {}),
+        "animated.png": (scene, {"save_all": True, "append_images": [scene.rotate(180)]}),
+        "cmyk.tif": (scene.convert("CMYK"), {}),
+        "plain.png": (scene, {}),
+        "turned.png": (scene.rotate(180), {"exif": turned}),
+    }
+    deep = np.asarray(grey).astype(np.uint16) * 257
+    greys = {
+        "plain.png": (grey, {}),
+        "sixteen.png": (Image.fromarray(deep), {}),
+        "big-endian.tif": (Image.frombytes("I;16B", grey.size, deep.astype(">u2").tobytes()), {}),
+    }
+    encoder = load_embedder("atelier-picture")
+    for name, pictures in (("rgb", rgb), ("grey", greys)):
+        folder = tmp_path / name
+        folder.mkdir()
+        files = [saved(image, folder / file, **options) for file, (image, options) in pictures.items()]
+        learnt, seen = read_pictures(folder, 64), embed_files(encoder, sorted(files), None)
+        assert len(learnt) == len(seen) == len(pictures)
+        assert (learnt - learnt[0]).abs().max() < 0.02, name
+        assert (seen - seen[0]).abs().max() < 0.02, name

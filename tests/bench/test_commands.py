@@ -46,6 +46,26 @@ def test_tuned_settings_reach_other_tables(bench, tmp_path):
     assert [r["options"]["style_weight"] for r in results] == [0.25]
 
 
+def test_a_table_is_run_again_from_its_folder(bench, tmp_path):
+    bench("table1", "--dataset", "single", "--row", "naive", "--sample", "5", "--seed", "2")
+    said = CliRunner().invoke(
+        app, ["bench", "rerun", str(tmp_path / "table1"), "--out", str(tmp_path / "again"), "--workers", "1"]
+    )
+    assert said.exit_code == 0, said.output
+    first, again = (next((root / "cells").glob("*/*/result.json")) for root in (tmp_path, tmp_path / "again"))
+    assert again.relative_to(tmp_path / "again") == first.relative_to(tmp_path)
+    kept = [json.loads(path.read_text()) for path in (first, again)]
+    assert kept[0]["case"] == kept[1]["case"]
+    assert kept[0]["seed"] == kept[1]["seed"] == 2
+    assert kept[0]["truth"] == kept[1]["truth"]
+    assert (first.parent / "pictures.png").read_bytes() == (again.parent / "pictures.png").read_bytes()
+    configs = [(root / "table1" / "config.json").read_bytes() for root in (tmp_path, tmp_path / "again")]
+    assert configs[0] == configs[1]
+    refused = CliRunner().invoke(app, ["bench", "rerun", str(tmp_path)])
+    assert refused.exit_code == 1
+    assert "config.json" in refused.output
+
+
 def test_table_5_makes_its_bases_once(bench, tmp_path):
     said = bench("table5", "--row", "naive", "--updates", "1")
     assert "### like SSD-1B: several" in said

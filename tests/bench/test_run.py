@@ -8,7 +8,8 @@ from PIL import Image
 
 from duolora.adapters.files import read_adapter
 from duolora.bench import cells
-from duolora.bench.pairs import suite
+from duolora.bench.config import CONFIG, Config, read_config, write_config
+from duolora.bench.pairs import sample_suite, suite
 from duolora.bench.render import SIMILARITY, TRUTH
 from duolora.bench.run import cells_of, only_rows, root_of, run_table
 from duolora.bench.tables import FLOOR, ORACLE, TABLES, Row, Table, blora_rows
@@ -43,7 +44,7 @@ cells_draw = cells.draw
 def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     case = suite()[0]
     table = Table("A table", ROWS)
-    ran = run_table("t", table, [case], tmp_path, workers=1, progress=False)
+    ran = run_table(Config("t", table, (case,)), tmp_path, workers=1, progress=False)
     assert [key.split("/")[-1].split("-")[0] for key in ran.failed] == ["ziprank"]
     assert "lr: expected" in next(iter(ran.failed.values()))
     for row in ROWS:
@@ -63,9 +64,30 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
             assert modules["content"]
             assert modules["style"]
     good = replace(table, rows=tuple(row for row in ROWS if row.label != "broken"))
-    again = run_table("again", good, [case], tmp_path, workers=1, progress=False)
+    again = run_table(Config("again", good, (case,)), tmp_path, workers=1, progress=False)
     assert not again.failed
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == stamps
+
+
+def test_a_config_is_read_back_as_the_same_cells(tmp_path):
+    """Of every table, with several bases, B-LoRA's blocks and other pairs than the shipped ones."""
+    for name, table in (TABLES | {"tuning": TUNING}).items():
+        config = Config(name, table, tuple(sample_suite(7)), 3, {"one": "atelier", "two": "owner/name"})
+        write_config(tmp_path / name, config)
+        found = read_config(tmp_path / name)
+        assert (found.name, found.cases, found.seed, found.bases) == (name, config.cases, 3, config.bases)
+        before, after = (cells_of(c.table, c.cases, tmp_path, c.seed) for c in (config, found))
+        assert [cell.folder for cell in before] == [cell.folder for cell in after]
+        assert [[job.path for job in cell.needs()] for cell in before] == [
+            [job.path for job in cell.needs()] for cell in after
+        ]
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"table": {"rows": [{"what": 1}], "datasets": []}}'])
+def test_no_config_no_table(tmp_path, text):
+    (tmp_path / CONFIG).write_text(text)
+    with pytest.raises(InputError, match=r"config\.json: expected a table's config"):
+        read_config(tmp_path)
 
 
 def test_cells_that_cannot_be_completed_are_counted(tmp_path):
@@ -78,7 +100,7 @@ def test_cells_that_cannot_be_completed_are_counted(tmp_path):
             Image.new("RGB", (64, 64)).save(cell.folder / "pictures.png")
         if k == 2:
             (cell.folder / "pictures.png").write_text("no picture")
-    ran = run_table("t", table, cases, tmp_path, workers=1, progress=False)
+    ran = run_table(Config("t", table, tuple(cases)), tmp_path, workers=1, progress=False)
     assert "pictures are gone or damaged: 2 cells" in ran.text
     assert [why.splitlines()[-1] for why in ran.failed.values() if "not a readable picture" in why]
     assert ran.lines[0]["pairs"] == 3
@@ -117,7 +139,7 @@ def test_rows_by_label():
 
 def test_no_pairs_no_table(tmp_path):
     with pytest.raises(InputError, match="several"):
-        run_table("table8", TABLES["table8"], [], tmp_path)
+        run_table(Config("table8", TABLES["table8"], ()), tmp_path)
 
 
 def test_every_row_of_every_table_has_valid_options(tmp_path):

@@ -152,3 +152,13 @@ def test_a_block_that_was_dropped_counts_as_no_rank():
     assert mean_ranks([one, {"content": {}, "style": {}}]) == {
         "content": {"mid_block": 2.0}, "style": {"mid_block": 1.0}
     }  # fmt: skip
+
+
+def test_older_tables_have_columns_without_an_interval(run):
+    lines = json.loads((run / "table.json").read_text())
+    (run / "table.json").write_text(json.dumps([entry | {"way": 0.25} for entry in lines]))
+    mean, low, high = read_runs([run])[0].lines[0].metrics["way to oracle"]
+    assert mean == 0.25
+    assert low != low
+    assert high != high
+    assert "0.25" in report([run], run / "report.html").read_text()

@@ -99,19 +99,24 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
         page.click("#compare-part button")
         for method in ("ziplora", "duolora"):
             page.get_by_label(method, exact=True).uncheck()
-        page.get_by_label("svd", exact=True).check()
+        page.get_by_label("blora", exact=True).check()
         page.click("#compare")
         assert len(set(shown(page, "side-by-side", 4))) == 4
+        for gallery in ("previews", "pictures", "side-by-side"):
+            cut = page.locator(f"#{gallery} .grid-wrap").evaluate("e => e.scrollHeight - e.clientHeight")
+            assert cut < 20, f"{gallery}: pictures are cut off"
         for format, mark in (("kohya", ".alpha"), ("diffusers", ".lora_A.weight")):
             page.click("#format input")
             page.get_by_role("option", name=format).click()
             page.click("#export")
-            page.wait_for_selector(f"#files a:has-text('duolora-{format}')")
+            page.wait_for_selector(f"#files a[download='duolora-{format}.safetensors']")
             with page.expect_download() as download:
                 page.locator("#files a").first.click()
             download.value.save_as(tmp_path / f"{format}.safetensors")
             entries, _ = read_header(tmp_path / f"{format}.safetensors")
             assert any(key.endswith(mark) for key in entries)
+        page.set_viewport_size({"width": 390, "height": 900})
+        assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out on a phone"
         assert read_adapter(tmp_path / "diffusers.safetensors").recipe["weights"]["style"] == 0
 
 

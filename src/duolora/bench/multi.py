@@ -58,9 +58,10 @@ def groups(cases: Sequence[Case], number: int, most: int = 4) -> list[Group]:
     found = []
     for k, chosen in enumerate(islice(combinations(range(len(things)), number), most)):
         style = cases[k % len(cases)]
+        shared = {name: getattr(style.pair, name) for name in ("look", "shown", "shown_colour")}
         members = []
         for i in chosen:
-            pair = replace(things[i].pair, look=style.pair.look, shown=style.pair.shown, identifier=IDENTIFIERS[i])
+            pair = replace(things[i].pair, **shared, identifier=IDENTIFIERS[i])
             members.append(replace(things[i], pair=pair, style_seed=style.style_seed))
         found.append(Group(tuple(members)))
     return found

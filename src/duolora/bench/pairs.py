@@ -13,9 +13,11 @@ ceiling    every held-out thing in every held-out look, to see which of them a L
 """
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -92,9 +94,14 @@ def suite(path: Path | None = None) -> list[Case]:
     """
     text = path.read_text("utf-8") if path else files("duolora.bench").joinpath("atelier.json").read_text("utf-8")
     try:
-        return [Case(**entry | {"pair": Pair(**entry["pair"])}) for entry in json.loads(text)]
+        return cases_of(json.loads(text))
     except (TypeError, KeyError, ValueError) as error:
         raise InputError(f"{path}: expected a list of benchmark pairs as in atelier.json ({error})") from error
+
+
+def cases_of(entries: Sequence[Mapping[str, Any]]) -> list[Case]:
+    """Cases from plain data, as `asdict` makes it of them."""
+    return [Case(**{**entry, "pair": Pair(**entry["pair"])}) for entry in entries]
 
 
 def write_suite(cases: list[Case], path: Path) -> None:

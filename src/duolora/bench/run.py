@@ -1,7 +1,7 @@
 """Run a table: train the LoRAs that it needs, then its cells; what is there already is never run again."""
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -9,6 +9,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from duolora.bench.cells import Cell, described
+from duolora.bench.config import Config, write_config
 from duolora.bench.jobs import LoraJob, train_lora
 from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
@@ -104,48 +105,39 @@ def cells_of(table: Table, cases: Sequence[Case], out: Path, seed: int = 0, base
 
 
 def run_table(
-    name: str,
-    table: Table,
-    cases: Sequence[Case],
-    out: Path,
-    seed: int = 0,
-    workers: int | None = None,
-    progress: bool = True,
-    bases: Mapping[str, str] | None = None,
+    config: Config, out: Path, workers: int | None = None, progress: bool = True, ray: str | None = None
 ) -> Ran:
-    """Run a table into `<root>/<name>` on the cases of its data sets; returns its text.
+    """Run a table into its folder in `out`; returns its text.
 
     LoRAs and cells are shared by all tables of a base (`root_of`). A cell that fails is reported, the others go on.
 
     Args:
-        name: the name of the table's folder.
-        table: its rows and data sets.
-        cases: the pairs.
+        config: the table, its pairs, seed and bases; the folder keeps it, for `read_config`.
         out: the folder of all benchmarks.
-        seed: of merging and drawing.
-        workers: processes, by default one for each core.
+        workers: processes, by default one for each GPU or core.
         progress: show bars on stderr.
-        bases: what is drawn with, by the heading in the table; by default Atelier, without a heading.
+        ray: the address of a Ray cluster that shares `out`, or "local".
 
     Raises:
-        InputError: none of the cases belongs to the table's data sets.
+        InputError: none of the cases belongs to the table's data sets, or the cluster cannot be reached.
     """
-    bases = bases or {"": "atelier"}
-    roots = {heading: root_of(out, base) for heading, base in bases.items()}
+    table, seed = config.table, config.seed
+    roots = {heading: root_of(out, base) for heading, base in config.bases.items()}
     cells = [
         (f"{heading}: {cell.dataset}" if heading else cell.dataset, cell)
-        for heading, base in bases.items()
-        for cell in cells_of(table, cases, roots[heading], seed, base)
+        for heading, base in config.bases.items()
+        for cell in cells_of(table, config.cases, roots[heading], seed, base)
     ]
-    failed = measured([cell for _, cell in cells], workers, progress)
+    folder = (out if len(roots) > 1 else next(iter(roots.values()))) / config.name
+    write_config(folder, config)
+    failed = measured([cell for _, cell in cells], workers, progress, ray)
     results = [
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
     ]
-    folder = (out if len(roots) > 1 else next(iter(roots.values()))) / name
     lines = summary([row.label for row in table.rows], results)
     text = render(table.title, lines, folder)
     names = sorted({cell.folder.parent.name for _, cell in cells})
-    about: dict[str, object] = {"table": name, "bases": list(bases.values()), "cases": names}
+    about: dict[str, object] = {"table": config.name, "bases": list(config.bases.values()), "cases": names}
     empty = [str(cell.folder) for _, cell in cells if cell.done and "similarity" not in cell.result()]
     if empty:
         text += f"\nWithout similarities, as they are older and their pictures are gone or damaged: {len(empty)} cells."
@@ -155,12 +147,18 @@ def run_table(
     return Ran(text, lines, folder, failed, cells)
 
 
-def measured(cells: Sequence[Measurement], workers: int | None, progress: bool) -> dict[str, str]:
+def measured(
+    cells: Sequence[Measurement], workers: int | None, progress: bool, ray: str | None = None
+) -> dict[str, str]:
     """Train the LoRAs that cells lack, run the cells, and complete older ones; returns what failed, with why."""
     missing = sorted((cell for cell in cells if not cell.done), key=lambda cell: str(cell.folder.parent))
     loras = {job.path: job for cell in missing for job in cell.needs() if not job.path.exists()}
-    failed = {job.path.stem: why for job, why in run_all(train_lora, list(loras.values()), "LoRAs", workers, progress)}
-    failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress)}
+    failed = {
+        job.path.stem: why for job, why in run_all(train_lora, list(loras.values()), "LoRAs", workers, progress, ray)
+    }
+    failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress, ray)}
+    elsewhere = [str(cell.folder) for cell in missing if not cell.done]
+    failed = dict.fromkeys(elsewhere, "its result is not here; expected a folder that all machines share") | failed
     older = [cell for cell in cells if cell.done and "similarity" not in cell.result()]
     return failed | {str(cell.folder): why for cell, why in run_all(_complete, older, "Scores", 1, progress)}
 

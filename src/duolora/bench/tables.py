@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from duolora.errors import InputError
 
@@ -29,6 +29,12 @@ class Row:
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     group: str = ""
     """In the tuning table the label of the row, in other tables, whose best setting is sought."""
+
+
+def row_of(entry: Mapping[str, Any]) -> Row:
+    """A row from plain data, as `asdict` makes it of one."""
+    blocks = {kind: tuple(names) for kind, names in entry.get("blocks", {}).items()}
+    return Row(**{**entry, "blocks": blocks})
 
 
 @dataclass(frozen=True)

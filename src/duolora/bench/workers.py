@@ -1,56 +1,122 @@
-"""Jobs on all cores: one process each, a failed one reported and the others finished."""
+"""Jobs on all cores, devices or machines: a failed one is reported and the others are finished."""
 
 import multiprocessing
 import os
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
+from queue import SimpleQueue
 from typing import TypeVar
 
 from tqdm import tqdm
 
 Job = TypeVar("Job")
+TRIES = 2
+"""How often a job is begun whose process dies, before it is reported."""
 
 
-def _prepare(threads: int) -> None:
-    """One process of several must not take all cores for itself."""
-    import torch
+def run_all(
+    work: Callable[[Job], None],
+    jobs: Sequence[Job],
+    title: str,
+    workers: int | None = None,
+    progress: bool = True,
+    ray: str | None = None,
+) -> Iterator[tuple[Job, str]]:
+    """Do all jobs; yields those that failed with why. The order of the jobs says nothing about the order of the work.
 
-    torch.set_num_threads(threads)
+    Args:
+        work: what is done with a job; it and the jobs must be picklable by name.
+        jobs: what there is to do.
+        title: of the progress bar.
+        workers: processes, by default one for each GPU, or for each core where there is none. With one it happens in
+            this process.
+        progress: show a bar on stderr.
+        ray: the address of a Ray cluster that does it instead, or "local" for one of `workers` on this machine.
+
+    Raises:
+        InputError: Ray is asked for and is not installed, or cannot be reached.
+    """
+    if not jobs:
+        return
+    devices = _devices()
+    count = min(workers or len(devices) or os.cpu_count() or 1, len(jobs))
+    if ray is not None:
+        from duolora.bench.cluster import on_cluster
+
+        ended = on_cluster(work, jobs, ray, workers)
+    elif count == 1:
+        ended = ((job, tried(work, job)) for job in jobs)
+    else:
+        ended = _in_processes(work, jobs, count, devices)
+    with tqdm(total=len(jobs), desc=title, disable=not progress) as bar:
+        for job, error in ended:
+            bar.update()
+            if error:
+                yield job, error
 
 
-def _tried(work: Callable[[Job], None], job: Job) -> str:
+def tried(work: Callable[[Job], None], job: Job) -> str:
+    """Do a job; returns the traceback if it failed, else nothing."""
     try:
         work(job)
-    except Exception:  # whatever it is, it must not stop the other cells
+    except Exception:  # whatever it is, it must not stop the others
         return traceback.format_exc()
     return ""
 
 
-def run_all(
-    work: Callable[[Job], None], jobs: Sequence[Job], title: str, workers: int | None = None, progress: bool = True
-) -> Iterator[tuple[Job, str]]:
-    """Do all jobs; yields those that failed with their traceback. With one worker it happens in this process.
+def _devices() -> list[str]:
+    """The GPUs that may be used, by the names that CUDA_VISIBLE_DEVICES has for them."""
+    import torch
 
-    `work` and the jobs must be picklable by name. The order of the jobs says nothing about the order of the work.
-    """
-    cores = os.cpu_count() or 1
-    workers = min(workers or cores, max(1, len(jobs)))
-    bar = tqdm(total=len(jobs), desc=title, disable=not progress or not jobs)
-    if workers == 1:
-        for job in jobs:
-            error = _tried(work, job)
-            bar.update()
-            if error:
-                yield job, error
-        bar.close()
-        return
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, spawn, _prepare, (max(1, cores // workers),)) as pool:
-        waiting = {pool.submit(_tried, work, job): job for job in jobs}
-        for done in as_completed(waiting):
-            error = str(done.exception() or "") or done.result()
-            bar.update()
-            if error:
-                yield waiting[done], error
-    bar.close()
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return named.split(",")[:count] if named else [str(k) for k in range(count)]
+
+
+def _in_processes(
+    work: Callable[[Job], None], jobs: Sequence[Job], count: int, devices: Sequence[str]
+) -> Iterator[tuple[Job, str]]:
+    """Every job with its error, from `count` processes; one that dies (killed, no memory) takes no other with it."""
+
+    def process(number: int) -> ProcessPoolExecutor:
+        threads = max(1, (os.cpu_count() or 1) // count)
+        device = devices[number % len(devices)] if devices else None
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (threads, device))
+
+    free: SimpleQueue[tuple[int, ProcessPoolExecutor]] = SimpleQueue()
+    for number in range(count):
+        free.put((number, process(number)))
+
+    def done(job: Job) -> str:
+        number, own = free.get()
+        try:
+            for _ in range(TRIES):
+                try:
+                    return own.submit(tried, work, job).result()
+                except BrokenProcessPool:
+                    own.shutdown()
+                    own = process(number)
+            return f"its process died {TRIES} times; perhaps the memory is too small for {count} workers"
+        finally:
+            free.put((number, own))
+
+    threads = ThreadPoolExecutor(count)
+    try:
+        waiting = {threads.submit(done, job): job for job in jobs}
+        for ended in as_completed(waiting):
+            yield waiting[ended], str(ended.exception() or "") or ended.result()
+    finally:
+        threads.shutdown(cancel_futures=True)
+        while not free.empty():
+            free.get()[1].shutdown()
+
+
+def _prepare(threads: int, device: str | None) -> None:
+    """One process of several has a share of the cores, and one GPU."""
+    if device is not None:
+        os.environ["CUDA_VISIBLE_DEVICES"] = device
+    import torch
+
+    torch.set_num_threads(threads)

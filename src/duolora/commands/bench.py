@@ -1,7 +1,7 @@
 """Benchmarks: a command for each table and figure of the paper."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -10,6 +10,9 @@ from duolora.bench.tuning import TUNING
 from duolora.commands import reports
 from duolora.commands.measure import app as measure
 from duolora.commands.speech import JsonOption, one_line, report
+
+if TYPE_CHECKING:
+    from duolora.bench.config import Config
 
 bench = typer.Typer(
     no_args_is_help=True,
@@ -23,7 +26,12 @@ bench = typer.Typer(
 
 OutOption = Annotated[Path, typer.Option(help="Folder of all benchmarks; tables share what is in it.")]
 PairsOption = Annotated[int | None, typer.Option(help="Only the first so many pairs of each data set.")]
-WorkersOption = Annotated[int | None, typer.Option(help="Processes  [one for each core].")]
+WorkersOption = Annotated[
+    int | None, typer.Option(help="Processes; by default one for each GPU, or else for each core.")
+]
+RayOption = Annotated[
+    str | None, typer.Option(help="Address of a Ray cluster that does the work; `local` for one on this machine.")
+]
 ManifestOption = Annotated[Path | None, typer.Option(help="Other pairs than the shipped ones, as a JSON file.")]
 SampleOption = Annotated[int | None, typer.Option(help="Other pairs: those that the rule draws from this seed.")]
 RowOption = Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be given several times.")]
@@ -47,6 +55,7 @@ def _table(name: str, table: Table) -> None:
         row: RowOption = None,
         seed: SeedOption = 0,
         workers: WorkersOption = None,
+        ray: RayOption = None,
         manifest: ManifestOption = None,
         sample: SampleOption = None,
         base: BaseOption = "atelier",
@@ -64,6 +73,7 @@ def _table(name: str, table: Table) -> None:
                 row,
                 seed,
                 workers,
+                ray,
                 manifest,
                 sample,
                 {"": base},
@@ -84,6 +94,7 @@ def _run(
     row: list[str] | None,
     seed: int,
     workers: int | None,
+    ray: str | None,
     manifest: Path | None,
     sample: int | None,
     bases: dict[str, str],
@@ -91,20 +102,28 @@ def _run(
     blora: Path | None,
     as_json: bool,
 ) -> None:
-    """Run the table with what was chosen, draw its figure, and say what came out and what failed."""
-    from duolora.bench import tuning
-    from duolora.bench.grids import figure_of
+    """Run the table with what was chosen."""
+    from duolora.bench.config import Config
     from duolora.bench.pairs import limited, sample_suite, suite
-    from duolora.bench.run import prepared, run_table
+    from duolora.bench.run import prepared
 
     cases = suite(manifest) if sample is None else sample_suite(sample)
     chosen = prepared(table, out, next(iter(bases.values())), row or [], dataset or [], tuned, blora)
-    done = run_table(name, chosen, limited(cases, pairs), out, seed, workers, bases=bases)
+    _run_config(Config(name, chosen, tuple(limited(cases, pairs)), seed, bases), out, workers, ray, as_json)
+
+
+def _run_config(config: "Config", out: Path, workers: int | None, ray: str | None, as_json: bool) -> None:
+    """Run a table, draw its figure, and say what came out and what failed."""
+    from duolora.bench import tuning
+    from duolora.bench.grids import figure_of
+    from duolora.bench.run import run_table
+
+    done = run_table(config, out, workers, ray=ray)
     text = f"{done.text}\n{done.folder / 'table.png'}"
-    if name == "tuning":
-        text += "\n" + tuning.choose(chosen, done.lines, done.folder / "tuned.json")
-    if chosen.figure:
-        text += f"\n{figure_of(chosen.figure, [cell for _, cell in done.cells], done.folder)}"
+    if config.name == "tuning":
+        text += "\n" + tuning.choose(config.table, done.lines, done.folder / "tuned.json")
+    if config.table.figure:
+        text += f"\n{figure_of(config.table.figure, [cell for _, cell in done.cells], done.folder)}"
     for cell, why in done.failed.items():
         text += f"\nfailed: {cell}: {why.strip().splitlines()[-1]}"
     report(as_json, text, folder=done.folder, failed=done.failed)
@@ -125,6 +144,7 @@ def table5(
     row: RowOption = None,
     seed: SeedOption = 0,
     workers: WorkersOption = None,
+    ray: RayOption = None,
     manifest: ManifestOption = None,
     sample: SampleOption = None,
     tuned: TunedOption = None,
@@ -138,7 +158,24 @@ def table5(
 
         rows = TABLES["table5"]
         bases = smaller_bases(out, updates)
-        _run("table5", rows, out, pairs, dataset, row, seed, workers, manifest, sample, bases, tuned, blora, as_json)
+        _run(
+            "table5", rows, out, pairs, dataset, row, seed, workers, ray, manifest, sample, bases, tuned, blora, as_json
+        )
+
+
+@bench.command()
+def rerun(
+    folder: Annotated[Path, typer.Argument(help="Folder of a table that was run, with its config.json.")],
+    out: OutOption = Path("benchmarks/runs"),
+    workers: WorkersOption = None,
+    ray: RayOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Run a table again, on exactly the same rows, pairs, prompts and seeds; give another `--out` to measure anew."""
+    with one_line():
+        from duolora.bench.config import read_config
+
+        _run_config(read_config(folder), out, workers, ray, as_json)
 
 
 @bench.command()

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from duolora.atelier.pairs import Pair
 from duolora.bench.cells import Cell, described
 from duolora.bench.jobs import LoraJob
 from duolora.bench.multi import Group, GroupCell
-from duolora.bench.pairs import Case
-from duolora.bench.tables import TABLES, Row
+from duolora.bench.pairs import cases_of
+from duolora.bench.tables import TABLES, row_of
+from duolora.bench.tuning import TUNING
 from duolora.errors import FileRefused, InputError
 
 Interval = tuple[float, float, float]
@@ -110,7 +110,8 @@ def read_run(folder: Path) -> Run:
     about = _json(folder / "run.json") if (folder / "run.json").exists() else {}
     name = str(about.get("table", folder.name))
     curves = _json(folder / "curves.json") if (folder / "curves.json").exists() else None
-    title = TABLES[name].title if name in TABLES else name
+    known = TABLES | {"tuning": TUNING}
+    title = known[name].title if name in known else name
     lines: tuple[Line, ...] = ()
     if (folder / "table.json").exists():
         lines = tuple(_line(entry, folder) for entry in _json(folder / "table.json"))
@@ -139,7 +140,9 @@ def _line(entry: Mapping[str, Any], folder: Path) -> Line:
         ) from error
 
 
-def _interval(value: Sequence[float]) -> Interval:
+def _interval(value: Sequence[float] | float) -> Interval:
+    if isinstance(value, float):  # older tables have no interval for some columns
+        return value, float("nan"), float("nan")
     mean, low, high = (float("nan") if v is None else float(v) for v in value)
     return mean, low, high
 
@@ -167,20 +170,15 @@ def _key(row: Mapping[str, object]) -> str:
 def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
     result, root = _json(path), path.parents[3]
     try:
-        row = Row(**result["row"])
+        row = row_of(result["row"])
         cell: Cell | GroupCell
         if "group" in result:
-            things = tuple(_case(thing) for thing in result["group"]["things"])
-            cell = GroupCell(root, Group(things), row)
+            cell = GroupCell(root, Group(tuple(cases_of(result["group"]["things"]))), row)
         else:
-            cell = Cell(root, _case(result["case"]), row)
+            cell = Cell(root, cases_of([result["case"]])[0], row)
         jobs = {job.path: job for job in cell.needs()}
         return Measured(
             path.parent, case, cell.dataset, labels.get(_key(described(row)), row.label), result, tuple(jobs.values())
         )
     except (KeyError, TypeError) as error:
         raise FileRefused(f"{path}: expected a finished cell, {error}; delete its folder and run it again") from error
-
-
-def _case(entry: Mapping[str, Any]) -> Case:
-    return Case(**{**entry, "pair": Pair(**entry["pair"])})

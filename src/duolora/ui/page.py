@@ -14,11 +14,17 @@ from duolora.ui.work import FORMATS, Asked, Made, News, Side, Streamed, Studio
 CSS = """
 footer { display: none !important; }
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+#status p { overflow-wrap: anywhere; }
 #status progress { width: 100%; height: 0.7rem; accent-color: #3b82c4; }
 #status svg { width: 100%; height: 60px; }
 #status .bad { color: #c0392b; font-weight: 600; }
 @media (prefers-color-scheme: dark) { #status .bad { color: #f08c78; } }
 img { image-rendering: pixelated; }
+.gallery-container .grid-wrap { height: auto !important; max-height: none !important; min-height: 8rem !important; }
+#previews, #pictures, #side-by-side { height: auto !important; }
+.gallery-container .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
+@media (max-width: 600px) { :is(#previews, #pictures) .grid-container { --grid-cols: 2 !important; } }
+#side-by-side .grid-container { max-width: calc(var(--grid-cols) * 260px); }
 """
 COMPARED = ("naive", "ziplora", "duolora")
 
@@ -157,7 +163,6 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
         previews = gr.Gallery(
             label="Previews",
             columns=4,
-            height=190,
             fit_columns=False,
             object_fit="contain",
             elem_id="previews",

@@ -1,0 +1,102 @@
+"""Jobs in processes and on a Ray cluster: all are done, what fails is reported, what is killed is begun again."""
+
+import os
+import signal
+import sys
+from dataclasses import dataclass, fields
+from functools import partial
+from pathlib import Path
+
+import pytest
+from jobs_by_name import named
+
+from duolora.bench import cells
+from duolora.bench.cells import Cell
+from duolora.bench.jobs import LoraJob
+from duolora.bench.pairs import suite
+from duolora.bench.run import measured
+from duolora.bench.tables import FLOOR, Row
+from duolora.bench.workers import run_all
+from duolora.errors import InputError
+from duolora.sampling import draw
+from duolora.verbs import train
+
+
+@pytest.fixture(params=[None, "local"], ids=["processes", "ray"])
+def ray(request, monkeypatch):
+    """Where jobs are done: in processes of this machine, or by a real cluster."""
+    if request.param:
+        package = pytest.importorskip("ray")
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # its workers import this file
+    yield request.param
+    if request.param:
+        package.shutdown()
+
+
+def test_one_that_fails_stops_no_other(tmp_path, ray, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs = ["a", "raises", "b", "dies", "c", "dies once", "d"]
+    failed = dict(run_all(named, jobs, "", 2, progress=False, ray=ray))
+    assert failed.keys() == {"raises", "dies"}
+    assert failed["raises"].endswith("ValueError: as asked\n")
+    assert "died 2 times" in failed["dies"]
+    tries = {name: len((tmp_path / name).read_text().split()) for name in jobs}
+    assert tries == dict.fromkeys(jobs, 1) | {"dies": 2, "dies once": 2}
+    assert str(os.getpid()) not in {word for name in jobs for word in (tmp_path / name).read_text().split()}
+
+
+def quickly(kind: type, *values: object) -> object:
+    """A job as a worker unpickles it: it trains and draws in one step, and the first that draws is killed at that."""
+    train.ATELIER_OPTIONS = train.TrainOptions(rank=2, steps=1, batch=1)
+    cells.COUNT = 1
+    job = kind(*values)
+    with (job.out / "workers").open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    cells.draw = partial(draw_or_die, job.out / "killed")
+    return job
+
+
+def draw_or_die(mark: Path, *arguments: object, **options: object) -> object:
+    try:
+        mark.touch(exist_ok=False)
+    except FileExistsError:
+        return draw(*arguments, **options | {"steps": 1})
+    mark.write_text(str(os.getpid()))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Quick:
+    def __reduce__(self):
+        return quickly, (type(self), *(getattr(self, field.name) for field in fields(self)))
+
+
+@dataclass(frozen=True)
+class QuickJob(Quick, LoraJob):
+    pass
+
+
+@dataclass(frozen=True)
+class QuickCell(Quick, Cell):
+    def needs(self) -> list[LoraJob]:
+        return [QuickJob(**vars(job)) for job in super().needs()]
+
+
+def test_every_cell_is_finished_though_a_worker_is_killed(tmp_path, ray):
+    rows = (FLOOR, Row("naive", "naive"), Row("split", "split"))
+    table = [QuickCell(tmp_path, case, row) for case in suite()[:2] for row in rows]
+    assert not measured(table, 2, False, ray)
+    assert all(cell.done for cell in table)
+    assert len(list((tmp_path / "loras").iterdir())) == len({job.path for cell in table for job in cell.needs()}) == 4
+    workers = set((tmp_path / "workers").read_text().split())
+    assert (tmp_path / "killed").read_text() in workers
+    assert str(os.getpid()) not in workers
+    assert len(workers) >= 3, "two, and another in the place of the one that was killed"
+    stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
+    assert not measured(table, 2, False, ray)
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == stamps
+
+
+def test_a_cluster_that_is_not_there():
+    pytest.importorskip("ray")
+    with pytest.raises(InputError, match=r"--ray 127\.0\.0\.1:1: no cluster could be reached"):
+        list(run_all(named, ["a"], "", ray="127.0.0.1:1"))
