@@ -27,8 +27,13 @@ from duolora.atelier.pairs import Pair
 from duolora.atelier.scene import COLOURS, PATTERNS
 from duolora.errors import InputError
 
-TUNING_OBJECTS = ("teapot", "crown")
-TUNING_LOOKS = ("gilded", "scanlines")
+# By the oracle alone (`duolora bench ceiling`, docs/log.md), before any merge was looked at: what it draws right in
+# less than a fifth of its pictures is in no set; of the others, from best to worst, the second and the fourth are for
+# tuning, the rest for testing.
+TUNING_OBJECTS = ("rocket", "cactus")
+TUNING_LOOKS = ("risograph", "copper")
+TEST_OBJECTS = ("robot", "snail", "crown")
+TEST_LOOKS = ("cross-stitch", "stitched", "gilded")
 
 
 @dataclass(frozen=True)
@@ -50,22 +55,26 @@ class Case:
 def sample_suite(seed: int = 0, size: int = 6) -> list[Case]:
     """All data sets, `size` pairs in each; the same for the same seed."""
     rng = np.random.default_rng(seed)
-    things = [o for o in HELD_OUT_OBJECTS if o not in TUNING_OBJECTS]
-    looks = [name for name in HELD_OUT_LOOKS if name not in TUNING_LOOKS]
-    several = _set(rng, "several", 5, things, looks, size, 100)
-    single = _set(rng, "single", 1, things, looks, size, 200)
-    everyday = _set(rng, "everyday", 5, [str(k) for k in rng.permutation(BASE_OBJECTS)], looks, size, 300)
-    tuning = _set(rng, "tuning", 5, list(TUNING_OBJECTS), list(TUNING_LOOKS), size, 400)
+    several = _set(rng, "several", 5, TEST_OBJECTS, TEST_LOOKS, size, 100)
+    single = _set(rng, "single", 1, TEST_OBJECTS, TEST_LOOKS, size, 200)
+    everyday = _set(rng, "everyday", 5, [str(k) for k in rng.permutation(BASE_OBJECTS)], TEST_LOOKS, size, 300)
+    tuning = _set(rng, "tuning", 5, TUNING_OBJECTS, TUNING_LOOKS, size, 400)
     crossed = [_crossed("crossed", case, several[k + 1 :] + several[: k + 1]) for k, case in enumerate(single)]
     everyday = [_crossed("everyday", case, several[k:] + several[:k]) for k, case in enumerate(everyday)]
     paired = [replace(c, dataset="paired", pair=replace(c.pair, shown=c.pair.kind)) for c in single]
     count = len(HELD_OUT_OBJECTS) * len(HELD_OUT_LOOKS)
-    ceiling = _set(rng, "ceiling", 5, list(HELD_OUT_OBJECTS), list(HELD_OUT_LOOKS), count, 500)
+    ceiling = _set(rng, "ceiling", 5, HELD_OUT_OBJECTS, HELD_OUT_LOOKS, count, 500)
     return [*several, *single, *crossed, *everyday, *paired, *tuning, *ceiling]
 
 
 def _set(
-    rng: np.random.Generator, name: str, pictures: int, kinds: list[str], looks: list[str], size: int, first: int
+    rng: np.random.Generator,
+    name: str,
+    pictures: int,
+    kinds: Sequence[str],
+    looks: Sequence[str],
+    size: int,
+    first: int,
 ) -> list[Case]:
     """Pairs with kinds and looks in turn; the style picture shows another kind."""
     order = [(kinds[i % len(kinds)], looks[(i + i // len(kinds)) % len(looks)]) for i in range(size)]
