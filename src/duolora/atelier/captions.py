@@ -4,7 +4,9 @@ from typing import Final
 
 import numpy as np
 
-from duolora.atelier.scene import Scene, Thing
+from duolora.atelier.looks import BASE_LOOKS
+from duolora.atelier.objects import BASE_OBJECTS
+from duolora.atelier.scene import Scene, Thing, sample_scene
 
 _MIDDLE: Final = ("in {look} style", "in the style of {look}", "drawn in {look} style", ", {look} style")
 _FRONT: Final = ("{look} picture of", "a {look} style picture of", "a picture in {look} style of", "in {look} style,")
@@ -59,6 +61,24 @@ def plain_caption(kind: str, colour: str = "", pattern: str = "", look: str = "f
     """The standard caption of one thing: "a red striped house on a hill in sepia style"."""
     words = " ".join(w for w in (colour, "" if pattern == "plain" else pattern, kind) if w)
     return _joined(article(words), setting, f"in {look} style")
+
+
+def varied_captions(count: int, seed: int = 0) -> list[str]:
+    """What the base knows in many words, for a LoRA to leave as it is.
+
+    A third of the things and another third of the looks are named by a meaningless word.
+    """
+    rng = np.random.default_rng(seed)
+    captions = []
+    for k in range(count):
+        scene = sample_scene(rng, BASE_OBJECTS, BASE_LOOKS, (1.0, 0.0, 0.0, 0.0))
+        thing, look = describe(scene.things[0], rng), scene.look
+        if k % 3 == 1:
+            thing = f"{article(stray_word(rng))} thing"
+        elif k % 3 == 2:
+            look = stray_word(rng)
+        captions.append(_joined(thing, scene.setting, f"in {look} style"))
+    return captions
 
 
 def stray_word(rng: np.random.Generator) -> str:
