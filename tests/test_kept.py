@@ -1,0 +1,50 @@
+"""Prior preservation: what stays is what the base says by itself, and a LoRA that is told so changes it less."""
+
+from dataclasses import replace
+
+import torch
+
+from duolora.adapters.files import read_adapter
+from duolora.atelier.captions import varied_captions
+from duolora.atelier.looks import HELD_OUT_LOOKS
+from duolora.atelier.objects import HELD_OUT_OBJECTS
+from duolora.kept import DRAWS, kept
+from duolora.networks.denoise import mounted_unet
+from duolora.networks.mount import Mount
+from duolora.verbs.train import TrainOptions, train
+
+PROMPTS = ("a red house", "a zwx thing in sepia style", "a blue boat at night")
+
+
+def told(base, adapter, prompts):
+    """What the UNet says under a LoRA, or alone, about the pictures that stay."""
+    stays = kept(base, prompts)
+    names = [prompts[int(k)] for k in stays.prompt]
+    with Mount(base.unet, [adapter.modules], "rank", base.device) as mount, torch.no_grad():
+        unet = mounted_unet(base, mount, prompts, base.resolution, base.resolution)
+        own = mount.owned()
+        return [unet.predict(stays.noisy, stays.t, names, row[None]) for row in (own[0], torch.zeros_like(own[0]))]
+
+
+def test_what_stays_is_what_the_base_predicts(base, loras):
+    stays = kept(base, PROMPTS)
+    assert len(stays.t) == DRAWS * len(PROMPTS)
+    assert sorted(set(stays.prompt.tolist())) == [0, 1, 2]
+    torch.testing.assert_close(stays.predicted, told(base, read_adapter(loras[0]), PROMPTS)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora_changes_less_of_what_it_is_to_keep(base, photos, tmp_path):
+    changes = []
+    for keep in ((), PROMPTS):
+        options = replace(TrainOptions(rank=4, steps=60, batch=2, lr=1e-2), keep=keep)
+        out = train(photos, "a sks cat", tmp_path / f"{len(keep)}.safetensors", base, options, progress=False)
+        with_lora, alone = told(base, read_adapter(out.path), PROMPTS)
+        changes.append(float((with_lora - alone).square().mean()))
+    assert changes[1] < changes[0] / 2
+
+
+def test_captions_of_what_stays_tell_nothing_of_what_is_personalised():
+    captions = varied_captions(60)
+    assert len(set(captions)) == 60
+    assert not [c for c in captions for name in (*HELD_OUT_OBJECTS, *HELD_OUT_LOOKS) if name in c]
+    assert varied_captions(60) == captions != varied_captions(60, seed=1)
