@@ -50,7 +50,7 @@ def test_curves_and_pictures(tmp_path, monkeypatch):
     assert {*content, *style} <= curves.keys()
 
 
-def test_the_dominant_blocks_are_the_finest_that_lose_one_thing_only():
+def test_the_dominant_blocks_are_the_finest_that_lose_much_of_one_thing():
     def curve(object_: float, look: float) -> dict[str, list[float]]:
         return {"alpha": [0.0, 1.0], "object": [object_, 1.0], "look": [look, 1.0]}
 
@@ -61,6 +61,7 @@ def test_the_dominant_blocks_are_the_finest_that_lose_one_thing_only():
         "up_blocks.0.attentions.1": curve(0.9, 0.8),
         "down_blocks.1": curve(0.9, 0.3),
         "mid_block": curve(0.1, 0.1),
+        "down_blocks.2": curve(1.0, 1.0),
     }
     assert dominant(curves) == {"content": ["up_blocks.0.attentions.0"], "style": ["down_blocks.1"]}
 

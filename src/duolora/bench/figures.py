@@ -65,9 +65,10 @@ def figure3(
 
 
 def dominant(curves: Curves) -> dict[str, list[str]]:
-    """The group that is most content-dominant and the one that is most style-dominant, of the smallest ones measured.
+    """The group that is most style-dominant and, of the others, the most content-dominant; of the smallest measured.
 
-    By what is lost, on average over the α below 1, of the object less what is lost of the look, and the reverse.
+    By what is lost of the look on average over the α below 1, times its share in what is lost of look and object
+    together, so that a group without any effect is neither; and the reverse.
     """
 
     def lost(name: str, what: str) -> float:
@@ -77,9 +78,13 @@ def dominant(curves: Curves) -> dict[str, list[str]]:
 
     blocks = [name for name in curves if not name.startswith("level")]
     finest = [n for n in blocks if not any(other.startswith(f"{n}.") for other in blocks)]
-    lean = {name: lost(name, "object") - lost(name, "look") for name in finest}
-    content = max(lean, key=lambda name: lean[name])
-    style = min((name for name in lean if name != content), key=lambda name: lean[name])
+
+    def lean(name: str, to: str, other: str) -> float:
+        mine, rest = max(lost(name, to), 0.0), max(lost(name, other), 0.0)
+        return mine * mine / (mine + rest) if mine else 0.0
+
+    style = max(finest, key=lambda name: lean(name, "look", "object"))
+    content = max((n for n in finest if n != style), key=lambda name: lean(name, "object", "look"))
     return {"content": [content], "style": [style]}
 
 
