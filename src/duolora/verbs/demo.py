@@ -20,8 +20,8 @@ from duolora.verbs.generate import applied
 from duolora.verbs.merge import merge
 from duolora.verbs.train import default_options, train
 
-PAIR = Pair(kind="robot", colour="turquoise", pattern="plain", look="stitched", shown="house")
-"""What a LoRA on true pictures draws best (`duolora bench ceiling`); no merge chose it. `--pair` draws others."""
+PAIR = Pair(kind="robot", colour="turquoise", pattern="plain", look="gilded", shown="house")
+"""Of middling difficulty for a LoRA on true pictures (docs/log.md); no merge chose it. `--pair` draws others."""
 COUNT = 16
 """Pictures of each method."""
 
