@@ -2,7 +2,7 @@
 
 import os
 import sys
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,8 +10,10 @@ import typer
 from typer.core import TyperGroup
 
 from duolora.commands import files, page, scores
+from duolora.commands.assignments import assigned, tell
 from duolora.commands.bench import bench
 from duolora.commands.config import options_of_file
+from duolora.commands.examples import examples
 from duolora.commands.files import DtypeOption, FormatOption
 from duolora.commands.place import (
     BaseDtypeOption,
@@ -31,7 +33,8 @@ from duolora.commands.speech import (
     proven,
     report,
 )
-from duolora.errors import DuoLoRAError
+from duolora.defaults import ATELIER_GUIDANCE, ATELIER_TRAINING, GUIDANCE, STEPS, TrainOptions
+from duolora.errors import InputError
 
 
 class _Configured(TyperGroup):
@@ -51,6 +54,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # Rich takes words in brackets for markup, and leaves them out
     context_settings={"help_option_names": ["-h", "--help"]},
     help="""Turn a content LoRA and a style LoRA into one LoRA file that draws that thing in that look.
 
@@ -70,8 +74,11 @@ app = typer.Typer(
     """,
 )
 
+PAPER = TrainOptions()
 METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
 """The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
+WEIGHT_NAMES = "section4, table9 or released"
+"""The keys of `methods.WEIGHTS`, likewise."""
 TensorboardOption = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
 ]
@@ -93,7 +100,7 @@ def settings(
     """Options before the command, which `_Configured` sees to."""
 
 
-@app.command()
+@app.command(epilog=examples("demo"))
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")
@@ -105,7 +112,10 @@ def demo(
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the whole road in about four minutes: train two LoRAs, merge them by every method, draw and compare."""
+    """Show the whole road: train two LoRAs, merge them, draw, compare.
+
+    It takes about four minutes on two CPU cores; every method merges the same two.
+    """
     with one_line():
         from duolora.atelier.pairs import sample_pair
         from duolora.verbs.demo import PAIR
@@ -115,20 +125,31 @@ def demo(
         typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=place))
 
 
-@app.command()
+@app.command(epilog=examples("train"))
 def train(
     images: Annotated[Path, typer.Option(help="A folder of pictures of one thing or one look, or a single picture.")],
     prompt: Annotated[str, typer.Option(help='What they show, with an identifier: "a sks thing in flat style".')],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     base: BaseOption = "atelier",
-    rank: Annotated[int | None, typer.Option(help="Rank of the LoRA  [64; atelier 16].")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser updates  [1000; atelier its own].")] = None,
-    batch: Annotated[int | None, typer.Option(help="Pictures in each update  [1; atelier 4].")] = None,
+    rank: Annotated[
+        int | None, typer.Option(help=f"Rank of the LoRA  [{PAPER.rank}; atelier {ATELIER_TRAINING.rank}].")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help=f"Optimiser updates  [{PAPER.steps}; atelier {ATELIER_TRAINING.steps}].")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help=f"Pictures in each update  [{PAPER.batch}; atelier {ATELIER_TRAINING.batch}].")
+    ] = None,
     lr: Annotated[
-        float | None, typer.Option(help="Learning rate of Adam  [5e-4; 5e-5 is gentler; atelier its own].")
+        float | None,
+        typer.Option(help=f"Learning rate of Adam; 5e-5 is gentler  [{PAPER.lr:g}; atelier {ATELIER_TRAINING.lr:g}]."),
     ] = None,
     unconditional: Annotated[
-        float | None, typer.Option(help="Chance that a picture is shown without its prompt  [0; atelier its own].")
+        float | None,
+        typer.Option(
+            help="Chance that a picture is shown without its prompt"
+            f"  [{PAPER.unconditional:g}; atelier {ATELIER_TRAINING.unconditional:g}]."
+        ),
     ] = None,
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Show each picture mirrored as well; good for looks.")
@@ -145,7 +166,7 @@ def train(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a LoRA on a few pictures of a thing, or on one picture of a look."""
+    """Train a LoRA on pictures of a thing, or on one of a look."""
     with one_line():
         from duolora.logs import event_log
         from duolora.verbs.train import default_options
@@ -162,7 +183,7 @@ def train(
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
 
 
-@app.command()
+@app.command(epilog=examples("merge"))
 def merge(
     content: Annotated[Path, typer.Option(help="The LoRA of the thing.")],
     style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
@@ -176,10 +197,17 @@ def merge(
     merged_prompt: Annotated[
         str | None, typer.Option(help="What brings out both  [put together from the two].")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="The paper's loss weights: section4, table9 or released.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser updates of the masks  [100].")] = None,
+    weights: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {WEIGHT_NAMES}.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser updates of the masks  [see `--set help`].")] = None,
     option: Annotated[
-        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any other option; `--set help` lists them.")
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            is_eager=True,
+            callback=tell,
+            help="Any other option; `--set help` lists them, with their defaults.",
+        ),
     ] = None,
     format: FormatOption = "diffusers",
     dtype: DtypeOption = "float16",
@@ -191,7 +219,10 @@ def merge(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Merge a content LoRA and a style LoRA into one ordinary LoRA file, and prove its strength."""
+    """Merge a content LoRA and a style LoRA into one LoRA file.
+
+    It is an ordinary LoRA, and its strength is proved.
+    """
     with one_line():
         from duolora.logs import event_log
         from duolora.methods import WEIGHTS
@@ -199,15 +230,11 @@ def merge(
         from duolora.verbs.merge import merge as run
         from duolora.verbs.merge import options_of
 
-        if option == ["help"]:
-            typer.echo(
-                "\n".join(f"{f.name:20} {getattr(options_of(method), f.name)}" for f in fields(options_of(method)))
-            )
-            return
         if weights is not None and weights not in WEIGHTS:
-            raise DuoLoRAError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
+            raise InputError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
         options = options_of(method, **WEIGHTS.get(weights or "", {}))
-        options = _changed(options, steps=steps, seed=seed, **_parsed(option or [], options))
+        given = {"steps": steps, "seed": seed} | assigned(option or [], options)
+        options = _changed(options, **given)
         opened = chosen(base, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
@@ -238,25 +265,7 @@ def merge(
         report(as_json, text, path=done.path, **proof_facts(done.proof), **facts)
 
 
-_TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-
-
-def _parsed(assignments: list[str], options: Any) -> dict[str, object]:
-    """`NAME=VALUE` options with the types of the defaults."""
-    found: dict[str, object] = {}
-    for assignment in assignments:
-        name, _, value = assignment.partition("=")
-        if not hasattr(options, name):
-            raise DuoLoRAError(f"--set {assignment}: no option of that name; `--set help` lists them")
-        kind = type(getattr(options, name))
-        try:
-            found[name] = _TRUTHS[value.lower()] if kind is bool else kind(value)
-        except (ValueError, KeyError):
-            raise DuoLoRAError(f"--set {assignment}: expected {name} to be of type {kind.__name__}") from None
-    return found
-
-
-@app.command()
+@app.command(epilog=examples("generate"))
 def generate(
     prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
@@ -264,8 +273,11 @@ def generate(
     weight: Annotated[list[float] | None, typer.Option(help="The strength of each LoRA  [1].")] = None,
     base: BaseOption = "atelier",
     num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = 25,
-    guidance: Annotated[float | None, typer.Option(help="Classifier-free guidance  [5; atelier 3].")] = None,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = STEPS,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help=f"Classifier-free guidance; 1 is none  [{GUIDANCE:g}; atelier {ATELIER_GUIDANCE:g}]."),
+    ] = None,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
@@ -282,10 +294,8 @@ def generate(
         report(as_json, "\n".join(map(str, files)), files=files)
 
 
-app.command()(scores.evaluate)
-app.command()(page.ui)
-for command in (files.convert, files.compose, files.inspect):
-    app.command()(command)
+for command in (scores.evaluate, page.ui, files.convert, files.compose, files.inspect):
+    app.command(epilog=examples(command.__name__))(command)
 app.add_typer(bench, name="bench")
 app.add_typer(scores.datasets)
 

@@ -1,13 +1,14 @@
 """The methods: one loop, and a table of which masks, which losses and which beginning.
 
-Every field is an option of `duolora merge`; the comment says where its default comes from. `docs/paper.md` says where
-the paper is open and what was chosen; presets of its loss weights are in `WEIGHTS`.
+Every field is an option of `duolora merge`; the text under it, which `duolora merge --set help` shows, says what it
+does and where its default comes from. `docs/paper.md` says where the paper is open and what was chosen; presets of its
+loss weights are in `WEIGHTS`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import isfinite
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
 from duolora.errors import InputError
 from duolora.networks.block_map import Kind
@@ -33,41 +34,58 @@ class MergeOptions:
     """The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file."""
     init: First = "all-ones"
     """How masks begin (Sec. 3.3.2), or `oneshot`: at the closed form (options below), for rank masks only."""
-    T_content: float = 0.1  # Table 8's row with initialisation
+    T_content: float = 0.1
+    """From 0 to 1: where the mask of the adapter that does not lead begins with ones (Table 8's row with
+    initialisation)."""
     T_style: float = 0.0
+    """The same for the mask of the adapter that leads."""
     block_map: Kind | Mapping[str, str] = "resolution"
     """Which LoRA leads where: a map by its name, or a table {beginning of a module's path: role}."""
     neutral: float = 1.0
     """What multiplies the first masks of modules without a role."""
 
     lambda_layer_prior: float = 0.0
+    """Weight of the layer prior (Eq. 1) in the loss."""
     prior_lambda: float = 1.0
     """λ inside Eq. 1, before the hinge."""
     sparsity: float = 1.0
     """What multiplies Eq. 1's first term, ‖m_dominant‖₁."""
     norm: Norm = "diag"
+    """‖m‖_* of Eq. 1: of the diagonal matrix, which is ‖m‖₁, or of the mask as a column, which is ‖m‖₂."""
     hinge: bool = True
+    """Whether Eq. 1 takes max(0, ‖m_other‖_* − ‖m_dominant‖_*), or the difference also where it is negative."""
     reduction: Reduction = "mean"
+    """How Eq. 1 of all modules becomes one number."""
 
     reading: Reading = "none"
-    """How the cycle reaches the masks; `none` leaves the reconstruction terms only."""
-    lambda_cycle: float = 0.1  # Sec. 3.4
+    """How the cycle reaches the masks (`paper/constyle.py`); `none` leaves the reconstruction terms only."""
+    lambda_cycle: float = 0.1
+    """Weight of the cycle (Sec. 3.4)."""
     multiplies: Multiplies = "cycle"
+    """What `lambda_cycle` multiplies: the cycle's terms only, or all of Constyle, as printed."""
     cycles: Cycles = "both"
+    """Which cycles there are: style added and removed again, content added and removed again, or both."""
     space: Space = "noise"
+    """Where the cycle's pictures are compared."""
     fresh_noise: bool = False
+    """Whether the cycle draws its own noise and timestep, instead of using the update's again."""
 
     lambda_similarity: float = 0.0
+    """Weight of ZipLoRA's term that keeps the two masks apart."""
     similarity: Similarity = "product"
+    """That term: |m_c · m_s|, as in ziplora-pytorch, or a true cosine."""
 
-    steps: int = 100  # Sec. 4: optimiser updates
+    steps: int = 100
+    """Optimiser updates of the masks (Sec. 4); with 0 they stay as they begin."""
     batch: int = 1
     """Content pictures, and as many style pictures, in each update."""
     pool: int = 0
     """How many draws of pictures, timesteps and noise take turns, their teachers computed once; 0 is a new one each
     update."""
-    lr: float = 0.01  # Sec. 4
+    lr: float = 0.01
+    """Learning rate of Adam (Sec. 4)."""
     seed: int = 0
+    """The same seed and inputs give the same file."""
     pictures: int = 8
     """How many calibration pictures are drawn with each LoRA when none are given."""
 
@@ -94,7 +112,9 @@ class MergeOptions:
     rank: int = 0
     """The rank that `svd`, `ties` and `dare_ties` end with; 0 is the sum of both ranks."""
     content_weight: float = 1.0
+    """What multiplies the content half of the merge."""
     style_weight: float = 1.0
+    """What multiplies the style half."""
     threshold: float = 1e-3
     """Directions whose mask is not above this are left out of the file. For rank masks only: an entry of an output or
     input mask is no direction."""
@@ -127,9 +147,14 @@ WEIGHTS: dict[str, dict[str, object]] = {
 what the authors' program does differently."""
 
 _LEAST = dict.fromkeys(("batch", "pictures", "calls"), 1) | dict.fromkeys(
-    ("steps", "pool", "rank", "refits", "threshold", "mixed", "off_role", "ridge"), 0
-)
+    (
+        "lambda_layer_prior", "prior_lambda", "sparsity", "lambda_cycle", "lambda_similarity", "neutral",
+        "steps", "pool", "rank", "refits", "threshold", "mixed", "off_role", "ridge",
+    ),
+    0,
+)  # fmt: skip
 _ABOVE_0 = ("lr", "upper", "density")
+_AT_MOST_1 = ("density", "T_content", "T_style")
 
 
 def check_options(options: MergeOptions) -> None:
@@ -138,23 +163,33 @@ def check_options(options: MergeOptions) -> None:
     Raises:
         InputError: a name is not one of the choices, or a number is out of range or none.
     """
-    for name, hint in get_type_hints(MergeOptions).items():
+    for name in get_type_hints(MergeOptions):
         value = getattr(options, name)
-        known = choices(hint)
-        if known and isinstance(value, str) and value not in known:
-            raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+        check_word(name, value)
         if isinstance(value, float) and not isfinite(value):
             raise InputError(f"{name}: expected a finite number, got {value}")
         if name in _LEAST and value < _LEAST[name]:
             raise InputError(f"{name}: expected {_LEAST[name]:g} or more, got {value}")
         if name in _ABOVE_0 and value <= 0:
             raise InputError(f"{name}: expected a number above 0, got {value}")
-    if options.density > 1:
-        raise InputError(f"density: expected a share of at most 1, got {options.density}")
+        if name in _AT_MOST_1 and value > 1:
+            raise InputError(f"{name}: expected a share of at most 1, got {value}")
 
 
-def choices(hint: Any) -> tuple[str, ...]:
-    """The words that an option of this type can be; none for other types."""
+def check_word(name: str, value: object) -> None:
+    """Refuse a word that is not among the choices of an option.
+
+    Raises:
+        InputError: it is not.
+    """
+    known = choices(name)
+    if known and isinstance(value, str) and value not in known:
+        raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """The words that an option can be; none for options that are no words."""
+    hint = get_type_hints(MergeOptions)[name]
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part))

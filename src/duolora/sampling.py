@@ -7,12 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
+from duolora.defaults import ATELIER_GUIDANCE, GUIDANCE, STEPS
 from duolora.networks.bases import Base, is_atelier
-
-STEPS = 25
-GUIDANCE = 5.0
-ATELIER_GUIDANCE = 3.0
-"""Under more guidance than this, LoRAs on the small base overshoot (`docs/log.md`)."""
 
 
 def guidance_of(base: Base, guidance: float | None = None) -> float:

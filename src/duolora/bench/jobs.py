@@ -10,9 +10,10 @@ from PIL import Image
 
 from duolora.atelier.pairs import IDENTIFIERS, Pair, pictures
 from duolora.atelier.recognisers import Recogniser, load_recogniser
+from duolora.defaults import TrainOptions
 from duolora.images import picture_files, read_image
 from duolora.networks.bases import Base, load_base
-from duolora.verbs.train import TrainOptions, default_options, train
+from duolora.verbs.train import default_options, train
 
 
 @dataclass(frozen=True)

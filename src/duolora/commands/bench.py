@@ -8,6 +8,7 @@ import typer
 from duolora.bench.tables import TABLES, Table
 from duolora.bench.tuning import TUNING
 from duolora.commands import reports
+from duolora.commands.examples import examples
 from duolora.commands.measure import app as measure
 from duolora.commands.speech import JsonOption, one_line, report
 
@@ -82,7 +83,7 @@ def _table(name: str, table: Table) -> None:
                 as_json,
             )
 
-    bench.command(name, help=f"{table.title}.")(run)
+    bench.command(name, help=f"{table.title}.", epilog=examples("bench table", name=name))(run)
 
 
 def _run(
@@ -136,7 +137,7 @@ for _name, _rows in (TABLES | {"tuning": TUNING}).items():
         _table(_name, _rows)
 
 
-@bench.command(help=f"{TABLES['table5'].title}.")
+@bench.command(help=f"{TABLES['table5'].title}.", epilog=examples("bench table", name="table5"))
 def table5(
     out: OutOption = Path("benchmarks/runs"),
     pairs: PairsOption = None,
@@ -163,7 +164,7 @@ def table5(
         )
 
 
-@bench.command()
+@bench.command(epilog=examples("bench rerun"))
 def rerun(
     folder: Annotated[Path, typer.Argument(help="Folder of a table that was run, with its config.json.")],
     out: OutOption = Path("benchmarks/runs"),
@@ -171,21 +172,27 @@ def rerun(
     ray: RayOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a table again, on exactly the same rows, pairs, prompts and seeds; give another `--out` to measure anew."""
+    """Run a table again, on exactly the same rows, pairs and seeds.
+
+    Prompts are the same, too. Give another `--out` to measure anew.
+    """
     with one_line():
         from duolora.bench.config import read_config
 
         _run_config(read_config(folder), out, workers, ray, as_json)
 
 
-@bench.command()
+@bench.command(epilog=examples("bench figure3"))
 def figure3(
     out: OutOption = Path("benchmarks/runs"),
     base: Annotated[str, typer.Option(help="The base to look into.")] = "atelier",
     count: Annotated[int, typer.Option(help="Pictures for each block group and α.")] = 34,
     seed: SeedOption = 0,
 ) -> None:
-    """Figure 3: what a base still draws as the attention of some blocks is turned down; names B-LoRA's blocks."""
+    """Figure 3: what a base draws with some blocks turned down.
+
+    Names B-LoRA's blocks: those whose attention carries the thing, and those that carry the look.
+    """
     with one_line():
         from duolora.bench.figures import figure3 as run
         from duolora.bench.run import root_of
@@ -196,14 +203,17 @@ def figure3(
         typer.echo("\n".join(str(folder / name) for name in ("curves.png", "pictures.png", "blocks.json")))
 
 
-@bench.command()
+@bench.command(epilog=examples("bench loras"))
 def loras(
     out: OutOption = Path("benchmarks/runs"),
     pairs: PairsOption = 2,
     kind: Annotated[list[str], typer.Option(help="content or style; may be given twice.")] = ["content", "style"],  # noqa: B006
     workers: WorkersOption = None,
 ) -> None:
-    """How to train LoRAs on Atelier: rank, steps, rate and guidance, on the tuning pairs."""
+    """How to train LoRAs on Atelier, found out on the tuning pairs.
+
+    Rank, steps, rate and guidance.
+    """
     with one_line():
         from duolora.bench.lora_sweep import sweep
         from duolora.bench.pairs import suite
@@ -212,6 +222,6 @@ def loras(
         typer.echo(sweep(out / "loras-sweep", cases[:pairs], kind, workers))
 
 
-bench.command()(reports.report)
+bench.command(epilog=examples("bench report"))(reports.report)
 bench.add_typer(reports.study, name="study")
 bench.add_typer(measure)

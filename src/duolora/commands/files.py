@@ -30,7 +30,7 @@ def convert(
     rank: Annotated[int | None, typer.Option(help="Keep at most so many directions of each module, by SVD.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a LoRA in another program's format, at another strength or size, and prove it."""
+    """Write a LoRA in another format, strength or size, and prove it."""
     with one_line():
         from duolora.verbs.convert import convert as run
 
@@ -55,7 +55,10 @@ def compose(
     dtype: DtypeOption = "float16",
     as_json: JsonOption = False,
 ) -> None:
-    """Put several LoRAs, such as merges of several contents with one style, into one file (exact, Sec. 3.5)."""
+    """Put several LoRAs into one file, exactly.
+
+    Such as merges of several contents with one style (Sec. 3.5).
+    """
     with one_line():
         from duolora.verbs.compose import compose as run
 
@@ -70,7 +73,10 @@ def inspect(
     plot: Annotated[Path | None, typer.Option(help="A picture to write: .png, .pdf or .svg.")] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Show what is in a LoRA file: ranks and energy by block, its recipe, what two files have in common."""
+    """Show what is in a LoRA file.
+
+    Ranks and energy by block, its recipe, what two files have in common.
+    """
     with one_line():
         from duolora.verbs.inspect import inspect as run
 

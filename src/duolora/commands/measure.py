@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from duolora.commands.examples import examples
 from duolora.commands.speech import QuietOption, one_line
 
 app = typer.Typer(no_args_is_help=True, help="Measure: time and memory.")
@@ -12,7 +13,7 @@ app = typer.Typer(no_args_is_help=True, help="Measure: time and memory.")
 OutOption = Annotated[Path, typer.Option(help="Folder for the results.")]
 
 
-@app.command()
+@app.command(epilog=examples("bench speed"))
 def speed(
     out: OutOption = Path("benchmarks/speed"),
     base: Annotated[
@@ -34,7 +35,10 @@ def speed(
     seed: Annotated[int, typer.Option(help="The same seed gives the same LoRAs and pictures.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Time and memory of one update: ours, the bare UNet's passes, and the slow way of the public programs."""
+    """Time and memory of one update.
+
+    Ours, the bare UNet's passes, and the slow way of the public programs.
+    """
     with one_line():
         from duolora.bench.speed import LEARNT, Setting
         from duolora.bench.speed import speed as run
@@ -45,7 +49,7 @@ def speed(
         typer.echo(run(setting, out, methods, updates, repeats, slow_updates, memory, progress=not quiet))
 
 
-@app.command()
+@app.command(epilog=examples("bench growth"))
 def growth(
     out: OutOption = Path("benchmarks/growth"),
     base: Annotated[
@@ -58,7 +62,10 @@ def growth(
     seed: Annotated[int, typer.Option(help="The same seed gives the same LoRAs and pictures.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """How time and memory grow with rank, image size, number of adapters and number of updates: a plot each."""
+    """How time and memory grow, a plot each.
+
+    With rank, image size, number of adapters and number of updates.
+    """
     with one_line():
         from duolora.bench.growth import growth as run
 

@@ -14,7 +14,10 @@ def ui(
     port: Annotated[int | None, typer.Option(help="Port  [the first free one from 7860].")] = None,
     host: Annotated[str, typer.Option(help="Where it listens; by default this machine only.")] = "127.0.0.1",
 ) -> None:
-    """Open a page to work with, on this machine only: train, merge, weigh, compare and download."""
+    """Open a page to work with, on this machine only.
+
+    Train, merge, weigh, compare and download.
+    """
     with one_line():
         from duolora.ui.page import serve
 

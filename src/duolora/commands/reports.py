@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from duolora.commands.examples import examples
 from duolora.commands.speech import JsonOption, one_line
 from duolora.commands.speech import report as said
 
@@ -21,7 +22,10 @@ def report(
     title: Annotated[str, typer.Option(help="Its heading.")] = "DuoLoRA: results",
     as_json: JsonOption = False,
 ) -> None:
-    """Show finished runs as one page that opens offline: tables, plots, pictures, recipes."""
+    """Show finished runs as one page that opens offline.
+
+    Tables, plots, pictures, recipes.
+    """
     with one_line():
         from duolora.report.page import report as run
 
@@ -29,10 +33,10 @@ def report(
         said(as_json, f"{path}: {path.stat().st_size / 1e6:.1f} MB", path=path, bytes=path.stat().st_size)
 
 
-study = typer.Typer(no_args_is_help=True, help="A blind questionnaire from finished runs, and its scores (Table 6).")
+study = typer.Typer(no_args_is_help=True, help="A blind questionnaire from finished runs, and Table 6.")
 
 
-@study.command()
+@study.command(epilog=examples("bench study make"))
 def make(
     folders: FoldersArgument,
     out: Annotated[Path, typer.Option(help="Folder for questionnaire.html and key.json.")],
@@ -42,7 +46,10 @@ def make(
     each: Annotated[int, typer.Option(help="Questions for every pair.")] = 1,
     seed: Annotated[int, typer.Option(help="Which pictures are asked about.")] = 0,
 ) -> None:
-    """Make a page that people answer offline, and the key to it, which stays with you."""
+    """Make a page that people answer offline, and the key to it.
+
+    The key stays with you.
+    """
     with one_line():
         from duolora.report.study import ROWS
         from duolora.report.study import make as run
@@ -51,13 +58,16 @@ def make(
         typer.echo(f"{page}: give this to people\n{key}: keep this; it says which picture is whose")
 
 
-@study.command()
+@study.command(epilog=examples("bench study score"))
 def score(
     answers: Annotated[list[Path], typer.Argument(help="Files that people sent back, or a folder of them.")],
     key: Annotated[Path, typer.Option(help="The key.json of the study.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Table 6 from returned answers: who was chosen how often, with intervals, and how far people agree."""
+    """Table 6 from returned answers.
+
+    Who was chosen how often, with intervals, and how far people agree.
+    """
     with one_line():
         from dataclasses import asdict
 

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from duolora.commands.examples import examples
 from duolora.commands.speech import JsonOption, QuietOption, SeedOption, one_line, report
 
 
@@ -25,7 +26,10 @@ def evaluate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score pictures: content, style, prompt and leakage, with the checkpoints and transforms behind each number."""
+    """Score pictures: content, style, prompt and leakage.
+
+    With the checkpoints and transforms behind each number.
+    """
     with one_line():
         from duolora.evaluation.evaluate import evaluate as run
         from duolora.evaluation.evaluate import named_checkpoints
@@ -41,13 +45,16 @@ datasets = typer.Typer(
 LayoutOption = Annotated[str, typer.Option(help="auto, dreambooth, styledrop, customconcept101 or folders.")]
 
 
-@datasets.command()
+@datasets.command(epilog=examples("datasets check"))
 def check(
     folder: Annotated[Path, typer.Argument(help="DreamBooth, StyleDrop, CustomConcept101, or contents/ and styles/.")],
     layout: LayoutOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Say what a data set holds and what is missing or damaged in it; exit status 1 if anything is."""
+    """Say what a data set holds, and what is missing or damaged in it.
+
+    Exit status 1 if anything is.
+    """
     with one_line():
         from duolora.evaluation.datasets import problems, read_dataset
 
@@ -65,7 +72,7 @@ def check(
             raise typer.Exit(1)
 
 
-@datasets.command()
+@datasets.command(epilog=examples("datasets pairs"))
 def pairs(
     contents: Annotated[Path, typer.Option(help="The data set with the things.")],
     styles: Annotated[Path, typer.Option(help="The data set with the looks; may be the same.")],
@@ -77,7 +84,10 @@ def pairs(
     draws: Annotated[int, typer.Option(min=1, help="Pictures of each prompt, with the seeds 0, 1, …")] = 4,
     seed: SeedOption = 0,
 ) -> None:
-    """Fix the pairs, prompts and seeds of a table, so that it can be run again on exactly the same."""
+    """Fix the pairs, prompts and seeds of a table.
+
+    So that it can be run again on exactly the same.
+    """
     with one_line():
         from duolora.evaluation.datasets import read_dataset
         from duolora.evaluation.manifests import Manifest, choose_pairs, write_manifest

@@ -9,10 +9,11 @@ import torch
 from duolora.adapters.diffusers_format import diffusers_tensors, is_diffusers
 from duolora.adapters.files import check_fits, read_adapter
 from duolora.adapters.uniform_format import uniform
+from duolora.defaults import STEPS
 from duolora.errors import InputError
 from duolora.images import as_image
 from duolora.networks.bases import Base, BaseChoice, opened
-from duolora.sampling import STEPS, draw
+from duolora.sampling import draw
 
 
 def generate(

@@ -19,13 +19,13 @@ from tqdm import tqdm
 
 from duolora.adapters.adapter import Adapter
 from duolora.checkpoint import step_generator
+from duolora.defaults import STEPS, TrainOptions
 from duolora.networks.bases import Base, PromptEmbeds
 from duolora.networks.denoise import MountedUNet, noise_schedule
 from duolora.networks.mount import Mount
 from duolora.networks.targets import modules_within
 from duolora.paper.lowrank import LowRank
-from duolora.sampling import STEPS, guidance_of
-from duolora.verbs.train import TrainOptions
+from duolora.sampling import guidance_of
 
 KINDS = ("content", "style")
 STYLE_GUIDANCE = 3.0

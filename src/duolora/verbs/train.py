@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import Proof, check_writable, write_adapter
 from duolora.atelier.captions import varied_captions
 from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
+from duolora.defaults import ATELIER_TRAINING, TrainOptions
 from duolora.errors import DuoLoRAError, InputError
 from duolora.images import picture_files, read_pictures
 from duolora.kept import Kept, kept
@@ -29,28 +30,7 @@ from duolora.sampling import draw
 from duolora.watching import Watcher, wants_preview
 
 _NAME = "learning"
-
-
-@dataclass(frozen=True)
-class TrainOptions:
-    """How a LoRA is trained. The defaults are the paper's (Sec. 4), meant for SDXL."""
-
-    rank: int = 64
-    steps: int = 1000
-    batch: int = 1
-    lr: float = 5e-4
-    unconditional: float = 0.0
-    """The chance that a picture is shown without its prompt, which guidance at sampling takes as its zero."""
-    mirror: bool = False
-    """Show each picture mirrored as well: a look is the same in a mirror, a thing with writing on it is not."""
-    seed: int = 0
-    blocks: tuple[str, ...] = ()
-    """Only the attention whose module paths begin so, as B-LoRA trains two blocks only; all when empty."""
-    keep: tuple[str, ...] = ()
-    """Prompts whose pictures by the base alone stay as they are (prior preservation, see `kept`)."""
-
-
-ATELIER_OPTIONS = TrainOptions(rank=16, steps=400, batch=4, lr=5e-4, unconditional=0.1, keep=tuple(varied_captions(48)))
+ATELIER_OPTIONS = replace(ATELIER_TRAINING, keep=tuple(varied_captions(48)))
 """What suits the small base: it learns a thing or a look in about a minute on a core."""
 
 
