@@ -2,13 +2,15 @@
 
 from dataclasses import replace
 
+import pytest
 import torch
 
 from duolora.adapters.files import read_adapter
 from duolora.atelier.captions import varied_captions
 from duolora.atelier.looks import HELD_OUT_LOOKS
 from duolora.atelier.objects import HELD_OUT_OBJECTS
-from duolora.kept import DRAWS, kept
+from duolora.errors import InputError
+from duolora.kept import DRAWS, kept, read_prompts
 from duolora.networks.denoise import mounted_unet
 from duolora.networks.mount import Mount
 from duolora.verbs.train import TrainOptions, train
@@ -48,3 +50,14 @@ def test_captions_of_what_stays_tell_nothing_of_what_is_personalised():
     assert len(set(captions)) == 60
     assert not [c for c in captions for name in (*HELD_OUT_OBJECTS, *HELD_OUT_LOOKS) if name in c]
     assert varied_captions(60) == captions != varied_captions(60, seed=1)
+
+
+def test_prompts_are_the_lines_of_a_file(tmp_path):
+    (tmp_path / "keep.txt").write_text("a red house\n\n a cat in sepia style \n", "utf-8")
+    assert read_prompts(tmp_path / "keep.txt") == ("a red house", "a cat in sepia style")
+    (tmp_path / "none.txt").touch()
+    assert read_prompts(tmp_path / "none.txt") == ()
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    for name in ("picture.png", "missing.txt"):
+        with pytest.raises(InputError, match=name):
+            read_prompts(tmp_path / name)

@@ -154,6 +154,13 @@ def train(
     mirror: Annotated[
         bool, typer.Option("--mirror", help="Show each picture mirrored as well; good for looks.")
     ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text of prompts, one a line, whose pictures by the base alone are to stay as they are (prior"
+            " preservation); an empty file for none  [none; atelier 48 of its captions]."
+        ),
+    ] = None,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
@@ -168,13 +175,18 @@ def train(
 ) -> None:
     """Train a LoRA on pictures of a thing, or on one of a look."""
     with one_line():
+        from duolora.kept import read_prompts
         from duolora.logs import event_log
         from duolora.verbs.train import default_options
         from duolora.verbs.train import train as run
 
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
         options = _changed(
-            default_options(base), **given, mirror=mirror or None, blocks=tuple(blocks) if blocks else None
+            default_options(base),
+            **given,
+            mirror=mirror or None,
+            keep=None if keep is None else read_prompts(keep),
+            blocks=tuple(blocks) if blocks else None,
         )
         opened = chosen(base, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:

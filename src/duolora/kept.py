@@ -6,12 +6,14 @@ noise, since these are what has to stay.
 
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from duolora.checkpoint import step_generator
+from duolora.errors import InputError
 from duolora.networks.bases import Base
 from duolora.networks.denoise import noise_schedule
 from duolora.sampling import draw
@@ -29,6 +31,28 @@ class Kept:
     t: Int[Tensor, " draws"]
     prompt: Int[Tensor, " draws"]
     predicted: Float[Tensor, "draws c h w"]
+
+    def some(self, n: int, generator: torch.Generator) -> "Kept":
+        """As many of the draws as asked for, taken at random."""
+        rows = torch.randint(len(self.t), (n,), generator=generator)
+        return Kept(self.noisy[rows], self.t[rows], self.prompt[rows], self.predicted[rows])
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, without empty ones.
+
+    Raises:
+        InputError: it cannot be read as text.
+    """
+    try:
+        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: expected a text file with a prompt on each line ({error})") from error
+
+
+def beside(batch: int) -> int:
+    """How many draws of what stays go with a batch of pictures: half as many, but one at least."""
+    return max(1, batch // 2)
 
 
 @lru_cache(maxsize=1)

@@ -4,7 +4,8 @@
     sampling  ε̂ = ε_c(∅) + w (ε_c(p) − ε_c(∅)) + w_style (ε_{c,s}(p_s) − ε_c(p))
 
 The rows of the two `down` factors are one orthonormal set, drawn once and frozen; only the `up` factors learn. The
-guidance by style exists at sampling time only, so no one LoRA file can hold it.
+guidance by style exists at sampling time only, so no one LoRA file can hold it. What the options keep (ours, not
+theirs) stays as it is under the content LoRA and under both.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,6 +21,7 @@ from tqdm import tqdm
 from duolora.adapters.adapter import Adapter
 from duolora.checkpoint import step_generator
 from duolora.defaults import STEPS, TrainOptions
+from duolora.kept import beside, kept
 from duolora.networks.bases import Base, PromptEmbeds
 from duolora.networks.denoise import MountedUNet, noise_schedule
 from duolora.networks.mount import Mount
@@ -42,8 +44,11 @@ def train_pair(
 ) -> dict[str, Adapter]:
     """The content and the style LoRA of pictures and their stylised twins, trained together."""
     x = {"content": base.encode_images(content), "style": base.encode_images(style)}
-    embeds = {"content": base.encode_prompts([content_prompt]), "style": base.encode_prompts([style_prompt])}
-    schedule, time_ids = noise_schedule(base), base.time_ids(options.batch, base.resolution, base.resolution)
+    stays, others = (kept(base, options.keep), beside(options.batch)) if options.keep else (None, 0)
+    said = dict(zip(KINDS, (content_prompt, style_prompt), strict=True))
+    embeds = {kind: base.encode_prompts([prompt, *options.keep]) for kind, prompt in said.items()}
+    schedule = noise_schedule(base)
+    time_ids = base.time_ids(options.batch + others, base.resolution, base.resolution)
     names = modules_within(base.unet, options.blocks)
     base.bring_unet()
     with _orthogonal(base, names, options) as ups:
@@ -56,13 +61,20 @@ def train_pair(
             for kind, active in (("content", KINDS[:1]), ("style", KINDS)):
                 base.unet.set_adapters(list(active))
                 clean = x[kind][rows.to(base.device)]
-                noisy = schedule.add_noise(clean, noise, t).to(base.dtype)
-                told = embeds[kind]
-                conditions = {"text_embeds": told.pooled.expand(options.batch, -1), "time_ids": time_ids}
+                noisy, target, at = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t), t
+                shown = torch.zeros(options.batch, dtype=torch.long)
+                if stays is not None:
+                    some = stays.some(others, rng)
+                    noisy, at = torch.cat((noisy, some.noisy)), torch.cat((t, some.t))
+                    target, shown = torch.cat((target, some.predicted)), torch.cat((shown, some.prompt + 1))
+                told, shown = embeds[kind], shown.to(base.device)
+                conditions = {"text_embeds": told.pooled[shown], "time_ids": time_ids}
                 predicted = base.unet(
-                    noisy, t, told.embeds.expand(options.batch, -1, -1), added_cond_kwargs=conditions, return_dict=False
-                )[0]
-                F.mse_loss(predicted.float(), schedule.target(clean, noise, t)).backward()
+                    noisy.to(base.dtype), at, told.embeds[shown], added_cond_kwargs=conditions, return_dict=False
+                )[0].float()
+                loss = F.mse_loss(predicted[: options.batch], target[: options.batch])
+                changed = F.mse_loss(predicted[options.batch :], target[options.batch :]) if others else 0.0
+                (loss + changed).backward()
             optimiser.step()
             optimiser.zero_grad()
         return {kind: Adapter(_factors(base, names, kind)) for kind in KINDS}

@@ -20,7 +20,7 @@ from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint
 from duolora.defaults import ATELIER_TRAINING, TrainOptions
 from duolora.errors import DuoLoRAError, InputError
 from duolora.images import picture_files, read_pictures
-from duolora.kept import Kept, kept
+from duolora.kept import Kept, beside, kept
 from duolora.networks.bases import Base, BaseChoice, is_atelier, opened
 from duolora.networks.denoise import noise_schedule
 from duolora.networks.targets import modules_within
@@ -152,7 +152,7 @@ def _optimise(
     schedule = noise_schedule(base)
     prompts = base.encode_prompts([prompt, *options.keep])
     empty = base.empty_prompt()
-    others = 0 if stays is None else max(1, options.batch // 2)
+    others = 0 if stays is None else beside(options.batch)
     time_ids = base.time_ids(options.batch + others, base.resolution, base.resolution)
     base.release_encoders()
     parameters = {f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)}
@@ -170,9 +170,9 @@ def _optimise(
         noisy, target = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t)
         shown = (torch.rand(options.batch, generator=rng) >= options.unconditional).long()
         if stays is not None:
-            drawn = torch.randint(len(stays.t), (others,), generator=rng)
-            noisy, t = torch.cat((noisy, stays.noisy[drawn])), torch.cat((t, stays.t[drawn]))
-            target, shown = torch.cat((target, stays.predicted[drawn])), torch.cat((shown, stays.prompt[drawn] + 2))
+            some = stays.some(others, rng)
+            noisy, t = torch.cat((noisy, some.noisy)), torch.cat((t, some.t))
+            target, shown = torch.cat((target, some.predicted)), torch.cat((shown, some.prompt + 2))
         shown = shown.to(base.device)
         conditions = {"text_embeds": pooled[shown], "time_ids": time_ids}
         with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
