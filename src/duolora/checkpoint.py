@@ -7,14 +7,17 @@ not the run was stopped before it.
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from duolora.errors import FileRefused
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -50,25 +53,61 @@ def save_checkpoint(
 
 
 def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> int:
-    """Copy a checkpoint into `tensors` and the optimiser, in place; returns the number of steps that were done."""
-    with safe_open(path, "pt") as file:
-        step = int(json.loads(file.metadata()["progress"])["step"])
-        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    """Copy a checkpoint into `tensors` and the optimiser, in place; returns the number of steps that were done.
+
+    Raises:
+        FileRefused: it is damaged, or of another run; nothing is changed then.
+    """
+    with _refusing(path):
+        with safe_open(path, "pt") as file:
+            step = int(_progress(file)["step"])
+            stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+        values = {key.removeprefix("value."): value for key, value in stored.items() if key.startswith("value.")}
+        if step < 0 or _shapes(values) != _shapes(tensors):
+            raise ValueError("its tensors are not those of this run")
+        state = _optimiser_state(stored, optimiser)
     with torch.no_grad():
         for key, value in tensors.items():
-            value.copy_(stored[f"value.{key}"])
-    state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in stored.items():
-        kind, _, rest = key.partition(".")
-        if kind == "optimiser":
-            number, _, entry = rest.partition(".")
-            state.setdefault(int(number), {})[entry] = tensor
+            value.copy_(values[key])
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
     return step
 
 
 def losses_before(path: Path) -> list[Any]:
-    """The losses in a checkpoint, as `save_checkpoint` was given them."""
-    with safe_open(path, "pt") as file:
-        losses: list[Any] = json.loads(file.metadata()["progress"])["losses"]
-    return losses
+    """The losses in a checkpoint, as `save_checkpoint` was given them.
+
+    Raises:
+        FileRefused: it is damaged.
+    """
+    with _refusing(path), safe_open(path, "pt") as file:
+        return list(_progress(file)["losses"])
+
+
+@contextmanager
+def _refusing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise FileRefused(f"{path}: no whole checkpoint of this run ({error}); delete it to begin anew") from error
+
+
+def _progress(file: Any) -> dict[str, Any]:
+    return json.loads((file.metadata() or {})["progress"])
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {key: tuple(value.shape) for key, value in tensors.items()}
+
+
+def _optimiser_state(stored: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """The optimiser's entries for each parameter, by its number; ValueError if one has another size."""
+    parameters = [parameter for group in optimiser.param_groups for parameter in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, tensor in stored.items():
+        kind, _, rest = key.partition(".")
+        if kind == "optimiser":
+            number, _, entry = rest.partition(".")
+            if int(number) >= len(parameters) or tensor.shape not in ((), parameters[int(number)].shape):
+                raise ValueError("its optimiser is not that of this run")
+            state.setdefault(int(number), {})[entry] = tensor
+    return state

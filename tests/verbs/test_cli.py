@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 
 from duolora.cli import app
 from duolora.commands.speech import one_line
+from duolora.verbs import train as module
 
 
 def run(*arguments):
@@ -185,6 +187,53 @@ def test_bad_lora_is_one_line_and_exit_1(kind, folder, loras, tmp_path):
 def test_bad_option_is_named_before_anything_is_read(arguments, message, tmp_path):
     out, nowhere = tmp_path / "o.safetensors", tmp_path / "nowhere.safetensors"
     refused(["merge", "--content", nowhere, "--style", nowhere, "--out", out, "--base", nowhere, *arguments], message)
+
+
+@pytest.mark.parametrize("place", ["a file", "under a file", "no place"])
+@pytest.mark.parametrize("verb", ["demo", "generate", "train", "merge"])
+def test_places_that_cannot_be_written_are_named_before_any_work(verb, place, photos, tmp_path):
+    (tmp_path / "a").write_text("a file")
+    out = {"a file": tmp_path / "a", "under a file": tmp_path / "a" / "b", "no place": Path("/proc/x")}[place]
+    out, none = out / "x.safetensors" if verb in ("train", "merge") else out, tmp_path / "none"
+    told = {
+        "demo": [],
+        "generate": ["--prompt", "a cat", "--base", none],
+        "train": ["--prompt", "a cat", "--images", photos, "--base", none],
+        "merge": ["--content", none, "--style", none, "--base", none],
+    }[verb]
+    refused([verb, *told, "--out", out], f"{out}: ")
+    assert (tmp_path / "a").read_text() == "a file"
+
+
+def test_numbers_that_nothing_can_be_made_with_are_one_line(photos, tmp_path):
+    none, out = tmp_path / "none", tmp_path / "x.safetensors"
+    told = ["train", "--prompt", "a cat", "--images", photos, "--out", out, "--base", none]
+    refused([*told, "--lr", "nan"], "lr: expected a finite number above 0, got nan")
+    refused([*told, "--unconditional", "nan"], "unconditional: expected a chance")
+    told = ["generate", "--prompt", "a cat", "--out", tmp_path / "p", "--base", none]
+    refused([*told, "--steps", 0], "steps: expected 1 or more, got 0")
+    refused([*told, "--num", 0], "num 0")
+    refused([*told, "--guidance", "nan"], "guidance: expected a finite number, got nan")
+    refused([*told, "--lora", none, "--weight", "inf"], "weights: expected finite numbers, got inf")
+    assert not (tmp_path / "p").exists()
+
+
+def test_damaged_checkpoint_is_one_line(folder, photos, tmp_path):
+    told = ["train", "--prompt", "a cat", "--images", photos, "--out", tmp_path / "x.safetensors", "--base", folder,
+            "--steps", 101, "--rank", 1, "--batch", 1, "--quiet"]  # fmt: skip
+    save = module.save_checkpoint
+
+    def damaged(path, *rest):
+        save(path, *rest)
+        path.write_bytes(path.read_bytes()[:-3])
+        raise KeyboardInterrupt
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "save_checkpoint", damaged)
+        assert run(*told).exit_code != 0
+    done = run(*told)
+    assert done.exit_code == 1, done.output
+    assert "ckpt.safetensors: no whole checkpoint of this run" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,12 @@
 """Training LoRAs: it learns, it resumes exactly, it leaves the base alone, it says what is wrong."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from duolora.adapters.files import read_adapter
 from duolora.checkpoint import load_checkpoint, save_checkpoint
@@ -107,6 +110,58 @@ def test_checkpoint_holds_tensors_and_optimiser(tmp_path):
     assert load_checkpoint(tmp_path / "c.safetensors", {"v": other}, its_optimiser) == 1
     step(other, its_optimiser)
     assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "text", "folder", "no progress", "negative step", "other shape", "tensor missing", "other optimiser"],
+)
+def test_checkpoints_that_do_not_fit_are_refused_and_change_nothing(tmp_path, damage):
+    path = tmp_path / "c.safetensors"
+    value = torch.nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.Adam([value], lr=0.1)
+    value.sum().backward()
+    optimiser.step()
+    save_checkpoint(path, {"v": value}, optimiser, 1)
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        changes = {
+            "other shape": {"value.v": torch.ones(1)},
+            "tensor missing": {"value.v": None},
+            "other optimiser": {"optimiser.0.exp_avg": torch.ones(4)},
+        }.get(damage, {})
+        kept = {key: tensor for key, tensor in (tensors | changes).items() if tensor is not None}
+        step = -1 if damage == "negative step" else 1
+        save_file(kept, path, None if damage == "no progress" else {"progress": json.dumps({"step": step})})
+    before = value.detach().clone()
+    with pytest.raises(FileRefused, match=r"c\.safetensors: no whole checkpoint of this run .*delete it"):
+        load_checkpoint(path, {"v": value}, optimiser)
+    assert torch.equal(value, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": float("nan")}, "lr: expected a finite number above 0, got nan"),
+        ({"lr": float("inf")}, "lr: expected a finite number above 0, got inf"),
+        ({"lr": -1.0}, "lr: expected"),
+        ({"steps": 0}, "steps: expected"),
+        ({"rank": 0}, "rank: expected"),
+        ({"batch": -1}, "batch: expected"),
+        ({"unconditional": float("nan")}, "unconditional: expected"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_read(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "none", "a cat", tmp_path / "x.safetensors", "nowhere", replace(OPTIONS, **changes))
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from errno import EACCES
 from glob import escape
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import IO
 
 from duolora.errors import DuoLoRAError, InputError
@@ -37,9 +39,30 @@ def check_writable(path: Path) -> None:
         raise InputError(f"{path}: expected an output file that ends in .safetensors; name one")
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise InputError(f"{path}: expected a file that may be replaced, found a read-only one; name another")
-    parent = next(folder for folder in path.absolute().parents if os.path.exists(folder))
-    if not parent.is_dir() or not os.access(parent, os.W_OK | os.X_OK) or "\0" in str(path):
-        raise InputError(f"{path}: {parent} is no folder to write into; nothing was changed; name another place")
+    _check_place(path, path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Make sure, before any work, that files can be put into `folder`, which need not be there yet.
+
+    Raises:
+        InputError: it is a file, read-only, or in a place where nothing can be written.
+    """
+    _check_place(folder, folder.expanduser())
+
+
+def _check_place(path: Path, folder: Path) -> None:
+    """Refuse `path` if no file can be made in the nearest folder that there is; what permissions say is not all."""
+    near = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
+    try:
+        if "\0" in str(path) or not os.access(near, os.W_OK | os.X_OK):
+            raise OSError(EACCES, "not allowed")
+        with TemporaryFile(dir=near):
+            pass
+    except OSError as error:
+        raise InputError(
+            f"{path}: {near} is no folder to write into ({error.strerror}); nothing was changed; name another place"
+        ) from None
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Pictures made in bulk, once, by all cores, and kept in a folder of runs."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -8,6 +9,7 @@ from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -59,10 +61,27 @@ def _chunk(make: Callable[[int], tuple[Pixels, object]], seeds: range) -> list[t
     return [make(seed) for seed in seeds]
 
 
+def renderer_hash() -> str:
+    """SHA-256 of what the picture of a seed depends on: the sources that draw it, the versions of numpy and Pillow."""
+    found = hashlib.sha256(f"numpy {np.__version__} pillow {PIL.__version__}".encode())
+    for name in ("abstract", "captions", "data", "family", "looks", "objects", "scene"):
+        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return found.hexdigest()
+
+
+def cache_path(folder: Path, name: str, count: int, seed: int) -> Path:
+    """Where `made` keeps these pictures; another renderer, number or seed has another name."""
+    mark = hashlib.sha256(f"{renderer_hash()} {count} {seed}".encode()).hexdigest()[:12]
+    return folder / f"{name}-{mark}"
+
+
 def made(
     make: Callable[[int], tuple[Pixels, object]], count: int, seed: int, cache: Path | None
 ) -> tuple[Pixels, list]:
-    """`count` pictures (count, 64, 64, 3) and what was said of each; read from `cache` if they were made before."""
+    """`count` pictures (count, 64, 64, 3) and what was said of each.
+
+    Read from `cache`, a name by `cache_path`, if they were made before.
+    """
     if cache and cache.with_suffix(".json").exists():
         return np.load(cache.with_suffix(".npy"), allow_pickle=False), json.loads(
             cache.with_suffix(".json").read_text()
@@ -76,7 +95,9 @@ def made(
     if cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.save(cache.with_suffix(".npy"), pixels)
-        cache.with_suffix(".json").write_text(json.dumps(notes))
+        part = cache.with_suffix(".part")
+        part.write_text(json.dumps(notes))
+        part.replace(cache.with_suffix(".json"))  # last: where it is, both are whole
     return pixels, notes
 
 

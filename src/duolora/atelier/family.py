@@ -2,8 +2,9 @@
 
 A base that has seen only a dozen looks takes a new one for a change of everything, and a LoRA of it swallows the
 base. So half of the base's pictures are in looks of this family, no two alike, as a large model has seen every manner
-of painting. The held-out looks are not among them. What they share with the family are kinds of steps (a ramp of
-colours, two inks, lines, dots, relief), never the values; cross-stitch's crosses are not even a kind of step here.
+of painting. The held-out looks are not among them, but share kinds of steps with them (a ramp of colours, two inks,
+lines, dots, relief), so chance may bring a picture near one. The judges, who have no answer "none of these", call 12 %
+of improvised pictures a held-out look with p > 0.9 (`tests/atelier/test_family.py`), mostly by mistake.
 """
 
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from typing import Final
 import numpy as np
 
 from duolora.atelier.looks import Image, Map, Paint, averaged, blur, clouds, mix, saturated, tiles
+from duolora.atelier.scene import COLOURS
 
 PAINTS: Final[dict[str, tuple[float, float, float]]] = {
     "black": (0.04, 0.04, 0.05),
@@ -25,15 +27,9 @@ PAINTS: Final[dict[str, tuple[float, float, float]]] = {
     "teal": (0.08, 0.45, 0.46),
     "olive": (0.42, 0.45, 0.15),
     "maroon": (0.42, 0.06, 0.14),
-    "red": (0.86, 0.12, 0.14),
-    "orange": (0.96, 0.52, 0.08),
-    "yellow": (0.96, 0.86, 0.14),
-    "green": (0.16, 0.62, 0.2),
-    "turquoise": (0.12, 0.76, 0.74),
-    "blue": (0.13, 0.3, 0.86),
-    "purple": (0.5, 0.16, 0.66),
-    "pink": (0.98, 0.5, 0.74),
+    **COLOURS,
 }
+"""The colours of things, and more that only looks have."""
 
 Step = Callable[[Paint, Image, np.random.Generator], Image]
 

@@ -2,9 +2,11 @@
 
 Besides, `distil ssd1b` and `distil vega` make the smaller bases of Table 5 from the packed one.
 
-Each stage goes on from where it was stopped, so the same command again continues.
+Each stage goes on from where it was stopped, so the same command again continues; with another recipe, renderer or VAE
+it begins anew. To go on from finished weights in other updates, there is `base --start-from`.
 """
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, TypeVar
@@ -61,12 +63,15 @@ def judges(runs: Runs = Path("runs/atelier"), updates: Updates = None) -> None:
 
 @app.command()
 def pack(runs: Runs = Path("runs/atelier")) -> None:
-    """Put what was trained into the package."""
+    """Put what was trained into the package, and how it was made into its `provenance.json`."""
     from shutil import copyfile, copytree
 
-    weights = Path(__file__).parent / "weights"
+    from duolora.atelier.made_by import NAME, noted, weights_of
+
+    facts, weights = noted(runs), Path(__file__).parent / "weights"
     copytree(runs / "base", weights / "base", dirs_exist_ok=True)
     copyfile(runs / "recogniser.safetensors", weights / "recogniser.safetensors")
+    (weights / NAME).write_text(json.dumps(facts | {"weights": weights_of(weights)}, indent=1) + "\n")
     typer.echo(f"Packed: {weights}")
 
 
@@ -86,8 +91,6 @@ def distil(
 @app.command()
 def report(out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("benchmarks/atelier")) -> None:
     """Measure the packed base and judges; writes figures and a grid of pictures."""
-    import json
-
     from duolora.atelier.report import report as measure
 
     typer.echo(json.dumps(measure(out), indent=1))

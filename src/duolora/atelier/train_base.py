@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -18,17 +18,17 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 
 from duolora.atelier.architecture import new_scheduler, new_text_encoders, new_unet, save_tokenizer
 from duolora.atelier.captions import plain_caption
-from duolora.atelier.data import Pixels, as_input, base_picture, made
+from duolora.atelier.data import Pixels, as_input, base_picture, cache_path, made
 from duolora.atelier.looks import BASE_LOOKS
+from duolora.atelier.made_by import vae_hash, weights_of, write_provenance
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.scene import SIZE
-from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
-from duolora.provenance import file_hash
+from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 
 
 @dataclass(frozen=True)
 class BaseRecipe:
-    """How the base is trained; the defaults are those of the shipped one."""
+    """How a base is trained from nothing. The shipped one had several stretches: see `weights/provenance.json`."""
 
     pictures: int = 64_000
     updates: int = 12_000
@@ -79,24 +79,31 @@ def latents_of(vae: AutoencoderKL, pixels: Pixels, device: torch.device) -> Tens
     return (torch.cat(done) * vae.config.scaling_factor).contiguous()
 
 
-def _kept_latents(folder: Path, pixels: Pixels, device: torch.device) -> Tensor:
-    """The pictures' latents, encoded once for each VAE."""
-    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
-    kept = folder / f"base-latents-{file_hash(weights)[:12]}-{len(pixels)}.safetensors"
+def _kept_latents(folder: Path, kept: Path, pixels: Pixels, device: torch.device) -> Tensor:
+    """The pictures' latents, encoded once and kept in the file `kept`."""
     if not kept.exists():
-        save_file({"latents": latents_of(AutoencoderKL.from_pretrained(folder / "vae"), pixels, device)}, kept)
+        part = kept.with_suffix(".part")
+        save_file({"latents": latents_of(AutoencoderKL.from_pretrained(folder / "vae"), pixels, device)}, part)
+        part.replace(kept)
     return load_file(kept)["latents"]
+
+
+def _latents_path(folder: Path, recipe: BaseRecipe) -> Path:
+    """Where the latents are kept; another renderer, recipe's pictures or VAE has another name."""
+    cache = cache_path(folder, "base-pictures", recipe.pictures, recipe.seed)
+    return folder / f"{cache.name}-latents-{vae_hash(folder)[:12]}.safetensors"
 
 
 def _prepared(folder: Path, recipe: BaseRecipe, device: torch.device) -> tuple[CLIPTokenizer, Tensor, Tensor]:
     """The tokenizer, the latents and the tokens of all pictures."""
-    pixels, texts = made(base_picture, recipe.pictures, recipe.seed, folder / "base-pictures")
+    cache = cache_path(folder, "base-pictures", recipe.pictures, recipe.seed)
+    pixels, texts = made(base_picture, recipe.pictures, recipe.seed, cache)
     known = [plain_caption(kind, look=look) for kind in BASE_OBJECTS for look in BASE_LOOKS]
     plain = [t for t in texts[:4000] if " " in t]
     counts = {w: sum(w in t.split() for t in plain) for w in vocabulary(plain)}
     words = sorted({w for w, n in counts.items() if n > 3} | set(vocabulary(known)))
     tokenizer = save_tokenizer(folder / "tokenizer", words)
-    latents = _kept_latents(folder, pixels, device)
+    latents = _kept_latents(folder, _latents_path(folder, recipe), pixels, device)
     tokens = tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     return tokenizer, latents, tokens
 
@@ -118,7 +125,8 @@ def take_weights(model: TextToImage, tokenizer: CLIPTokenizer, pipeline: Path) -
 def train_base(folder: Path, recipe: BaseRecipe, device: torch.device, start_from: Path | None = None) -> Path:
     """Train UNet and text encoders on the VAE in `folder`; returns the pipeline.
 
-    Goes on from its checkpoint if there is one, else from the weights of the pipeline `start_from`, else from nothing.
+    Goes on from the checkpoint of this very recipe, pictures, VAE and start if there is one, else from the weights of
+    the pipeline `start_from`, else from nothing.
     """
     tokenizer, latents, tokens = _prepared(folder, recipe, device)
     torch.manual_seed(recipe.seed)
@@ -129,7 +137,9 @@ def train_base(folder: Path, recipe: BaseRecipe, device: torch.device, start_fro
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.996))
     optimiser = torch.optim.AdamW(model.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True)
     alphas = new_scheduler().alphas_cumprod.to(device)
-    checkpoint = folder / "base.ckpt.safetensors"
+    parent = None if start_from is None else weights_of(start_from)
+    mark = {"latents": _latents_path(folder, recipe).name, "start_from": parent}
+    checkpoint = checkpoint_path(folder / "base", asdict(recipe) | mark)
     tensors = {f"model.{k}": v for k, v in model.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     start = load_checkpoint(checkpoint, tensors, optimiser) if checkpoint.exists() else 0
@@ -158,7 +168,9 @@ def train_base(folder: Path, recipe: BaseRecipe, device: torch.device, start_fro
         if (step + 1) % 500 == 0 or step + 1 == recipe.updates:
             save_checkpoint(checkpoint, tensors, optimiser, step + 1)
             save_pipeline(cast(TextToImage, average.module), tokenizer, folder)
-    return save_pipeline(cast(TextToImage, average.module), tokenizer, folder)
+    path = save_pipeline(cast(TextToImage, average.module), tokenizer, folder)
+    write_provenance(folder, "base", recipe, start_from=parent)
+    return path
 
 
 def save_pipeline(model: TextToImage, tokenizer: CLIPTokenizer, folder: Path) -> Path:

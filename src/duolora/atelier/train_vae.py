@@ -1,6 +1,6 @@
 """The VAE: sharp and general, since no method can draw a look that its VAE cannot."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
@@ -12,13 +12,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
 from duolora.atelier.architecture import new_vae
-from duolora.atelier.data import Pixels, as_input, made, vae_picture
-from duolora.checkpoint import load_checkpoint, save_checkpoint, step_generator
+from duolora.atelier.data import Pixels, as_input, cache_path, made, vae_picture
+from duolora.atelier.made_by import write_provenance
+from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 
 
 @dataclass(frozen=True)
 class VaeRecipe:
-    """How the VAE is trained; the defaults are those of the shipped one."""
+    """How the VAE is trained. How the shipped one was is in `weights/provenance.json`: it was stopped earlier."""
 
     pictures: int = 24_000
     updates: int = 6_000
@@ -40,13 +41,17 @@ def vae_loss(picture: Tensor, drawn: Tensor, mean: Tensor, logvar: Tensor, kl: f
 
 
 def train_vae(folder: Path, recipe: VaeRecipe, device: torch.device) -> Path:
-    """Train the VAE in `folder`, going on from its checkpoint if there is one; returns the folder of the VAE."""
-    pixels, _ = made(vae_picture, recipe.pictures, recipe.seed, folder / "vae-pictures")
+    """Train the VAE in `folder`; returns the folder of the VAE.
+
+    Goes on from the checkpoint of this very recipe on these very pictures, if there is one.
+    """
+    cache = cache_path(folder, "vae-pictures", recipe.pictures, recipe.seed)
+    pixels, _ = made(vae_picture, recipe.pictures, recipe.seed, cache)
     torch.manual_seed(recipe.seed)
     vae = new_vae().to(device, memory_format=torch.channels_last)
     average = AveragedModel(vae, multi_avg_fn=get_ema_multi_avg_fn(0.998))
     optimiser = torch.optim.AdamW(vae.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-4)
-    checkpoint = folder / "vae.ckpt.safetensors"
+    checkpoint = checkpoint_path(folder / "vae", asdict(recipe) | {"pictures": cache.name})
     tensors = {f"vae.{k}": v for k, v in vae.state_dict().items()}
     tensors |= {f"average.{k}": v for k, v in average.state_dict().items()}
     start = load_checkpoint(checkpoint, tensors, optimiser) if checkpoint.exists() else 0
@@ -71,13 +76,16 @@ def train_vae(folder: Path, recipe: VaeRecipe, device: torch.device) -> Path:
             bar.set_postfix(loss=f"{loss.item():.4f}")
         if (step + 1) % 500 == 0 or step + 1 == recipe.updates:
             save_checkpoint(checkpoint, tensors, optimiser, step + 1)
-    return save_vae(cast(AutoencoderKL, average.module), pixels, folder)
+    path = save_vae(cast(AutoencoderKL, average.module), pixels, folder)
+    write_provenance(folder, "vae", recipe, start_from=None)
+    return path
 
 
 @torch.no_grad()
 def save_vae(vae: AutoencoderKL, pixels: Pixels, folder: Path) -> Path:
     """Write the VAE with the scaling factor that gives its latents unit variance."""
-    latents = vae.encode(as_input(pixels[:1000:2])).latent_dist.mean
+    parts = as_input(pixels[:1000:2]).split(64)
+    latents = torch.cat([vae.encode(part.to(vae.device)).latent_dist.mean.cpu() for part in parts])
     vae.register_to_config(scaling_factor=float(1 / latents.std()))
     vae.save_pretrained(folder / "vae")
     return folder / "vae"

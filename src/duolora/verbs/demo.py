@@ -4,11 +4,13 @@ import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from textwrap import fill
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from duolora.adapters.staging import check_folder, check_writable
 from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair, pictures
 from duolora.atelier.recognisers import Verdict, judge, load_recogniser
@@ -16,8 +18,8 @@ from duolora.images import as_image
 from duolora.methods import METHODS
 from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.sampling import draw
-from duolora.verbs.generate import applied
-from duolora.verbs.merge import merge
+from duolora.verbs.generate import applied, new_folder
+from duolora.verbs.merge import merge, options_of
 from duolora.verbs.train import default_options, train
 
 PAIR = Pair(kind="robot", colour="turquoise", pattern="plain", look="gilded", shown="house")
@@ -58,19 +60,28 @@ def demo(
     """Run the whole road into the folder `out`; returns the table as text.
 
     Leaves `references/`, `content.safetensors`, `style.safetensors`, one LoRA file for each method in `merged/`, the
-    pictures in `pictures/`, `comparison.png`, `table.md` and `results.json`.
+    pictures in `pictures/`, `comparison.png`, `table.md` and `results.json`. The seed is that of training, merging and
+    drawing.
+
+    Raises:
+        InputError: nothing can be written into `out`; nothing was made then.
     """
+    out = new_folder(out)
+    for part in ("references", "merged", "pictures"):
+        check_folder(out / part)
+    for part in ("content", "style"):
+        check_writable(out / f"{part}.safetensors")
     started = time.perf_counter()
     stages: dict[str, float] = {}
     base, judges = opened(base), load_recogniser()
     stages["load"] = time.perf_counter() - started
-    jobs = _trained_and_merged(base, pair, out, stages, progress)
+    jobs = _trained_and_merged(base, pair, out, seed, stages, progress)
     begun = time.perf_counter()
     rows, drawn = [], {}
     for job in tqdm(jobs, "Drawing", disable=not progress):
-        drawn[job.name] = _drawn(base, job, seed)
-        rows.append(_row(job, judge(judges, drawn[job.name]), pair))
-        _save(drawn[job.name], out / "pictures" / job.name.replace(" ", "-"))
+        drawn[job] = _drawn(base, job, seed)
+        rows.append(_row(job, judge(judges, drawn[job]), pair))
+        _save(drawn[job], out / "pictures" / job.name.replace(" ", "-"))
     stages["draw"] = time.perf_counter() - begun
     comparison(pair, drawn).save(out / "comparison.png")
     text = table(rows, pair)
@@ -81,13 +92,15 @@ def demo(
     return f"{text}\n{out / 'comparison.png'}; {stages['total']:.0f} s"
 
 
-def _trained_and_merged(base: Base, pair: Pair, out: Path, stages: dict[str, float], progress: bool) -> list[Job]:
+def _trained_and_merged(
+    base: Base, pair: Pair, out: Path, seed: int, stages: dict[str, float], progress: bool
+) -> list[Job]:
     """Train both LoRAs, merge them by every method; what there is to draw then. Times go into `stages`."""
     content, style = _references(out / "references", pair)
     files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
     for kind, images, prompt in (("content", content, pair.content_prompt), ("style", style, pair.style_prompt)):
         begun = time.perf_counter()
-        options = replace(default_options(base.name), mirror=kind == "style")
+        options = replace(default_options(base.name), mirror=kind == "style", seed=seed)
         train(images, prompt, files[kind], base, options, progress)
         stages[f"train {kind}"] = time.perf_counter() - begun
     jobs = [
@@ -98,7 +111,7 @@ def _trained_and_merged(base: Base, pair: Pair, out: Path, stages: dict[str, flo
     for method in tqdm(METHODS, "Methods", disable=not progress):
         done = merge(
             files["content"], files["style"], out / "merged" / f"{method}.safetensors", method, base, content, style,
-            merged_prompt=pair.merged_prompt, progress=progress,
+            merged_prompt=pair.merged_prompt, options=options_of(method, seed=seed), progress=progress,
         )  # fmt: skip
         stages[f"merge {method}"] = done.seconds
         size = done.proof.size / 1000
@@ -143,8 +156,8 @@ def table(rows: list[Row], pair: Pair) -> str:
     """The rows as a Markdown table."""
     lines = [
         f"Atelier, recognisers' truth: a {pair.colour} {pair.kind} ({pair.pattern}) in the look of one {pair.look}",
-        f"picture that shows a {pair.shown}. Shares of {COUNT} pictures. These are not the paper's numbers and",
-        "cannot be compared with them.",
+        f"picture that shows a {pair.shown}. Shares of {COUNT} pictures; the LoRAs alone with the prompts that they",
+        "learnt, all others with the merged one. These are not the paper's numbers and cannot be compared with them.",
         "",
         "| | object | look | both | colour | pattern | leak | masks | moved | file, kB | time, s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
@@ -158,23 +171,34 @@ def table(rows: list[Row], pair: Pair) -> str:
     return "\n".join(lines) + "\n"
 
 
-def comparison(pair: Pair, drawn: dict[str, torch.Tensor], columns: int = 8, scale: int = 2) -> Image.Image:
-    """References on the left, one labelled row for each method."""
-    cell, gap, label = 64 * scale, 4, 130
-    font = ImageFont.load_default(16)
-    left = cell + 3 * gap
+def comparison(pair: Pair, drawn: dict[Job, torch.Tensor], columns: int = 8, scale: int = 2) -> Image.Image:
+    """References on the left, one row for each job, named, and with its prompt where that is not the merged one."""
+    cell, gap = 64 * scale, 4
+    left, label = cell + 3 * gap, 190
     sheet = Image.new("RGB", (left + label + columns * (cell + gap), len(drawn) * (cell + gap) + 28), "white")
-    brush = ImageDraw.Draw(sheet)
+    brush, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     brush.text((gap, 5), "references", "black", font)
-    brush.text((left + label, 5), f"“{pair.merged_prompt}”, the same seeds in every row", "black", font)
+    brush.text((left + label, 5), heading(pair), "black", font)
     references = [*pictures(pair.content_scenes()), pictures([pair.style_scene()])[0]]
     for k, picture in enumerate(references):
         image = Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST)
         sheet.paste(image, (gap, 28 + k * (cell + gap)))
-    for row, (name, batch) in enumerate(drawn.items()):
+    for row, (job, batch) in enumerate(drawn.items()):
         top = 28 + row * (cell + gap)
-        brush.text((left, top + cell // 2 - 10), name, "black", font)
+        brush.text((left, top + cell // 2 - 10), job.name, "black", font)
+        if told := own_prompt(job, pair):
+            brush.multiline_text((left, top + cell // 2 + 12), fill(told, 28), "black", ImageFont.load_default(12))
         for k, picture in enumerate(batch[:columns]):
             image = as_image(picture).resize((cell, cell), Image.Resampling.NEAREST)
             sheet.paste(image, (left + label + k * (cell + gap), top))
     return sheet
+
+
+def heading(pair: Pair) -> str:
+    """What is true of every row of the comparison that names no prompt of its own."""
+    return f"“{pair.merged_prompt}”, where a row has no other prompt; the same seeds in every row"
+
+
+def own_prompt(job: Job, pair: Pair) -> str:
+    """The prompt in words for the label of a row, if it is not the merged one."""
+    return "" if job.prompt == pair.merged_prompt else f"prompt: “{job.prompt}”"

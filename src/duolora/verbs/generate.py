@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import isfinite
 from pathlib import Path
 
 import torch
 
 from duolora.adapters.diffusers_format import diffusers_tensors, is_diffusers
 from duolora.adapters.files import check_fits, read_adapter
+from duolora.adapters.staging import check_folder
 from duolora.adapters.uniform_format import uniform
 from duolora.defaults import STEPS
 from duolora.errors import InputError
@@ -52,6 +54,10 @@ def generate(
         raise InputError(f"expected at least one prompt and picture, got {len(prompts)} prompts, num {num}")
     if steps < 1:
         raise InputError(f"steps: expected 1 or more, got {steps}")
+    if guidance is not None and not isfinite(guidance):
+        raise InputError(f"guidance: expected a finite number, got {guidance}")
+    if not all(map(isfinite, weights or [])):
+        raise InputError(f"weights: expected finite numbers, got {', '.join(map(str, weights or []))}")
     folder = new_folder(out)
     loaded = opened(base)
     seeds = [seed + k for _ in prompts for k in range(num)]
@@ -68,13 +74,11 @@ def new_folder(out: str | Path) -> Path:
     """The folder for results, made if need be.
 
     Raises:
-        InputError: it is a file, or cannot be made.
+        InputError: it is a file, or nothing can be written there.
     """
     folder = Path(out).expanduser()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{folder}: expected a folder to put results in, {error.strerror or error}") from error
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
     return folder
 
 

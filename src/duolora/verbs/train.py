@@ -75,10 +75,10 @@ def train(
         DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
     """
     out = Path(out).expanduser()
-    loaded = opened(base)
-    options = options or default_options(loaded.name)
     _check(prompt, out, options)
     files = picture_files(images)
+    loaded = opened(base)
+    options = options or default_options(loaded.name)
     recipe: dict[str, object] = {
         "made_by": "duolora train",
         "base": loaded.name,
@@ -100,13 +100,17 @@ def train(
     return Trained(out, proof, losses)
 
 
-def _check(prompt: str, out: Path, options: TrainOptions) -> None:
+def _check(prompt: str, out: Path, options: TrainOptions | None) -> None:
+    """Refuse what no LoRA can be trained with, before anything is read."""
     if not prompt.strip():
         raise InputError("prompt: expected words that say what the pictures show, got none")
     check_writable(out)
-    for name, value in asdict(options).items():
-        if name not in ("seed", "unconditional", "mirror", "blocks", "keep") and value <= 0:
-            raise InputError(f"{name}: expected a number above 0, got {value}")
+    if options is None:
+        return
+    for name in ("rank", "steps", "batch", "lr"):
+        value = getattr(options, name)
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name}: expected a finite number above 0, got {value}")
     if not 0 <= options.unconditional < 1:
         raise InputError(f"unconditional: expected a chance from 0 to below 1, got {options.unconditional}")
 
