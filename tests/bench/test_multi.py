@@ -10,6 +10,7 @@ from duolora.bench.multi import crops, group_truth, groups
 from duolora.bench.pairs import suite
 
 SEVERAL = [case for case in suite() if case.dataset == "several"]
+KINDS = {case.pair.kind for case in SEVERAL}
 
 
 def test_groups_name_every_thing_differently():
@@ -17,11 +18,11 @@ def test_groups_name_every_thing_differently():
         for group in groups(SEVERAL, number):
             identifiers = [case.pair.identifier for case in group.things]
             assert len(set(identifiers)) == number
-            assert len({case.pair.kind for case in group.things}) == number
+            assert len({case.pair.kind for case in group.things}) == min(number, len(KINDS))
+            assert len({(c.pair.kind, c.pair.colour, c.pair.pattern) for c in group.things}) == number
             assert len({(c.pair.look, c.pair.shown, c.style_seed) for c in group.things}) == 1
             assert all(word in group.prompt for word in identifiers)
-    names = {case.pair.kind: case.pair.identifier for g in groups(SEVERAL, 2) for case in g.things}
-    assert set(names.values()) == set(IDENTIFIERS)
+    assert {case.pair.identifier for g in groups(SEVERAL, 2) for case in g.things} == set(IDENTIFIERS)
 
 
 def test_judges_see_each_thing_at_its_place():
@@ -37,7 +38,7 @@ def test_judges_see_each_thing_at_its_place():
             picture = as_input(render(Scene(drawn, "flat", "", 0, k))[None])
             hits.append(group_truth(judges, picture, things)["object"])
             swapped = group_truth(judges, picture, things[::-1])["object"]
-            assert number % 2 or swapped < 0.5
+            assert number % 2 or swapped <= 0.5  # of four, two may be of one kind
         shares[number] = sum(hits) / len(hits)
     assert min(shares.values()) > 0.8, shares
 

@@ -52,11 +52,17 @@ class Group:
 
 
 def groups(cases: Sequence[Case], number: int, most: int = 4) -> list[Group]:
-    """Groups of `number` things out of the first four kinds of a data set, each with one of its looks in turn."""
-    by_kind = {case.pair.kind: case for case in reversed(cases)}
-    things = sorted(by_kind.values(), key=lambda case: case.content_seed)[: len(IDENTIFIERS)]
+    """Groups of `number` things out of four of a data set, each with one of its looks in turn.
+
+    The four are of as many kinds as there are, and so is each group; things of one kind differ in colour or pattern.
+    """
+    first = {case.pair.kind: case for case in reversed(cases)}.values()
+    things = sorted(cases, key=lambda case: (case not in first, case.content_seed))[: len(IDENTIFIERS)]
+    chances = list(combinations(range(len(things)), number))
+    kinds = [len({things[i].pair.kind for i in chosen}) for chosen in chances]
+    mixed = (chosen for chosen, n in zip(chances, kinds, strict=True) if n == max(kinds))
     found = []
-    for k, chosen in enumerate(islice(combinations(range(len(things)), number), most)):
+    for k, chosen in enumerate(islice(mixed, most)):
         style = cases[k % len(cases)]
         shared = {name: getattr(style.pair, name) for name in ("look", "shown", "shown_colour")}
         members = []
