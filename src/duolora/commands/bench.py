@@ -26,7 +26,7 @@ bench = typer.Typer(
 )
 
 OutOption = Annotated[Path, typer.Option(help="Folder of all benchmarks; tables share what is in it.")]
-PairsOption = Annotated[int | None, typer.Option(help="Only the first so many pairs of each data set.")]
+PairsOption = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs of each data set.")]
 WorkersOption = Annotated[
     int | None, typer.Option(help="Processes; by default one for each GPU, or else for each core.")
 ]
