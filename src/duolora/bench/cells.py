@@ -17,7 +17,7 @@ from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair
 from duolora.atelier.recognisers import Recogniser, judge
 from duolora.atelier.scene import SETTINGS
-from duolora.bench.jobs import LoraJob, reference_images, references, shared_base, shared_judges
+from duolora.bench.jobs import LoraJob, Training, reference_images, references, shared_base, shared_judges
 from duolora.bench.pairs import Case
 from duolora.bench.similarity import similarities, words_of
 from duolora.bench.tables import Row
@@ -28,12 +28,14 @@ from duolora.merging.sources import sources
 from duolora.methods import MergeOptions
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
-from duolora.verbs.merge import Merged, merge, options_of
+from duolora.verbs.merge import merge, options_of
 from duolora.verbs.pair_customization import draw_with_style_guidance, train_pair
 from duolora.verbs.train import default_options
 
 COUNT = 8
 """Pictures of each pair and prompt."""
+MERGED = "merged.safetensors"
+"""A cell's merge, in its folder."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,10 @@ class Cell:
     def run(self) -> None:
         """Merge, draw and judge."""
         run_cell(self)
+
+    def scored(self) -> bool:
+        """Whether its result has similarities; older ones have none."""
+        return "similarity" in self.result()
 
     def complete(self) -> None:
         """Add the similarities to a result that was written before there were any, from its kept pictures."""
@@ -122,10 +128,11 @@ def run_cell(cell: Cell) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     prompts = prompts_of(cell)
-    loras = {kind: job.path for kind, job in loras_of(cell).items()}
-    merged = _merged(cell) if cell.row.how == "merge" else None
-    lora = merged.path if merged else loras.get(cell.row.how)
-    drawn = _drawn(cell, prompts, lora)
+    loras, merging = loras_of(cell), {}
+    if cell.row.how == "merge":
+        prompt = cell.case.pair.merged_prompt
+        merging = merged_into(cell.folder, cell.row, cell.options, cell.base, loras, prompt)
+    drawn = _drawn(cell, prompts, loras)
     images = [as_image(p) for p in drawn]
     result: dict[str, object] = {
         "case": asdict(cell.case),
@@ -137,18 +144,7 @@ def run_cell(cell: Cell) -> None:
         "similarity": _similarity(cell, images),
         "seconds_all": time.perf_counter() - started,
     }
-    if merged:
-        result |= {
-            "options": asdict(cell.options),
-            "trainable": merged.trainable,
-            "moved": merged.moved,
-            "bytes": merged.proof.size,
-            "seconds": merged.seconds,
-            "error": merged.proof.error,
-        }
-        if cell.options.masks == "rank":
-            masks = {"content": merged.content_masks, "style": merged.style_masks}
-            write_masks(cell.folder / "masks.safetensors", masks, {})
+    result |= merging
     tiled([images[i : i + COUNT] for i in range(0, len(images), COUNT)]).save(cell.folder / "pictures.png")
     write_result(cell.folder, result)
 
@@ -198,28 +194,49 @@ def truth(judges: Recogniser, drawn: Tensor, pair: Pair) -> dict[str, float | No
     }
 
 
-def _merged(cell: Cell) -> Merged:
-    jobs, pair = loras_of(cell), cell.case.pair
-    return merge(
-        jobs["content"].path, jobs["style"].path, cell.folder / "merged.safetensors", cell.row.method,
-        shared_base(cell.base), jobs["content"].images, jobs["style"].images, merged_prompt=pair.merged_prompt,
-        options=cell.options, progress=False,
+def merged_into(
+    folder: Path, row: Row, options: MergeOptions, base: str, loras: Mapping[str, Training], prompt: str
+) -> dict[str, object]:
+    """Merge a cell's two LoRAs into its folder; returns what the merge cost and how it was made."""
+    content, style = loras["content"], loras["style"]
+    merged = merge(
+        content.path, style.path, folder / MERGED, row.method, shared_base(base), content.images, style.images,
+        merged_prompt=prompt, options=options, progress=False,
     )  # fmt: skip
+    if options.masks == "rank":
+        masks = {"content": merged.content_masks, "style": merged.style_masks}
+        write_masks(folder / "masks.safetensors", masks, {})
+    return {
+        "options": asdict(options),
+        "trainable": merged.trainable,
+        "moved": merged.moved,
+        "bytes": merged.proof.size,
+        "seconds": merged.seconds,
+        "error": merged.proof.error,
+    }
 
 
-def _drawn(cell: Cell, prompts: list[str], lora: Path | None) -> Tensor:
-    base, seeds = shared_base(cell.base), [1000 + cell.seed * 1000 + k for k in range(COUNT)]
-    asked, all_seeds = [p for p in prompts for _ in seeds], seeds * len(prompts)
-    if cell.row.how == "klora":
-        jobs = loras_of(cell)
-        content, style = (read_adapter(jobs[kind].path) for kind in ("content", "style"))
+def drawn_with(
+    folder: Path, row: Row, base_name: str, loras: Mapping[str, Training], asked: Sequence[str], seeds: Sequence[int]
+) -> Tensor:
+    """A picture of each prompt and seed, by what a cell's row draws with: its merge, a LoRA alone, K-LoRA or none."""
+    base, how = shared_base(base_name), row.how
+    if how == "klora":
+        content, style = (read_adapter(loras[kind].path) for kind in ("content", "style"))
         both = sources(base, content, style, MergeOptions())
-        with klora(base, both, **cell.row.changes) as chooser:  # type: ignore[arg-type]
-            return draw(base, asked, all_seeds, before_step=chooser).clamp(-1, 1)
+        with klora(base, both, **row.changes) as chooser:  # type: ignore[arg-type]
+            return draw(base, asked, seeds, before_step=chooser).clamp(-1, 1)
+    alone = [loras[how].path] if how in loras else []
+    with applied(base, [folder / MERGED] if how == "merge" else alone):
+        return draw(base, asked, seeds).clamp(-1, 1)
+
+
+def _drawn(cell: Cell, prompts: list[str], loras: Mapping[str, LoraJob]) -> Tensor:
+    seeds = [1000 + cell.seed * 1000 + k for k in range(COUNT)]
+    asked, all_seeds = [p for p in prompts for _ in seeds], seeds * len(prompts)
     if cell.row.how == "pair":
         return _drawn_by_pair(cell, asked, all_seeds).clamp(-1, 1)
-    with applied(base, [lora] if lora else []):
-        return draw(base, asked, all_seeds).clamp(-1, 1)
+    return drawn_with(cell.folder, cell.row, cell.base, loras, asked, all_seeds)
 
 
 def _drawn_by_pair(cell: Cell, asked: list[str], seeds: list[int]) -> Tensor:

@@ -5,6 +5,7 @@ import os
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
@@ -14,6 +15,30 @@ from duolora.defaults import TrainOptions
 from duolora.images import picture_files, read_image
 from duolora.networks.bases import Base, load_base
 from duolora.verbs.train import default_options, train
+
+
+@runtime_checkable
+class Training(Protocol):
+    """A LoRA that cells need."""
+
+    @property
+    def kind(self) -> str:
+        """What it learns: content, style, or what the pair's own kinds are."""
+        ...
+
+    @property
+    def path(self) -> Path:
+        """The file."""
+        ...
+
+    @property
+    def images(self) -> Path:
+        """The folder of its pictures."""
+        ...
+
+    def train(self) -> None:
+        """Train it, unless it is there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -35,8 +60,7 @@ class LoraJob:
     @property
     def path(self) -> Path:
         """The file, named for what it is trained on."""
-        blocks = hashlib.sha256("\n".join(self.blocks).encode()).hexdigest()[:8] if self.blocks else ""
-        return self.out / "loras" / f"{'-'.join(filter(None, (self._about, blocks)))}.safetensors"
+        return lora_path(self.out, self._about, self.blocks)
 
     @property
     def images(self) -> Path:
@@ -49,6 +73,10 @@ class LoraJob:
         p = self.pair
         return {"content": p.content_prompt, "style": p.style_prompt}.get(self.kind, p.merged_prompt)
 
+    def train(self) -> None:
+        """Draw its pictures and train it, unless it is there."""
+        train_lora(self)
+
     @property
     def _about(self) -> str:
         p = self.pair
@@ -60,6 +88,12 @@ class LoraJob:
             "twin": f"{p.kind}-{p.colour}-{p.pattern}-{p.look}",
         }[self.kind]
         return f"{self.kind}-{about}-{self.seed}"
+
+
+def lora_path(out: Path, about: str, blocks: tuple[str, ...] = ()) -> Path:
+    """Where a LoRA is, by what it is trained on and the blocks that learn."""
+    mark = hashlib.sha256("\n".join(blocks).encode()).hexdigest()[:8] if blocks else ""
+    return out / "loras" / f"{'-'.join(filter(None, (about, mark)))}.safetensors"
 
 
 def references(job: LoraJob) -> Path:

@@ -98,6 +98,10 @@ class GroupCell:
         """Merge, compose, draw and judge."""
         run_group(self)
 
+    def scored(self) -> bool:
+        """Whether its result has similarities; older ones have none."""
+        return "similarity" in self.result()
+
     def complete(self) -> None:
         """Add the similarities to a result that was written before there were any, from its kept pictures."""
         completed(self.folder, lambda images: group_similarity(self, images))

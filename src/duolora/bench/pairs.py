@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -25,6 +25,7 @@ from duolora.atelier.looks import HELD_OUT_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
 from duolora.atelier.pairs import Pair
 from duolora.atelier.scene import COLOURS, PATTERNS
+from duolora.bench.photos import PhotoPair
 from duolora.errors import InputError
 
 # By the oracle alone (`duolora bench ceiling`, docs/log.md), before any merge was looked at: what it draws right in
@@ -50,6 +51,9 @@ class Case:
     def name(self) -> str:
         """A name for folders, such as `single-robot-copper-3`."""
         return f"{self.dataset}-{self.pair.kind}-{self.pair.look}-{self.content_seed}-{self.style_seed}"
+
+
+C = TypeVar("C", Case, PhotoPair)
 
 
 def sample_suite(seed: int = 0, size: int = 6) -> list[Case]:
@@ -118,7 +122,7 @@ def write_suite(cases: list[Case], path: Path) -> None:
     path.write_text(json.dumps([asdict(case) for case in cases], indent=1) + "\n", "utf-8")
 
 
-def limited(cases: list[Case], most: int | None) -> list[Case]:
+def limited(cases: list[C], most: int | None) -> list[C]:
     """The first `most` cases of each data set; all when there is no limit."""
     sets = dict.fromkeys(case.dataset for case in cases)
     return [case for name in sets for case in [c for c in cases if c.dataset == name][:most]]

@@ -2,14 +2,14 @@
 
 import csv
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
 from duolora.bench.tables import FLOOR, ORACLE
-from duolora.evaluation.evaluate import ATELIER
+from duolora.evaluation.evaluate import ATELIER, METRICS
 
 TRUTH = ("object", "look", "joint", "colour", "pattern", "leak")
 SIMILARITY = tuple(ATELIER)
@@ -28,6 +28,23 @@ NOTE = (
     "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
     "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures."
 )
+
+
+AXES = (("object", "look"), ("dino", "csd-s"), ("dino", "clip-i"), ("atelier-content", "atelier-style"))
+"""Content and style, for the plot: the first two that there are."""
+SHOWN = {"object": "thing recognised", "look": "look recognised"} | {n: m.label for n, m in METRICS.items()}
+
+
+def note_of(encoders: Mapping[str, Mapping[str, object]]) -> str:
+    """What the numbers of a table on photos are, and which encoders made them."""
+    made = "; ".join(
+        f"{name}: {card['checkpoint']} ({str(card['fingerprint'])[:12]}), {card['transform']}"
+        for name, card in encoders.items()
+    )
+    return (
+        "Mean over pairs (95 % interval, bootstrap over pairs) of average cosines: DINO to the thing's photos, CLIP-I, "
+        f"CSD-s and leakage to the style pictures, CLIP-T to the prompt in words. {made}."
+    )
 
 
 class Result(NamedTuple):
@@ -73,6 +90,9 @@ def share_of_the_way(value: float, floor: float, ceiling: float) -> float | None
 def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, object]]:
     """For each data set and row: means with intervals, the share of the way to the oracle, and what the merge cost."""
     lines: list[dict[str, object]] = []
+    true = any("truth" in result.measured for result in results)
+    scored = {name for result in results for name in result.measured.get("similarity", {})}
+    columns = COLUMNS if true else [name for name in METRICS if name in scored]
     for dataset in dict.fromkeys(result.dataset for result in results):
         found = {
             label: {r.pair: r.measured for r in results if (r.dataset, r.row) == (dataset, label)} for label in labels
@@ -80,8 +100,9 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
         for label, here in found.items():
             if here:
                 line: dict[str, object] = {"dataset": dataset, "row": label, "pairs": len(here)}
-                line |= {column: _mean(column, list(here.values())) for column in COLUMNS}
-                line["way"] = _way(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
+                line |= {column: _mean(column, list(here.values())) for column in columns}
+                if true:
+                    line["way"] = _way(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
                 for cost in COSTS:
                     known = [r[cost] for r in here.values() if cost in r]
                     line[cost] = float(np.mean(known)) if known else None
@@ -103,34 +124,35 @@ def _way(here: dict[str, dict], floor: dict[str, dict], ceiling: dict[str, dict]
     return way(values, floors, ceilings) if pairs else None
 
 
-def render(title: str, lines: Sequence[dict[str, object]], folder: Path) -> str:
+def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: str = NOTE) -> str:
     """Write a summary as `table.md`, `.csv`, `.json` and `.png` into the folder; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    text = _markdown(title, lines)
+    columns = [name for name in (*TRUTH, *METRICS, "way") if any(name in line for line in lines)]
+    text = _markdown(title, lines, columns, note)
     (folder / "table.md").write_text(text, "utf-8")
     (folder / "table.json").write_text(json.dumps(lines, indent=1), "utf-8")
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        ends = [f"{c}{end}" for c in (*COLUMNS, "way") for end in ("", "_low", "_high")]
+        ends = [f"{c}{end}" for c in columns for end in ("", "_low", "_high")]
         writer.writerow(["dataset", "row", "pairs", *ends, *COSTS])
         for line in lines:
-            cells = [v for c in (*COLUMNS, "way") for v in (line[c] or ("", "", ""))]  # type: ignore[attr-defined]
+            cells = [v for c in columns for v in (line[c] or ("", "", ""))]  # type: ignore[attr-defined]
             writer.writerow([line["dataset"], line["row"], line["pairs"], *cells, *(line[c] for c in COSTS)])
     _plot(title, lines, folder / "table.png")
     return text
 
 
-def _markdown(title: str, lines: Sequence[dict[str, object]]) -> str:
-    names = [*TRUTH, *(ATELIER[c].label for c in SIMILARITY)]
-    head = ["row", "pairs", *names, "way to oracle", "masks", "kB", "s"]
-    text = [f"## {title}", "", NOTE, ""]
+def _markdown(title: str, lines: Sequence[dict[str, object]], columns: Sequence[str], note: str) -> str:
+    labels = {name: metric.label for name, metric in METRICS.items()} | {"way": "way to oracle"}
+    head = ["row", "pairs", *(labels.get(c, c) for c in columns), "masks", "kB", "s"]
+    text = [f"## {title}", "", note, ""]
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         text += [f"### {dataset}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for line in lines:
             if line["dataset"] == dataset:
-                cells = [_with_interval(line[c]) for c in COLUMNS]
+                cells = [_with_interval(line[c]) for c in columns]
                 cost = [_number(line["trainable"], 1), _number(line["bytes"], 1e-3), _number(line["seconds"], 1, 1)]
-                row = [str(line["row"]), str(line["pairs"]), *cells, _with_interval(line["way"]), *cost]
+                row = [str(line["row"]), str(line["pairs"]), *cells, *cost]
                 text.append(f"| {' | '.join(row)} |")
         text.append("")
     return "\n".join(text)
@@ -148,7 +170,11 @@ def _number(value: object, times: float, digits: int = 0) -> str:
 
 
 def _plot(title: str, lines: Sequence[dict[str, object]], path: Path) -> None:
-    """Content against style, one point a row, one panel a data set."""
+    """Content against style, one point a row, one panel a data set; nothing where one of them was not measured."""
+    measured = {name for line in lines for name, value in line.items() if value is not None}
+    across, up = next((axes for axes in AXES if measured.issuperset(axes)), ("", ""))
+    if not across:
+        return
     import matplotlib
 
     matplotlib.use("Agg")
@@ -158,8 +184,8 @@ def _plot(title: str, lines: Sequence[dict[str, object]], path: Path) -> None:
     figure, axes = pyplot.subplots(1, len(datasets), figsize=(5.2 * len(datasets), 5), squeeze=False)
     for axis, dataset in zip(axes[0], datasets, strict=True):
         for line in lines:
-            if line["dataset"] == dataset:
-                x, y = line["object"], line["look"]
+            if line["dataset"] == dataset and line[across] and line[up]:
+                x, y = line[across], line[up]
                 axis.errorbar(
                     x[0], y[0], [[y[0] - y[1]], [y[2] - y[0]]], [[x[0] - x[1]], [x[2] - x[0]]],  # type: ignore[index]
                     fmt="o", capsize=2, alpha=0.7,
@@ -167,8 +193,8 @@ def _plot(title: str, lines: Sequence[dict[str, object]], path: Path) -> None:
                 axis.annotate(str(line["row"]), (x[0], y[0]), fontsize=7, xytext=(4, 4), textcoords="offset points")  # type: ignore[index]
         axis.set(
             title=str(dataset),
-            xlabel="thing recognised",
-            ylabel="look recognised",
+            xlabel=SHOWN.get(across, across),
+            ylabel=SHOWN.get(up, up),
             xlim=(-0.05, 1.05),
             ylim=(-0.05, 1.05),
         )

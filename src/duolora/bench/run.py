@@ -9,12 +9,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 
 from duolora.bench.cells import Cell, described
-from duolora.bench.config import Config, write_config
-from duolora.bench.jobs import LoraJob, train_lora
+from duolora.bench.config import Config, marked, write_config
+from duolora.bench.jobs import Training
 from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
+from duolora.bench.photo_cells import check_scoring, photo_cells
 from duolora.bench.record import facts, write
-from duolora.bench.render import Result, render, summary
+from duolora.bench.render import NOTE, Result, note_of, render, summary
 from duolora.bench.tables import MULTI, Row, Table, read_blocks, with_blora
 from duolora.bench.tuning import tuned
 from duolora.bench.workers import run_all
@@ -46,7 +47,11 @@ class Measurement(Protocol):
         """Whether its result is there."""
         ...
 
-    def needs(self) -> list[LoraJob]:
+    def scored(self) -> bool:
+        """Whether its result has the similarities that are asked for."""
+        ...
+
+    def needs(self) -> Sequence[Training]:
         """The LoRAs that must be there before it runs."""
         ...
 
@@ -119,15 +124,19 @@ def run_table(
         ray: the address of a Ray cluster that shares `out`, or "local".
 
     Raises:
-        InputError: none of the cases belongs to the table's data sets, or the cluster cannot be reached.
+        DuoLoRAError: none of the cases belongs to the table's data sets, a photo, a base or an encoder is not what it
+            should be, or the cluster cannot be reached.
     """
+    config = marked(config)
     table, seed = config.table, config.seed
     roots = {heading: root_of(out, base) for heading, base in config.bases.items()}
     cells = [
         (f"{heading}: {cell.dataset}" if heading else cell.dataset, cell)
         for heading, base in config.bases.items()
-        for cell in cells_of(table, config.cases, roots[heading], seed, base)
+        for cell in _cells(config, roots[heading], base)
     ]
+    if config.scoring and not all(cell.done and cell.scored() for _, cell in cells):
+        check_scoring(config.scoring)
     folder = (out if len(roots) > 1 else next(iter(roots.values()))) / config.name
     write_config(folder, config)
     failed = measured([cell for _, cell in cells], workers, progress, ray)
@@ -135,10 +144,13 @@ def run_table(
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
     ]
     lines = summary([row.label for row in table.rows], results)
-    text = render(table.title, lines, folder)
+    encoders = {name: card for result in results for name, card in result.measured.get("encoders", {}).items()}
+    text = render(table.title, lines, folder, note_of(encoders) if config.photos else NOTE)
     names = sorted({cell.folder.parent.name for _, cell in cells})
     about: dict[str, object] = {"table": config.name, "bases": list(config.bases.values()), "cases": names}
-    empty = [str(cell.folder) for _, cell in cells if cell.done and "similarity" not in cell.result()]
+    if encoders:
+        about["encoders"] = encoders
+    empty = [str(cell.folder) for _, cell in cells if cell.done and not cell.scored()]
     if empty:
         text += f"\nWithout similarities, as they are older and their pictures are gone or damaged: {len(empty)} cells."
     about["rows"] = {row.label: described(row) for row in table.rows}
@@ -153,14 +165,23 @@ def measured(
     """Train the LoRAs that cells lack, run the cells, and complete older ones; returns what failed, with why."""
     missing = sorted((cell for cell in cells if not cell.done), key=lambda cell: str(cell.folder.parent))
     loras = {job.path: job for cell in missing for job in cell.needs() if not job.path.exists()}
-    failed = {
-        job.path.stem: why for job, why in run_all(train_lora, list(loras.values()), "LoRAs", workers, progress, ray)
-    }
+    failed = {job.path.stem: why for job, why in run_all(_train, list(loras.values()), "LoRAs", workers, progress, ray)}
     failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress, ray)}
     elsewhere = [str(cell.folder) for cell in missing if not cell.done]
     failed = dict.fromkeys(elsewhere, "its result is not here; expected a folder that all machines share") | failed
-    older = [cell for cell in cells if cell.done and "similarity" not in cell.result()]
+    older = [cell for cell in cells if cell.done and not cell.scored()]
     return failed | {str(cell.folder): why for cell, why in run_all(_complete, older, "Scores", 1, progress)}
+
+
+def _cells(config: Config, root: Path, base: str) -> Sequence[Measurement]:
+    """The cells of a table on one of its bases."""
+    if config.scoring is None:
+        return cells_of(config.table, config.cases, root, config.seed, base)
+    return photo_cells(config.table.rows, config.photos, config.scoring, root, config.seed, base)
+
+
+def _train(job: Training) -> None:
+    job.train()
 
 
 def _run(cell: Measurement) -> None:

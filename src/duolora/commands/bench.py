@@ -11,13 +11,16 @@ from duolora.commands import reports
 from duolora.commands.examples import examples
 from duolora.commands.measure import app as measure
 from duolora.commands.speech import JsonOption, one_line, report
+from duolora.errors import InputError
 
 if TYPE_CHECKING:
     from duolora.bench.config import Config
+    from duolora.bench.photo_cells import Scoring
+    from duolora.bench.photos import PhotoPair
 
 bench = typer.Typer(
     no_args_is_help=True,
-    help="""Run a table or figure of the paper, on Atelier's own pairs.
+    help="""Run a table or figure of the paper, on Atelier's own pairs or on photos.
 
     A table is a folder of cells (a pair, a method, a seed). What is finished is never run again, so a stopped run
     goes on when the same command is given; LoRAs are shared by all tables in `--out`. On two CPU cores a pair takes
@@ -38,7 +41,28 @@ SampleOption = Annotated[int | None, typer.Option(help="Other pairs: those that 
 RowOption = Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be given several times.")]
 DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="Only this data set; likewise.")]
 SeedOption = Annotated[int, typer.Option(help="Seed of merging and drawing.")]
-BaseOption = Annotated[str, typer.Option(help="Atelier, or another base whose pictures its judges can judge.")]
+BaseOption = Annotated[
+    str, typer.Option(help="Atelier, or another base whose pictures its judges can judge; any base with --photos.")
+]
+PhotosOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Pairs of photos, a file of `duolora datasets pairs`; one for each data set of the table. Rows that need "
+        "Atelier's truth (oracle, PairCustomization) are left out then."
+    ),
+]
+ContentsOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="With --photos: the data set with the things; one for all, or one for each --photos."),
+]
+StylesOption = Annotated[
+    list[Path] | None, typer.Option(help="With --photos: the data set with the looks, likewise; may be the same.")
+]
+MetricsOption = Annotated[str, typer.Option(help="With --photos: what they are scored by, as in `duolora evaluate`.")]
+CheckpointOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=WHERE", help="With --photos: another hub id, folder or file for dino, clip or csd."),
+]
 TunedOption = Annotated[
     Path | None, typer.Option(help="Each method at its best setting: tuned.json of `bench tuning`.")
 ]
@@ -62,9 +86,21 @@ def _table(name: str, table: Table) -> None:
         base: BaseOption = "atelier",
         tuned: TunedOption = None,
         blora: BloraOption = None,
+        photos: PhotosOption = None,
+        contents: ContentsOption = None,
+        styles: StylesOption = None,
+        metrics: MetricsOption = "paper",
+        checkpoint: CheckpointOption = None,
         as_json: JsonOption = False,
     ) -> None:
         with one_line():
+            if photos or contents or styles:
+                if manifest or sample is not None:
+                    raise InputError("--photos: its pairs are those of that file; leave --manifest and --sample out")
+                sets = _photo_sets(photos or [], contents or [], styles or [], metrics, checkpoint or [])
+                config = _on_photos(name, table, out, sets, pairs, dataset, row, seed, base, tuned, blora)
+                _run_config(config, out, workers, ray, as_json)
+                return
             _run(
                 name,
                 table,
@@ -113,6 +149,56 @@ def _run(
     _run_config(Config(name, chosen, tuple(limited(cases, pairs)), seed, bases), out, workers, ray, as_json)
 
 
+def _photo_sets(
+    photos: list[Path], contents: list[Path], styles: list[Path], metrics: str, checkpoint: list[str]
+) -> "tuple[list[PhotoPair], Scoring]":
+    """The pairs of all manifests, and what they are scored by."""
+    from duolora.bench.photo_cells import scoring_of
+    from duolora.bench.photos import photo_pairs
+    from duolora.evaluation.evaluate import named_checkpoints
+
+    for name, folders in (("contents", contents), ("styles", styles)):
+        if not photos or len(folders) not in (1, len(photos)):
+            raise InputError(
+                f"--{name}: expected one for all --photos, or one for each; got {len(folders)} for {len(photos)}"
+            )
+    scoring = scoring_of(metrics, named_checkpoints(checkpoint))
+    things, looks = (folders * (len(photos) if len(folders) == 1 else 1) for folders in (contents, styles))
+    found = [photo_pairs(*places) for places in zip(photos, things, looks, strict=True)]
+    names = [pairs[0].dataset for pairs in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"--photos: expected manifests with different names, got {', '.join(names)}")
+    return [pair for pairs in found for pair in pairs], scoring
+
+
+def _on_photos(
+    name: str,
+    table: Table,
+    out: Path,
+    sets: "tuple[list[PhotoPair], Scoring]",
+    pairs: int | None,
+    dataset: list[str] | None,
+    row: list[str] | None,
+    seed: int,
+    base: str,
+    tuned: Path | None,
+    blora: Path | None,
+) -> "Config":
+    """The table with what was chosen, on pairs of photos."""
+    from duolora.bench.config import Config
+    from duolora.bench.pairs import limited
+    from duolora.bench.photos import for_photos
+    from duolora.bench.run import prepared
+
+    found, scoring = sets
+    shown = for_photos(table, dataset or list(dict.fromkeys(pair.dataset for pair in found)))
+    chosen = [pair for pair in limited(found, pairs) if pair.dataset in shown.datasets]
+    if not chosen:
+        raise InputError(f"--dataset: expected one of {', '.join({pair.dataset for pair in found})}")
+    rows = prepared(shown, out, base, row or [], (), tuned, blora)
+    return Config(name, rows, (), seed, {"": base}, tuple(chosen), scoring)
+
+
 def _run_config(config: "Config", out: Path, workers: int | None, ray: str | None, as_json: bool) -> None:
     """Run a table, draw its figure, and say what came out and what failed."""
     from duolora.bench import tuning
@@ -120,7 +206,7 @@ def _run_config(config: "Config", out: Path, workers: int | None, ray: str | Non
     from duolora.bench.run import run_table
 
     done = run_table(config, out, workers, ray=ray)
-    text = f"{done.text}\n{done.folder / 'table.png'}"
+    text = f"{done.text}\n{done.folder / 'table.md'}"
     if config.name == "tuning":
         text += "\n" + tuning.choose(config.table, done.lines, done.folder / "tuned.json")
     if config.table.figure:

@@ -1,5 +1,6 @@
 """Where base models come from, and what is refused before a weight of them is read."""
 
+import hashlib
 import json
 import os
 import reprlib
@@ -16,6 +17,7 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from duolora.errors import FileRefused, InputError
+from duolora.provenance import sampled_hash
 
 ATELIER = ("atelier", "weights", "base")
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
@@ -39,16 +41,27 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> StableD
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
-    path = Path(base).expanduser()
-    if base == "atelier":
-        path = Path(str(resources.files("duolora").joinpath(*ATELIER)))
-        if not path.is_dir():
-            raise InputError("atelier: its weights are missing from this installation of duolora; install it again")
-    elif os.path.isfile(path):
+    path = _place(base)
+    if base == "atelier" and not path.is_dir():
+        raise InputError("atelier: its weights are missing from this installation of duolora; install it again")
+    if os.path.isfile(path):
         return _from_file(path, dtype, config)
     elif not os.path.isdir(path):
         path = _downloaded(base)
     return _from_folder(path, dtype)
+
+
+def _place(base: str) -> Path:
+    """Where a base lies: the one that ships, or the path itself."""
+    return Path(str(resources.files("duolora").joinpath(*ATELIER))) if base == "atelier" else Path(base).expanduser()
+
+
+def weights_mark(base: str) -> str | None:
+    """A quick hash of a base's weight files, in hexadecimal; None for a hub id, or where no such file is."""
+    place = _place(base)
+    files = [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
+    marks = [f"{file.relative_to(place)} {sampled_hash(file)}" for file in files]
+    return hashlib.sha256("\n".join(marks).encode()).hexdigest() if marks else None
 
 
 def check_folder(folder: Path) -> None:

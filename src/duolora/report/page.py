@@ -24,6 +24,8 @@ from duolora.report.plots import Point, bars, colour, curves, scatter
 from duolora.report.ranks import Ranks, mean_ranks, ranks_of, recipe_of
 from duolora.report.runs import Line, Measured, Run, read_runs
 
+LARGEST, REFERENCE = 8192, 512
+"""Pixels on the longer side of a sheet of pictures, and of a photo, in a page."""
 COST_NAMES = {"trainable": "masks", "bytes": "kB", "seconds": "s"}
 AXES = (("object", "look", "joint"), ("dino", "csd-s", None))
 """Content, style and overall quality: Atelier's, and the paper's."""
@@ -64,8 +66,8 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def embedded(path: Path) -> str:
-    """A picture as a data URI, as small as it looks the same.
+def embedded(path: Path, most: int = LARGEST) -> str:
+    """A picture as a data URI, as small as it looks the same, with no side longer than `most`.
 
     Raises:
         FileRefused: it is no picture.
@@ -73,7 +75,9 @@ def embedded(path: Path) -> str:
     try:
         with Image.open(path) as image:
             file = io.BytesIO()
-            image.convert("RGB").save(file, "WEBP", quality=90, method=4)
+            shown = image.convert("RGB")
+            shown.thumbnail((most, most))
+            shown.save(file, "WEBP", quality=90, method=4)
     except OSError as error:
         raise FileRefused(f"{path}: not a readable picture ({error}); delete its folder and run it again") from error
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
@@ -92,7 +96,8 @@ class _Page:
     def view(self) -> dict[str, Any]:
         run = self.run
         return {
-            "anchor": self.anchor, "title": run.title, "base": run.base, "atelier": run.base == "atelier",
+            "anchor": self.anchor, "title": run.title, "base": run.base,
+            "atelier": run.base == "atelier" and "encoders" not in run.about,
             "paper": bool(paper_base(run.base)), "metrics": run.metrics, "failed": dict(run.about.get("failed", {})),
             "tables": [self._table(d) for d in run.datasets], "plots": self._plots(), "cases": self._cases(),
             "environment": self._environment(),
@@ -191,13 +196,13 @@ class _Page:
         for job in cell.loras:
             pictures = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
             link = self._link(job.path) if job.path.exists() else ""
-            found.append({"title": job.kind, "pictures": [embedded(p) for p in pictures], "link": link})
+            found.append({"title": job.kind, "pictures": [embedded(p, REFERENCE) for p in pictures], "link": link})
         return found
 
     def _cell(self, cell: Measured) -> dict[str, Any]:
         number, picture = self.numbers[cell.row], cell.folder / "pictures.png"
-        truth = {k: v for k, v in cell.result.get("truth", {}).items() if isinstance(v, float)}
-        facts = [f"{name} {value:.2f}" for name, value in truth.items()]
+        seen = cell.result.get("truth") or cell.result.get("similarity", {})
+        facts = [f"{name} {value:.2f}" for name, value in seen.items() if isinstance(value, float)]
         if cell.result.get("seconds") is not None:
             facts.append(f"{cell.result['seconds']:.1f} s")
         merged = cell.folder / "merged.safetensors"
@@ -215,6 +220,9 @@ class _Page:
         for key in ("hardware", "versions"):
             if isinstance(about.get(key), Mapping):
                 found[key] = ", ".join(f"{name} {value}" for name, value in about[key].items())
+        if "encoders" in about:
+            cards = about["encoders"].values()
+            found["encoders"] = ", ".join(f"{c['name']}: {c['checkpoint']} ({c['fingerprint'][:12]})" for c in cards)
         if "cases" in about:
             found["pairs"] = ", ".join(about["cases"])
         return found

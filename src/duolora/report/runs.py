@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from duolora.bench.cells import Cell, described
-from duolora.bench.jobs import LoraJob
+from duolora.bench.jobs import Training
 from duolora.bench.multi import Group, GroupCell
 from duolora.bench.pairs import cases_of
+from duolora.bench.photo_cells import PhotoCell, Scoring
+from duolora.bench.photos import pairs_of
 from duolora.bench.tables import TABLES, row_of
 from duolora.bench.tuning import TUNING
 from duolora.errors import FileRefused, InputError
@@ -42,7 +44,7 @@ class Measured:
     dataset: str
     row: str
     result: Mapping[str, Any]
-    loras: tuple[LoraJob, ...] = ()
+    loras: tuple[Training, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -171,12 +173,15 @@ def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
     result, root = _json(path), path.parents[3]
     try:
         row = row_of(result["row"])
-        cell: Cell | GroupCell
-        if "group" in result:
+        cell: Cell | GroupCell | PhotoCell
+        if "photos" in result:
+            cell = PhotoCell(root, pairs_of([result["photos"]])[0], row, Scoring(()), base=result["base"])
+        elif "group" in result:
             cell = GroupCell(root, Group(tuple(cases_of(result["group"]["things"]))), row)
         else:
             cell = Cell(root, cases_of([result["case"]])[0], row)
-        jobs = {job.path: job for job in cell.needs()}
+        needed: Sequence[Training] = cell.needs()
+        jobs = {job.path: job for job in needed}
         return Measured(
             path.parent, case, cell.dataset, labels.get(_key(described(row)), row.label), result, tuple(jobs.values())
         )

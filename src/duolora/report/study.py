@@ -18,7 +18,7 @@ from typing import Any
 from PIL import Image
 
 from duolora.errors import FileRefused, InputError
-from duolora.images import SUFFIXES, untiled
+from duolora.images import SUFFIXES, picture_files, read_image, untiled
 from duolora.report.agreement import counted, fleiss_kappa, shares
 from duolora.report.page import embedded, environment, written
 from duolora.report.paper_numbers import TABLE6, paper_base
@@ -148,6 +148,9 @@ def _asked(cell: Measured) -> list[str]:
 
 
 def _pictures(cell: Measured) -> list[Image.Image]:
+    """What a cell drew: cells on photos keep each picture whole, others a sheet."""
+    if (whole := cell.folder / "pictures").is_dir():
+        return [read_image(path) for path in picture_files(whole)]
     with Image.open(cell.folder / "pictures.png") as sheet:
         return [picture for row in untiled(sheet.convert("RGB"), len(_asked(cell))) for picture in row]
 

@@ -1,0 +1,192 @@
+"""A table on photos, tiny: Atelier draws, networks with random weights score; nothing is run twice, or in vain."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTConfig, ViTModel
+from typer.testing import CliRunner
+
+from duolora.atelier.pairs import Pair, pictures
+from duolora.bench import cells
+from duolora.bench.config import marked, read_config
+from duolora.bench.photos import for_photos, photo_pairs
+from duolora.bench.tables import TABLES
+from duolora.cli import app
+from duolora.errors import InputError
+from duolora.evaluation.embedders import load_embedder
+from duolora.evaluation.manifests import Manifest, Pairing, write_manifest
+from duolora.evaluation.metrics import all_pairs_mean
+from duolora.images import picture_files, read_image
+from duolora.provenance import sampled_hash
+from duolora.report.page import report
+from duolora.report.study import make
+from duolora.verbs import train
+
+PAIR = Pair("robot", "red", "plain", "gilded", "house")
+PROMPTS = ("a {thing} in {style}", "a {thing} on a beach in {style}")
+ROWS = ("base, no LoRA", "content LoRA alone", "style LoRA alone", "naive", "B-LoRA, own block", "K-LoRA", "ZipRank")
+plain_draw = cells.draw
+
+
+@pytest.fixture
+def places(tmp_path: Path) -> Path:
+    """A data set with two photos of a thing and one of a look, and a manifest of the pair."""
+    scenes = {"contents/robot": PAIR.content_scenes(2), "styles/gilded": [PAIR.style_scene()]}
+    for folder, shown in scenes.items():
+        (tmp_path / folder).mkdir(parents=True)
+        for k, picture in enumerate(pictures(shown)):
+            Image.fromarray(picture).save(tmp_path / folder / f"{k}.PNG")
+    write_manifest(tmp_path / "pairs.json", Manifest("mine", (Pairing("robot", "gilded"),), PROMPTS, (3, 4)))
+    return tmp_path
+
+
+@pytest.fixture(scope="module")
+def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dino")
+    config = ViTConfig(
+        hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, patch_size=16, image_size=224
+    )
+    ViTModel(config, add_pooling_layer=False).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch, places: Path, dino: Path):
+    monkeypatch.setattr(train, "ATELIER_OPTIONS", train.TrainOptions(rank=2, steps=1, batch=1))
+    monkeypatch.setattr(cells, "draw", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
+
+    def run(*arguments: object, fails: bool = False) -> str:
+        done = CliRunner().invoke(app, ["bench", *map(str, arguments), "--out", str(places / "out"), "--workers", "1"])
+        assert done.exit_code == int(fails), done.output
+        return done.stderr if fails else done.stdout
+
+    run.given = ("--photos", places / "pairs.json", "--contents", places, "--styles", places)
+    run.scored = ("--metrics", "dino,leakage", "--checkpoint", f"dino={dino}")
+    return run
+
+
+def stamps(folder: Path, *patterns: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for pattern in patterns for path in folder.rglob(pattern)}
+
+
+def test_a_table_from_photos_to_report(bench, places, dino):
+    rows = [word for row in ROWS for word in ("--row", row)]
+    said = bench("table1", *bench.given, *bench.scored, *rows)
+    assert "### mine" in said
+    assert "| DINO | leakage (DINO to style) |" in said
+    assert "oracle" not in said
+    assert str(dino) in said
+    for row in ROWS:
+        assert f"| {row} | 1 |" in said
+
+    out = places / "out"
+    results = {r["row"]["label"]: (p.parent, r) for p in out.rglob("result.json") for r in [json.loads(p.read_text())]}
+    folder, naive = results["naive"]
+    assert naive["prompts"] == ["a sks robot in zwx style", "a sks robot on a beach in zwx style"]
+    assert [results[row][1]["prompts"] for row in ROWS[1:3]] == [["a sks robot"], ["a picture in zwx style"]]
+    drawn, see = [read_image(path) for path in picture_files(folder / "pictures")], load_embedder("dino", dino, "cpu")
+    assert len(drawn) == 4
+    for name, metric in (("contents/robot", "dino"), ("styles/gilded", "leakage")):
+        photos = [read_image(path) for path in picture_files(places / name)]
+        assert naive["similarity"][metric] == pytest.approx(all_pairs_mean(see(drawn), see(photos)), abs=1e-5)
+    assert len(list((out / "loras").iterdir())) == 4, "two, and two in B-LoRA's own blocks"
+
+    before = stamps(out, "*.safetensors", "*.png", "result.json")
+    bench("table1", *bench.given, *bench.scored, *rows)
+    assert stamps(out, "*.safetensors", "*.png", "result.json") == before
+    drawn_before = stamps(out, "*.safetensors", "*.png")
+    bench("table3", *bench.given, "--metrics", "dino", *bench.scored[2:], "--row", "base, no LoRA")
+    assert stamps(out, "*.safetensors", "*.png") == drawn_before
+    floor, _ = results["base, no LoRA"]
+    assert set(json.loads((floor / "result.json").read_text())["similarity"]) == {"dino"}, "scored anew, drawn once"
+
+    shown = report([out / "table1"], places / "report.html").read_text()
+    assert "leakage" in shown
+    assert "Atelier's numbers" not in shown
+    assert "way to oracle" not in shown
+    questionnaire, _ = make([out / "table1"], places / "study", ("naive", "K-LoRA"))
+    assert questionnaire.stat().st_size > 10_000
+
+
+def test_it_is_run_again_on_the_same(bench, places):
+    bench("table1", *bench.given, *bench.scored, "--row", "naive")
+    out = places / "out"
+    config = read_config(out / "table1")
+    assert set(config.weights) == {"atelier"}
+    assert marked(config) == config
+    with pytest.raises(InputError, match="expected the weights that the table was run with, 0000"):
+        marked(replace(config, weights={"atelier": "0000"}))
+    again = CliRunner().invoke(
+        app, ["bench", "rerun", str(out / "table1"), "--out", str(places / "again"), "--workers", "1"]
+    )
+    assert again.exit_code == 0, again.output
+    first, second = (next((root / "cells").rglob("result.json")) for root in (out, places / "again"))
+    assert first.relative_to(out) == second.relative_to(places / "again")
+    assert json.loads(first.read_text())["similarity"] == json.loads(second.read_text())["similarity"]
+    Image.new("RGB", (9, 9)).save(places / "contents" / "robot" / "0.PNG")
+    changed = CliRunner().invoke(app, ["bench", "rerun", str(out / "table1"), "--out", str(places / "third")])
+    assert changed.exit_code == 1
+    assert "content robot: its photos were changed" in changed.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["table1", "--photos", "pairs.json", "--contents", "nowhere", "--styles", "."], "nowhere: no such folder"),
+        (["table1", "--photos", "none.json", "--contents", ".", "--styles", "."], "expected a manifest in JSON"),
+        (["table1", "--photos", "pairs.json", "--contents", "."], "--styles: expected one for all"),
+        (["table1", "--contents", "."], "--contents: expected one for all --photos"),
+        (["table4", "--photos", "pairs.json", "--contents", ".", "--styles", "."], "a table of single pairs"),
+        (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", "."], "csd: expected a .safetensors"),
+        (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--sample", "1"], "leave --manifest"),
+        (
+            ["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--metrics", "x"],
+            "expected some of",
+        ),
+    ],
+)
+def test_what_cannot_be_is_one_line_before_anything_is_trained(arguments, message, bench, places, dino, monkeypatch):
+    monkeypatch.chdir(places)
+    if "csd" in message:
+        arguments += ["--metrics", "dino,csd-s", "--checkpoint", f"dino={dino}"]
+    said = bench(*arguments, fails=True)
+    assert message in said
+    assert len(said.strip().splitlines()) == 1
+    assert not (places / "out" / "loras").exists()
+
+
+@pytest.mark.parametrize("folder", ["contents/robot", "styles/gilded"])
+def test_a_folder_that_is_gone_or_empty_is_named(folder, places):
+    for path in (places / folder).iterdir():
+        path.unlink()
+    kind, name = folder.split("s/")
+    with pytest.raises(InputError, match=f"{kind} {name}: expected photos"):
+        photo_pairs(places / "pairs.json", places, places)
+    (places / folder).rmdir()
+    with pytest.raises(InputError, match=f"{kind} {name}: not in"):
+        photo_pairs(places / "pairs.json", places, places)
+
+
+def test_prompts_must_name_both(places):
+    write_manifest(places / "bad.json", Manifest("mine", (Pairing("robot", "gilded"),), ("a {thing}",), (0,)))
+    with pytest.raises(InputError, match=r"expected \{thing\} and \{style\} in each, found 'a \{thing\}'"):
+        photo_pairs(places / "bad.json", places, places)
+
+
+def test_rows_without_truth_stay():
+    rows = [row.label for row in for_photos(TABLES["table1"], ("mine",)).rows]
+    assert rows == [row.label for row in TABLES["table1"].rows if row.how != "oracle"]
+
+
+def test_other_weights_have_another_mark(tmp_path):
+    path, data = tmp_path / "x", torch.rand(1_000_000, generator=torch.Generator().manual_seed(0)).numpy()
+    marks = set()
+    for change in (0.0, 1e-3):
+        path.write_bytes((data + change).astype("float32").tobytes())
+        marks.add(sampled_hash(path))
+    assert len(marks) == 2
