@@ -28,7 +28,7 @@ from duolora.verbs import train
 
 PAIR = Pair("robot", "red", "plain", "gilded", "house")
 PROMPTS = ("a {thing} in {style}", "a {thing} on a beach in {style}")
-ROWS = ("base, no LoRA", "content LoRA alone", "style LoRA alone", "naive", "B-LoRA, own block", "K-LoRA", "ZipRank")
+ROWS = ("base, no LoRA", "content LoRA alone", "style LoRA alone", "naive", "B-LoRA, own block", "K-LoRA")
 plain_draw = cells.draw
 
 

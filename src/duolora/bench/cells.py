@@ -1,8 +1,6 @@
 """One cell of a table: a pair, a method and a seed, from the pair's pictures to what the judges say."""
 
-import hashlib
 import json
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -17,6 +15,7 @@ from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair
 from duolora.atelier.recognisers import Recogniser, judge
 from duolora.atelier.scene import SETTINGS
+from duolora.bench.finished import InFolder, write_result
 from duolora.bench.jobs import LoraJob, Training, reference_images, references, shared_base, shared_judges
 from duolora.bench.pairs import Case
 from duolora.bench.similarity import similarities, words_of
@@ -28,7 +27,7 @@ from duolora.merging.sources import sources
 from duolora.methods import MergeOptions
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
-from duolora.verbs.merge import merge, options_of
+from duolora.verbs.merge import merge
 from duolora.verbs.pair_customization import draw_with_style_guidance, train_pair
 from duolora.verbs.train import default_options
 
@@ -39,7 +38,7 @@ MERGED = "merged.safetensors"
 
 
 @dataclass(frozen=True)
-class Cell:
+class Cell(InFolder):
     """What is measured: a row of a table on a case, with a seed for merging and drawing."""
 
     out: Path
@@ -54,9 +53,7 @@ class Cell:
         row = described(self.row)
         if self.row.how == "merge":
             row["options"] = asdict(self.options)
-        mark = hashlib.sha256(json.dumps([row, asdict(self.case)], sort_keys=True).encode()).hexdigest()[:8]
-        name = self.row.method if self.row.how == "merge" else self.row.how
-        return self.out / "cells" / self.case.name / f"{name}-{mark}-{self.seed}"
+        return self.place(self.case.name, [row, asdict(self.case)])
 
     @property
     def dataset(self) -> str:
@@ -71,27 +68,9 @@ class Cell:
         """Merge, draw and judge."""
         run_cell(self)
 
-    def scored(self) -> bool:
-        """Whether its result has similarities; older ones have none."""
-        return "similarity" in self.result()
-
     def complete(self) -> None:
         """Add the similarities to a result that was written before there were any, from its kept pictures."""
         completed(self.folder, lambda images: _similarity(self, images))
-
-    @property
-    def options(self) -> MergeOptions:
-        """The options of its merge."""
-        return replace(options_of(self.row.method, **self.row.changes), seed=self.seed)
-
-    @property
-    def done(self) -> bool:
-        """Whether its result is there."""
-        return (self.folder / "result.json").exists()
-
-    def result(self) -> dict:
-        """What was measured."""
-        return json.loads((self.folder / "result.json").read_text("utf-8"))
 
 
 def described(row: Row) -> dict[str, object]:
@@ -147,13 +126,6 @@ def run_cell(cell: Cell) -> None:
     result |= merging
     tiled([images[i : i + COUNT] for i in range(0, len(images), COUNT)]).save(cell.folder / "pictures.png")
     write_result(cell.folder, result)
-
-
-def write_result(folder: Path, result: Mapping[str, object]) -> None:
-    """Write a cell's result, whole or not at all."""
-    part = folder / "result.json.part"
-    part.write_text(json.dumps(result, indent=1, default=str), "utf-8")
-    os.replace(part, folder / "result.json")
 
 
 def completed(folder: Path, score: Callable[[list[Image.Image]], Mapping[str, float]]) -> None:

@@ -1,7 +1,5 @@
 """Several things in one look (Sec. 3.5, Table 4 and Figure 9): merges of each thing with the look, composed by 1/n."""
 
-import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, islice
@@ -15,17 +13,17 @@ from torch import Tensor
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER, Pair
 from duolora.atelier.recognisers import Recogniser, judge
 from duolora.atelier.scene import PLACES
-from duolora.bench.cells import COUNT, completed, write_result
+from duolora.bench.cells import COUNT, completed
+from duolora.bench.finished import InFolder, write_result
 from duolora.bench.jobs import LoraJob, reference_images, shared_base, shared_judges
 from duolora.bench.pairs import Case
 from duolora.bench.similarity import similarities, words_of
 from duolora.bench.tables import Row
 from duolora.images import as_image, as_pictures, tiled
-from duolora.methods import MergeOptions
 from duolora.sampling import draw
 from duolora.verbs.compose import compose
 from duolora.verbs.generate import applied
-from duolora.verbs.merge import merge, options_of
+from duolora.verbs.merge import merge
 
 CROP: dict[int, float] = {1: 1.0, 2: 0.5, 3: 0.37, 4: 0.5}
 """The side of the square about a thing's place that the judges look at, as a share of the picture's."""
@@ -74,7 +72,7 @@ def groups(cases: Sequence[Case], number: int, most: int = 4) -> list[Group]:
 
 
 @dataclass(frozen=True)
-class GroupCell:
+class GroupCell(InFolder):
     """What is measured: a method on a group, with a seed for merging and drawing."""
 
     out: Path
@@ -98,35 +96,15 @@ class GroupCell:
         """Merge, compose, draw and judge."""
         run_group(self)
 
-    def scored(self) -> bool:
-        """Whether its result has similarities; older ones have none."""
-        return "similarity" in self.result()
-
     def complete(self) -> None:
         """Add the similarities to a result that was written before there were any, from its kept pictures."""
         completed(self.folder, lambda images: group_similarity(self, images))
 
     @property
-    def options(self) -> MergeOptions:
-        """The options of its merges."""
-        return replace(options_of(self.row.method, **self.row.changes), seed=self.seed)
-
-    @property
     def folder(self) -> Path:
         """Where its results are."""
         about: list[object] = [asdict(self.options) if self.row.how == "merge" else self.row.how, asdict(self.group)]
-        mark = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
-        name = self.row.method if self.row.how == "merge" else self.row.how
-        return self.out / "cells" / self.group.name / f"{name}-{mark}-{self.seed}"
-
-    @property
-    def done(self) -> bool:
-        """Whether its result is there."""
-        return (self.folder / "result.json").exists()
-
-    def result(self) -> dict:
-        """What was measured."""
-        return json.loads((self.folder / "result.json").read_text("utf-8"))
+        return self.place(self.group.name, about)
 
     def loras(self) -> list[tuple[LoraJob, LoraJob]]:
         """The content and the style LoRA of each thing."""

@@ -1,7 +1,5 @@
 """One cell of a table on photos: a pair, a method and a seed, from the photos to the encoders' similarities."""
 
-import hashlib
-import json
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -10,15 +8,14 @@ from pathlib import Path
 
 from PIL import Image
 
-from duolora.bench.cells import described, drawn_with, merged_into, write_result
+from duolora.bench.cells import described, drawn_with, merged_into
+from duolora.bench.finished import InFolder, write_result
 from duolora.bench.jobs import Training, lora_path, shared_base
 from duolora.bench.photos import PhotoPair, Photos
 from duolora.bench.tables import Row
 from duolora.evaluation.embedders import Embedder, load_embedder
 from duolora.evaluation.evaluate import METRICS, chosen, evaluate
 from duolora.images import as_image, tiled
-from duolora.methods import MergeOptions
-from duolora.verbs.merge import options_of
 from duolora.verbs.train import default_options, train
 
 SIDE = 256
@@ -66,7 +63,7 @@ class PhotoJob:
 
 
 @dataclass(frozen=True)
-class PhotoCell:
+class PhotoCell(InFolder):
     """What is measured: a row of a table on a pair of photos, with a seed for merging."""
 
     out: Path
@@ -92,14 +89,7 @@ class PhotoCell:
             pair.style.about,
         ]
         about += [self.prompts, pair.seeds]
-        mark = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()[:8]
-        name = self.row.method if merged else self.row.how
-        return self.out / "cells" / pair.name / f"{name}-{mark}-{self.seed}"
-
-    @property
-    def options(self) -> MergeOptions:
-        """The options of its merge."""
-        return replace(options_of(self.row.method, **self.row.changes), seed=self.seed)
+        return self.place(pair.name, about)
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -121,18 +111,9 @@ class PhotoCell:
         how = self.row.how
         return [job for kind, job in self.jobs.items() if how != "floor" and how in (kind, "merge", "klora")]
 
-    @property
-    def done(self) -> bool:
-        """Whether its result is there."""
-        return (self.folder / "result.json").exists()
-
     def scored(self) -> bool:
         """Whether its result has the scores that are asked for."""
         return self.result().get("scoring") == _plain(self.scoring)
-
-    def result(self) -> dict:
-        """What was measured."""
-        return json.loads((self.folder / "result.json").read_text("utf-8"))
 
     def run(self) -> None:
         """Merge, draw and score; the result is written last, whole."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER
-from duolora.bench.tables import MULTI, Table
+from duolora.bench.tables import Table, fits_photos
 from duolora.errors import InputError
 from duolora.evaluation.datasets import THING, Concept, read_dataset
 from duolora.evaluation.manifests import Manifest, lacking, read_manifest
@@ -144,7 +144,7 @@ def for_photos(table: Table, datasets: Sequence[str]) -> Table:
     Raises:
         InputError: it is no table of single pairs.
     """
-    if table.figure or set(table.datasets) & {*MULTI, "tuning"}:
+    if not fits_photos(table):
         raise InputError(f"--photos: expected a table of single pairs, such as table1; {table.title!r} is none")
     rows = tuple(row for row in table.rows if row.how not in WITHOUT)
     return replace(table, rows=rows, datasets=tuple(datasets))

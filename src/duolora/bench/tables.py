@@ -60,6 +60,11 @@ BLORA = (("up_blocks.0.attentions.0",), ("up_blocks.0.attentions.1",))
 """B-LoRA's content and style blocks in SDXL (W4, W5); `with_blora` puts others in their place."""
 
 
+def fits_photos(table: Table) -> bool:
+    """Whether it can be run on photos: a table of single pairs, whose rows are not chosen between by truth."""
+    return not table.figure and not {*table.datasets} & {*MULTI, "tuning"}
+
+
 def blora_rows(content: tuple[str, ...] = BLORA[0], style: tuple[str, ...] = BLORA[1]) -> tuple[Row, ...]:
     """B-LoRA in three ways: as a filter, as its authors have it, and with a block to each LoRA.
 

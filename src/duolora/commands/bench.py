@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from duolora.bench.tables import TABLES, Table
+from duolora.bench.tables import TABLES, Table, fits_photos
 from duolora.bench.tuning import TUNING
 from duolora.commands import reports
 from duolora.commands.examples import examples
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 bench = typer.Typer(
     no_args_is_help=True,
-    help="""Run a table or figure of the paper, on Atelier's own pairs or on photos.
+    help="""Run a table or figure of the paper, on Atelier or photos.
 
     A table is a folder of cells (a pair, a method, a seed). What is finished is never run again, so a stopped run
     goes on when the same command is given; LoRAs are shared by all tables in `--out`. On two CPU cores a pair takes
@@ -119,7 +119,8 @@ def _table(name: str, table: Table) -> None:
                 as_json,
             )
 
-    bench.command(name, help=f"{table.title}.", epilog=examples("bench table", name=name))(run)
+    shown = "bench photos" if fits_photos(table) else "bench table"
+    bench.command(name, help=f"{table.title}.", epilog=examples(shown, name=name))(run)
 
 
 def _run(

@@ -35,6 +35,12 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "datasets check": ("duolora datasets check dreambooth/dataset",),
     "datasets pairs": ("duolora datasets pairs --contents dataset --styles styles --count 20 --out pairs.json",),
     "bench table": ("duolora bench {name} --pairs 1", "duolora bench {name} --pairs 4 --workers 2 --out runs"),
+    "bench photos": (
+        "duolora bench {name} --pairs 1",
+        "duolora bench {name} --pairs 4 --workers 2 --out runs",
+        "duolora bench {name} --photos pairs.json --contents dreambooth --styles styledrop --base sdxl/ "
+        "--checkpoint csd=csd.safetensors",
+    ),
     "bench rerun": ("duolora bench rerun runs/table1 --out again",),
     "bench figure3": ("duolora bench figure3 --out runs",),
     "bench loras": ("duolora bench loras --pairs 1 --kind style",),
