@@ -1,6 +1,7 @@
 """A table on photos, tiny: Atelier draws, networks with random weights score; nothing is run twice, or in vain."""
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from duolora.atelier.pairs import Pair, pictures
 from duolora.bench import cells
 from duolora.bench.config import marked, read_config
+from duolora.bench.photo_cells import PhotoCell, scoring_of
 from duolora.bench.photos import for_photos, photo_pairs
 from duolora.bench.tables import TABLES
 from duolora.cli import app
@@ -140,6 +142,7 @@ def test_it_is_run_again_on_the_same(bench, places):
         (["table1", "--photos", "pairs.json", "--contents", "nowhere", "--styles", "."], "nowhere: no such folder"),
         (["table1", "--photos", "none.json", "--contents", ".", "--styles", "."], "expected a manifest in JSON"),
         (["table1", "--photos", "pairs.json", "--contents", "."], "--styles: expected one for all"),
+        (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--dataset", "x"], "manifest, mine"),
         (["table1", "--contents", "."], "--contents: expected one for all --photos"),
         (["table4", "--photos", "pairs.json", "--contents", ".", "--styles", "."], "a table of single pairs"),
         (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", "."], "csd: expected a .safetensors"),
@@ -170,6 +173,34 @@ def test_a_folder_that_is_gone_or_empty_is_named(folder, places):
     (places / folder).rmdir()
     with pytest.raises(InputError, match=f"{kind} {name}: not in"):
         photo_pairs(places / "pairs.json", places, places)
+
+
+def test_published_layouts_say_what_is_asked_for(places):
+    """CustomConcept101's own prompts in the look, StyleDrop's words for it; a job is the same in another process."""
+    picture = places / "contents" / "robot" / "0.PNG"
+    for folder in ("concepts/benchmark_dataset/cat_1", "concepts/prompts", "looks/data"):
+        (places / folder).mkdir(parents=True)
+    concept = {
+        "instance_data_dir": "benchmark_dataset/cat_1",
+        "class_prompt": "cat",
+        "prompt_filename": "prompts/c.txt",
+    }
+    (places / "concepts" / "dataset.json").write_text(json.dumps([concept]))
+    (places / "concepts" / "prompts" / "c.txt").write_text("a {} by a lake\n")
+    (places / "looks" / "data.json").write_text(json.dumps({"i_1.png": ["A house", "watercolor painting style"]}))
+    for place in ("concepts/benchmark_dataset/cat_1/1.png", "looks/data/i_1.png"):
+        (places / place).write_bytes(picture.read_bytes())
+    write_manifest(places / "own.json", Manifest("a table", (Pairing("cat_1", "i_1"),), (), (0,)))
+    (pair,) = photo_pairs(places / "own.json", places / "concepts", places / "looks")
+    assert pair.dataset == "a-table"
+    assert (pair.content.prompt, pair.style.prompt) == ("a sks cat", "A house in zwx style")
+    assert pair.merged_prompt == "a sks cat in zwx style"
+    assert [pair.drawn(p) for p in pair.prompts] == ["a sks cat by a lake in zwx style"]
+    assert [pair.said(p) for p in pair.prompts] == ["a cat by a lake in watercolor painting style"]
+    cell = PhotoCell(places, pair, TABLES["table1"].rows[3], scoring_of("paper", {}))
+    again = pickle.loads(pickle.dumps(cell))
+    assert again.folder == cell.folder
+    assert [job.path for job in again.needs()] == [job.path for job in cell.needs()]
 
 
 def test_prompts_must_name_both(places):

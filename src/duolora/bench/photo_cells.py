@@ -174,7 +174,10 @@ def scoring_of(metrics: str, checkpoints: Mapping[str, str]) -> Scoring:
     Raises:
         InputError: a name is unknown.
     """
-    return Scoring(tuple(chosen(metrics, ["content", "style", "prompt"])), checkpoints)
+    places = {
+        name: str(Path(where).absolute()) if Path(where).exists() else where for name, where in checkpoints.items()
+    }
+    return Scoring(tuple(chosen(metrics, ["content", "style", "prompt"])), places)
 
 
 def check_scoring(scoring: Scoring) -> None:

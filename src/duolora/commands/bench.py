@@ -192,10 +192,11 @@ def _on_photos(
     from duolora.bench.run import prepared
 
     found, scoring = sets
-    shown = for_photos(table, dataset or list(dict.fromkeys(pair.dataset for pair in found)))
+    known = list(dict.fromkeys(pair.dataset for pair in found))
+    if unknown := [name for name in dataset or [] if name not in known]:
+        raise InputError(f"--dataset: expected the name of a manifest, {', '.join(known)}; got {unknown[0]!r}")
+    shown = for_photos(table, dataset or known)
     chosen = [pair for pair in limited(found, pairs) if pair.dataset in shown.datasets]
-    if not chosen:
-        raise InputError(f"--dataset: expected one of {', '.join({pair.dataset for pair in found})}")
     rows = prepared(shown, out, base, row or [], (), tuned, blora)
     return Config(name, rows, (), seed, {"": base}, tuple(chosen), scoring)
 

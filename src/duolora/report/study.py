@@ -17,10 +17,11 @@ from typing import Any
 
 from PIL import Image
 
+from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER
 from duolora.errors import FileRefused, InputError
 from duolora.images import SUFFIXES, picture_files, read_image, untiled
 from duolora.report.agreement import counted, fleiss_kappa, shares
-from duolora.report.page import embedded, environment, written
+from duolora.report.page import REFERENCE, embedded, environment, written
 from duolora.report.paper_numbers import TABLE6, paper_base
 from duolora.report.runs import Measured, Run, read_runs
 
@@ -159,7 +160,8 @@ def _prompts(cell: Measured, picture: int, count: int) -> str:
     """The prompt of a picture in words that say nothing of identifiers."""
     asked = _asked(cell)
     prompt = asked[picture * len(asked) // count]
-    return re.sub(r"\bin \w+ style\b", "in that style", re.sub(r"\ban? \w+ thing\b", "this thing", prompt))
+    this = re.sub(rf"\ban? (?:{'|'.join(IDENTIFIERS)}) ", "this ", prompt)
+    return re.sub(rf"\bin {STYLE_IDENTIFIER} style\b", "in that style", this)
 
 
 def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict[str, str]]) -> dict[str, Any]:
@@ -168,7 +170,8 @@ def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict
     for job in next(iter(cells.values())).loras:
         files = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
         known = references.setdefault("thing" if job.kind == "content" else "style", [])
-        known += [picture for picture in map(embedded, files) if picture not in known]
+        shown = [embedded(file, REFERENCE) for file in files]
+        known += [picture for picture in shown if picture not in known]
     return {"name": question.name, "prompt": question.prompt, "references": references, "options": options}
 
 
