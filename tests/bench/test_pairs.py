@@ -5,8 +5,9 @@ from itertools import product
 import pytest
 
 from duolora.atelier.looks import HELD_OUT_LOOKS
-from duolora.atelier.objects import HELD_OUT_OBJECTS
+from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
 from duolora.bench.pairs import sample_suite, suite, write_suite
+from duolora.bench.tables import TABLES
 from duolora.errors import InputError
 
 
@@ -20,10 +21,11 @@ def test_tuning_shares_nothing_with_testing(seed):
     cases = sample_suite(seed)
     tuning = [c for c in cases if c.dataset == "tuning"]
     testing = [c for c in cases if c.dataset not in ("tuning", "ceiling")]
-    assert len([c for c in testing if c.dataset != "paired"]) == 24
+    assert len([c for c in testing if c.dataset in TABLES["table1"].datasets]) == 24
     assert len({c.name for c in cases}) == len(cases)
-    for what in ("kind", "look"):
-        assert not {getattr(c.pair, what) for c in tuning} & {getattr(c.pair, what) for c in testing}
+    for names in ({"kind", "shown"}, {"look"}):
+        ours, theirs = ({getattr(c.pair, name) for c in those for name in names} for those in (tuning, testing))
+        assert not ours & theirs
     assert not {c.content_seed for c in tuning} & {c.content_seed for c in testing}
     assert not {c.style_seed for c in tuning} & {c.style_seed for c in testing}
 
@@ -32,6 +34,17 @@ def test_the_ceiling_is_of_every_thing_in_every_look():
     cases = [c for c in sample_suite(0) if c.dataset == "ceiling"]
     assert {(c.pair.kind, c.pair.look) for c in cases} == set(product(HELD_OUT_OBJECTS, HELD_OUT_LOOKS))
     assert not {c.content_seed for c in cases} & {c.content_seed for c in sample_suite(0) if c.dataset != "ceiling"}
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_thing_of_a_known_kind_is_told_by_what_its_look_keeps(seed):
+    for case in sample_suite(seed):
+        pair = case.pair
+        named = pair.kind in BASE_OBJECTS
+        assert named is (case.dataset not in ("unseen", "ceiling"))
+        assert pair.merged_prompt == f"a sks {pair.kind if named else 'thing'} in zwx style"
+        assert pair.identity == {"object": pair.kind, "colour": pair.colour} or not named
+        assert pair.colour != pair.shown_colour
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -46,7 +59,6 @@ def test_crossed_pairs_need_no_new_pictures():
     for c in cases:
         if c.dataset == "crossed":
             assert (c.pair.kind, c.pair.colour, c.pair.pattern, c.content_seed) in known
-        if c.dataset in ("crossed", "everyday"):
             assert (c.pair.look, c.pair.shown, c.style_seed) in styles
 
 

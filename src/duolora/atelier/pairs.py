@@ -1,4 +1,4 @@
-"""Things and looks to personalise, which the base has never seen: pictures of a thing, and one picture of a look."""
+"""Things and looks to personalise: pictures of a thing, and one picture of a look on another object."""
 
 from dataclasses import dataclass, replace
 
@@ -6,6 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duolora.atelier.captions import article
+from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR
+from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
 from duolora.atelier.scene import COLOURS, PATTERNS, Scene, render, sample_scene
 
 IDENTIFIERS = ("sks", "ohw", "vkt", "pqr")
@@ -15,7 +17,7 @@ STYLE_IDENTIFIER = "zwx"
 
 @dataclass(frozen=True)
 class Pair:
-    """A held-out thing, with its colour and pattern, and a held-out look that was seen on another object."""
+    """A thing, told from others of its kind by colour and pattern, and a look that is shown on another object."""
 
     kind: str
     colour: str
@@ -29,9 +31,22 @@ class Pair:
     """The word that stands for the thing."""
 
     @property
+    def noun(self) -> str:
+        """What the thing is called besides its identifier: its kind, or "thing" if the base does not know the kind.
+
+        So it is in DreamBooth and in the paper: "a sks dog".
+        """
+        return self.kind if self.kind in BASE_OBJECTS else "thing"
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """By what the thing is known in the look: its kind, and its colour where the look keeps that."""
+        return {"object": self.kind} | ({"colour": self.colour} if self.look in KEEP_COLOUR else {})
+
+    @property
     def content_prompt(self) -> str:
-        """What the content pictures show, the thing by its identifier only."""
-        return f"a {self.identifier} thing in flat style"
+        """What the content pictures show, the thing by its identifier and its noun only."""
+        return f"a {self.identifier} {self.noun} in flat style"
 
     @property
     def style_prompt(self) -> str:
@@ -41,7 +56,7 @@ class Pair:
     @property
     def merged_prompt(self) -> str:
         """The thing in the look."""
-        return f"a {self.identifier} thing in {STYLE_IDENTIFIER} style"
+        return f"a {self.identifier} {self.noun} in {STYLE_IDENTIFIER} style"
 
     def content_scenes(self, count: int = 5, seed: int = 0) -> list[Scene]:
         """The same thing in several places and settings, in a flat look."""
@@ -61,10 +76,7 @@ class Pair:
 
 
 def sample_pair(seed: int) -> Pair:
-    """A random pair, the same for the same seed."""
-    from duolora.atelier.looks import HELD_OUT_LOOKS
-    from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
-
+    """A random pair of a thing and a look that the base has never seen, the same for the same seed."""
     rng = np.random.default_rng(seed)
     kind, look, shown = (str(rng.choice(c)) for c in (HELD_OUT_OBJECTS, HELD_OUT_LOOKS, BASE_OBJECTS))
     colour, shown_colour = (str(c) for c in rng.choice(tuple(COLOURS), 2, replace=False))

@@ -154,12 +154,15 @@ def prompts_of(cell: Cell) -> list[str]:
 
 
 def truth(judges: Recogniser, drawn: Tensor, pair: Pair) -> dict[str, float | None]:
-    """Shares of the pictures in which the judges see the thing, the look, both, and the style picture's object."""
+    """Shares of the pictures in which the judges see the thing's kind, the look, that very thing in it, and so on.
+
+    Joint is the look and all by which the thing is known in it (`Pair.identity`); leak is the style picture's object.
+    """
     found = judge(judges, drawn)
     return {
         "object": found.share(object=pair.kind),
         "look": found.share(look=pair.look),
-        "joint": found.share(object=pair.kind, look=pair.look),
+        "joint": found.share(**pair.identity, look=pair.look),
         "colour": found.share(colour=pair.colour) if pair.look in KEEP_COLOUR else None,
         "pattern": found.share(pattern=pair.pattern) if pair.look in KEEP_PATTERN else None,
         "leak": found.share(object=pair.shown),

@@ -73,7 +73,7 @@ def run_trial(trial: Trial, count: int = 8) -> None:
     kinds, looks = ([str(x) for x in rng.choice(known, count)] for known in (BASE_OBJECTS, BASE_LOOKS))
     if trial.kind == "content":
         job = LoraJob(trial.folder, "content", pair, case.pictures, case.content_seed)
-        own, other = pair.content_prompt, [f"a {pair.identifier} thing in {look} style" for look in looks]
+        own, other = pair.content_prompt, [f"a {pair.identifier} {pair.noun} in {look} style" for look in looks]
         mine, wanted = {"object": pair.kind}, {"object": [pair.kind] * count, "look": looks}
     else:
         job = LoraJob(trial.folder, "style", pair, 1, case.style_seed)

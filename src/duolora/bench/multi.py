@@ -4,12 +4,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import combinations, islice
 from pathlib import Path
+from statistics import fmean
 
 import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from duolora.atelier.looks import KEEP_COLOUR
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER, Pair
 from duolora.atelier.recognisers import Recogniser, judge
 from duolora.atelier.scene import PLACES
@@ -43,9 +45,11 @@ class Group:
 
     @property
     def prompt(self) -> str:
-        """Directional: "a sks thing on the left and a ohw thing on the right in zwx style"."""
+        """Directional: "a sks duck on the left and a ohw car on the right in zwx style"."""
         places = PLACES[len(self.things)]
-        named = [f"a {c.pair.identifier} thing {place[0]}" for c, place in zip(self.things, places, strict=True)]
+        named = [
+            f"a {c.pair.identifier} {c.pair.noun} {place[0]}" for c, place in zip(self.things, places, strict=True)
+        ]
         return f"{' and '.join(named)} in {STYLE_IDENTIFIER} style"
 
 
@@ -179,17 +183,14 @@ def crops(pictures: Tensor, number: int) -> list[Tensor]:
 def group_truth(judges: Recogniser, pictures: Tensor, things: Sequence[Pair]) -> dict[str, float | None]:
     """Shares of things that are right at their own places, of pictures with the look, and of both at once."""
     look = judge(judges, pictures).look
-    seen = [judge(judges, crop).object for crop in crops(pictures, len(things))]
-    hits = [[got == thing.kind for got in found] for found, thing in zip(seen, things, strict=True)]
-    right = [got == things[0].look for got in look]
-    total = len(things) * len(right)
-    joint = sum(hit and ok for row in hits for hit, ok in zip(row, right, strict=True))
-    leaks = sum(got == things[0].shown for found in seen for got in found)
+    seen = [replace(judge(judges, crop), look=look) for crop in crops(pictures, len(things))]
+    both = list(zip(seen, things, strict=True))
+    kept = things[0].look in KEEP_COLOUR
     return {
-        "object": sum(map(sum, hits)) / total,
-        "look": sum(right) / len(right),
-        "joint": joint / total,
-        "colour": None,
+        "object": fmean(at.share(object=thing.kind) for at, thing in both),
+        "look": seen[0].share(look=things[0].look),
+        "joint": fmean(at.share(**thing.identity, look=thing.look) for at, thing in both),
+        "colour": fmean(at.share(colour=thing.colour) for at, thing in both) if kept else None,
         "pattern": None,
-        "leak": leaks / total,
+        "leak": fmean(at.share(object=thing.shown) for at, thing in both),
     }

@@ -145,7 +145,7 @@ def _row(job: Job, verdict: Verdict, pair: Pair) -> Row:
         job=job,
         object=verdict.share(object=pair.kind),
         look=verdict.share(look=pair.look),
-        both=verdict.share(object=pair.kind, look=pair.look),
+        both=verdict.share(**pair.identity, look=pair.look),
         colour=verdict.share(colour=pair.colour) if pair.look in KEEP_COLOUR else None,
         pattern=verdict.share(pattern=pair.pattern) if pair.look in KEEP_PATTERN else None,
         leak=verdict.share(object=pair.shown),
