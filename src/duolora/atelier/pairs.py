@@ -58,6 +58,11 @@ class Pair:
         """The thing in the look."""
         return f"a {self.identifier} {self.noun} in {STYLE_IDENTIFIER} style"
 
+    @property
+    def told_prompt(self) -> str:
+        """Any thing of that kind in the look, for who has only seen the look."""
+        return f"{article(self.noun)} in {STYLE_IDENTIFIER} style"
+
     def content_scenes(self, count: int = 5, seed: int = 0) -> list[Scene]:
         """The same thing in several places and settings, in a flat look."""
         return [self._scene(self.kind, "flat", seed * 100 + k, setting=k % 2 == 1) for k in range(count)]

@@ -19,7 +19,7 @@ from duolora.bench.finished import InFolder, write_result
 from duolora.bench.jobs import LoraJob, Training, reference_images, references, shared_base, shared_judges
 from duolora.bench.pairs import Case
 from duolora.bench.similarity import similarities, words_of
-from duolora.bench.tables import Row
+from duolora.bench.tables import ALONE, Row
 from duolora.images import as_image, read_image, read_pictures, tiled, untiled
 from duolora.merging.klora import klora
 from duolora.merging.mask_file import write_masks
@@ -98,7 +98,7 @@ def jobs_of(cell: Cell) -> dict[str, LoraJob]:
 
 def loras_of(cell: Cell) -> dict[str, LoraJob]:
     """The LoRAs that a cell needs."""
-    kinds = {"floor": [], "pair": [], "content": ["content"], "style": ["style"], "oracle": ["oracle"]}
+    kinds = dict[str, list[str]](floor=[], pair=[]) | {how: [kind] for how, kind in ALONE.items()}
     return {kind: job for kind, job in jobs_of(cell).items() if kind in kinds.get(cell.row.how, ["content", "style"])}
 
 
@@ -150,7 +150,8 @@ def prompts_of(cell: Cell) -> list[str]:
         return [pair.content_prompt]
     if cell.row.how == "style":
         return [pair.style_prompt]
-    return [pair.merged_prompt, pair.merged_prompt.replace(" in ", f" {setting} in ", 1)]
+    asked = pair.told_prompt if cell.row.how == "told" else pair.merged_prompt
+    return [asked, asked.replace(" in ", f" {setting} in ", 1)]
 
 
 def truth(judges: Recogniser, drawn: Tensor, pair: Pair) -> dict[str, float | None]:
@@ -201,7 +202,7 @@ def drawn_with(
         both = sources(base, content, style, MergeOptions())
         with klora(base, both, **row.changes) as chooser:  # type: ignore[arg-type]
             return draw(base, asked, seeds, before_step=chooser).clamp(-1, 1)
-    alone = [loras[how].path] if how in loras else []
+    alone = [loras[ALONE[how]].path] if how in ALONE else []
     with applied(base, [folder / MERGED] if how == "merge" else alone):
         return draw(base, asked, seeds).clamp(-1, 1)
 

@@ -12,7 +12,7 @@ from duolora.bench.cells import described, drawn_with, merged_into
 from duolora.bench.finished import InFolder, write_result
 from duolora.bench.jobs import Training, lora_path, shared_base
 from duolora.bench.photos import PhotoPair, Photos
-from duolora.bench.tables import Row
+from duolora.bench.tables import ALONE, Row
 from duolora.evaluation.embedders import Embedder, load_embedder
 from duolora.evaluation.evaluate import METRICS, chosen, evaluate
 from duolora.images import as_image, tiled
@@ -109,7 +109,7 @@ class PhotoCell(InFolder):
     def needs(self) -> list[Training]:
         """The LoRAs that must be there before it runs."""
         how = self.row.how
-        return [job for kind, job in self.jobs.items() if how != "floor" and how in (kind, "merge", "klora")]
+        return [job for kind, job in self.jobs.items() if how in ("merge", "klora") or ALONE.get(how) == kind]
 
     def scored(self) -> bool:
         """Whether its result has the scores that are asked for."""
@@ -118,7 +118,8 @@ class PhotoCell(InFolder):
     def run(self) -> None:
         """Merge, draw and score; the result is written last, whole."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        jobs, seeds, asked = self.jobs, self.pair.seeds, [self.pair.drawn(prompt) for prompt in self.prompts]
+        ask = self.pair.told if self.row.how == "told" else self.pair.drawn
+        jobs, seeds, asked = self.jobs, self.pair.seeds, [ask(prompt) for prompt in self.prompts]
         merging: dict[str, object] = {}
         if self.row.how == "merge":
             merging = merged_into(self.folder, self.row, self.options, self.base, jobs, self.pair.merged_prompt)

@@ -95,6 +95,10 @@ class PhotoPair:
         """A prompt with the identifiers in it."""
         return _identified(prompt, self.content.words)
 
+    def told(self, prompt: str) -> str:
+        """A prompt with the thing's words and the look's identifier, for who has only seen the look."""
+        return prompt.replace(THING, self.content.words).replace(STYLE, f"{STYLE_IDENTIFIER} style")
+
     def said(self, prompt: str) -> str:
         """A prompt in words."""
         return prompt.replace(THING, self.content.words).replace(STYLE, self.style.words)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from duolora.errors import InputError
 
-How = Literal["merge", "floor", "content", "style", "oracle", "klora", "pair"]
+How = Literal["merge", "floor", "content", "style", "told", "oracle", "klora", "pair"]
 Figure = Literal["", "ranks", "prompts", "methods"]
 
 
@@ -17,8 +17,9 @@ class Row:
     """One line of a table.
 
     `how`: a merge by `method` with `changes` to its options; or, to compare with, the base without a LoRA ("floor"),
-    one of the two LoRAs alone ("content", "style"), a LoRA trained on true pictures of the thing in the look
-    ("oracle"), or K-LoRA or PairCustomization ("pair"), which exist at sampling time only.
+    one of the two LoRAs alone ("content", "style"), the style LoRA asked for a thing of that kind ("told"), a LoRA
+    trained on true pictures of the thing in the look ("oracle"), or K-LoRA or PairCustomization ("pair"), which exist
+    at sampling time only.
     `blocks`: the parts of the UNet that the content and the style LoRA are trained in; all of it where nothing is said.
     """
 
@@ -55,6 +56,9 @@ MULTI = {"multi2": 2, "multi3": 3, "multi4": 4}
 """Data sets of several things in one look, made of those of `several`."""
 FLOOR, ORACLE = Row("base, no LoRA", how="floor"), Row("oracle", how="oracle")
 CONTENT, STYLE = Row("content LoRA alone", how="content"), Row("style LoRA alone", how="style")
+TOLD = Row("style LoRA, told the kind", how="told")
+ALONE = {"content": "content", "style": "style", "told": "style", "oracle": "oracle"}
+"""The LoRA that a row draws with, where it is one alone."""
 
 BLORA = (("up_blocks.0.attentions.0",), ("up_blocks.0.attentions.1",))
 """B-LoRA's content and style blocks in SDXL (W4, W5); `with_blora` puts others in their place."""
@@ -183,7 +187,7 @@ _SHOWN_TOGETHER = (Row("naive", "naive"), Row("ZipLoRA", "ziplora"), Row("DuoLoR
 _SHOWN = (_SHOWN_TOGETHER[0], blora_rows()[1], *_SHOWN_TOGETHER[1:])
 
 _METHODS = (
-    FLOOR, CONTENT, STYLE,
+    FLOOR, CONTENT, STYLE, TOLD,
     Row("naive", "naive"),
     Row("split by role", "split"),
     *blora_rows(),

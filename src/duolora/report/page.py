@@ -90,7 +90,7 @@ class _Page:
         self.run, self.home, self.anchor = run, home, f"run{index}-{_slug(run.name)}"
         self.numbers = {row: k + 1 for k, row in enumerate(run.rows)}
         hows = {row.label: row.how for row in TABLES[run.name].rows} if run.name in TABLES else {}
-        self.apart = {label for label, how in hows.items() if how in ("floor", "content", "style", "oracle")}
+        self.apart = {label for label, how in hows.items() if how in ("floor", "content", "style", "told", "oracle")}
         self.first = {(cell.dataset, cell.row): self._anchor(cell) for cell in reversed(run.cells)}
 
     def view(self) -> dict[str, Any]:
