@@ -30,7 +30,15 @@ from duolora.verbs import train
 
 PAIR = Pair("robot", "red", "plain", "gilded", "house")
 PROMPTS = ("a {thing} in {style}", "a {thing} on a beach in {style}")
-ROWS = ("base, no LoRA", "content LoRA alone", "style LoRA alone", "naive", "B-LoRA, own block", "K-LoRA")
+ROWS = (
+    "base, no LoRA",
+    "content LoRA alone",
+    "style LoRA alone",
+    "style LoRA, told the kind",
+    "naive",
+    "B-LoRA, own block",
+    "K-LoRA",
+)
 plain_draw = cells.draw
 
 
@@ -196,6 +204,7 @@ def test_published_layouts_say_what_is_asked_for(places):
     assert (pair.content.prompt, pair.style.prompt) == ("a sks cat", "A house in zwx style")
     assert pair.merged_prompt == "a sks cat in zwx style"
     assert [pair.drawn(p) for p in pair.prompts] == ["a sks cat by a lake in zwx style"]
+    assert [pair.told(p) for p in pair.prompts] == ["a cat by a lake in zwx style"]
     assert [pair.said(p) for p in pair.prompts] == ["a cat by a lake in watercolor painting style"]
     cell = PhotoCell(places, pair, TABLES["table1"].rows[3], scoring_of("paper", {}))
     again = pickle.loads(pickle.dumps(cell))

@@ -8,11 +8,12 @@ from PIL import Image
 
 from duolora.adapters.files import read_adapter
 from duolora.bench import cells
+from duolora.bench.cells import Cell, loras_of, prompts_of
 from duolora.bench.config import CONFIG, Config, read_config, write_config
 from duolora.bench.pairs import sample_suite, suite
 from duolora.bench.render import SIMILARITY, TRUTH
 from duolora.bench.run import cells_of, only_rows, root_of, run_table
-from duolora.bench.tables import FLOOR, ORACLE, TABLES, Row, Table, blora_rows
+from duolora.bench.tables import FLOOR, ORACLE, TABLES, TOLD, Row, Table, blora_rows
 from duolora.bench.tuning import TUNING
 from duolora.errors import InputError
 from duolora.verbs import train
@@ -21,6 +22,7 @@ ROWS = (
     Row("floor", how="floor"),
     Row("content", how="content"),
     Row("style", how="style"),
+    TOLD,
     Row("naive", "naive"),
     Row("ziprank", "ziprank", {"steps": 1}),
     Row("broken", "ziprank", {"lr": -1.0}),
@@ -127,6 +129,16 @@ def test_groups_have_a_floor_and_an_oracle_of_their_own(tmp_path):
     assert [job.kind for job in oracle.needs()] == ["oracle", "oracle"]
     prompts = [job.prompt for job in oracle.needs()]
     assert len(set(prompts)) == len({job.path for job in oracle.needs()}) == 2
+
+
+def test_who_is_only_told_the_kind_has_the_style_lora_alone(tmp_path):
+    (case,) = [c for c in suite() if c.dataset == "several"][:1]
+    told, merged = (Cell(tmp_path, case, row) for row in (TOLD, Row("naive", "naive")))
+    assert list(loras_of(told)) == ["style"]
+    assert set(loras_of(merged)) == {"content", "style"}
+    for asked, mixed in zip(prompts_of(told), prompts_of(merged), strict=True):
+        assert asked == mixed.replace(f"a {case.pair.identifier} ", "a ")
+        assert case.pair.kind in asked
 
 
 def test_rows_by_label():
