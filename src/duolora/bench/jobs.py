@@ -127,7 +127,7 @@ def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
 
 
 @cache
-def shared_base(base: str = "atelier") -> Base:
+def shared_base(base: str) -> Base:
     """A base, loaded once in each process."""
     return load_base(base)
 

@@ -68,7 +68,7 @@ def run_trial(trial: Trial, count: int = 8) -> None:
     if trial.result.exists():
         return
     options = replace(ATELIER_OPTIONS, **{k: type(getattr(ATELIER_OPTIONS, k))(v) for k, v in trial.changes})
-    case, pair, base = trial.case, trial.case.pair, shared_base()
+    case, pair, base = trial.case, trial.case.pair, shared_base("atelier")
     rng = np.random.default_rng(7)
     kinds, looks = ([str(x) for x in rng.choice(known, count)] for known in (BASE_OBJECTS, BASE_LOOKS))
     if trial.kind == "content":

@@ -40,7 +40,7 @@ ManifestOption = Annotated[Path | None, typer.Option(help="Other pairs than the 
 SampleOption = Annotated[int | None, typer.Option(help="Other pairs: those that the rule draws from this seed.")]
 RowOption = Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be given several times.")]
 DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="Only this data set; likewise.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of merging and drawing.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of merging and drawing.", min=0, max=2**32 - 1)]
 BaseOption = Annotated[
     str, typer.Option(help="Atelier, or another base whose pictures its judges can judge; any base with --photos.")
 ]

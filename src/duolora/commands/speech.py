@@ -9,7 +9,7 @@ import typer
 
 from duolora.errors import DuoLoRAError
 
-SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.")]
+SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.", min=0, max=2**32 - 1)]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
