@@ -139,8 +139,12 @@ def growth(
             found[axis]["slope_mb"] = slope(sizes[axis], megabytes)
     path = write(out / "growth.json", {"setting": asdict(setting), **facts(device, seed), "axes": found})
     _plot(found, out / "growth.png")
-    lines = [f"{axis:10} time ~ size^{f['slope_seconds']:.2f}" for axis, f in found.items()]
+    lines = [f"{axis:10} time ~ size^{f['slope_seconds']:.2f}{_memory(f)}" for axis, f in found.items()]
     return "\n".join([*lines, str(path), str(out / "growth.png")])
+
+
+def _memory(axis: dict[str, Any]) -> str:
+    return f", memory ~ size^{axis['slope_mb']:.2f}" if "slope_mb" in axis else ""
 
 
 def _plot(found: dict[str, dict[str, Any]], path: Path) -> None:
