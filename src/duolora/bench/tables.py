@@ -279,6 +279,7 @@ TABLES: dict[str, Table] = {
     ),
     "figure4": Table("Figure 4: ranks of the masks", (Row("DuoLoRA", "duolora"),), ALL, "ranks"),
     "figure5": Table("Figure 5: several pictures of a thing", _SHOWN, ("several",), "methods"),
+    "figure6": Table("Figure 6: things and looks of different sets", _SHOWN, ("crossed", "everyday"), "methods"),
     "figure7": Table("Figure 7: one picture of each", _SHOWN, ("single",), "methods"),
     "figure8": Table("Figure 8: the thing elsewhere", (Row("DuoLoRA", "duolora"),), ("several",), "prompts"),
     "figure9": Table("Figure 9: two things in one look", _SHOWN_TOGETHER, ("multi2",), "methods"),

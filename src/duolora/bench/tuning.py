@@ -36,7 +36,7 @@ def _grid(**values: tuple[float, ...]) -> Settings:
 
 _UNEVEN = _weights((1.0, 0.7), (1.0, 0.5), (0.7, 1.0), (0.5, 1.0), (0.7, 0.7))
 _STRONGER = _weights((1.5, 1.0), (1.0, 1.5), (1.5, 1.5), (1.0, 0.5), (0.5, 1.0))
-_ZIPLORA = _grid(lambda_similarity=(0.01, 0.001, 0.1), lr=(0.01, 0.003, 0.03))
+_ZIPLORA = _grid(lambda_similarity=(0.01, 0.001), lr=(0.01, 0.03))
 GRIDS: dict[str, Settings] = {
     "naive": _UNEVEN,
     "split by role": _STRONGER,
@@ -50,8 +50,8 @@ GRIDS: dict[str, Settings] = {
     "ZipLoRA": _ZIPLORA,
     "ZipLoRA, inputs": _ZIPLORA,
     "ZipRank": _each("lr", 0.003, 0.03),
-    "ZipRank + layer prior": _each("lambda_layer_prior", 0.01, 1.0),
-    "DuoLoRA": _grid(lambda_layer_prior=(0.1, 0.01, 1.0), lambda_cycle=(0.1, 0.01, 1.0)),
+    "ZipRank + layer prior": _grid(lambda_layer_prior=(0.1, 0.01), lr=(0.01, 0.03)),
+    "DuoLoRA": _grid(lambda_layer_prior=(0.1, 0.01), lambda_cycle=(0.1, 0.01), lr=(0.01, 0.03)),
     "one-shot (ours)": _each("off_role", 0.3, 0.1, 0.0),
 }
 """For each row of Table 1 the settings that are tried, the default first."""
