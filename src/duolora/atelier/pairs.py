@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from duolora.atelier.captions import article
 from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR
-from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
+from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.scene import COLOURS, PATTERNS, Scene, render, sample_scene
 
 IDENTIFIERS = ("sks", "ohw", "vkt", "pqr")
@@ -81,9 +81,13 @@ class Pair:
 
 
 def sample_pair(seed: int) -> Pair:
-    """A random pair of a thing and a look that the base has never seen, the same for the same seed."""
+    """A random pair of a thing, of a kind that the base knows, and a look that it has never seen.
+
+    The same for the same seed; the style picture shows another kind.
+    """
     rng = np.random.default_rng(seed)
-    kind, look, shown = (str(rng.choice(c)) for c in (HELD_OUT_OBJECTS, HELD_OUT_LOOKS, BASE_OBJECTS))
+    kind, shown = (str(k) for k in rng.choice(BASE_OBJECTS, 2, replace=False))
+    look = str(rng.choice(HELD_OUT_LOOKS))
     colour, shown_colour = (str(c) for c in rng.choice(tuple(COLOURS), 2, replace=False))
     return Pair(kind, colour, str(rng.choice(PATTERNS)), look, shown, shown_colour)
 
