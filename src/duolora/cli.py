@@ -75,7 +75,7 @@ app = typer.Typer(
 )
 
 PAPER = TrainOptions()
-METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, oneshot"
+METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, handover, oneshot"
 """The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
 WEIGHT_NAMES = "section4, table9 or released"
 """The keys of `methods.WEIGHTS`, likewise."""

@@ -75,6 +75,13 @@ class MergeOptions:
     similarity: Similarity = "product"
     """That term: |m_c · m_s|, as in ziplora-pytorch, or a true cosine."""
 
+    lambda_merged: float = 0.0
+    """Weight of a teacher for the merged prompt, beyond the paper: high noise is taught by the content LoRA at its own
+    prompt, low noise by the style LoRA at the merged one."""
+    handover: float = 0.0
+    """From 0 to 1: the noise level at which that teacher changes; 0 measures below which one the style LoRA changes
+    the base's predictions more."""
+
     steps: int = 100
     """Optimiser updates of the masks (Sec. 4); with 0 they stay as they begin."""
     batch: int = 1
@@ -135,6 +142,7 @@ METHODS: dict[str, MergeOptions] = {
     "ziprank": MergeOptions(),
     "ziprank-prior": MergeOptions(init="ones", lambda_layer_prior=0.1),
     "duolora": MergeOptions(init="ones", lambda_layer_prior=0.1, reading="teacher"),
+    "handover": MergeOptions(masks="output", lambda_similarity=0.01, lambda_merged=1.0, lr=0.03),
     "oneshot": MergeOptions(init="oneshot", steps=0),
 }
 
@@ -149,12 +157,13 @@ what the authors' program does differently."""
 _LEAST = dict.fromkeys(("batch", "pictures", "calls"), 1) | dict.fromkeys(
     (
         "lambda_layer_prior", "prior_lambda", "sparsity", "lambda_cycle", "lambda_similarity", "neutral",
+        "lambda_merged", "handover",
         "steps", "pool", "rank", "refits", "threshold", "mixed", "off_role", "ridge",
     ),
     0,
 )  # fmt: skip
 _ABOVE_0 = ("lr", "upper", "density")
-_AT_MOST_1 = ("density", "T_content", "T_style")
+_AT_MOST_1 = ("density", "T_content", "T_style", "handover")
 
 
 def check_options(options: MergeOptions) -> None:

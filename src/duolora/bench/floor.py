@@ -32,6 +32,8 @@ def passes(options: MergeOptions) -> Passes:
         "teacher": ((4, 2), (2,)),
         "masked": ((2,), (4, 2)),
     }[options.reading]
+    if options.lambda_merged:
+        plain, learning = (*plain, 1), (*learning, 1)
     return Passes(tuple(n * k for k in plain), tuple(n * k for k in learning))
 
 

@@ -166,7 +166,17 @@ def reference(
         InputError: an option that the slow loop does not spell out.
     """
     plain = MergeOptions()
-    for name in ("space", "fresh_noise", "norm", "hinge", "reduction", "multiplies", "cycles", "similarity"):
+    for name in (
+        "lambda_merged",
+        "space",
+        "fresh_noise",
+        "norm",
+        "hinge",
+        "reduction",
+        "multiplies",
+        "cycles",
+        "similarity",
+    ):
         if getattr(options, name) != getattr(plain, name):
             raise InputError(
                 f"{name}: the slow reference knows {getattr(plain, name)!r} only, got {getattr(options, name)!r}"

@@ -200,6 +200,7 @@ _METHODS = (
     Row("ZipRank", "ziprank"),
     Row("ZipRank + layer prior", "ziprank-prior"),
     Row("DuoLoRA", "duolora"),
+    Row("handover (ours)", "handover"),
     Row("one-shot (ours)", "oneshot"),
     ORACLE,
 )  # fmt: skip

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from duolora.checkpoint import load_checkpoint, losses_before, save_checkpoint, step_generator
 from duolora.images import read_pictures
+from duolora.merging.handover import found_handover, merged_prompt_loss
 from duolora.merging.oneshot import one_shot, pair_of
 from duolora.merging.penalties import Penalties
 from duolora.merging.sources import Masks, Sources, first_masks
@@ -85,6 +86,8 @@ class Learner:
     data: Calibration
     row: Tensor
     optimiser: torch.optim.Optimizer
+    handover: float
+    """Where the teacher of the merged prompt changes; without a meaning if it has no weight."""
     preview: Callable[[], Tensor]
     """Two pictures of the merged prompt, as the masks are now."""
 
@@ -111,10 +114,22 @@ class Learner:
         )  # fmt: skip
         prior = self.penalties.layer_prior(self.row) if o.lambda_layer_prior else x_c.new_zeros(())
         loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
+        merged = x_c.new_zeros(())
+        if o.lambda_merged:
+            merged = merged_prompt_loss(
+                self.denoise, self.schedule, x_c[rows_c], t, noise, self.data.prompts, self.handover
+            )
+            loss = loss + o.lambda_merged * merged
         if o.lambda_similarity:
             loss = loss + o.lambda_similarity * self.penalties.similarity(self.row)
         cycle = terms.cycle_style + terms.cycle_content
-        return {"loss": loss, "reconstruction": terms.reconstruction, "cycle": cycle, "layer_prior": prior}
+        return {
+            "loss": loss,
+            "reconstruction": terms.reconstruction,
+            "cycle": cycle,
+            "layer_prior": prior,
+            "merged_prompt": merged,
+        }
 
 
 @contextmanager
@@ -140,7 +155,10 @@ def learner(
             base.release_encoders()
             return pictures
 
-        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser, preview)
+        schedule, handover = noise_schedule(base), o.handover
+        if o.lambda_merged and not handover:
+            handover = found_handover(denoise, schedule, data.x_c, p, o.seed)
+        yield Learner(denoise, schedule, penalties, o, data, row, optimiser, handover, preview)
 
 
 def learn(
