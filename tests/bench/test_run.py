@@ -159,3 +159,10 @@ def test_every_row_of_every_table_has_valid_options(tmp_path):
         for row in table.rows:
             if row.how == "merge":
                 assert cells.Cell(tmp_path, suite()[0], row).options
+
+
+def test_an_option_that_is_off_is_not_in_the_name_of_a_folder(tmp_path):
+    case = suite()[0]
+    plain, off, on = (Cell(tmp_path, case, Row("", "ziprank", {"pool": pool})) for pool in (0, 0, 4))
+    assert "pool" not in plain.asked and plain.asked["lr"] == 0.01
+    assert plain.folder == off.folder != on.folder

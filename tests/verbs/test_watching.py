@@ -51,7 +51,7 @@ def test_a_merge_is_told_and_not_touched(base, loras, photos, tmp_path):
         merge(*loras, path, "duolora", base, *where, options=options, progress=False, watch=watch)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert [done for done, _, _ in book.told] == [1, 11, 12]
-    assert {"loss", "reconstruction", "cycle", "layer_prior"} == book.told[0][2].keys()
+    assert {"loss", "reconstruction", "cycle", "layer_prior", "merged_prompt"} == book.told[0][2].keys()
     assert set(book.seen[0][1]) == {"content", "style"}
     assert not torch.equal(book.seen[0][1]["style"], book.seen[-1][1]["style"]), "masks as they are now"
     assert list(book.shown) == [6, 12]

@@ -52,7 +52,7 @@ class Cell(InFolder):
         """Where its results are, the same for the same measurement in any table."""
         row = described(self.row)
         if self.row.how == "merge":
-            row["options"] = asdict(self.options)
+            row["options"] = self.asked
         return self.place(self.case.name, [row, asdict(self.case)])
 
     @property

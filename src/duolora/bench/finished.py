@@ -5,7 +5,7 @@ import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,11 @@ class InFolder(ABC):
     def options(self) -> MergeOptions:
         """The options of its merge."""
         return replace(options_of(self.row.method, **self.row.changes), seed=self.seed)
+
+    @property
+    def asked(self) -> dict[str, object]:
+        """The options of its merge but for those that are off, so that one that is new and off changes no folder."""
+        return {name: value for name, value in asdict(self.options).items() if value}
 
     @property
     def done(self) -> bool:

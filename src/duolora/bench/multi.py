@@ -107,7 +107,7 @@ class GroupCell(InFolder):
     @property
     def folder(self) -> Path:
         """Where its results are."""
-        about: list[object] = [asdict(self.options) if self.row.how == "merge" else self.row.how, asdict(self.group)]
+        about: list[object] = [self.asked if self.row.how == "merge" else self.row.how, asdict(self.group)]
         return self.place(self.group.name, about)
 
     def loras(self) -> list[tuple[LoraJob, LoraJob]]:

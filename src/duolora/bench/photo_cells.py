@@ -84,7 +84,7 @@ class PhotoCell(InFolder):
         pair, merged = self.pair, self.row.how == "merge"
         about: list[object] = [
             described(self.row),
-            asdict(self.options) if merged else {},
+            self.asked if merged else {},
             pair.content.about,
             pair.style.about,
         ]

@@ -52,7 +52,7 @@ GRIDS: dict[str, Settings] = {
     "ZipRank": _each("lr", 0.003, 0.03),
     "ZipRank + layer prior": _grid(lambda_layer_prior=(0.1, 0.01), lr=(0.01, 0.03)),
     "DuoLoRA": _grid(lambda_layer_prior=(0.1, 0.01), lambda_cycle=(0.1, 0.01), lr=(0.01, 0.03)),
-    "handover (ours)": _each("lambda_merged", 0.3, 3.0),
+    "handover (ours)": _each("handover", 0.5, 0.7),
     "one-shot (ours)": _each("off_role", 0.3, 0.1, 0.0),
 }
 """For each row of Table 1 the settings that are tried, the default first."""
