@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from duolora.errors import InputError
+from duolora.methods import WEIGHTS
 
 How = Literal["merge", "floor", "content", "style", "told", "oracle", "klora", "pair"]
 Figure = Literal["", "ranks", "prompts", "methods"]
@@ -111,45 +112,29 @@ def read_blocks(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise InputError(f'{path}: expected {{"content": [blocks], "style": [blocks]}} ({error!r})') from error
 
 
-_RELEASED = {"hinge": False, "init": "all-ones"}
+_OPEN: tuple[tuple[str, dict[str, object]], ...] = (
+    ("as it ships", {}),
+    ("cycle through the masks", {"reading": "masked"}),
+    ("cycle compared as x̂₀", {"space": "latent"}),
+    ("cycle with its own noise", {"fresh_noise": True}),
+    ("λ_cycle times all of Constyle", {"multiplies": "all"}),
+    ("map: literal", {"block_map": "literal"}),
+    ("map: released", {"block_map": "released"}),
+    ("map: reversed", {"block_map": "reversed"}),
+    ("init: all ones", {"init": "all-ones"}),
+    ("init: values kept", {"init": "values"}),
+    ("norm: of a column", {"norm": "vector"}),
+    ("no hinge", {"hinge": False}),
+    ("sum over layers", {"reduction": "sum"}),
+    ("directions of the file", {"basis": "raw"}),
+    ("binary in the file", {"binary": True}),
+    *((f"preset {name}", weights) for name, weights in WEIGHTS.items()),
+)
+"""Each place where the paper is open (`docs/paper.md`), read otherwise than by default, one at a time."""
+
 _READINGS = Table(
     "Readings of the paper, on the tuning pairs",
-    (
-        FLOOR,
-        CONTENT,
-        STYLE,
-        ORACLE,
-        Row("naive", "naive"),
-        Row("naive 1/0.5", "naive", {"style_weight": 0.5}),
-        Row("naive 0.5/1", "naive", {"content_weight": 0.5}),
-        Row("naive 0.7/0.7", "naive", {"content_weight": 0.7, "style_weight": 0.7}),
-        Row("split", "split"),
-        Row("split, reversed map", "split", {"block_map": "reversed"}),
-        Row("B-LoRA (filter)", "blora"),
-        Row("ties", "ties"),
-        Row("K-LoRA", how="klora"),
-        Row("ZipLoRA", "ziplora"),
-        Row("ZipRank", "ziprank"),
-        Row("ZipRank, raw basis", "ziprank", {"basis": "raw"}),
-        *(
-            Row(
-                f"prior {w:g}, {'hinge' if hinge else 'no hinge'}",
-                "ziprank-prior",
-                {"lambda_layer_prior": w, "hinge": hinge, "init": "all-ones"},
-            )
-            for hinge in (True, False)
-            for w in (1e-3, 1e-2, 1e-1)
-        ),
-        *(
-            Row(
-                f"prior no hinge, cycle {reading} {c:g}",
-                "duolora",
-                _RELEASED | {"lambda_layer_prior": 1e-2, "reading": reading, "lambda_cycle": c},
-            )
-            for reading in ("teacher", "masked")
-            for c in (0.1, 1.0)
-        ),
-    ),
+    (FLOOR, *(Row(f"DuoLoRA, {label}", "duolora", changes) for label, changes in _OPEN), ORACLE),
     ("tuning",),
 )
 
