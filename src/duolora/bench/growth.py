@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from tqdm import tqdm
@@ -21,6 +21,9 @@ from duolora.errors import DuoLoRAError
 from duolora.merging.oneshot import Part, Parts, one_shot
 from duolora.methods import METHODS
 from duolora.networks.random_base import random_lora
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 Axis = Literal["rank", "resolution", "adapters", "updates"]
 SIZES: dict[Axis, tuple[int, ...]] = {
@@ -54,8 +57,10 @@ class Point:
         """Do the work once, after something that warms up; its seconds."""
         clock = getattr(time, clock_of(made))
         if self.axis == "adapters":
+            parts = self._parts(made)
+            wait(made)
             begun = clock()
-            self._one_shot(made)
+            one_shot(made.base, parts, made.both.roles, replace(METHODS["oneshot"], calls=1, mixed=1.0))
             wait(made)
             return float(clock() - begun)
         with way_of("ours", made, METHODS["duolora"]) as (learning, _):
@@ -67,18 +72,16 @@ class Point:
             wait(made)
             return float(clock() - begun)
 
-    def _one_shot(self, made: Scene) -> None:
-        parts = [
-            Part(
-                random_lora(made.base, self.setting.rank, k),
-                "style" if k == self.size - 1 else "content",
-                made.data.x_c,
-                f"prompt {k}",
-            )
-            for k in range(self.size)
-        ]
-        options = replace(METHODS["oneshot"], calls=1, mixed=1.0)
-        one_shot(made.base, Parts(tuple(parts), "all"), made.both.roles, options)
+    def _parts(self, made: Scene) -> Parts:
+        """As many adapters as its size says, the last of them a style."""
+        loras = [random_lora(made.base, self.setting.rank, k) for k in range(self.size)]
+        return Parts(
+            tuple(
+                Part(lora, "style" if k == self.size - 1 else "content", made.data.x_c, f"prompt {k}")
+                for k, lora in enumerate(loras)
+            ),
+            "all",
+        )
 
 
 def peak(point: Point) -> float:
@@ -154,15 +157,24 @@ def _plot(found: dict[str, dict[str, Any]], path: Path) -> None:
     figure = Figure(figsize=(4 * len(found), 3.6), layout="constrained")
     for k, (axis, f) in enumerate(found.items()):
         left = figure.add_subplot(1, len(found), k + 1)
-        left.loglog(f["sizes"], f["seconds"], "o-", color="C0")
-        left.set(title=f"{f['what']}\ntime ~ size^{f['slope_seconds']:.2f}", xlabel=axis, ylabel="seconds")
-        left.title.set_fontsize(9)
+        _line(left, f["sizes"], f["seconds"], "o-", "C0")
+        left.set(xlabel=axis, ylabel="seconds")
+        left.set_title(f"{f['what']}\ntime ~ size^{f['slope_seconds']:.2f}", fontsize=9)
+        left.set_xticks(f["sizes"], [str(size) for size in f["sizes"]])
         if f["peak_mb"] and min(f["peak_mb"]) > 0:
             right = left.twinx()
-            right.loglog(f["sizes"], f["peak_mb"], "s--", color="C1")
+            _line(right, f["sizes"], f["peak_mb"], "s--", "C1")
             right.set_ylabel(f"peak MB beyond the UNet, ~ size^{f['slope_mb']:.2f}", color="C1", fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
+
+
+def _line(axes: "Axes", sizes: Sequence[float], values: Sequence[float], marks: str, color: str) -> None:
+    """A line in logarithms, on a scale of a decade at least, so that what does not grow looks flat."""
+    axes.loglog(sizes, values, marks, color=color)
+    middle, half = math.sqrt(min(values) * max(values)), max(math.sqrt(10), 1.2 * math.sqrt(max(values) / min(values)))
+    axes.set_ylim(middle / half, middle * half)
+    axes.xaxis.minorticks_off()
 
 
 if __name__ == "__main__":

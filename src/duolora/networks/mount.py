@@ -78,7 +78,7 @@ class Mount:
         self.axis: Axis = axis
         self.adapters = len(adapters)
         self.device, self.dtype = device or unet.device, unet.dtype
-        self.modules = _stacked(unet, adapters, self.device)
+        self.modules = _stacked(unet, adapters, self.device, self.dtype)
         self._sizes = [sum(stacked.widths(axis)) for stacked in self.modules.values()]
         self.columns = sum(self._sizes)
         self._gates: dict[str, Tensor] | None = None
@@ -175,7 +175,7 @@ def _swap(undo: ExitStack, owner: nn.Module, name: str, value: Any) -> None:
 
 
 def _stacked(
-    unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank]], device: torch.device
+    unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank]], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Stacked]:
     """The stacked adapters of every module that any of them covers, in the network's order."""
     covered = {name for adapter in adapters for name in adapter}
@@ -194,8 +194,8 @@ def _stacked(
         both = concatenate(
             [LowRank(lora.up.detach().float(), lora.down.detach().float(), lora.scale) for lora in loras]
         )
-        place = {"device": device, "dtype": unet.dtype}
-        stacked[name] = Stacked(both.up.to(**place), both.down.to(**place), owners, tuple(lora.rank for lora in loras))
+        up, down = both.up.to(device, dtype), both.down.to(device, dtype)
+        stacked[name] = Stacked(up, down, owners, tuple(lora.rank for lora in loras))
     return stacked
 
 
