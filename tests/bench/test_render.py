@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from duolora.bench.render import SIMILARITY, Result, interval, render, share_of_the_way, summary, way
+from duolora.bench.render import SIMILARITY, Result, interval, pooled, render, share_of_the_way, summary, way
 
 
 def result(joint: float, **cost: float) -> dict:
@@ -47,6 +47,13 @@ def test_summary_averages_over_pairs():
     assert naive["way"][0] == pytest.approx((0.5 - 0.1) / (0.9 - 0.1))
     assert naive["atelier-style"][0] == 0.4, "the other pair's pictures are gone"
     assert next(line for line in summary(LABELS, RESULTS) if line["row"] == "oracle")["atelier-style"] is None
+
+
+def test_all_data_sets_together_are_of_rows_that_are_whole():
+    other = [Result("single", "r", row, result(0.6)) for row in ("base, no LoRA", "oracle")]
+    assert pooled([*RESULTS, *other]) == [
+        Result("all", pair, row, measured) for _, pair, row, measured in [*RESULTS, *other] if row != "naive"
+    ]
 
 
 def test_the_way_is_resampled_over_the_same_pairs():

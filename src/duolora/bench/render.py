@@ -111,6 +111,13 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
     return lines
 
 
+def pooled(results: Sequence[Result]) -> list[Result]:
+    """The results once more as a data set "all", of those rows that have been measured on every pair of all data sets."""
+    pairs = {result.pair for result in results}
+    measured_on = {row: {r.pair for r in results if r.row == row} for row in {r.row for r in results}}
+    return [result._replace(dataset="all") for result in results if measured_on[result.row] == pairs]
+
+
 def _mean(column: str, measured: Sequence[dict]) -> Ends | None:
     """A column's mean over the pairs that have it: older results whose pictures are gone have no similarities."""
     values = [r.get("truth" if column in TRUTH else "similarity", {}).get(column) for r in measured]

@@ -15,8 +15,8 @@ from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
 from duolora.bench.photo_cells import check_scoring, photo_cells
 from duolora.bench.record import facts, write
-from duolora.bench.render import NOTE, Result, note_of, render, summary
-from duolora.bench.tables import MULTI, Row, Table, read_blocks, with_blora
+from duolora.bench.render import NOTE, Result, note_of, pooled, render, summary
+from duolora.bench.tables import ALL, MULTI, Row, Table, read_blocks, with_blora
 from duolora.bench.tuning import tuned
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
@@ -143,6 +143,8 @@ def run_table(
     results = [
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
     ]
+    if len({result.dataset for result in results} & {*ALL}) > 1:
+        results += pooled(results)
     lines = summary([row.label for row in table.rows], results)
     encoders = {name: card for result in results for name, card in result.measured.get("encoders", {}).items()}
     text = render(table.title, lines, folder, note_of(encoders) if config.photos else NOTE)
