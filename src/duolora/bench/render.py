@@ -112,7 +112,7 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
 
 
 def pooled(results: Sequence[Result]) -> list[Result]:
-    """The results once more as a data set "all", of those rows that have been measured on every pair of all data sets."""
+    """The results once more as a data set "all", of those rows that are measured on every pair of all data sets."""
     pairs = {result.pair for result in results}
     measured_on = {row: {r.pair for r in results if r.row == row} for row in {r.row for r in results}}
     return [result._replace(dataset="all") for result in results if measured_on[result.row] == pairs]
