@@ -64,10 +64,10 @@ app = typer.Typer(
 
     \b
     From photos to one file:
-        duolora train --images photos/ --prompt "a sks thing in flat style"  --out thing.safetensors
+        duolora train --images photos/ --prompt "a sks teapot in flat style"  --out thing.safetensors
         duolora train --images look.png --prompt "a house in zwx style"      --out look.safetensors
         duolora merge --content thing.safetensors --style look.safetensors   --out both.safetensors
-        duolora generate --prompt "a sks thing in zwx style" --lora both.safetensors --out pictures
+        duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out pictures
 
     Every command works on the base that ships inside (`--base atelier`, 64×64 pixels, two CPU cores are enough) and on
     SDXL, SSD-1B and Segmind-Vega (`--base` with a diffusers folder, a .safetensors checkpoint or a hub id).
@@ -128,7 +128,12 @@ def demo(
 @app.command(epilog=examples("train"))
 def train(
     images: Annotated[Path, typer.Option(help="A folder of pictures of one thing or one look, or a single picture.")],
-    prompt: Annotated[str, typer.Option(help='What they show, with an identifier: "a sks thing in flat style".')],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help='What they show, with an identifier and, if the base knows it, the kind: "a sks teapot in flat style".'
+        ),
+    ],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     base: BaseOption = "atelier",
     rank: Annotated[

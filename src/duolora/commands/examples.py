@@ -3,7 +3,7 @@
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("duolora demo --out demo", "duolora demo --out another --pair 3 --seed 1"),
     "train": (
-        'duolora train --images photos/ --prompt "a sks thing in flat style" --out thing.safetensors',
+        'duolora train --images photos/ --prompt "a sks teapot in flat style" --out thing.safetensors',
         'duolora train --images look.png --prompt "a house in zwx style" --mirror --out look.safetensors',
     ),
     "merge": (
@@ -12,7 +12,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duolora merge --set help",
     ),
     "generate": (
-        'duolora generate --prompt "a sks thing in zwx style" --lora both.safetensors --out pictures',
+        'duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out pictures',
         'duolora generate --prompt "a red cat" --num 16 --guidance 5 --out pictures',
     ),
     "convert": (

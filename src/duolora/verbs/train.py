@@ -64,7 +64,7 @@ def train(
 
     Args:
         images: a folder of pictures, or one picture.
-        prompt: what the pictures show, with an identifier in it, such as "a sks thing in flat style".
+        prompt: what the pictures show, with an identifier in it, such as "a sks teapot in flat style".
         out: the .safetensors file to write, in diffusers' format.
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
