@@ -218,7 +218,9 @@ def _side(gr: Any, title: str, key: str, prompt: str) -> list[Any]:
         pictures = gr.File(
             label="Pictures", file_count="multiple", file_types=["image"], elem_id=f"{key}-pictures", height=140
         )
-        words = gr.Textbox(prompt, label="What they show: its kind, with an identifier of its own", elem_id=f"{key}-prompt")
+        words = gr.Textbox(
+            prompt, label="What they show: its kind, with an identifier of its own", elem_id=f"{key}-prompt"
+        )
         lora = gr.File(label="… or a LoRA file", file_types=[".safetensors"], elem_id=f"{key}-lora", height=140)
     return [pictures, words, lora]
 
