@@ -160,11 +160,12 @@ def _plot(found: dict[str, dict[str, Any]], path: Path) -> None:
         _line(left, f["sizes"], f["seconds"], "o-", "C0")
         left.set(xlabel=axis, ylabel="seconds")
         left.set_title(f"{f['what']}\ntime ~ size^{f['slope_seconds']:.2f}", fontsize=9)
-        left.set_xticks(f["sizes"], [str(size) for size in f["sizes"]])
         if f["peak_mb"] and min(f["peak_mb"]) > 0:
             right = left.twinx()
             _line(right, f["sizes"], f["peak_mb"], "s--", "C1")
             right.set_ylabel(f"peak MB beyond the UNet, ~ size^{f['slope_mb']:.2f}", color="C1", fontsize=8)
+        left.set_xticks(f["sizes"], [str(size) for size in f["sizes"]])
+        left.xaxis.minorticks_off()
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)
 
@@ -174,7 +175,6 @@ def _line(axes: "Axes", sizes: Sequence[float], values: Sequence[float], marks: 
     axes.loglog(sizes, values, marks, color=color)
     middle, half = math.sqrt(min(values) * max(values)), max(math.sqrt(10), 1.2 * math.sqrt(max(values) / min(values)))
     axes.set_ylim(middle / half, middle * half)
-    axes.xaxis.minorticks_off()
 
 
 if __name__ == "__main__":
