@@ -33,7 +33,7 @@ from duolora.commands.speech import (
     proven,
     report,
 )
-from duolora.defaults import ATELIER_GUIDANCE, ATELIER_TRAINING, GUIDANCE, STEPS, TrainOptions
+from duolora.defaults import ATELIER_GUIDANCE, ATELIER_TRAINING, GUIDANCE, STEPS, WEIGHTS, TrainOptions
 from duolora.errors import InputError
 
 
@@ -77,8 +77,6 @@ app = typer.Typer(
 PAPER = TrainOptions()
 METHOD_NAMES = "naive, split, blora, svd, ties, dare_ties, ziplora, ziprank, ziprank-prior, duolora, handover, oneshot"
 """The keys of `methods.METHODS`, which is too heavy to import for a help text; a test compares them."""
-WEIGHT_NAMES = "section4, table9 or released"
-"""The keys of `methods.WEIGHTS`, likewise."""
 TensorboardOption = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
 ]
@@ -214,7 +212,7 @@ def merge(
     merged_prompt: Annotated[
         str | None, typer.Option(help="What brings out both  [put together from the two].")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {WEIGHT_NAMES}.")] = None,
+    weights: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
     steps: Annotated[int | None, typer.Option(help="Optimiser updates of the masks  [see `--set help`].")] = None,
     option: Annotated[
         list[str] | None,
@@ -242,7 +240,6 @@ def merge(
     """
     with one_line():
         from duolora.logs import event_log
-        from duolora.methods import WEIGHTS
         from duolora.networks.block_map import formatted
         from duolora.verbs.merge import merge as run
         from duolora.verbs.merge import options_of

@@ -1,4 +1,4 @@
-"""Defaults that the help texts name as well: how LoRAs are trained, how pictures are drawn. Nothing is imported."""
+"""Defaults that help texts name as well: training, drawing, weights of losses. Nothing is imported."""
 
 from dataclasses import dataclass
 
@@ -31,3 +31,11 @@ class TrainOptions:
 
 ATELIER_TRAINING = TrainOptions(rank=16, steps=400, batch=4, lr=5e-4, unconditional=0.1)
 """What suits the small base; what it keeps is added in `verbs.train`."""
+
+WEIGHTS: dict[str, dict[str, object]] = {
+    "section4": {"lambda_layer_prior": 0.1, "lambda_cycle": 0.01, "multiplies": "all", "reduction": "sum"},
+    "table9": {"lambda_layer_prior": 1.0, "lambda_cycle": 0.01, "multiplies": "all", "reduction": "sum"},
+    "released": {"reading": "teacher", "hinge": False, "block_map": "released"},
+}
+"""Presets: the weights as Section 4 prints them, as the row of Table 9 that equals the headline numbers has them, and
+what the authors' program does differently."""

@@ -2,7 +2,7 @@
 
 Every field is an option of `duolora merge`; the text under it, which `duolora merge --set help` shows, says what it
 does and where its default comes from. `docs/paper.md` says where the paper is open and what was chosen; presets of its
-loss weights are in `WEIGHTS`.
+loss weights are in `defaults.WEIGHTS`.
 """
 
 from collections.abc import Mapping
@@ -145,14 +145,6 @@ METHODS: dict[str, MergeOptions] = {
     "handover": MergeOptions(masks="output", lambda_similarity=0.01, lambda_merged=1.0, lr=0.03),
     "oneshot": MergeOptions(init="oneshot", steps=0),
 }
-
-WEIGHTS: dict[str, dict[str, object]] = {
-    "section4": {"lambda_layer_prior": 0.1, "lambda_cycle": 0.01, "multiplies": "all", "reduction": "sum"},
-    "table9": {"lambda_layer_prior": 1.0, "lambda_cycle": 0.01, "multiplies": "all", "reduction": "sum"},
-    "released": {"reading": "teacher", "hinge": False, "block_map": "released"},
-}
-"""Presets: the weights as Section 4 prints them, as the row of Table 9 that equals the headline numbers has them, and
-what the authors' program does differently."""
 
 _LEAST = dict.fromkeys(("batch", "pictures", "calls"), 1) | dict.fromkeys(
     (

@@ -9,9 +9,10 @@ from safetensors.torch import save_file
 
 from duolora.adapters.adapter import Adapter
 from duolora.adapters.files import read_adapter, write_adapter
+from duolora.defaults import WEIGHTS
 from duolora.errors import BaseMismatch, FileRefused, InputError
 from duolora.merging.sources import merged_prompt_of
-from duolora.methods import METHODS, WEIGHTS
+from duolora.methods import METHODS
 from duolora.networks.denoise import denoiser
 from duolora.networks.mount import Mount
 from duolora.networks.targets import target_modules

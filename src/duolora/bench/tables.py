@@ -6,8 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
+from duolora.defaults import WEIGHTS
 from duolora.errors import InputError
-from duolora.methods import WEIGHTS
 
 How = Literal["merge", "floor", "content", "style", "told", "oracle", "klora", "pair"]
 Figure = Literal["", "ranks", "prompts", "methods"]
