@@ -20,8 +20,8 @@ def line(row: str, joint: float, look: float, pairs: int = 3) -> dict:
     return {"row": row, "pairs": pairs, "joint": (joint, 0, 1), "object": (0.5, 0, 1), "look": (look, 0, 1)}
 
 
-def test_every_method_of_table_1_is_tuned_from_its_default_on(tmp_path):
-    rows = {row.label: row for row in TABLES["table1"].rows}
+def test_every_method_of_tables_1_and_3_is_tuned_from_its_default_on(tmp_path):
+    rows = {row.label: row for name in ("table1", "table3") for row in TABLES[name].rows}
     assert {label for label, row in rows.items() if row.how in ("merge", "klora")} == set(GRIDS)
     for label, grid in GRIDS.items():
         assert grid[0] == {}
@@ -29,7 +29,7 @@ def test_every_method_of_table_1_is_tuned_from_its_default_on(tmp_path):
         (first, *others) = [row for row in TUNING.rows if row.group == label]
         case = suite()[0]
         folders = [Cell(tmp_path, case, row).folder for row in (first, *others)]
-        assert folders[0] == Cell(tmp_path, case, rows[label]).folder, "the default's cell is that of Table 1"
+        assert folders[0] == Cell(tmp_path, case, rows[label]).folder, "the default's cell is that of the table"
         assert len(set(folders)) == len(grid)
 
 

@@ -52,10 +52,11 @@ GRIDS: dict[str, Settings] = {
     "ZipRank": _each("lr", 0.003, 0.03),
     "ZipRank + layer prior": _grid(lambda_layer_prior=(0.1, 0.01), lr=(0.01, 0.03)),
     "DuoLoRA": _grid(lambda_layer_prior=(0.1, 0.01), lambda_cycle=(0.1, 0.01), lr=(0.01, 0.03)),
+    "DuoLoRA, output masks": _grid(lambda_layer_prior=(0.1, 0.01, 0.001), lr=(0.01, 0.03)),
     "handover (ours)": _each("handover", 0.5, 0.7),
     "one-shot (ours)": _each("off_role", 0.3, 0.1, 0.0),
 }
-"""For each row of Table 1 the settings that are tried, the default first."""
+"""For each row of Tables 1 and 3 the settings that are tried, the default first."""
 
 
 def _settings(row: Row) -> list[Row]:
@@ -66,9 +67,10 @@ def _settings(row: Row) -> list[Row]:
     return rows
 
 
+_TUNED = {row.label: row for name in ("table1", "table3") for row in TABLES[name].rows}
 TUNING = Table(
     "Tuning: every method at several strengths",
-    (FLOOR, ORACLE, *(setting for row in TABLES["table1"].rows for setting in _settings(row))),
+    (FLOOR, ORACLE, *(setting for row in _TUNED.values() for setting in _settings(row))),
     ("tuning",),
 )
 
