@@ -70,6 +70,20 @@ def test_the_way_needs_the_same_pairs():
     assert all(line["way"] is None for line in summary(LABELS, shifted))
 
 
+def test_rows_are_compared_pair_by_pair():
+    """Pairs differ by 0.6 and the rows by 0.1 on each: no resample of pairs can lose that."""
+    joint = {"ZipLoRA": (0.1, 0.7), "better": (0.2, 0.8), "elsewhere": (0.9,)}
+    found = [
+        Result("several", pair, row, result(value))
+        for row, values in joint.items()
+        for pair, value in zip("pq" if len(values) == 2 else "r", values, strict=True)
+    ]
+    leads = {line["row"]: line["lead"] for line in summary(list(joint), found)}
+    assert leads["better"] == pytest.approx((0.1, 0.1, 0.1))
+    assert leads["ZipLoRA"] == (0, 0, 0)
+    assert leads["elsewhere"] is None
+
+
 def test_files_hold_every_row(tmp_path):
     text = render("A table", summary(LABELS, RESULTS), tmp_path)
     assert "| naive | 2 |" in text

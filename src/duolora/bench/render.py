@@ -15,6 +15,10 @@ TRUTH = ("object", "look", "joint", "colour", "pattern", "leak")
 SIMILARITY = tuple(ATELIER)
 COLUMNS = (*TRUTH, *SIMILARITY)
 COSTS = ("trainable", "bytes", "seconds", "moved")
+RIVAL = "ZipLoRA"
+"""The row that the others are compared with pair by pair, since pairs differ more than methods do."""
+LABELS = {"way": "way to oracle", "lead": f"joint − {RIVAL}"}
+"""What columns that compare rows are called where people read them."""
 Ends = tuple[float, float | None, float | None]
 """A number and the two ends of its interval, where it has one."""
 DRAWS = 2000
@@ -27,7 +31,8 @@ NOTE = (
     "to leak are shares of pictures by its recognisers: joint is the thing's kind, its colour where the look keeps it, "
     "and the look, all in one picture; leak is the style picture's own object. Atelier content, "
     "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
-    "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures."
+    "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures. "
+    f"Joint − {RIVAL} is the mean over pairs of the difference on the same pair."
 )
 
 
@@ -104,6 +109,7 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
                 line |= {column: _mean(column, list(here.values())) for column in columns}
                 if true:
                     line["way"] = _way(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
+                    line["lead"] = _lead(here, found.get(RIVAL, {}))
                 for cost in COSTS:
                     known = [r[cost] for r in here.values() if cost in r]
                     line[cost] = float(np.mean(known)) if known else None
@@ -132,10 +138,16 @@ def _way(here: dict[str, dict], floor: dict[str, dict], ceiling: dict[str, dict]
     return way(values, floors, ceilings) if pairs else None
 
 
+def _lead(here: dict[str, dict], rival: dict[str, dict]) -> Ends | None:
+    """By how much more joint truth there is than in the rival's row, over the pairs that both have."""
+    gaps = [here[pair]["truth"]["joint"] - rival[pair]["truth"]["joint"] for pair in here if pair in rival]
+    return interval(gaps) if gaps else None
+
+
 def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: str = NOTE) -> str:
     """Write a summary as `table.md`, `.csv`, `.json` and `.png` into the folder; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    columns = [name for name in (*TRUTH, *METRICS, "way") if any(name in line for line in lines)]
+    columns = [name for name in (*TRUTH, *METRICS, *LABELS) if any(line.get(name) for line in lines)]
     text = _markdown(title, lines, columns, note)
     (folder / "table.md").write_text(text, "utf-8")
     (folder / "table.json").write_text(json.dumps(lines, indent=1), "utf-8")
@@ -151,15 +163,16 @@ def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: s
 
 
 def _markdown(title: str, lines: Sequence[dict[str, object]], columns: Sequence[str], note: str) -> str:
-    labels = {name: metric.label for name, metric in METRICS.items()} | {"way": "way to oracle"}
-    head = ["row", "pairs", *(labels.get(c, c) for c in columns), "masks", "kB", "s"]
+    labels = {name: metric.label for name, metric in METRICS.items()} | LABELS
+    head = ["row", "pairs", *(labels.get(c, c) for c in columns), "masks", "moved", "kB", "s"]
     text = [f"## {title}", "", note, ""]
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         text += [f"### {dataset}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for line in lines:
             if line["dataset"] == dataset:
                 cells = [_with_interval(line[c]) for c in columns]
-                cost = [_number(line["trainable"], 1), _number(line["bytes"], 1e-3), _number(line["seconds"], 1, 1)]
+                shown = (("trainable", 1, 0), ("moved", 1, 3), ("bytes", 1e-3, 0), ("seconds", 1, 1))
+                cost = [_number(line[name], times, digits) for name, times, digits in shown]
                 row = [str(line["row"]), str(line["pairs"]), *cells, *cost]
                 text.append(f"| {' | '.join(row)} |")
         text.append("")

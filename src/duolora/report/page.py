@@ -26,7 +26,7 @@ from duolora.report.runs import Line, Measured, Run, read_runs
 
 LARGEST, REFERENCE = 8192, 512
 """Pixels on the longer side of a sheet of pictures, and of a photo, in a page."""
-COST_NAMES = {"trainable": "masks", "bytes": "kB", "seconds": "s"}
+COST_NAMES = {"trainable": "masks", "moved": "moved", "bytes": "kB", "seconds": "s"}
 AXES = (("object", "look", "joint"), ("dino", "csd-s", None))
 """Content, style and overall quality: Atelier's, and the paper's."""
 
@@ -238,7 +238,8 @@ def _slug(text: str) -> str:
 def _cost(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    return {"bytes": f"{value / 1000:,.0f}", "seconds": f"{value:.1f}"}.get(name, f"{value:,.0f}")
+    said = {"bytes": f"{value / 1000:,.0f}", "seconds": f"{value:.1f}", "moved": f"{value:.3f}"}
+    return said.get(name, f"{value:,.0f}")
 
 
 def _printed(value: float | None) -> str:

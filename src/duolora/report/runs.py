@@ -12,16 +12,13 @@ from duolora.bench.multi import Group, GroupCell
 from duolora.bench.pairs import cases_of
 from duolora.bench.photo_cells import PhotoCell, Scoring
 from duolora.bench.photos import pairs_of
+from duolora.bench.render import COSTS, LABELS
 from duolora.bench.tables import TABLES, row_of
 from duolora.bench.tuning import TUNING
 from duolora.errors import FileRefused, InputError
 
 Interval = tuple[float, float, float]
 """A mean and the ends of its interval over pairs, which are not numbers (NaN) where there is none."""
-COSTS = ("trainable", "bytes", "seconds", "moved")
-"""Columns of a table that are no metrics."""
-NAMES = {"way": "way to oracle"}
-"""What columns are called on the page, where that is not their name."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +130,7 @@ def _json(path: Path) -> Any:
 def _line(entry: Mapping[str, Any], folder: Path) -> Line:
     try:
         rest = {k: v for k, v in entry.items() if k not in ("dataset", "row", "pairs")}
-        named = {NAMES.get(k, k): v for k, v in rest.items() if k not in COSTS}
+        named = {LABELS.get(k, k): v for k, v in rest.items() if k not in COSTS}
         metrics = {k: None if v is None else _interval(v) for k, v in named.items()}
         return Line(entry["dataset"], entry["row"], entry["pairs"], metrics, {k: rest.get(k) for k in COSTS})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
