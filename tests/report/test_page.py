@@ -1,6 +1,7 @@
 """The report, from a folder as the bench leaves it: nothing from outside, nothing unescaped, no number out of place."""
 
 import json
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -10,7 +11,7 @@ from duolora.bench.pairs import suite
 from duolora.errors import FileRefused, InputError
 from duolora.report.page import report
 from duolora.report.paper_numbers import PAPER, printed
-from duolora.report.plots import Point, frontier, spans
+from duolora.report.plots import Point, frontier, scatter, spans
 from duolora.report.ranks import mean_ranks
 from duolora.report.runs import read_runs
 
@@ -162,3 +163,13 @@ def test_older_tables_have_columns_without_an_interval(run):
     assert low != low
     assert high != high
     assert "0.25" in report([run], run / "report.html").read_text()
+
+
+def test_ticks_of_time_are_plain_numbers():
+    """Also where all merges take about as long, and a logarithmic axis has none or all of a decade's minor ticks."""
+    for high in (25.0, 2500.0):
+        points = [Point(k, (x, x, x), (0.5, 0.4, 0.6), True) for k, x in enumerate((18.0, 20.0, high))]
+        ticks = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", scatter(points, "s", "y", "t", True))]
+        across = [text for text in ticks if re.fullmatch(r"[\d.]+", text) and float(text) > 1.05]
+        assert 2 <= len(across) <= 8, ticks
+        assert "×" not in "".join(ticks)

@@ -177,7 +177,7 @@ class _Page:
             merged = cell.folder / "merged.safetensors"
             if cell.result.get("trainable") and merged.exists() and (ranks := ranks_of(merged)):
                 found.setdefault(cell.row, []).append(ranks)
-        return {row: mean_ranks(ranks) for row, ranks in found.items()}
+        return {row: mean_ranks(found[row]) for row in self.run.rows if row in found}
 
     def _cases(self) -> list[dict[str, Any]]:
         found = []

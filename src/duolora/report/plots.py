@@ -10,6 +10,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 Interval = tuple[float, float, float]
 _INK = "#010203"
@@ -74,6 +75,12 @@ def scatter(points: Sequence[Point], x: str, y: str, name: str, time: bool = Fal
             )  # fmt: skip
         if time:
             axis.set_xscale("log")
+            low, high = (end(p.x[0] for p in points) for end in (min, max))
+            axis.set_xlim(low / 1.3, high * 1.3)
+            few = high < 5 * low  # a decade's own ticks would be one or none, and its minor ones lie on one another
+            axis.xaxis.set_major_locator(MaxNLocator(4) if few else LogLocator(subs=(1, 2, 5)))
+            axis.xaxis.set_major_formatter("{x:g}")
+            axis.xaxis.set_minor_formatter(NullFormatter())
         else:
             edge = frontier(points)
             axis.plot([p.x[0] for p in edge], [p.y[0] for p in edge], "--", color=_INK, lw=1, alpha=0.6, zorder=0)
