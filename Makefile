@@ -2,6 +2,8 @@
 # make test   set-up and the tests
 # make check  formatter, linter, types, layering
 # make base   train Atelier anew (hours on a CPU, minutes on a GPU)
+# make ui     the page to work with, in .venv-ui: Gradio and the rest cannot have one Pillow
+# make browser  tests of the page, the report and the questionnaire in the system's own Chromium
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -9,7 +11,7 @@ BIN := .venv/bin
 export PIP_CONSTRAINT := constraints.txt
 export PIP_BUILD_CONSTRAINT := constraints.txt
 
-.PHONY: demo test check base
+.PHONY: demo test check base ui browser
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -34,3 +36,16 @@ base: .venv/ready
 	$(BIN)/python -m duolora.atelier.train judges
 	$(BIN)/python -m duolora.atelier.train pack
 	$(BIN)/python -m duolora.atelier.train report
+
+# Where both files pin a package, constraints-ui.txt holds.
+.venv-ui/ready: pyproject.toml constraints.txt constraints-ui.txt
+	$(PYTHON) -m venv .venv-ui
+	awk -F== 'NR == FNR {own[$$1]; print; next} !($$1 in own)' constraints-ui.txt constraints.txt > .venv-ui/constraints.txt
+	PIP_CONSTRAINT=.venv-ui/constraints.txt .venv-ui/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[ui,browser]' pytest beartype hypothesis
+	touch $@
+
+ui: .venv-ui/ready
+	.venv-ui/bin/duolora ui
+
+browser: .venv-ui/ready
+	.venv-ui/bin/python -m pytest -m browser tests/ui tests/report

@@ -86,9 +86,9 @@ class MergeOptions:
     """Optimiser updates of the masks (Sec. 4); with 0 they stay as they begin."""
     batch: int = 1
     """Content pictures, and as many style pictures, in each update."""
-    pool: int = 0
+    pool: int = 25
     """How many draws of pictures, timesteps and noise take turns, their teachers computed once; 0 is a new one each
-    update."""
+    update, which costs more and draws the same (`docs/log.md`)."""
     lr: float = 0.01
     """Learning rate of Adam (Sec. 4)."""
     seed: int = 0

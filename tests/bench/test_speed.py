@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from duolora.bench.floor import Floor, passes
 from duolora.bench.growth import growth, slope
 from duolora.bench.rates import operations
-from duolora.bench.speed import Setting, peak, timed, way_of
+from duolora.bench.speed import WAYS, Setting, peak, timed, way_of
 from duolora.cli import app
 from duolora.errors import InputError
 from duolora.methods import METHODS
@@ -25,7 +25,9 @@ def test_command_writes_what_it_measured(tmp_path):
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "speed-vega-random.json").read_text())
     row = found["methods"]["duolora"]
-    assert set(row["seconds"]) == {"ours", "floor", "reference"} and min(row["seconds"].values()) > 0
+    assert set(row["seconds"]) == set(WAYS) and min(row["seconds"].values()) > 0
+    new, known = row["seconds"]["ours"], row["seconds"]["known"]
+    assert row["new_draws"] == 0.25 and row["seconds_in_a_merge"] == pytest.approx(0.25 * new + 0.75 * known)
     assert row["to_floor"] == pytest.approx(row["seconds"]["ours"] / row["seconds"]["floor"])
     assert row["trainable"] == 15_360 // 32 and row["samples"] == 8
     assert {"commit", "versions", "hardware", "seed", "clock", "matrix_rate"} <= found.keys()
@@ -35,7 +37,21 @@ def test_command_writes_what_it_measured(tmp_path):
 def test_every_way_takes_its_turns():
     made = SETTING.scene()
     times = timed(made, {"ziprank": METHODS["ziprank"]}, 2, 2, 1, False)
-    assert {way: len(seconds) for way, seconds in times["ziprank"].items()} == {"ours": 4, "floor": 4, "reference": 2}
+    counts = {way: len(seconds) for way, seconds in times["ziprank"].items()}
+    assert counts == dict.fromkeys(WAYS, 4) | {"reference": 2}
+
+
+def test_known_draws_need_no_teachers():
+    made, seen = SETTING.scene(), []
+    options = options_of("duolora", pool=1)
+    hook = made.base.unet.register_forward_pre_hook(lambda m, args: seen.append(torch.is_grad_enabled()))
+    for way in ("ours", "known floor"):
+        with way_of(way, made, options) as (learning, _):
+            learning.update(0)
+            seen.clear()
+            learning.update(1)
+        assert seen == [True], "one call, with a gradient"
+    hook.remove()
 
 
 @pytest.mark.parametrize(("reading", "samples"), [("none", 4), ("teacher", 8), ("masked", 8)])

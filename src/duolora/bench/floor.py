@@ -43,12 +43,14 @@ class Floor:
 
     scene: Scene
     options: MergeOptions
+    known: bool = False
+    """Whether what the teachers say is known from an earlier update, so that the calls without a gradient fall away."""
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Run them once; the number of the step makes no difference."""
         needed = passes(self.options)
         with torch.no_grad():
-            for batch in needed.plain:
+            for batch in () if self.known else needed.plain:
                 self._call(batch)
         first = self.scene.base.unet.get_submodule(next(iter(self.scene.both.roles)))
         hook = first.register_forward_hook(_begin)

@@ -1,5 +1,8 @@
 """`duolora bench speed`: an update of each method, ours, the slow reference's and the floor, side by side.
 
+An update at a new draw of pictures, timesteps and noise needs the teachers; where draws take turns (its option
+`pool`) one at a known draw does not. Both are measured, each against its own floor, and weighed as in a whole merge.
+
 Time is measured in one process, the three ways in turn, so that other work on the machine hits all alike; what counts
 is the ratio of medians. With one thread on the CPU it is the process's own time, which other work disturbs least; else
 that of the clock. Memory is measured in a process of its own for each, because a process does not give it back.
@@ -33,8 +36,11 @@ from duolora.merging.sources import Masks, first_masks
 from duolora.methods import METHODS, MergeOptions
 from duolora.networks.random_base import DTYPES
 
-Way = Literal["ours", "floor", "reference"]
-WAYS: tuple[Way, ...] = ("ours", "floor", "reference")
+Way = Literal["ours", "known", "floor", "known floor", "reference"]
+WAYS: tuple[Way, ...] = ("ours", "known", "floor", "known floor", "reference")
+"""Ours and the floor at new draws and at known ones; the slow way knows no draw."""
+PEAKS: tuple[Way, ...] = ("ours", "floor", "reference")
+"""The ways whose memory is measured."""
 LEARNT = ("ziplora", "ziprank", "duolora")
 
 
@@ -73,19 +79,21 @@ class Updates(Protocol):
 def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[tuple[Updates, tuple[Masks, Masks]]]:
     """One way to update the masks of a method, and the masks."""
     masks = first_masks(made.both, options, made.base.device)
-    if way == "floor":
-        yield Floor(made, options), masks
+    if way in ("floor", "known floor"):
+        yield Floor(made, options, known=way == "known floor"), masks
     else:
-        loop: Callable[..., AbstractContextManager[Updates]] = learner if way == "ours" else reference
+        loop: Callable[..., AbstractContextManager[Updates]] = reference if way == "reference" else learner
         with loop(made.base, made.both, options, made.data, *masks) as learning:
             yield learning, masks
 
 
 def _seconds(way: Way, made: Scene, options: MergeOptions, updates: int) -> list[float]:
-    """The times of some updates after a first one that does not count."""
+    """The times of some updates after those that do not count: a first one, or one at each draw to be known."""
     times, clock = [], getattr(time, clock_of(made))
+    options = replace(options, pool=updates + 1 if way == "known" else 0)
     with way_of(way, made, options) as (learning, _):
-        learning.update(0)
+        for step in range(options.pool or 1):
+            learning.update(step)
         for step in range(1, updates + 1):
             wait(made)
             begun = clock()
@@ -187,7 +195,7 @@ def speed(
     rows = {m: _row(made, o, times[m], rate) for m, o in options.items()}
     if memory:
         for method in methods:
-            found = {way: _peak_apart(setting, method, way) for way in WAYS}
+            found = {way: _peak_apart(setting, method, way) for way in PEAKS}
             saving = replace(setting, checkpointing=True)
             rows[method]["peak_mb"] = {**found, "ours, checkpointed": _peak_apart(saving, method, "ours")}
     results: dict[str, Any] = {
@@ -205,11 +213,18 @@ def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]], rate
     medians = {way: statistics.median(seconds) for way, seconds in times.items() if seconds}
     masks = first_masks(made.both, options, made.base.device)
     work = operations(Floor(made, options))
+    new = min(options.pool, options.steps) / options.steps if options.pool else 1.0
+    in_a_merge = new * medians["ours"] + (1 - new) * medians["known"]
+    slow = medians.get("reference")
     return {
         "seconds": medians,
         "all_seconds": times,
+        "new_draws": new,
+        "seconds_in_a_merge": in_a_merge,
         "to_floor": medians["ours"] / medians["floor"],
-        "reference_to_ours": medians["reference"] / medians["ours"] if "reference" in medians else None,
+        "known_to_floor": medians["known"] / medians["known floor"],
+        "reference_to_ours": slow and slow / medians["ours"],
+        "reference_to_merge": slow and slow / in_a_merge,
         "samples": passes(options).samples,
         "operations": work,
         "share_of_matrix_rate": work / medians["ours"] / rate,
@@ -219,7 +234,8 @@ def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]], rate
 
 
 HEAD = (
-    "method", "s/update", "× floor", "reference ×", "share of matrix rate", "samples", "masks", "file, kB",
+    "method", "s/update: new draw", "× floor", "known draw", "× floor", "in a merge", "reference ×",
+    "share of matrix rate", "samples", "masks", "file, kB",
     "peak MB beyond the UNet: ours", "checkpointed", "reference", "floor",
 )  # fmt: skip
 
@@ -229,8 +245,10 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
     for method, row in rows.items():
         added = {way: f"{_added(at):.0f}" for way, at in row.get("peak_mb", {}).items()}
-        slow = row["reference_to_ours"]
-        cells = [method, f"{row['seconds']['ours']:.3f}", f"{row['to_floor']:.2f}", f"{slow:.2f}" if slow else "–"]
+        slow, seconds = row["reference_to_merge"], row["seconds"]
+        cells = [method, f"{seconds['ours']:.3f}", f"{row['to_floor']:.2f}"]
+        cells += [f"{seconds['known']:.3f}", f"{row['known_to_floor']:.2f}"]
+        cells += [f"{row['seconds_in_a_merge']:.3f}", f"{slow:.2f}" if slow else "–"]
         cells += [f"{row['share_of_matrix_rate']:.2f}", str(row["samples"])]
         cells += [f"{row['trainable']:,}", f"{row['bytes'] / 1000:.0f}"]
         cells += [added.get(way, "–") for way in ("ours", "ours, checkpointed", "reference", "floor")]
