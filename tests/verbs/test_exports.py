@@ -18,7 +18,7 @@ from duolora.networks.architectures import SDXL
 from duolora.networks.targets import target_modules
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.sampling import draw
-from duolora.verbs.compose import compose
+from duolora.verbs.compose import compose, compose_at_once
 from duolora.verbs.convert import convert
 from duolora.verbs.generate import applied
 from duolora.verbs.merge import merge, options_of
@@ -253,3 +253,59 @@ def test_a_peft_folder_is_a_source_like_any_other(base, loras, tmp_path):
     assert (
         read_adapter(merge(folder, loras[1], done.path, "naive", base, progress=False).path).recipe["content"] != first
     )
+
+
+def at_once(files, base, out, prompts=("a cat", "a cat in a house", "a house"), **given):
+    options = options_of("oneshot", **{"calls": 2, "pictures": 2, **given.pop("changes", {})})
+    return compose_at_once(files, out, base, prompts, options=options, dtype="float32", progress=False, **given)
+
+
+def test_three_at_once_are_their_sum_where_masks_are_held_at_ones(sources, base, whole, tmp_path):
+    files = [*sources, whole]
+    done = at_once(files, base, tmp_path / "sum.safetensors", changes={"ridge": 1e9})
+    assert done.proof.error < 1e-6
+    assert_sum([read_adapter(f) for f in files], read_adapter(done.path), 1e-4)
+    recipe = read_adapter(done.path).recipe
+    assert recipe["method"] == "oneshot" and [s["kind"] for s in recipe["sources"]] == ["content"] * 3
+
+
+def test_masks_of_three_at_once_matter_and_do_not_hang_on_the_order(sources, base, whole, tmp_path, photos):
+    files, prompts = [*sources, whole], ("a cat", "a cat in a house", "a house")
+    there = at_once(files, base, tmp_path / "there.safetensors", prompts, images=[photos] * 3)
+    back = at_once(files[::-1], base, tmp_path / "back.safetensors", prompts[::-1], images=[photos] * 3)
+    one, other = (read_adapter(done.path).modules for done in (there, back))
+    plain = compose(files, tmp_path / "sum.safetensors", [1.0] * 3, dtype="float32")
+    moved = 0
+    for name, lora in read_adapter(plain.path).modules.items():
+        assert relative_error(one[name], other[name]) < 1e-3
+        moved += relative_error(one[name], lora) > 0.01
+    assert moved > 0
+
+
+def test_wrong_merges_at_once_are_named(sources, base, tmp_path):
+    out = tmp_path / "x.safetensors"
+    for given, message in (
+        ({"prompts": ["a"]}, "prompts: expected 2, one for each file, got 1"),
+        ({"prompts": ["a", " "]}, "names no prompt or trigger word; give one for each file with --prompt"),
+        ({"kinds": ["content", "look"]}, "kinds: expected content or style, got 'look'"),
+        ({"changes": {"masks": "output"}}, "masks: many LoRAs at once need 'rank'"),
+        ({"format": "masks"}, "format: expected one of"),
+    ):
+        with pytest.raises(InputError, match=message):
+            at_once(sources, base, out, **{"prompts": (), **given})
+    with pytest.raises(InputError, match="at least two LoRA files"):
+        at_once(sources[:1], base, out, ("a cat",))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--method", "oneshot", "--weights", "1,1"], "--weights 1,1: one-shot masks weigh the files"),
+        (["--prompt", "a"], "--prompt: the exact sum learns nothing"),
+        (["--method", "best"], "--method: expected sum or oneshot, got 'best'"),
+    ],
+)
+def test_the_command_names_what_does_not_fit(sources, tmp_path, words, message):
+    done = run("compose", *sources, "--out", tmp_path / "x.safetensors", *words)
+    assert done.exit_code == 1 and message in done.stderr

@@ -22,6 +22,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "compose": (
         "duolora compose one.safetensors two.safetensors --out three.safetensors",
         "duolora compose one.safetensors two.safetensors --weights 0.7,0.3 --out three.safetensors",
+        "duolora compose cat.safetensors dog.safetensors look.safetensors --method oneshot --out all.safetensors",
     ),
     "inspect": (
         "duolora inspect both.safetensors",

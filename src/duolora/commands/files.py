@@ -6,7 +6,10 @@ from typing import Annotated, Any
 
 import typer
 
-from duolora.commands.speech import JsonOption, one_line, printable, proof_facts, proven, report
+from duolora.commands.assignments import assigned
+from duolora.commands.place import BaseOption, DeviceOption, MergeBaseDtypeOption, OffloadOption, chosen
+from duolora.commands.speech import JsonOption, QuietOption, one_line, printable, proof_facts, proven, report
+from duolora.errors import InputError
 
 FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split, split-kohya or masks.")]
 DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
@@ -50,21 +53,67 @@ def convert(
 def compose(
     files: Annotated[list[Path], typer.Argument(help="Two or more LoRA files.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    weights: Annotated[str | None, typer.Option(help="A weight for each file, as 0.7,0.3  [1/n each].")] = None,
+    method: Annotated[str, typer.Option(help="sum, or oneshot: masks for each, on the base, in seconds.")] = "sum",
+    weights: Annotated[str | None, typer.Option(help="sum: a weight for each file, as 0.7,0.3  [1/n each].")] = None,
+    base: BaseOption = "atelier",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="oneshot: what brings out each file, in their order  [from the files].")
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="oneshot: pictures of each, in their order  [drawn with each LoRA].")
+    ] = None,
+    kind: Annotated[
+        list[str] | None, typer.Option(help="oneshot: what each is for, content or style, in their order  [content].")
+    ] = None,
+    merged_prompt: Annotated[
+        str | None, typer.Option(help="oneshot: what brings out all  [their prompts in a row].")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="oneshot: as in `duolora merge --set help`."),
+    ] = None,
     format: Annotated[str, typer.Option("--format", help="diffusers, kohya or uniform.")] = "diffusers",
     dtype: DtypeOption = "float16",
+    device: DeviceOption = "auto",
+    base_dtype: MergeBaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
+    seed: Annotated[int, typer.Option(help="oneshot: the same seed and inputs give the same file.", min=0)] = 0,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Put several LoRAs into one file, exactly.
+    """Put several LoRAs into one file.
 
-    Such as merges of several contents with one style (Sec. 3.5).
+    Their exact sum, such as merges of several contents with one style (Sec. 3.5), or any number merged at once.
     """
     with one_line():
         from duolora.verbs.compose import compose as run
+        from duolora.verbs.compose import compose_at_once
 
-        done = run(files, out, None if weights is None else _numbers(weights), format, dtype)
+        if method == "sum":
+            asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt}
+            if given := [name for name, value in (asked | {"--set": option}).items() if value]:
+                raise InputError(f"{given[0]}: the exact sum learns nothing; leave it out, or give --method oneshot")
+            done = run(files, out, None if weights is None else _numbers(weights), format, dtype)
+        elif method == "oneshot":
+            if weights is not None:
+                raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
+            chosen_base, options = chosen(base, device, base_dtype, offload, quiet), _one_shot(option, seed)
+            done = compose_at_once(
+                files, out, chosen_base, prompt or (), images or (), kind or (), merged_prompt, options, format, dtype,
+                progress=not quiet,
+            )  # fmt: skip
+        else:
+            raise InputError(f"--method: expected sum or oneshot, got {method!r}")
         text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"
         report(as_json, text, path=done.path, left_out=done.left_out, **proof_facts(done.proof))
+
+
+def _one_shot(option: list[str] | None, seed: int) -> Any:
+    """The options of a one-shot merge, with what was given."""
+    from duolora.methods import METHODS
+    from duolora.verbs.merge import options_of
+
+    return options_of("oneshot", seed=seed, **assigned(option or [], METHODS["oneshot"]))
 
 
 def inspect(

@@ -1,7 +1,7 @@
 """Learning the masks of a merge, by Adam (Sec. 4): one loop for all methods."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from duolora.images import read_pictures
 from duolora.merging.handover import found_handover, merged_prompt_loss
 from duolora.merging.oneshot import one_shot, pair_of
 from duolora.merging.penalties import Penalties
-from duolora.merging.sources import Masks, Sources, first_masks
+from duolora.merging.sources import Loras, Masks, Sources, first_masks
 from duolora.methods import MergeOptions
 from duolora.networks.bases import Base
 from duolora.networks.denoise import NoiseSchedule, Remembering, denoiser, noise_schedule
@@ -60,19 +60,26 @@ def calibration(
     progress: bool,
 ) -> Calibration:
     """The latents of the given pictures or, where there are none, of pictures that each LoRA draws from its prompt."""
-    seeds = range(options.seed, options.seed + options.pictures)
-
-    def latents(images: Images, prompt: str, gating: Callable[[], AbstractContextManager[None]]) -> Tensor:
-        if images is not None:
-            return base.encode_images(read_pictures(images, base.resolution))
-        with gating():
-            return base.encode_images(draw(base, [prompt] * len(seeds), list(seeds), progress=progress))
-
-    with Mount(base.unet, [both.content, both.style], "rank", base.device) as plain:
-        own = plain.owned()
-        x_c = latents(content_images, prompts.content, lambda: plain.gating(own[:1]))
-        x_s = latents(style_images, prompts.style, lambda: plain.gating(own[1:]))
+    taught = ((both.content, prompts.content, content_images), (both.style, prompts.style, style_images))
+    x_c, x_s = latents_of(base, taught, options, progress)
     return Calibration(x_c, x_s, prompts)
+
+
+def latents_of(
+    base: Base, taught: Sequence[tuple[Loras, str, Images]], options: MergeOptions, progress: bool
+) -> list[Tensor]:
+    """For each LoRA with its prompt the latents of its pictures; those without any are drawn with it."""
+    seeds = range(options.seed, options.seed + options.pictures)
+    found = []
+    with Mount(base.unet, [loras for loras, _, _ in taught], "rank", base.device) as plain:
+        for own, (_, prompt, images) in zip(plain.owned().split(1), taught, strict=True):
+            if images is not None:
+                found.append(base.encode_images(read_pictures(images, base.resolution)))
+            else:
+                with plain.gating(own):
+                    drawn = draw(base, [prompt] * len(seeds), list(seeds), progress=progress)
+                found.append(base.encode_images(drawn))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

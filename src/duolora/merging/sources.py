@@ -36,17 +36,18 @@ class Sources:
 
 def sources(base: Base, content: Adapter, style: Adapter, options: MergeOptions) -> Sources:
     """The two adapters, sorted by whether a module may have masks on this base."""
-    targets = set(target_modules(base.unet))
-
-    def split(adapter: Adapter) -> tuple[Loras, Loras]:
-        inside = {n: lora for n, lora in adapter.modules.items() if n in targets}
-        outside = {n: lora for n, lora in adapter.modules.items() if n not in targets}
-        return {n: svd_basis(x) for n, x in inside.items()} if options.basis == "svd" else inside, outside
-
-    (of_content, content_rest), (of_style, style_rest) = split(content), split(style)
+    (of_content, content_rest), (of_style, style_rest) = (parted(base, each, options) for each in (content, style))
     found = roles(base.unet, options.block_map)
     covered = {name: role for name, role in found.items() if name in of_content or name in of_style}
     return Sources(of_content, of_style, content_rest, style_rest, covered)
+
+
+def parted(base: Base, adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
+    """The modules that may have masks on this base, in the basis in which masks act, and all others as they came."""
+    targets = set(target_modules(base.unet))
+    inside = {n: lora for n, lora in adapter.modules.items() if n in targets}
+    outside = {n: lora for n, lora in adapter.modules.items() if n not in targets}
+    return {n: svd_basis(x) for n, x in inside.items()} if options.basis == "svd" else inside, outside
 
 
 def first_masks(both: Sources, options: MergeOptions, device: torch.device) -> tuple[Masks, Masks]:
