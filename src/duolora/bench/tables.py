@@ -185,6 +185,7 @@ _METHODS = (
     Row("ZipRank", "ziprank"),
     Row("ZipRank + layer prior", "ziprank-prior"),
     Row("DuoLoRA", "duolora"),
+    Row("DuoLoRA + handover (ours)", "duolora", {"lambda_merged": 1.0, "lr": 0.03}),
     Row("handover (ours)", "handover"),
     Row("one-shot (ours)", "oneshot"),
     ORACLE,

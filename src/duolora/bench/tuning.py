@@ -53,6 +53,7 @@ GRIDS: dict[str, Settings] = {
     "ZipRank + layer prior": _grid(lambda_layer_prior=(0.1, 0.01), lr=(0.01, 0.03)),
     "DuoLoRA": _grid(lambda_layer_prior=(0.1, 0.01), lambda_cycle=(0.1, 0.01), lr=(0.01, 0.03)),
     "DuoLoRA, output masks": _grid(lambda_layer_prior=(0.1, 0.01, 0.001), lr=(0.01, 0.03)),
+    "DuoLoRA + handover (ours)": _each("lambda_layer_prior", 0.01, 0.0),
     "handover (ours)": _each("handover", 0.5, 0.7),
     "one-shot (ours)": _each("off_role", 0.3, 0.1, 0.0),
 }
