@@ -143,7 +143,7 @@ METHODS: dict[str, MergeOptions] = {
     "ziprank-prior": MergeOptions(init="ones", lambda_layer_prior=0.1),
     "duolora": MergeOptions(init="ones", lambda_layer_prior=0.1, reading="teacher"),
     "handover": MergeOptions(masks="output", lambda_similarity=0.01, lambda_merged=1.0, lr=0.03),
-    "oneshot": MergeOptions(init="oneshot", steps=0),
+    "oneshot": MergeOptions(init="oneshot", steps=0, off_role=0.0),
 }
 
 _LEAST = dict.fromkeys(("batch", "pictures", "calls"), 1) | dict.fromkeys(

@@ -55,7 +55,7 @@ GRIDS: dict[str, Settings] = {
     "DuoLoRA, output masks": _grid(lambda_layer_prior=(0.1, 0.01, 0.001), lr=(0.01, 0.03)),
     "DuoLoRA + handover (ours)": _each("lambda_layer_prior", 0.01, 0.0),
     "handover (ours)": _each("handover", 0.5, 0.7),
-    "one-shot (ours)": _each("off_role", 0.3, 0.1, 0.0),
+    "one-shot (ours)": _each("off_role", 1.0, 0.3, 0.1),
 }
 """For each row of Tables 1 and 3 the settings that are tried, the default first."""
 

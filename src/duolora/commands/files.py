@@ -63,7 +63,10 @@ def compose(
         list[Path] | None, typer.Option(help="oneshot: pictures of each, in their order  [drawn with each LoRA].")
     ] = None,
     kind: Annotated[
-        list[str] | None, typer.Option(help="oneshot: what each is for, content or style, in their order  [content].")
+        list[str] | None,
+        typer.Option(
+            help="oneshot: what each is for, content or style, in their order; they lead in blocks of that role."
+        ),
     ] = None,
     merged_prompt: Annotated[
         str | None, typer.Option(help="oneshot: what brings out all  [their prompts in a row].")
@@ -87,7 +90,7 @@ def compose(
     """
     with one_line():
         from duolora.verbs.compose import compose as run
-        from duolora.verbs.compose import compose_at_once
+        from duolora.verbs.compose import compose_at_once, one_shot_options
 
         if method == "sum":
             asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt}
@@ -97,7 +100,9 @@ def compose(
         elif method == "oneshot":
             if weights is not None:
                 raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
-            chosen_base, options = chosen(base, device, base_dtype, offload, quiet), _one_shot(option, seed)
+            chosen_base = chosen(base, device, base_dtype, offload, quiet)
+            plain = one_shot_options(kind or (), seed=seed)
+            options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
             done = compose_at_once(
                 files, out, chosen_base, prompt or (), images or (), kind or (), merged_prompt, options, format, dtype,
                 progress=not quiet,
@@ -106,14 +111,6 @@ def compose(
             raise InputError(f"--method: expected sum or oneshot, got {method!r}")
         text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"
         report(as_json, text, path=done.path, left_out=done.left_out, **proof_facts(done.proof))
-
-
-def _one_shot(option: list[str] | None, seed: int) -> Any:
-    """The options of a one-shot merge, with what was given."""
-    from duolora.methods import METHODS
-    from duolora.verbs.merge import options_of
-
-    return options_of("oneshot", seed=seed, **assigned(option or [], METHODS["oneshot"]))
 
 
 def inspect(

@@ -84,10 +84,10 @@ def compose_at_once(
         base: a name, path or hub id, a choice of how to run it, or a loaded base.
         prompts: what brings out each LoRA; by default the prompts in the files' recipes.
         images: pictures of each, a file or folder; by default each LoRA draws some from its prompt.
-        kinds: what each is for, content or style; by default content. It counts where options ask for roles
-            (`off_role`, `mixed`, the layer prior).
+        kinds: what each is for, content or style; they then lead in the modules of that role. Without them no LoRA
+            leads anywhere.
         merged_prompt: the prompt for all together, for the option `mixed`; by default all prompts in a row.
-        options: everything else; by default those of the method oneshot.
+        options: everything else; by default `one_shot_options`.
         format: diffusers, kohya or uniform.
         dtype: float16, bfloat16 or float32.
         progress: show bars on stderr.
@@ -97,7 +97,7 @@ def compose_at_once(
     """
     paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
     _weights(paths, None)
-    options, written = options or METHODS["oneshot"], (dtype_of(dtype), _format(format))
+    options, written = options or one_shot_options(kinds), (dtype_of(dtype), _format(format))
     check_options(options)
     for name, given in (("prompts", prompts), ("images", images), ("kinds", kinds)):
         if given and len(given) != len(paths):
@@ -130,6 +130,12 @@ def compose_at_once(
     }  # fmt: skip
     left_out = _left_out(adapters, recipe)
     return Composed(target, write_adapter(target, Adapter(modules, recipe), *written), left_out)
+
+
+def one_shot_options(kinds: Sequence[str], **changes: object) -> MergeOptions:
+    """The options of the method oneshot; where nobody said what each LoRA is for, every teacher counts everywhere."""
+    options = METHODS["oneshot"] if kinds else replace(METHODS["oneshot"], off_role=1.0)
+    return replace(options, **changes)  # type: ignore[arg-type]
 
 
 def _kind(name: str) -> Kind:
