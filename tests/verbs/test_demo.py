@@ -15,7 +15,7 @@ from duolora.bench.pairs import suite
 from duolora.errors import InputError
 from duolora.methods import METHODS
 from duolora.verbs import demo as module
-from duolora.verbs.demo import Job, _row, comparison, demo, table
+from duolora.verbs.demo import Job, _row, comparison, demo, spent, table
 
 PAIR = Pair("teapot", "red", "plain", "stitched", "house")
 VERDICT = Verdict(
@@ -50,6 +50,11 @@ def test_table_has_a_line_for_each_row():
     assert "| naive | 0.50 | 0.50 | 0.25 |" in text
     assert "1,234" in text
     assert "Atelier" in text
+
+
+def test_time_is_listed_by_stage():
+    stages = {"load": 1.2, "train content": 30.0, "merge naive": 1.0, "merge duolora": 9.0, "draw": 5.0, "total": 47.0}
+    assert spent(stages) == "47 s (load 1, train content 30, draw 5, merge 10)"
 
 
 def test_comparison_grows_with_methods():

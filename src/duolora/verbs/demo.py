@@ -89,7 +89,15 @@ def demo(
     stages["total"] = time.perf_counter() - started
     results = {"pair": asdict(pair), "seed": seed, "rows": [asdict(r) for r in rows], "seconds": stages}
     (out / "results.json").write_text(json.dumps(results, indent=1, default=str))
-    return f"{text}\n{out / 'comparison.png'}; {stages['total']:.0f} s"
+    return f"{text}\n{out / 'comparison.png'}; {spent(stages)}"
+
+
+def spent(stages: dict[str, float]) -> str:
+    """Where the time went, in seconds of the clock: all merges together, the other stages one by one."""
+    merges = sum(seconds for name, seconds in stages.items() if name.startswith("merge "))
+    others = {name: seconds for name, seconds in stages.items() if name != "total" and not name.startswith("merge ")}
+    parts = ", ".join(f"{name} {seconds:.0f}" for name, seconds in (others | {"merge": merges}).items())
+    return f"{stages['total']:.0f} s ({parts})"
 
 
 def _trained_and_merged(
