@@ -233,3 +233,15 @@ def test_datasets_are_checked_and_paired_by_command(tmp_path):
     done = run("datasets", "check", tmp_path, "--json")
     assert done.exit_code == 1
     assert "not a readable picture" in json.loads(done.stdout)["problems"][0]
+
+
+def test_what_has_no_pictures_is_in_no_pair(tmp_path):
+    for name in ("contents/dog", "contents/cat", "styles/ink"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("contents/dog", "styles/ink"):
+        pattern(20, 20).save(tmp_path / name / "1.png")
+    out = tmp_path / "pairs.json"
+    done = run("datasets", "pairs", "--contents", tmp_path, "--styles", tmp_path, "--out", out)
+    assert done.exit_code == 0, done.output
+    assert json.loads(out.read_text())["pairs"] == [["dog", "ink"]]
+    assert "left out, for lack of pictures: cat" in done.stderr

@@ -93,7 +93,12 @@ def pairs(
         from duolora.evaluation.manifests import Manifest, choose_pairs, write_manifest
 
         things, looks = read_dataset(contents), read_dataset(styles)
-        chosen = choose_pairs(list(things.contents), list(looks.styles), count, seed)
+        sides = [{name: each.images for name, each in side.items()} for side in (things.contents, looks.styles)]
+        there = [[name for name, images in side.items() if images] for side in sides]
+        chosen = choose_pairs(*there, count, seed)
         seeds = tuple(range(draws))
         write_manifest(out, Manifest(out.stem, chosen, tuple(prompt or ()), seeds, things.layout, looks.layout))
         typer.echo(f"{out}: {len(chosen)} pairs, {draws} pictures of each prompt")
+        if absent := [name for side in sides for name, images in side.items() if not images]:
+            left = f"left out, for lack of pictures: {', '.join(absent)}; `duolora datasets check` says what is missing"
+            typer.echo(left, err=True)
