@@ -94,8 +94,8 @@ def pairs(
 
         things, looks = read_dataset(contents), read_dataset(styles)
         sides = [{name: each.images for name, each in side.items()} for side in (things.contents, looks.styles)]
-        there = [[name for name, images in side.items() if images] for side in sides]
-        chosen = choose_pairs(*there, count, seed)
+        named, looked = ([name for name, images in side.items() if images] for side in sides)
+        chosen = choose_pairs(named, looked, count, seed)
         seeds = tuple(range(draws))
         write_manifest(out, Manifest(out.stem, chosen, tuple(prompt or ()), seeds, things.layout, looks.layout))
         typer.echo(f"{out}: {len(chosen)} pairs, {draws} pictures of each prompt")
