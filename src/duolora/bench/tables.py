@@ -170,7 +170,7 @@ _ONESHOT = Table(
 )
 
 _SHOWN_TOGETHER = (Row("naive", "naive"), Row("ZipLoRA", "ziplora"), Row("DuoLoRA", "duolora"))
-_SHOWN = (_SHOWN_TOGETHER[0], blora_rows()[1], *_SHOWN_TOGETHER[1:])
+_SHOWN = (_SHOWN_TOGETHER[0], blora_rows()[1], *_SHOWN_TOGETHER[1:], Row("handover (ours)", "handover"))
 
 _METHODS = (
     FLOOR, CONTENT, STYLE, TOLD,
