@@ -1,7 +1,7 @@
 """Turn a content LoRA and a style LoRA into one ordinary LoRA file that draws that thing in that look.
 
-The verbs of the command line are functions here: `train`, `merge`, `generate`, `evaluate`, `compose`, `convert`,
-`inspect`. Nothing heavy is imported before one of them is asked for.
+The verbs of the command line are functions here: `train`, `merge`, `generate`, `evaluate`, `compose` and
+`compose_at_once`, `convert`, `inspect`. Nothing heavy is imported before one of them is asked for.
 """
 
 from importlib import import_module
@@ -13,11 +13,12 @@ _VERBS = {
     "generate": "duolora.verbs.generate",
     "evaluate": "duolora.evaluation.evaluate",
     "compose": "duolora.verbs.compose",
+    "compose_at_once": "duolora.verbs.compose_at_once",
     "convert": "duolora.verbs.convert",
     "inspect": "duolora.verbs.inspect",
     "load_base": "duolora.networks.bases",
 }
-__all__ = ["compose", "convert", "evaluate", "generate", "inspect", "load_base", "merge", "train"]
+__all__ = ["compose", "compose_at_once", "convert", "evaluate", "generate", "inspect", "load_base", "merge", "train"]
 
 
 def __getattr__(name: str) -> Any:

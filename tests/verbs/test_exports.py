@@ -18,7 +18,8 @@ from duolora.networks.architectures import SDXL
 from duolora.networks.targets import target_modules
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.sampling import draw
-from duolora.verbs.compose import compose, compose_at_once
+from duolora.verbs.compose import compose
+from duolora.verbs.compose_at_once import compose_at_once
 from duolora.verbs.convert import convert
 from duolora.verbs.generate import applied
 from duolora.verbs.merge import merge, options_of
@@ -267,6 +268,17 @@ def test_three_at_once_are_their_sum_where_masks_are_held_at_ones(sources, base,
     assert_sum([read_adapter(f) for f in files], read_adapter(done.path), 1e-4)
     recipe = read_adapter(done.path).recipe
     assert recipe["method"] == "oneshot" and [s["kind"] for s in recipe["sources"]] == ["content"] * 3
+
+
+def test_weights_and_the_rest_follow_what_each_is_for(sources, base, tmp_path):
+    prompts, kinds = ("a cat", "a house"), ["content", "style"]
+    changes = {"ridge": 1e9, "off_role": 1.0, "style_weight": 0.5, "rest": "style"}
+    done = at_once(sources, base, tmp_path / "x.safetensors", prompts, kinds=kinds, changes=changes)
+    content, style = (read_adapter(f) for f in sources)
+    masked = set(target_modules(base.unet))
+    kept = Adapter({n: x for n, x in content.modules.items() if n in masked}, {})
+    assert kept.modules.keys() < content.modules.keys()
+    assert_sum([kept, scaled(style, 0.5)], read_adapter(done.path), 1e-4)
 
 
 def test_masks_of_three_at_once_matter_and_do_not_hang_on_the_order(sources, base, whole, tmp_path, photos):

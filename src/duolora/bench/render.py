@@ -109,7 +109,8 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
                 line |= {column: _mean(column, list(here.values())) for column in columns}
                 if true:
                     line["way"] = _way(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
-                    line["lead"] = _lead(here, found.get(RIVAL, {}))
+                    if found.get(RIVAL):
+                        line["lead"] = _lead(here, found[RIVAL])
                 for cost in COSTS:
                     known = [r[cost] for r in here.values() if cost in r]
                     line[cost] = float(np.mean(known)) if known else None
@@ -147,7 +148,7 @@ def _lead(here: dict[str, dict], rival: dict[str, dict]) -> Ends | None:
 def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: str = NOTE) -> str:
     """Write a summary as `table.md`, `.csv`, `.json` and `.png` into the folder; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
-    columns = [name for name in (*TRUTH, *METRICS, *LABELS) if any(line.get(name) for line in lines)]
+    columns = [name for name in (*TRUTH, *METRICS, *LABELS) if any(name in line for line in lines)]
     text = _markdown(title, lines, columns, note)
     (folder / "table.md").write_text(text, "utf-8")
     (folder / "table.json").write_text(json.dumps(lines, indent=1), "utf-8")
@@ -156,7 +157,7 @@ def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: s
         ends = [f"{c}{end}" for c in columns for end in ("", "_low", "_high")]
         writer.writerow(["dataset", "row", "pairs", *ends, *COSTS])
         for line in lines:
-            cells = [v for c in columns for v in (line[c] or ("", "", ""))]  # type: ignore[attr-defined]
+            cells = [v for c in columns for v in (line.get(c) or ("", "", ""))]  # type: ignore[attr-defined]
             writer.writerow([line["dataset"], line["row"], line["pairs"], *cells, *(line[c] for c in COSTS)])
     _plot(title, lines, folder / "table.png")
     return text
@@ -170,7 +171,7 @@ def _markdown(title: str, lines: Sequence[dict[str, object]], columns: Sequence[
         text += [f"### {dataset}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for line in lines:
             if line["dataset"] == dataset:
-                cells = [_with_interval(line[c]) for c in columns]
+                cells = [_with_interval(line.get(c)) for c in columns]
                 shown = (("trainable", 1, 0), ("moved", 1, 3), ("bytes", 1e-3, 0), ("seconds", 1, 1))
                 cost = [_number(line[name], times, digits) for name, times, digits in shown]
                 row = [str(line["row"]), str(line["pairs"]), *cells, *cost]

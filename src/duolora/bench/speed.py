@@ -3,7 +3,7 @@
 An update at a new draw of pictures, timesteps and noise needs the teachers; where draws take turns (its option
 `pool`) one at a known draw does not. Both are measured, each against its own floor, and weighed as in a whole merge.
 
-Time is measured in one process, the three ways in turn, so that other work on the machine hits all alike; what counts
+Time is measured in one process, the ways in turn, so that other work on the machine hits all alike; what counts
 is the ratio of medians. With one thread on the CPU it is the process's own time, which other work disturbs least; else
 that of the clock. Memory is measured in a process of its own for each, because a process does not give it back.
 """

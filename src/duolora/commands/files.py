@@ -90,7 +90,7 @@ def compose(
     """
     with one_line():
         from duolora.verbs.compose import compose as run
-        from duolora.verbs.compose import compose_at_once, one_shot_options
+        from duolora.verbs.compose_at_once import compose_at_once, one_shot_options
 
         if method == "sum":
             asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt}

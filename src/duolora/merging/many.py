@@ -6,20 +6,16 @@ The paper names it as its own limitation that it merges two (Sec. 5); the one-sh
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from duolora.adapters.adapter import Adapter
 from duolora.errors import InputError
+from duolora.merging.fold import Kind, folded_sides, rest_of
 from duolora.merging.learn import latents_of
 from duolora.merging.oneshot import Part, Parts, one_shot
-from duolora.merging.sources import Loras, Masks, parted
+from duolora.merging.sources import Loras, parted
 from duolora.methods import MergeOptions
 from duolora.networks.bases import Base
 from duolora.networks.block_map import roles
-from duolora.paper import ziprank
-from duolora.paper.lowrank import total
-
-Kind = Literal["content", "style"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,11 +30,11 @@ class Taught:
 
 def merged_at_once(
     base: Base, taught: Sequence[Taught], merged_prompt: str, options: MergeOptions, progress: bool = False
-) -> tuple[Loras, list[Masks]]:
-    """One LoRA of all, and the masks of each in their order.
+) -> Loras:
+    """One LoRA of all; modules outside the attention layers go by the policy `options.rest`.
 
-    Modules outside the attention layers have no masks and are summed. `kind` and `merged_prompt` count with options
-    that ask for them: `off_role`, `mixed` and the layer prior.
+    `merged_prompt` counts with the option `mixed`. `kind` says where a LoRA leads, for `off_role`, `mixed` and the
+    layer prior, and which of `content_weight` and `style_weight` is its own.
 
     Raises:
         InputError: an option does not fit, such as masks on another dimension than the rank.
@@ -49,15 +45,9 @@ def merged_at_once(
     drawn = [(loras, each.prompt, each.images) for each, (loras, _) in zip(taught, sides, strict=True)]
     latents = latents_of(base, drawn, options, progress)
     parts = [Part(loras, each.kind, x, each.prompt) for each, (loras, _), x in zip(taught, sides, latents, strict=True)]
-    masks = one_shot(base, Parts(tuple(parts), merged_prompt), roles(base.unet, options.block_map), options, progress)
-    found: Loras = {}
-    for name in dict.fromkeys(name for loras, _ in sides for name in loras):
-        here = [(loras[name], m[name]) for (loras, _), m in zip(sides, masks, strict=True) if name in loras]
-        left = ziprank.fold([a for a, _ in here], [m.to(a.up) for a, m in here], options.threshold, options.binary)
-        if left is not None:
-            found[name] = left
-    for name in dict.fromkeys(name for _, rest in sides for name in rest):
-        summed = total([rest[name] for _, rest in sides if name in rest])
-        if summed is not None:
-            found[name] = summed
-    return found, masks
+    found_roles = roles(base.unet, options.block_map)
+    masks = one_shot(base, Parts(tuple(parts), merged_prompt), found_roles, options, progress)
+    folding = [(loras, m, each.kind) for each, (loras, _), m in zip(taught, sides, masks, strict=True)]
+    covered = [name for name in found_roles if any(name in loras for loras, _ in sides)]
+    others = [(rest, each.kind) for each, (_, rest) in zip(taught, sides, strict=True)]
+    return folded_sides(covered, folding, options) | rest_of(others, options)

@@ -5,7 +5,6 @@ Any number of adapters, each with pictures and a prompt of its own that say when
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from tqdm import tqdm
 
 from duolora.checkpoint import step_generator
 from duolora.errors import InputError
+from duolora.merging.fold import Kind
 from duolora.merging.sources import Loras, Masks, Sources
 from duolora.methods import MergeOptions
 from duolora.networks.bases import Base
@@ -29,7 +29,7 @@ class Part:
     """One adapter of a merge: what it is for, and the latents and the prompt at which it is the teacher."""
 
     loras: Loras
-    kind: Literal["content", "style"]
+    kind: Kind
     latents: Tensor
     prompt: str
 

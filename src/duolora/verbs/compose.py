@@ -1,20 +1,16 @@
-"""Several LoRAs in one file: their weighted sum, exact, by concatenation (Sec. 3.5), or any number merged at once."""
+"""Several LoRAs in one file: their weighted sum, exact, by concatenation (Sec. 3.5)."""
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
 
 from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import FORMATS, Format, check_fits, check_writable, read_adapter, write_adapter
+from duolora.adapters.files import FORMATS, Format, check_writable, read_adapter, write_adapter
 from duolora.adapters.proof import Proof
 from duolora.adapters.reading import source_hash
 from duolora.errors import InputError
 from duolora.merging.export import dtype_of
-from duolora.merging.many import Kind, Taught, merged_at_once
-from duolora.methods import METHODS, MergeOptions, check_options
-from duolora.networks.bases import Base, BaseChoice, opened
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.provenance import versions
 
@@ -50,7 +46,7 @@ def compose(
     """
     paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
     chosen = _weights(paths, weights)
-    kind = _format(format)
+    kind = format_of(format)
     check_writable(target)
     adapters = [read_adapter(path) for path in paths]
     sources = [
@@ -58,101 +54,24 @@ def compose(
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
     recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
-    left_out = _left_out(adapters, recipe)
+    left_out = left_out_of(adapters, recipe)
     proof = write_adapter(target, composed(adapters, chosen, recipe), dtype_of(dtype), kind)
     return Composed(target, proof, left_out)
 
 
-def compose_at_once(
-    loras: Sequence[str | Path],
-    out: str | Path,
-    base: str | BaseChoice | Base = "atelier",
-    prompts: Sequence[str] = (),
-    images: Sequence[str | Path | None] = (),
-    kinds: Sequence[str] = (),
-    merged_prompt: str | None = None,
-    options: MergeOptions | None = None,
-    format: str = "diffusers",
-    dtype: str = "float16",
-    progress: bool = True,
-) -> Composed:
-    """Merge any number of LoRAs at once, each with masks in closed form (`merge` with the method oneshot, for more).
-
-    Args:
-        loras: two or more LoRA files.
-        out: the .safetensors file to write.
-        base: a name, path or hub id, a choice of how to run it, or a loaded base.
-        prompts: what brings out each LoRA; by default the prompts in the files' recipes.
-        images: pictures of each, a file or folder; by default each LoRA draws some from its prompt.
-        kinds: what each is for, content or style; they then lead in the modules of that role. Without them no LoRA
-            leads anywhere.
-        merged_prompt: the prompt for all together, for the option `mixed`; by default all prompts in a row.
-        options: everything else; by default `one_shot_options`.
-        format: diffusers, kohya or uniform.
-        dtype: float16, bfloat16 or float32.
-        progress: show bars on stderr.
+def format_of(name: str) -> Format:
+    """The format of that name.
 
     Raises:
-        DuoLoRAError: an input cannot be used; nothing is written then.
+        InputError: there is none.
     """
-    paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
-    _weights(paths, None)
-    options, written = options or one_shot_options(kinds), (dtype_of(dtype), _format(format))
-    check_options(options)
-    for name, given in (("prompts", prompts), ("images", images), ("kinds", kinds)):
-        if given and len(given) != len(paths):
-            raise InputError(f"{name}: expected {len(paths)}, one for each file, got {len(given)}")
-    check_writable(target)
-    adapters = [read_adapter(path) for path in paths]
-    said = [
-        given or each.recipe.get("prompt") for given, each in zip(prompts or [""] * len(paths), adapters, strict=True)
-    ]
-    for path, prompt in zip(paths, said, strict=True):
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"{path}: its file names no prompt or trigger word; give one for each file with --prompt")
-    loaded = opened(base)
-    for path, adapter in zip(paths, adapters, strict=True):
-        check_fits(adapter, loaded.lora_shapes(), path)
-    chosen, pictures = kinds or ["content"] * len(paths), images or [None] * len(paths)
-    taught = [
-        Taught(adapter, str(prompt), _kind(kind), found)
-        for adapter, prompt, kind, found in zip(adapters, said, chosen, pictures, strict=True)
-    ]
-    together = merged_prompt or ", ".join(each.prompt for each in taught)
-    modules, _ = merged_at_once(loaded, taught, together, options, progress)
-    recipe: dict[str, object] = {
-        "made_by": "duolora compose", "method": "oneshot", "base": loaded.name, "prompt": together,
-        "sources": [
-            {"file": source_hash(path), "prompt": each.prompt, "kind": each.kind}
-            for path, each in zip(paths, taught, strict=True)
-        ],
-        "options": asdict(options), "versions": versions(),
-    }  # fmt: skip
-    left_out = _left_out(adapters, recipe)
-    return Composed(target, write_adapter(target, Adapter(modules, recipe), *written), left_out)
-
-
-def one_shot_options(kinds: Sequence[str], **changes: object) -> MergeOptions:
-    """The options of the method oneshot; where nobody said what each LoRA is for, every teacher counts everywhere."""
-    options = METHODS["oneshot"] if kinds else replace(METHODS["oneshot"], off_role=1.0)
-    return replace(options, **changes)  # type: ignore[arg-type]
-
-
-def _kind(name: str) -> Kind:
-    kind = next((known for known in get_args(Kind) if known == name), None)
-    if kind is None:
-        raise InputError(f"kinds: expected content or style, got {name!r}")
-    return kind
-
-
-def _format(name: str) -> Format:
     kind = next((known for known in FORMATS if known == name), None)
     if kind is None:
         raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {name!r}")
     return kind
 
 
-def _left_out(adapters: Sequence[Adapter], recipe: dict[str, object]) -> tuple[str, ...]:
+def left_out_of(adapters: Sequence[Adapter], recipe: dict[str, object]) -> tuple[str, ...]:
     """What the adapters hold besides LoRAs; the recipe says so, too."""
     found = tuple(dict.fromkeys(part for adapter in adapters for part in adapter.left_out))
     if found:
