@@ -13,7 +13,7 @@ from duolora.atelier.pairs import IDENTIFIERS, Pair, pictures
 from duolora.atelier.recognisers import Recogniser, load_recogniser
 from duolora.defaults import TrainOptions
 from duolora.images import picture_files, read_image
-from duolora.networks.bases import Base, load_base
+from duolora.networks.bases import Base, is_atelier, load_base
 from duolora.verbs.train import default_options, train
 
 
@@ -128,8 +128,8 @@ def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
 
 @cache
 def shared_base(base: str) -> Base:
-    """A base, loaded once in each process."""
-    return load_base(base)
+    """A base, loaded once in each process; Atelier's family in float32 on any device, so that figures can be compared."""
+    return load_base(base, dtype="float32" if is_atelier(base) else "auto")
 
 
 @cache
