@@ -4,7 +4,17 @@ import csv
 
 import pytest
 
-from duolora.bench.render import SIMILARITY, Result, interval, pooled, render, share_of_the_way, summary, way
+from duolora.bench.render import (
+    SIMILARITY,
+    Result,
+    interval,
+    pooled,
+    render,
+    share_of_the_way,
+    summary,
+    way,
+    write_pairs,
+)
 
 
 def result(joint: float, **cost: float) -> dict:
@@ -78,10 +88,23 @@ def test_rows_are_compared_pair_by_pair():
         for row, values in joint.items()
         for pair, value in zip("pq" if len(values) == 2 else "r", values, strict=True)
     ]
-    leads = {line["row"]: line["lead"] for line in summary(list(joint), found)}
+    lines = summary(list(joint), found)
+    assert all("lead_naive" not in line for line in lines), "there is no such row"
+    leads = {line["row"]: line["lead"] for line in lines}
     assert leads["better"] == pytest.approx((0.1, 0.1, 0.1))
     assert leads["ZipLoRA"] == (0, 0, 0)
     assert leads["elsewhere"] is None
+
+
+def test_each_pair_can_be_looked_up(tmp_path):
+    write_pairs(RESULTS, tmp_path / "pairs.csv")
+    with (tmp_path / "pairs.csv").open() as file:
+        lines = {(line["pair"], line["row"]): line for line in csv.DictReader(file)}
+    assert len(lines) == len(RESULTS)
+    assert float(lines["q", "naive"]["joint"]) == 0.75
+    assert lines["p", "naive"]["atelier-style"] == "0.4"
+    assert lines["q", "naive"]["atelier-style"] == lines["q", "naive"]["colour"] == ""
+    assert "dino" not in lines["q", "naive"], "nobody measured it"
 
 
 def test_files_hold_every_row(tmp_path):

@@ -1,5 +1,6 @@
 """A table on Atelier, tiny: every kind of row, nothing run twice, failures reported and the others finished."""
 
+import csv
 import json
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from duolora.adapters.files import read_adapter
-from duolora.bench import cells
+from duolora.bench import cells, jobs
 from duolora.bench.cells import Cell, loras_of, prompts_of
 from duolora.bench.config import CONFIG, Config, read_config, write_config
 from duolora.bench.pairs import sample_suite, suite
@@ -65,6 +66,8 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
             assert all(name.startswith("up_blocks.0.attentions.1") for name in modules["style"])
             assert modules["content"]
             assert modules["style"]
+    with (ran.folder / "pairs.csv").open() as file:
+        assert [line["device"] for line in csv.DictReader(file)] == ["cpu"] * len(stamps)
     good = replace(table, rows=tuple(row for row in ROWS if row.label != "broken"))
     again = run_table(Config("again", good, (case,)), tmp_path, workers=1, progress=False)
     assert not again.failed
@@ -166,3 +169,13 @@ def test_an_option_that_is_off_is_not_in_the_name_of_a_folder(tmp_path):
     plain, off, on = (Cell(tmp_path, case, Row("", "ziprank", {"pool": pool})) for pool in (0, 0, 4))
     assert "pool" not in plain.asked and plain.asked["lr"] == 0.01
     assert plain.folder == off.folder != on.folder
+
+
+@pytest.mark.parametrize(
+    ("base", "dtype"), [("atelier", "float32"), ("bases/atelier-vega-9", "float32"), ("x/y", "auto")]
+)
+def test_the_family_of_atelier_is_measured_in_float32_on_any_device(monkeypatch, base, dtype):
+    asked = {}
+    monkeypatch.setattr(jobs, "load_base", lambda name, **how: asked.update({name: how}))
+    jobs.shared_base.__wrapped__(base)
+    assert asked == {base: {"dtype": dtype}}

@@ -119,6 +119,7 @@ def run_cell(cell: Cell) -> None:
         "seed": cell.seed,
         "prompts": prompts,
         "base": cell.base,
+        "device": shared_base(cell.base).device.type,
         "truth": truth(shared_judges(), drawn, cell.case.pair),
         "similarity": _similarity(cell, images),
         "seconds_all": time.perf_counter() - started,

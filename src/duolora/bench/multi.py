@@ -128,6 +128,7 @@ def run_group(cell: GroupCell) -> None:
     cell.folder.mkdir(parents=True, exist_ok=True)
     base = shared_base(cell.base)
     result: dict[str, object] = {"row": asdict(cell.row), "group": asdict(cell.group), "prompts": [cell.group.prompt]}
+    result["device"] = base.device.type
     used = []
     if cell.row.how != "floor":
         used = [cell.folder / "composed.safetensors"]

@@ -127,7 +127,10 @@ class PhotoCell(InFolder):
         drawn = drawn_with(self.folder, self.row, self.base, jobs, prompts, [*seeds] * len(asked))
         self._keep([as_image(picture) for picture in drawn])
         about = {"photos": asdict(self.pair), "row": asdict(self.row), "seed": self.seed, "prompts": asked}
-        write_result(self.folder, about | {"base": self.base} | merging | self._scores())
+        write_result(
+            self.folder,
+            about | {"base": self.base, "device": shared_base(self.base).device.type} | merging | self._scores(),
+        )
 
     def complete(self) -> None:
         """Score the kept pictures by what is asked for now."""

@@ -15,9 +15,9 @@ TRUTH = ("object", "look", "joint", "colour", "pattern", "leak")
 SIMILARITY = tuple(ATELIER)
 COLUMNS = (*TRUTH, *SIMILARITY)
 COSTS = ("trainable", "bytes", "seconds", "moved")
-RIVAL = "ZipLoRA"
-"""The row that the others are compared with pair by pair, since pairs differ more than methods do."""
-LABELS = {"way": "way to oracle", "lead": f"joint − {RIVAL}"}
+RIVALS = {"lead": "ZipLoRA", "lead_naive": "naive"}
+"""The rows that the others are compared with pair by pair, since pairs differ more than methods do."""
+LABELS = {"way": "way to oracle"} | {name: f"joint − {rival}" for name, rival in RIVALS.items()}
 """What columns that compare rows are called where people read them."""
 Ends = tuple[float, float | None, float | None]
 """A number and the two ends of its interval, where it has one."""
@@ -32,7 +32,8 @@ NOTE = (
     "and the look, all in one picture; leak is the style picture's own object. Atelier content, "
     "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
     "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures. "
-    f"Joint − {RIVAL} is the mean over pairs of the difference on the same pair."
+    f"Joint − {' and joint − '.join(RIVALS.values())} are means over pairs of the difference on the same pair; what each "
+    "pair has is in pairs.csv."
 )
 
 
@@ -109,8 +110,7 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
                 line |= {column: _mean(column, list(here.values())) for column in columns}
                 if true:
                     line["way"] = _way(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
-                    if found.get(RIVAL):
-                        line["lead"] = _lead(here, found[RIVAL])
+                    line |= {name: _lead(here, found[rival]) for name, rival in RIVALS.items() if found.get(rival)}
                 for cost in COSTS:
                     known = [r[cost] for r in here.values() if cost in r]
                     line[cost] = float(np.mean(known)) if known else None
@@ -143,6 +143,19 @@ def _lead(here: dict[str, dict], rival: dict[str, dict]) -> Ends | None:
     """By how much more joint truth there is than in the rival's row, over the pairs that both have."""
     gaps = [here[pair]["truth"]["joint"] - rival[pair]["truth"]["joint"] for pair in here if pair in rival]
     return interval(gaps) if gaps else None
+
+
+def write_pairs(results: Sequence[Result], path: Path) -> None:
+    """What every single cell measured, a line each: what all intervals are made of."""
+    asked = [(name, "truth") for name in TRUTH] + [(name, "similarity") for name in METRICS]
+    measures = [(name, kind) for name, kind in asked if any(name in r.measured.get(kind, {}) for r in results)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["dataset", "pair", "row", "device", *(name for name, _ in measures), *COSTS])
+        for dataset, pair, row, measured in results:
+            values = [measured.get(kind, {}).get(name) for name, kind in measures]
+            costs = [measured.get(cost) for cost in COSTS]
+            writer.writerow([dataset, pair, row, measured.get("device", ""), *values, *costs])
 
 
 def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: str = NOTE) -> str:

@@ -15,7 +15,7 @@ from duolora.bench.multi import GroupCell, groups
 from duolora.bench.pairs import Case
 from duolora.bench.photo_cells import check_scoring, photo_cells
 from duolora.bench.record import facts, write
-from duolora.bench.render import NOTE, Result, note_of, pooled, render, summary
+from duolora.bench.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
 from duolora.bench.tables import ALL, MULTI, Row, Table, read_blocks, with_blora
 from duolora.bench.tuning import tuned
 from duolora.bench.workers import run_all
@@ -143,6 +143,7 @@ def run_table(
     results = [
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
     ]
+    write_pairs(results, folder / "pairs.csv")
     if len({result.dataset for result in results} & {*ALL}) > 1:
         results += pooled(results)
     lines = summary([row.label for row in table.rows], results)
