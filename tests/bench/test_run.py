@@ -17,6 +17,7 @@ from duolora.bench.run import cells_of, only_rows, root_of, run_table
 from duolora.bench.tables import FLOOR, ORACLE, TABLES, TOLD, Row, Table, blora_rows
 from duolora.bench.tuning import TUNING
 from duolora.errors import InputError
+from duolora.networks.bases import load_base
 from duolora.verbs import train
 
 ROWS = (
@@ -175,7 +176,12 @@ def test_an_option_that_is_off_is_not_in_the_name_of_a_folder(tmp_path):
     ("base", "dtype"), [("atelier", "float32"), ("bases/atelier-vega-9", "float32"), ("x/y", "auto")]
 )
 def test_the_family_of_atelier_is_measured_in_float32_on_any_device(monkeypatch, base, dtype):
-    asked = {}
-    monkeypatch.setattr(jobs, "load_base", lambda name, **how: asked.update({name: how}))
+    asked, made = {}, load_base()
+
+    def loaded(name, **how):
+        asked[name] = how
+        return made
+
+    monkeypatch.setattr(jobs, "load_base", loaded)
     jobs.shared_base.__wrapped__(base)
     assert asked == {base: {"dtype": dtype}}

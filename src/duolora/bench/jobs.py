@@ -128,7 +128,7 @@ def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
 
 @cache
 def shared_base(base: str) -> Base:
-    """A base, loaded once in each process; Atelier's family in float32 on a GPU, too, so that figures are comparable."""
+    """A base, loaded once in each process; Atelier's family in float32 on a GPU, too: figures compare."""
     return load_base(base, dtype="float32" if is_atelier(base) else "auto")
 
 

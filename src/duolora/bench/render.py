@@ -32,7 +32,7 @@ NOTE = (
     "and the look, all in one picture; leak is the style picture's own object. Atelier content, "
     "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
     "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures. "
-    f"Joint − {' and joint − '.join(RIVALS.values())} are means over pairs of the difference on the same pair; what each "
+    f"Joint − {' and joint − '.join(RIVALS.values())} are means over pairs of the difference on a pair; what each "
     "pair has is in pairs.csv."
 )
 
