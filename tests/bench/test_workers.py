@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from jobs_by_name import named
 
-from duolora.bench import cells
+from duolora.bench import cells, workers
 from duolora.bench.cells import Cell
 from duolora.bench.jobs import LoraJob
 from duolora.bench.pairs import suite
@@ -43,6 +43,13 @@ def test_one_that_fails_stops_no_other(tmp_path, ray, monkeypatch):
     tries = {name: len((tmp_path / name).read_text().split()) for name in jobs}
     assert tries == dict.fromkeys(jobs, 1) | {"dies": 2, "dies once": 2}
     assert str(os.getpid()) not in {word for name in jobs for word in (tmp_path / name).read_text().split()}
+
+
+@pytest.mark.parametrize(("devices", "cores", "found"), [([], 4, None), (["0"], 16, 8), (["0", "1"], 12, 12)])
+def test_a_small_base_shares_a_gpu_as_far_as_there_are_cores(monkeypatch, devices, cores, found):
+    monkeypatch.setattr(workers, "_devices", lambda: devices)
+    monkeypatch.setattr(workers.os, "cpu_count", lambda: cores)
+    assert workers.crowd() == found
 
 
 def quickly(kind: type, *values: object) -> object:

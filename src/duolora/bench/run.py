@@ -18,8 +18,9 @@ from duolora.bench.record import facts, write
 from duolora.bench.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
 from duolora.bench.tables import ALL, MULTI, Row, Table, read_blocks, with_blora
 from duolora.bench.tuning import tuned
-from duolora.bench.workers import run_all
+from duolora.bench.workers import crowd, run_all
 from duolora.errors import InputError
+from duolora.networks.bases import is_atelier
 from duolora.provenance import file_hash
 
 
@@ -119,7 +120,7 @@ def run_table(
     Args:
         config: the table, its pairs, seed and bases; the folder keeps it, for `read_config`.
         out: the folder of all benchmarks.
-        workers: processes, by default one for each GPU or core.
+        workers: processes, by default one for each core or GPU, and several for each GPU on Atelier's family.
         progress: show bars on stderr.
         ray: the address of a Ray cluster that shares `out`, or "local".
 
@@ -139,6 +140,8 @@ def run_table(
         check_scoring(config.scoring)
     folder = (out if len(roots) > 1 else next(iter(roots.values()))) / config.name
     write_config(folder, config)
+    if workers is None and ray is None and all(map(is_atelier, config.bases.values())):
+        workers = crowd()
     failed = measured([cell for _, cell in cells], workers, progress, ray)
     results = [
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done

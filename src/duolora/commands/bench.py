@@ -31,7 +31,8 @@ bench = typer.Typer(
 OutOption = Annotated[Path, typer.Option(help="Folder of all benchmarks; tables share what is in it.")]
 PairsOption = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs of each data set.")]
 WorkersOption = Annotated[
-    int | None, typer.Option(help="Processes; by default one for each GPU, or else for each core.")
+    int | None,
+    typer.Option(help="Processes; by default one for each core, or for each GPU (eight on Atelier, which is small)."),
 ]
 RayOption = Annotated[
     str | None, typer.Option(help="Address of a Ray cluster that does the work; `local` for one on this machine.")
