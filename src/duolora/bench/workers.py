@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 Job = TypeVar("Job")
 CROWD = 8
-"""Processes that share a GPU on a small base, where a lone one would wait for Python most of the time: on an H100 one, 4,
-8 and 16 made 13, 40, 58 and 59 steps a second (`docs/log.md`)."""
+"""Processes that share a GPU on a small base, where a lone one waits for Python most of the time: 1, 4, 8 and 16 made
+13, 40, 58 and 59 steps a second on an H100 (`docs/log.md`)."""
 TRIES = 2
 """How often a job is begun whose process dies, before it is reported."""
 
