@@ -102,29 +102,16 @@ def _table(name: str, table: Table) -> None:
                 config = _on_photos(name, table, out, sets, pairs, dataset, row, seed, base, tuned, blora)
                 _run_config(config, out, workers, ray, as_json)
                 return
-            _run(
-                name,
-                table,
-                out,
-                pairs,
-                dataset,
-                row,
-                seed,
-                workers,
-                ray,
-                manifest,
-                sample,
-                {"": base},
-                tuned,
-                blora,
-                as_json,
+            config = _on_atelier(
+                name, table, out, pairs, dataset, row, seed, manifest, sample, {"": base}, tuned, blora
             )
+            _run_config(config, out, workers, ray, as_json)
 
     shown = "bench photos" if fits_photos(table) else "bench table"
     bench.command(name, help=f"{table.title}.", epilog=examples(shown, name=name))(run)
 
 
-def _run(
+def _on_atelier(
     name: str,
     table: Table,
     out: Path,
@@ -132,23 +119,20 @@ def _run(
     dataset: list[str] | None,
     row: list[str] | None,
     seed: int,
-    workers: int | None,
-    ray: str | None,
     manifest: Path | None,
     sample: int | None,
     bases: dict[str, str],
     tuned: Path | None,
     blora: Path | None,
-    as_json: bool,
-) -> None:
-    """Run the table with what was chosen."""
+) -> "Config":
+    """The table with what was chosen, on Atelier's pairs."""
     from duolora.bench.config import Config
     from duolora.bench.pairs import limited, sample_suite, suite
     from duolora.bench.run import prepared
 
     cases = suite(manifest) if sample is None else sample_suite(sample)
     chosen = prepared(table, out, next(iter(bases.values())), row or [], dataset or [], tuned, blora)
-    _run_config(Config(name, chosen, tuple(limited(cases, pairs)), seed, bases), out, workers, ray, as_json)
+    return Config(name, chosen, tuple(limited(cases, pairs)), seed, bases)
 
 
 def _photo_sets(
@@ -248,9 +232,8 @@ def table5(
 
         rows = TABLES["table5"]
         bases = smaller_bases(out, updates)
-        _run(
-            "table5", rows, out, pairs, dataset, row, seed, workers, ray, manifest, sample, bases, tuned, blora, as_json
-        )
+        config = _on_atelier("table5", rows, out, pairs, dataset, row, seed, manifest, sample, bases, tuned, blora)
+        _run_config(config, out, workers, ray, as_json)
 
 
 @bench.command(epilog=examples("bench rerun"))
