@@ -100,11 +100,9 @@ def _table(name: str, table: Table) -> None:
                     raise InputError("--photos: its pairs are those of that file; leave --manifest and --sample out")
                 sets = _photo_sets(photos or [], contents or [], styles or [], metrics, checkpoint or [])
                 config = _on_photos(name, table, out, sets, pairs, dataset, row, seed, base, tuned, blora)
-                _run_config(config, out, workers, ray, as_json)
-                return
-            config = _on_atelier(
-                name, table, out, pairs, dataset, row, seed, manifest, sample, {"": base}, tuned, blora
-            )
+            else:
+                chosen = (pairs, dataset, row, seed, manifest, sample, {"": base}, tuned, blora)
+                config = _on_atelier(name, table, out, *chosen)
             _run_config(config, out, workers, ray, as_json)
 
     shown = "bench photos" if fits_photos(table) else "bench table"
@@ -232,8 +230,8 @@ def table5(
 
         rows = TABLES["table5"]
         bases = smaller_bases(out, updates)
-        config = _on_atelier("table5", rows, out, pairs, dataset, row, seed, manifest, sample, bases, tuned, blora)
-        _run_config(config, out, workers, ray, as_json)
+        chosen = (pairs, dataset, row, seed, manifest, sample, bases, tuned, blora)
+        _run_config(_on_atelier("table5", rows, out, *chosen), out, workers, ray, as_json)
 
 
 @bench.command(epilog=examples("bench rerun"))
