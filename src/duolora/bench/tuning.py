@@ -34,20 +34,20 @@ def _grid(**values: tuple[float, ...]) -> Settings:
     return ({}, *(dict(zip(values, chosen, strict=True)) for chosen in others))
 
 
-def _halved(**values: tuple[float, ...]) -> Settings:
-    """All combinations, then each value of the last option with the content half at 0.5.
+def _weakened(**values: tuple[float, ...]) -> Settings:
+    """All combinations, then each value of the last option with the content half at 0.7 and at 0.5.
 
     That is what naive gains most by, so whatever has strengths of its own has it, too.
     """
     name, last = list(values.items())[-1]
-    weaker = tuple({"content_weight": 0.5} | ({name: value} if k else {}) for k, value in enumerate(last))
+    weaker = [{"content_weight": w} | ({name: value} if k else {}) for w in (0.7, 0.5) for k, value in enumerate(last)]
     return (*_grid(**values), *weaker)
 
 
 _UNEVEN = _weights((1.0, 0.7), (1.0, 0.5), (0.7, 1.0), (0.5, 1.0), (0.7, 0.7))
 _STRONGER = _weights((1.5, 1.0), (1.0, 1.5), (1.5, 1.5), (1.0, 0.5), (0.5, 1.0))
 _LR, _PRIOR = (0.01, 0.03), (0.1, 0.01)
-_ZIPLORA = _halved(lambda_similarity=(0.01, 0.001), lr=_LR)
+_ZIPLORA = _weakened(lambda_similarity=(0.01, 0.001), lr=_LR)
 GRIDS: dict[str, Settings] = {
     "naive": _UNEVEN,
     "split by role": _STRONGER,
@@ -55,18 +55,18 @@ GRIDS: dict[str, Settings] = {
     "B-LoRA": _STRONGER,
     "B-LoRA, own block": _STRONGER,
     "PEFT svd": _UNEVEN,
-    "PEFT ties": _halved(density=(0.5, 0.9)),
-    "PEFT dare_ties": _halved(density=(0.5, 0.9)),
+    "PEFT ties": _weakened(density=(0.5, 0.9)),
+    "PEFT dare_ties": _weakened(density=(0.5, 0.9)),
     "K-LoRA": _each("k", 16, 64, 1024),
     "ZipLoRA": _ZIPLORA,
     "ZipLoRA, inputs": _ZIPLORA,
-    "ZipRank": _halved(lr=_LR),
-    "ZipRank + layer prior": _halved(lambda_layer_prior=_PRIOR, lr=_LR),
-    "DuoLoRA": (*_halved(lambda_layer_prior=_PRIOR, lr=_LR), {"lambda_cycle": 0.01, "lr": 0.03}),
-    "DuoLoRA, output masks": _halved(lambda_layer_prior=_PRIOR, lr=_LR),
-    "DuoLoRA + handover (ours)": _halved(lambda_layer_prior=(0.1, 0.0)),
-    "handover (ours)": _halved(handover=(0.0, 0.5)),
-    "one-shot (ours)": (*_each("off_role", 1.0, 0.3, 0.1), {"content_weight": 0.5}),
+    "ZipRank": _weakened(lr=_LR),
+    "ZipRank + layer prior": _weakened(lambda_layer_prior=_PRIOR, lr=_LR),
+    "DuoLoRA": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), {"lambda_cycle": 0.01, "lr": 0.03}),
+    "DuoLoRA, output masks": _weakened(lambda_layer_prior=_PRIOR, lr=_LR),
+    "DuoLoRA + handover (ours)": _weakened(lambda_layer_prior=(0.1, 0.0)),
+    "handover (ours)": _weakened(handover=(0.0, 0.5)),
+    "one-shot (ours)": (*_each("off_role", 1.0, 0.3, 0.1), {"content_weight": 0.7}, {"content_weight": 0.5}),
 }
 """For each row of Tables 1 and 3 the settings that are tried, the default first."""
 
