@@ -37,9 +37,9 @@ NOTE = (
 )
 
 
-AXES = (("object", "look"), ("dino", "csd-s"), ("dino", "clip-i"), ("atelier-content", "atelier-style"))
-"""Content and style, for the plot: the first two that there are."""
-SHOWN = {"object": "thing recognised", "look": "look recognised"} | {n: m.label for n, m in METRICS.items()}
+SERIES = (("joint", "object", "look"), ("dino", "clip-i", "csd-s"), tuple(ATELIER)[:3])
+"""What the plot shows, the first first and with intervals: of these the first group that was measured."""
+SHOWN = {"joint": "thing and look", "object": "thing", "look": "look"} | {n: m.label for n, m in METRICS.items()}
 
 
 def note_of(encoders: Mapping[str, Mapping[str, object]]) -> str:
@@ -205,10 +205,10 @@ def _number(value: object, times: float, digits: int = 0) -> str:
 
 
 def _plot(title: str, lines: Sequence[dict[str, object]], path: Path) -> None:
-    """Content against style, one point a row, one panel a data set; nothing where one of them was not measured."""
+    """A line for each row and a panel for each data set, values along it; nothing where there is nothing to show."""
     measured = {name for line in lines for name, value in line.items() if value is not None}
-    across, up = next((axes for axes in AXES if measured.issuperset(axes)), ("", ""))
-    if not across:
+    series = next((group for group in SERIES if measured.intersection(group)), ())
+    if not series:
         return
     import matplotlib
 
@@ -216,24 +216,21 @@ def _plot(title: str, lines: Sequence[dict[str, object]], path: Path) -> None:
     from matplotlib import pyplot
 
     datasets = list(dict.fromkeys(line["dataset"] for line in lines))
-    figure, axes = pyplot.subplots(1, len(datasets), figsize=(5.2 * len(datasets), 5), squeeze=False)
+    rows = list(dict.fromkeys(str(line["row"]) for line in lines))
+    size = (2.5 + 2.4 * len(datasets), 1.5 + 0.27 * len(rows))
+    figure, axes = pyplot.subplots(1, len(datasets), figsize=size, sharey=True, squeeze=False, layout="constrained")
     for axis, dataset in zip(axes[0], datasets, strict=True):
-        for line in lines:
-            if line["dataset"] == dataset and line[across] and line[up]:
-                x, y = line[across], line[up]
-                axis.errorbar(
-                    x[0], y[0], [[y[0] - y[1]], [y[2] - y[0]]], [[x[0] - x[1]], [x[2] - x[0]]],  # type: ignore[index]
-                    fmt="o", capsize=2, alpha=0.7,
-                )  # fmt: skip
-                axis.annotate(str(line["row"]), (x[0], y[0]), fontsize=7, xytext=(4, 4), textcoords="offset points")  # type: ignore[index]
-        axis.set(
-            title=str(dataset),
-            xlabel=SHOWN.get(across, across),
-            ylabel=SHOWN.get(up, up),
-            xlim=(-0.05, 1.05),
-            ylim=(-0.05, 1.05),
-        )
+        for k, name in reversed(list(enumerate(series))):
+            found = [(rows.index(str(line["row"])), line.get(name)) for line in lines if line["dataset"] == dataset]
+            here = [(row, value) for row, value in found if isinstance(value, tuple)]
+            at, means, filled = [row for row, _ in here], [value[0] for _, value in here], "none" if k else f"C{k}"
+            axis.plot(means, at, "o^s"[k], color=f"C{k}", ms=5, mfc=filled, label=SHOWN.get(name, name))
+            if k == 0:
+                axis.hlines(at, [value[1] for _, value in here], [value[2] for _, value in here], color="C0", lw=2)
+        axis.set(title=str(dataset), yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], ncols=len(handles), loc="outside lower center", frameon=False)
     figure.suptitle(title)
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
