@@ -29,7 +29,7 @@ def made(studio, folder, loras, photos):
     news = []
     asked = Asked(content, style, str(folder), "ziprank", train_steps=2, merge_steps=3)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(work, "default_options", lambda _: TrainOptions(rank=2))
+        patch.setattr(work, "default_options", lambda *_: TrainOptions(rank=2))
         patch.setattr(work, "PREVIEWS", {"train": 2, "merge": 3})
         done = studio.make(asked, news.append)
     stages = list(dict.fromkeys(n.stage for n in news))

@@ -121,7 +121,7 @@ def reference_images(job: LoraJob) -> list[Image.Image]:
 def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
     """Draw the pictures and train the LoRA on them, unless it is there; by default as suits the base."""
     if not job.path.exists():
-        options = options or replace(default_options(job.base), mirror=job.kind == "style")
+        options = options or default_options(job.base, job.kind)
         options = replace(options, blocks=job.blocks)
         train(references(job), job.prompt, job.path, shared_base(job.base), options, progress=False)
 

@@ -24,20 +24,19 @@ from duolora.bench.workers import run_all
 from duolora.images import as_image, tiled
 from duolora.sampling import draw
 from duolora.verbs.generate import applied
-from duolora.verbs.train import ATELIER_OPTIONS
+from duolora.verbs.train import default_options
 
 GRIDS: dict[str, tuple[Mapping[str, float], ...]] = {
     "content": ({}, {"unconditional": 0.0}, {"steps": 250}, {"steps": 250, "lr": 2e-3}, {"rank": 4}),
     "style": (
         {},
+        {"mirror": False},
         {"unconditional": 0.0},
-        {"steps": 250, "lr": 2e-3},
-        {"steps": 60},
         {"steps": 100},
-        {"steps": 150},
-        {"steps": 250},
-        {"steps": 150, "rank": 4},
-        {"steps": 250, "lr": 3e-4},
+        {"steps": 200},
+        {"steps": 800},
+        {"lr": 1e-3},
+        {"rank": 4},
     ),
 }
 GUIDANCES = (1.5, 3.0, 5.0)
@@ -67,7 +66,8 @@ def run_trial(trial: Trial, count: int = 8) -> None:
     """Train the LoRA and write what it draws at each guidance."""
     if trial.result.exists():
         return
-    options = replace(ATELIER_OPTIONS, **{k: type(getattr(ATELIER_OPTIONS, k))(v) for k, v in trial.changes})
+    plain = default_options("atelier", trial.kind)
+    options = replace(plain, **{k: type(getattr(plain, k))(v) for k, v in trial.changes})
     case, pair, base = trial.case, trial.case.pair, shared_base("atelier")
     rng = np.random.default_rng(7)
     kinds, looks = ([str(x) for x in rng.choice(known, count)] for known in (BASE_OBJECTS, BASE_LOOKS))

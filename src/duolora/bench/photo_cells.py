@@ -58,7 +58,7 @@ class PhotoJob:
     def train(self) -> None:
         """Train it as suits the base, unless it is there."""
         if not self.path.exists():
-            options = replace(default_options(self.base), blocks=self.blocks)
+            options = replace(default_options(self.base, self.photos.kind), blocks=self.blocks)
             train(self.images, self.photos.prompt, self.path, shared_base(self.base), options, progress=False)
 
 

@@ -108,7 +108,7 @@ def _trained_and_merged(
     files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
     for kind, images, prompt in (("content", content, pair.content_prompt), ("style", style, pair.style_prompt)):
         begun = time.perf_counter()
-        options = replace(default_options(base.name), mirror=kind == "style", seed=seed)
+        options = replace(default_options(base.name, kind), seed=seed)
         train(images, prompt, files[kind], base, options, progress)
         stages[f"train {kind}"] = time.perf_counter() - begun
     jobs = [

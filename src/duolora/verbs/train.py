@@ -34,9 +34,11 @@ ATELIER_OPTIONS = replace(ATELIER_TRAINING, keep=tuple(varied_captions(48)))
 """What suits the small base: it learns a thing or a look in about a minute on a core."""
 
 
-def default_options(base: str) -> TrainOptions:
-    """The options for a base: the paper's, or Atelier's own."""
-    return ATELIER_OPTIONS if is_atelier(base) else TrainOptions()
+def default_options(base: str, kind: str = "content") -> TrainOptions:
+    """The options for the LoRA of a thing ("content") or a look ("style"): the paper's, or Atelier's own."""
+    if not is_atelier(base):
+        return TrainOptions()
+    return replace(ATELIER_OPTIONS, mirror=kind == "style")
 
 
 @dataclass(frozen=True)
