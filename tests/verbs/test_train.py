@@ -12,7 +12,7 @@ from duolora.adapters.files import read_adapter
 from duolora.checkpoint import load_checkpoint, save_checkpoint
 from duolora.errors import FileRefused, InputError
 from duolora.networks.targets import target_modules
-from duolora.verbs.train import TrainOptions, train
+from duolora.verbs.train import ATELIER_OPTIONS, TrainOptions, default_options, train
 
 OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)
 
@@ -79,6 +79,14 @@ def test_prompt_drop_out_matters_and_is_a_chance(base, photos, tmp_path):
     assert any(not torch.equal(plain[n].delta(), dropped[n].delta()) for n in plain)
     with pytest.raises(InputError, match="unconditional"):
         train(photos, "a cat", paths[0], base, replace(OPTIONS, unconditional=1.0), progress=False)
+
+
+def test_a_look_is_shown_mirrored_on_atelier_and_elsewhere_all_is_as_the_paper_has_it():
+    assert default_options("atelier", "style") == replace(ATELIER_OPTIONS, mirror=True)
+    for kind in ("content", "oracle", "twin"):
+        assert default_options("atelier", kind) == ATELIER_OPTIONS
+    for kind in ("content", "style"):
+        assert default_options("somewhere/else", kind) == TrainOptions()
 
 
 def test_only_the_named_blocks_learn(base, photos, tmp_path):

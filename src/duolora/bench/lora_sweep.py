@@ -30,13 +30,14 @@ GRIDS: dict[str, tuple[Mapping[str, float], ...]] = {
     "content": ({}, {"unconditional": 0.0}, {"steps": 250}, {"steps": 250, "lr": 2e-3}, {"rank": 4}),
     "style": (
         {},
-        {"mirror": False},
         {"unconditional": 0.0},
+        {"steps": 250, "lr": 2e-3},
+        {"steps": 60},
         {"steps": 100},
-        {"steps": 200},
-        {"steps": 800},
-        {"lr": 1e-3},
-        {"rank": 4},
+        {"steps": 150},
+        {"steps": 250},
+        {"steps": 150, "rank": 4},
+        {"steps": 250, "lr": 3e-4},
     ),
 }
 GUIDANCES = (1.5, 3.0, 5.0)

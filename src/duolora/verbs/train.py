@@ -35,7 +35,7 @@ ATELIER_OPTIONS = replace(ATELIER_TRAINING, keep=tuple(varied_captions(48)))
 
 
 def default_options(base: str, kind: str = "content") -> TrainOptions:
-    """The options for the LoRA of a thing ("content") or a look ("style"): the paper's, or Atelier's own."""
+    """The options for a LoRA on a base: the paper's, or Atelier's own, which also show a look ("style") mirrored."""
     if not is_atelier(base):
         return TrainOptions()
     return replace(ATELIER_OPTIONS, mirror=kind == "style")
