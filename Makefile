@@ -48,4 +48,4 @@ ui: .venv-ui/ready
 	.venv-ui/bin/duolora ui
 
 browser: .venv-ui/ready
-	.venv-ui/bin/python -m pytest -m browser tests/ui tests/report
+	.venv-ui/bin/python -m pytest -m browser tests/ui tests/bench

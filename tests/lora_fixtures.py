@@ -6,9 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
-from duolora.images import as_image
-from duolora.networks.bases import Base, load_base
-from duolora.verbs.train import TrainOptions, train
+from duolora.api.train import TrainOptions, train
+from duolora.model.base import Base, load_base
+from duolora.model.images import as_image
 from tiny import tiny_pipeline
 
 OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)

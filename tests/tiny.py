@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from duolora.atelier.architecture import save_tokenizer
-from duolora.networks.architectures import unet_config
+from duolora.model.architectures import unet_config
 from duolora.paper.lowrank import LowRank
 
 TEXT_WIDTHS = (24, 32)

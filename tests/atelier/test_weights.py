@@ -17,8 +17,8 @@ from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.recognisers import judge, load_recogniser
 from duolora.atelier.report import GROUPS, accuracy, scenes_of
 from duolora.atelier.scene import render
-from duolora.networks.bases import load_base
-from duolora.sampling import draw
+from duolora.model.base import load_base
+from duolora.model.sample import draw
 
 WEIGHTS = Path(str(files("duolora.atelier").joinpath("weights")))
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from duolora.api import train
 from duolora.atelier.distil import DistilRecipe
-from duolora.bench import cells, smaller
-from duolora.cli import app
-from duolora.verbs import train
+from duolora.bench import smaller
+from duolora.bench.cells import cell as cells
+from duolora.cli.main import app
 
 plain_draw = cells.draw
 

@@ -9,17 +9,17 @@ import torch
 from PIL import Image
 
 from duolora.bench import figures
-from duolora.bench.cells import Cell
+from duolora.bench.cells.cell import Cell
+from duolora.bench.cells.multi import GroupCell, groups
+from duolora.bench.cells.pairs import suite
 from duolora.bench.figures import dominant, figure3, figure4
 from duolora.bench.grids import SHOWN, SIDE, figure_of
-from duolora.bench.multi import GroupCell, groups
-from duolora.bench.pairs import suite
-from duolora.bench.tables import TABLES, read_blocks
+from duolora.bench.tables.rows import TABLES, read_blocks
 from duolora.errors import InputError
-from duolora.images import tiled
 from duolora.merging.mask_file import write_masks
-from duolora.networks.bases import load_base
-from duolora.networks.targets import target_modules
+from duolora.model.base import load_base
+from duolora.model.blocks import target_modules
+from duolora.model.images import tiled
 
 SEVERAL = [case for case in suite() if case.dataset == "several"]
 DUOLORA = TABLES["figure4"].rows[0]

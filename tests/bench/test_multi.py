@@ -6,8 +6,8 @@ from duolora.atelier.data import as_input
 from duolora.atelier.pairs import IDENTIFIERS
 from duolora.atelier.recognisers import load_recogniser
 from duolora.atelier.scene import Scene, render, sample_thing
-from duolora.bench.multi import crops, group_truth, groups
-from duolora.bench.pairs import suite
+from duolora.bench.cells.multi import crops, group_truth, groups
+from duolora.bench.cells.pairs import suite
 
 SEVERAL = [case for case in suite() if case.dataset == "several"]
 KINDS = {case.pair.kind for case in SEVERAL}

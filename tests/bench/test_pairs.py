@@ -1,13 +1,15 @@
 """The benchmark's pairs: fixed, and tuning apart from testing."""
 
+import json
+from dataclasses import asdict
 from itertools import product
 
 import pytest
 
 from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
-from duolora.bench.pairs import sample_suite, suite, write_suite
-from duolora.bench.tables import TABLES
+from duolora.bench.cells.pairs import sample_suite, suite
+from duolora.bench.tables.rows import TABLES
 from duolora.errors import InputError
 
 
@@ -63,7 +65,7 @@ def test_crossed_pairs_need_no_new_pictures():
 
 
 def test_manifest_there_and_back(tmp_path):
-    write_suite(sample_suite(3, size=2), tmp_path / "pairs.json")
+    (tmp_path / "pairs.json").write_text(json.dumps([asdict(case) for case in sample_suite(3, size=2)]))
     assert suite(tmp_path / "pairs.json") == sample_suite(3, size=2)
     (tmp_path / "bad.json").write_text('[{"dataset": "x"}]')
     with pytest.raises(InputError, match=r"bad\.json"):

@@ -11,22 +11,22 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
+from duolora.api import train
 from duolora.atelier.pairs import Pair, pictures
-from duolora.bench import cells
+from duolora.bench.cells import cell as cells
+from duolora.bench.cells.photo_cell import PhotoCell, scoring_of
+from duolora.bench.cells.photos import for_photos, photo_pairs
 from duolora.bench.config import marked, read_config
-from duolora.bench.photo_cells import PhotoCell, scoring_of
-from duolora.bench.photos import for_photos, photo_pairs
-from duolora.bench.tables import TABLES
-from duolora.cli import app
+from duolora.bench.report.page import report
+from duolora.bench.study.study import make
+from duolora.bench.tables.rows import TABLES
+from duolora.cli.main import app
 from duolora.errors import InputError
-from duolora.evaluation.embedders import load_embedder
-from duolora.evaluation.manifests import Manifest, Pairing, write_manifest
-from duolora.evaluation.metrics import all_pairs_mean
-from duolora.images import picture_files, read_image
+from duolora.metrics.datasets.manifests import Manifest, Pairing, write_manifest
+from duolora.metrics.encoders import load_embedder
+from duolora.metrics.similarity import all_pairs_mean
+from duolora.model.images import picture_files, read_image
 from duolora.provenance import sampled_hash
-from duolora.report.page import report
-from duolora.report.study import make
-from duolora.verbs import train
 
 PAIR = Pair("robot", "red", "plain", "gilded", "house")
 PROMPTS = ("a {thing} in {style}", "a {thing} on a beach in {style}")

@@ -6,15 +6,15 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
-from duolora.bench.reference import reference
-from duolora.bench.scenes import Scene
+from duolora.api.merge import options_of
+from duolora.bench.speed.random_base import RandomBase, random_lora
+from duolora.bench.speed.reference import reference
+from duolora.bench.speed.scenes import Scene
 from duolora.errors import InputError
+from duolora.merging.inputs import Sources, first_masks
 from duolora.merging.learn import Calibration, learner
-from duolora.merging.sources import Sources, first_masks
-from duolora.networks.block_map import roles
-from duolora.networks.random_base import RandomBase, random_lora
+from duolora.model.blocks import roles
 from duolora.paper.constyle import Prompts
-from duolora.verbs.merge import options_of
 from tiny import tiny_unet
 
 UPDATES = 20

@@ -4,7 +4,7 @@ import csv
 
 import pytest
 
-from duolora.bench.render import (
+from duolora.bench.tables.render import (
     SIMILARITY,
     Result,
     interval,

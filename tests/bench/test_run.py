@@ -1,24 +1,22 @@
 """A table on Atelier, tiny: every kind of row, nothing run twice, failures reported and the others finished."""
 
 import csv
-import json
 from dataclasses import replace
 
 import pytest
-from PIL import Image
 
-from duolora.adapters.files import read_adapter
-from duolora.bench import cells, jobs
-from duolora.bench.cells import Cell, loras_of, prompts_of
+from duolora.api import train
+from duolora.bench.cells import cell as cells
+from duolora.bench.cells import jobs
+from duolora.bench.cells.pairs import sample_suite, suite
 from duolora.bench.config import CONFIG, Config, read_config, write_config
-from duolora.bench.pairs import sample_suite, suite
-from duolora.bench.render import SIMILARITY, TRUTH
-from duolora.bench.run import cells_of, only_rows, root_of, run_table
-from duolora.bench.tables import FLOOR, ORACLE, TABLES, TOLD, Row, Table, blora_rows
-from duolora.bench.tuning import TUNING
+from duolora.bench.run import cells_of, run_table
+from duolora.bench.tables.render import SIMILARITY
+from duolora.bench.tables.rows import TABLES, TOLD, Row, Table, blora_rows
+from duolora.bench.tables.tuning import TUNING
 from duolora.errors import InputError
-from duolora.networks.bases import load_base
-from duolora.verbs import train
+from duolora.lora.read.file import read_adapter
+from duolora.model.base import load_base
 
 ROWS = (
     Row("floor", how="floor"),
@@ -94,82 +92,6 @@ def test_no_config_no_table(tmp_path, text):
     (tmp_path / CONFIG).write_text(text)
     with pytest.raises(InputError, match=r"config\.json: expected a table's config"):
         read_config(tmp_path)
-
-
-def test_cells_that_cannot_be_completed_are_counted(tmp_path):
-    table, cases = Table("t", (FLOOR,)), [case for case in suite() if case.dataset == "several"][:3]
-    for k, cell in enumerate(cells_of(table, cases, tmp_path)):
-        cell.folder.mkdir(parents=True)
-        old = {"truth": dict.fromkeys(TRUTH, 0.5), "prompts": ["a"]}
-        (cell.folder / "result.json").write_text(json.dumps(old))
-        if k == 1:
-            Image.new("RGB", (64, 64)).save(cell.folder / "pictures.png")
-        if k == 2:
-            (cell.folder / "pictures.png").write_text("no picture")
-    ran = run_table(Config("t", table, tuple(cases)), tmp_path, workers=1, progress=False)
-    assert "pictures are gone or damaged: 2 cells" in ran.text
-    assert [why.splitlines()[-1] for why in ran.failed.values() if "not a readable picture" in why]
-    assert ran.lines[0]["pairs"] == 3
-    assert ran.lines[0]["atelier-text"] is not None
-
-
-def test_another_base_has_its_own_folder(tmp_path, folder):
-    root = root_of(tmp_path, str(folder))
-    assert root_of(tmp_path, "atelier") == tmp_path
-    assert root.parent == tmp_path / "on"
-    assert root != root_of(tmp_path, "owner/name")
-    cells_there = cells_of(Table("t", ROWS[:4]), suite(), root, base=str(folder))
-    assert all(cell.folder.is_relative_to(root) for cell in cells_there)
-    assert {job.base for cell in cells_there for job in cell.needs()} == {str(folder)}
-
-
-def test_groups_have_a_floor_and_an_oracle_of_their_own(tmp_path):
-    table = Table("t", (FLOOR, Row("naive", "naive"), ORACLE), ("multi2",))
-    floor, naive, oracle = (
-        next(cell for cell in cells_of(table, suite(), tmp_path) if cell.row == row) for row in table.rows
-    )
-    assert not floor.needs()
-    assert len({job.path for job in naive.needs()}) == 3
-    assert [job.kind for job in oracle.needs()] == ["oracle", "oracle"]
-    prompts = [job.prompt for job in oracle.needs()]
-    assert len(set(prompts)) == len({job.path for job in oracle.needs()}) == 2
-
-
-def test_who_is_only_told_the_kind_has_the_style_lora_alone(tmp_path):
-    (case,) = [c for c in suite() if c.dataset == "several"][:1]
-    told, merged = (Cell(tmp_path, case, row) for row in (TOLD, Row("naive", "naive")))
-    assert list(loras_of(told)) == ["style"]
-    assert set(loras_of(merged)) == {"content", "style"}
-    for asked, mixed in zip(prompts_of(told), prompts_of(merged), strict=True):
-        assert asked == mixed.replace(f"a {case.pair.identifier} ", "a ")
-        assert case.pair.kind in asked
-
-
-def test_rows_by_label():
-    table = TABLES["table8"]
-    assert [row.label for row in only_rows(table, ["ZipRank"]).rows] == ["ZipRank"]
-    assert only_rows(table, []) == table
-    with pytest.raises(InputError, match="magic"):
-        only_rows(table, ["magic"])
-
-
-def test_no_pairs_no_table(tmp_path):
-    with pytest.raises(InputError, match="several"):
-        run_table(Config("table8", TABLES["table8"], ()), tmp_path)
-
-
-def test_every_row_of_every_table_has_valid_options(tmp_path):
-    for table in (*TABLES.values(), TUNING):
-        for row in table.rows:
-            if row.how == "merge":
-                assert cells.Cell(tmp_path, suite()[0], row).options
-
-
-def test_an_option_that_is_off_is_not_in_the_name_of_a_folder(tmp_path):
-    case = suite()[0]
-    plain, off, on = (Cell(tmp_path, case, Row("", "ziprank", {"pool": pool})) for pool in (0, 0, 4))
-    assert "pool" not in plain.asked and plain.asked["lr"] == 0.01
-    assert plain.folder == off.folder != on.folder
 
 
 @pytest.mark.parametrize(

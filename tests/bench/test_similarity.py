@@ -1,19 +1,16 @@
 """Atelier's similarities of a cell's pictures: right pictures score high, wrong ones low, old cells are completed."""
 
-import json
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair, pictures
-from duolora.bench.cells import Cell, completed
-from duolora.bench.multi import GroupCell, group_similarity, groups
-from duolora.bench.pairs import suite
-from duolora.bench.similarity import similarities, words_of
-from duolora.bench.tables import FLOOR
-from duolora.images import tiled, untiled
+from duolora.bench.cells.multi import GroupCell, group_similarity, groups
+from duolora.bench.cells.pairs import suite
+from duolora.bench.cells.similarity import similarities, words_of
+from duolora.bench.tables.rows import FLOOR
+from duolora.model.images import tiled, untiled
 
 PAIR = Pair("robot", "red", "striped", "copper", "house")
 
@@ -52,23 +49,6 @@ def test_sheets_come_apart_as_they_were_put_together():
     first, second = untiled(tiled([images[:3], images[3:]]), 2)
     apart = first + second
     assert [np.asarray(a).tolist() for a in apart] == [np.asarray(a).tolist() for a in images]
-
-
-def test_old_results_are_completed_from_their_pictures(tmp_path):
-    case = suite()[0]
-    cell = Cell(tmp_path, case, FLOOR)
-    old = {"truth": {"joint": 0.0}, "prompts": ["a", "b"]}
-    cell.folder.mkdir(parents=True)
-    (cell.folder / "result.json").write_text(json.dumps(old))
-    cell.complete()
-    assert cell.result() == old, "without pictures nothing can be scored"
-    images = drawn(case.pair, case.pair.look, 3)
-    tiled([images[:2], images[2:]]).save(cell.folder / "pictures.png")
-    cell.complete()
-    scores = cell.result()["similarity"]
-    assert cell.result() == old | {"similarity": scores}
-    assert scores["atelier-content"] > 0.3
-    completed(cell.folder, lambda images: pytest.fail("scored twice"))
 
 
 def test_groups_are_scored_place_by_place(tmp_path):

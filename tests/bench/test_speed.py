@@ -6,14 +6,13 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from duolora.bench.floor import Floor, passes
-from duolora.bench.growth import growth, slope
-from duolora.bench.rates import operations
-from duolora.bench.speed import WAYS, Setting, peak, timed, way_of
-from duolora.cli import app
+from duolora.api.merge import options_of
+from duolora.bench.speed.floor import Floor, operations, passes
+from duolora.bench.speed.growth import growth, slope
+from duolora.bench.speed.speed import WAYS, Setting, peak, timed, way_of
+from duolora.cli.main import app
 from duolora.errors import InputError
-from duolora.methods import METHODS
-from duolora.verbs.merge import options_of
+from duolora.merging.options import METHODS
 
 SMALL = ["--base", "vega-random", "--width", "4", "--resolution", "64", "--rank", "2", "--dtype", "bfloat16"]
 SETTING = Setting("vega-random", 2, 64, "cpu", "float32", 4)

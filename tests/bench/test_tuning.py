@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from duolora.bench.cells import Cell
-from duolora.bench.pairs import suite
+from duolora.bench.cells.cell import Cell
+from duolora.bench.cells.pairs import suite
 from duolora.bench.run import prepared
-from duolora.bench.tables import BLORA, TABLES, Row, Table, read_blocks, with_blora
-from duolora.bench.tuning import GRIDS, TUNING, choose, tuned
+from duolora.bench.tables.rows import BLORA, TABLES, Row, Table, read_blocks, with_blora
+from duolora.bench.tables.tuning import GRIDS, TUNING, choose, tuned
 from duolora.errors import InputError
 
 GROUPED = Table(

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 from jobs_by_name import named
 
-from duolora.bench import cells, workers
-from duolora.bench.cells import Cell
-from duolora.bench.jobs import LoraJob
-from duolora.bench.pairs import suite
+from duolora.api import train
+from duolora.bench import workers
+from duolora.bench.cells import cell as cells
+from duolora.bench.cells.cell import Cell
+from duolora.bench.cells.jobs import LoraJob
+from duolora.bench.cells.pairs import suite
 from duolora.bench.run import measured
-from duolora.bench.tables import FLOOR, Row
+from duolora.bench.tables.rows import FLOOR, Row
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
-from duolora.sampling import draw
-from duolora.verbs import train
+from duolora.model.sample import draw
 
 
 @pytest.fixture(params=[None, "local"], ids=["processes", "ray"])

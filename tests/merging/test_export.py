@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import read_adapter
-from duolora.adapters.staging import whole_files
 from duolora.errors import DuoLoRAError, FileRefused
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.file import read_adapter
+from duolora.lora.write.atomic import whole_files
 from duolora.merging.export import export, half_paths
 from duolora.merging.mask_file import MaskFile
 from duolora.paper.lowrank import LowRank

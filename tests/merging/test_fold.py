@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from duolora.merging.fold import folded
-from duolora.merging.sources import Sources
-from duolora.methods import MergeOptions
+from duolora.merging.inputs import Sources
+from duolora.merging.options import MergeOptions
 from duolora.paper.lowrank import LowRank
 
 D_OUT, D_IN, RANK = 5, 4, 3

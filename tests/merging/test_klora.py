@@ -2,13 +2,13 @@
 
 import torch
 
-from duolora.adapters.files import read_adapter
+from duolora.lora.read.file import read_adapter
+from duolora.merging.inputs import Sources, sources
 from duolora.merging.klora import klora, scores
-from duolora.merging.sources import Sources, sources
-from duolora.methods import MergeOptions
-from duolora.networks.mount import Mount
+from duolora.merging.options import MergeOptions
+from duolora.model.mount import Mount
+from duolora.model.sample import draw
 from duolora.paper.lowrank import LowRank
-from duolora.sampling import draw
 
 
 def test_scores_compare_the_largest_entries():

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
-from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import write_adapter
-from duolora.adapters.reading import source_hash
 from duolora.errors import FileRefused
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.file import source_hash
+from duolora.lora.write.file import write_adapter
 from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, write_masks
 from duolora.paper.lowrank import LowRank
 

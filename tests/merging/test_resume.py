@@ -6,11 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import read_adapter, write_adapter
-from duolora.networks.bases import load_base
+from duolora.api.merge import merge, options_of
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.file import read_adapter
+from duolora.lora.write.file import write_adapter
+from duolora.model.base import load_base
 from duolora.provenance import tensor_hash, weights_hash
-from duolora.verbs.merge import merge, options_of
 
 STEPS, STOP = 27, 26
 """A checkpoint is written at the 25th update."""

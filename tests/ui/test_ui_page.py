@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from browser import chromium, opened
-from duolora.adapters.files import read_adapter
-from duolora.adapters.header import read_header
+from duolora.lora.read.file import read_adapter
+from duolora.lora.read.header import read_header
 
 pytest.importorskip("gradio")
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -51,8 +51,8 @@ def url(tmp_path_factory):
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory):
     """What a person brings: photos of a thing, one picture of a look."""
+    from duolora.api.demo import PAIR
     from duolora.atelier.pairs import pictures
-    from duolora.verbs.demo import PAIR
 
     folder, found = tmp_path_factory.mktemp("brought"), {}
     for kind, scenes in (("content", PAIR.content_scenes()[:2]), ("style", [PAIR.style_scene()])):

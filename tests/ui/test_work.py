@@ -5,12 +5,12 @@ from threading import Event
 import numpy as np
 import pytest
 
-from duolora.adapters.files import read_adapter
+from duolora.api.train import TrainOptions
 from duolora.errors import FileRefused, InputError
+from duolora.lora.read.file import read_adapter
 from duolora.merging.mask_file import read_masks, rebuilt
 from duolora.ui import work
 from duolora.ui.work import Asked, News, Side, Stopped, Streamed, Studio
-from duolora.verbs.train import TrainOptions
 
 
 @pytest.fixture(scope="module")

@@ -21,11 +21,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duolora.atelier.data import as_input, base_picture, made
-from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 from duolora.errors import InputError
-from duolora.networks.bases import Base, load_base
-from duolora.networks.denoise import noise_schedule
+from duolora.model.base import Base, load_base
+from duolora.model.predict import noise_schedule
 from duolora.provenance import file_hash
+from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 
 SHAPES = ("ssd1b", "vega")
 TEACHER = Path(__file__).parent / "weights" / "base"

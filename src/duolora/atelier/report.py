@@ -14,11 +14,11 @@ from duolora.atelier.looks import BASE_LOOKS, HELD_OUT_LOOKS, KEEP_COLOUR, KEEP_
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
 from duolora.atelier.recognisers import Recogniser, judge, load_recogniser
 from duolora.atelier.scene import Scene, render, sample_scene
-from duolora.defaults import STEPS
-from duolora.images import as_image, tiled
-from duolora.networks.bases import Base, load_base
+from duolora.model.base import Base, load_base
+from duolora.model.defaults import STEPS
+from duolora.model.images import as_image, tiled
+from duolora.model.sample import draw, guidance_of
 from duolora.provenance import versions
-from duolora.sampling import draw, guidance_of
 
 GROUPS = {
     "base objects, base looks": (BASE_OBJECTS, BASE_LOOKS),

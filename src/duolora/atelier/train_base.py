@@ -23,7 +23,7 @@ from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.made_by import vae_hash, weights_of, write_provenance
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.scene import SIZE
-from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
+from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from duolora.atelier.data import Pixels, as_input, cache_path, judged_picture, m
 from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN, LOOKS
 from duolora.atelier.made_by import vae_hash, write_provenance
 from duolora.atelier.recognisers import ANSWERS, Recogniser
-from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
+from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 
 
 @dataclass(frozen=True)

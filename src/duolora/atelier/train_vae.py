@@ -14,7 +14,7 @@ from tqdm import tqdm
 from duolora.atelier.architecture import new_vae
 from duolora.atelier.data import Pixels, as_input, cache_path, made, vae_picture
 from duolora.atelier.made_by import write_provenance
-from duolora.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
+from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
-from duolora.bench.pairs import Case, cases_of
-from duolora.bench.photo_cells import Scoring
-from duolora.bench.photos import PhotoPair, pairs_of
+from duolora.bench.cells.pairs import Case, cases_of
+from duolora.bench.cells.photo_cell import Scoring
+from duolora.bench.cells.photos import PhotoPair, pairs_of
 from duolora.bench.record import write
-from duolora.bench.tables import Table, row_of
+from duolora.bench.tables.rows import Table, row_of
 from duolora.errors import InputError
-from duolora.networks.base_files import weights_mark
+from duolora.model.files import weights_mark
 
 CONFIG = "config.json"
 

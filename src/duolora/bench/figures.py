@@ -14,16 +14,15 @@ from duolora.atelier.captions import plain_caption
 from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.recognisers import judge, load_recogniser
-from duolora.bench.cells import Cell
-from duolora.bench.jobs import shared_base
+from duolora.bench.cells.cell import Cell
+from duolora.bench.cells.jobs import shared_base
+from duolora.bench.scaling import block_groups, scaled
 from duolora.errors import InputError
-from duolora.images import as_image, tiled
 from duolora.merging.mask_file import read_masks
-from duolora.networks.bases import Base
-from duolora.networks.block_map import roles
-from duolora.networks.scaling import block_groups, scaled
-from duolora.sampling import draw
-from duolora.verbs.inspect import block_of, blocks_of
+from duolora.model.base import Base
+from duolora.model.blocks import block_of, blocks_of, roles
+from duolora.model.images import as_image, tiled
+from duolora.model.sample import draw
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 Curves = dict[str, dict[str, list[float]]]
@@ -124,7 +123,7 @@ def figure4(cells: Sequence[Cell], out: Path, threshold: float = THRESHOLD) -> P
     """
     kept = [cell for cell in cells if (cell.folder / "masks.safetensors").exists()]
     if not kept:
-        raise InputError(f"{out}: expected finished cells with masks, found none; older cells kept none, run them anew")
+        raise InputError(f"{out}: expected finished cells with masks, found none; run a row that trains masks")
     counts: dict[tuple[str, str, str], Counter[int]] = {}
     for cell in kept:
         role = roles(shared_base(cell.base).unet, cell.options.block_map)

@@ -10,13 +10,13 @@ from typing import NamedTuple
 
 from PIL import Image, ImageDraw, ImageFont
 
-from duolora.bench.cells import Cell, jobs_of
+from duolora.bench.cells.cell import Cell, jobs_of
+from duolora.bench.cells.jobs import LoraJob, references
+from duolora.bench.cells.multi import GroupCell
 from duolora.bench.figures import figure4
-from duolora.bench.jobs import LoraJob, references
-from duolora.bench.multi import GroupCell
-from duolora.bench.tables import Figure
+from duolora.bench.tables.rows import Figure
 from duolora.errors import InputError
-from duolora.images import picture_files, read_image, untiled
+from duolora.model.images import picture_files, read_image, untiled
 
 SIDE = 128
 SHOWN = 3

@@ -8,19 +8,19 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from duolora.bench.cells import Cell, described
+from duolora.bench.cells.cell import Cell, described
+from duolora.bench.cells.jobs import Training
+from duolora.bench.cells.multi import GroupCell, groups
+from duolora.bench.cells.pairs import Case
+from duolora.bench.cells.photo_cell import check_scoring, photo_cells
 from duolora.bench.config import Config, marked, write_config
-from duolora.bench.jobs import Training
-from duolora.bench.multi import GroupCell, groups
-from duolora.bench.pairs import Case
-from duolora.bench.photo_cells import check_scoring, photo_cells
 from duolora.bench.record import facts, write
-from duolora.bench.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
-from duolora.bench.tables import ALL, MULTI, Row, Table, read_blocks, with_blora
-from duolora.bench.tuning import tuned
+from duolora.bench.tables.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
+from duolora.bench.tables.rows import ALL, MULTI, Row, Table, read_blocks, with_blora
+from duolora.bench.tables.tuning import tuned
 from duolora.bench.workers import crowd, run_all
 from duolora.errors import InputError
-from duolora.networks.bases import is_atelier
+from duolora.model.base import is_atelier
 from duolora.provenance import file_hash
 
 
@@ -156,27 +156,24 @@ def run_table(
     about: dict[str, object] = {"table": config.name, "bases": list(config.bases.values()), "cases": names}
     if encoders:
         about["encoders"] = encoders
-    empty = [str(cell.folder) for _, cell in cells if cell.done and not cell.scored()]
-    if empty:
-        text += f"\nWithout similarities, as they are older and their pictures are gone or damaged: {len(empty)} cells."
     about["rows"] = {row.label: described(row) for row in table.rows}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write(folder / "run.json", about | {"failed": failed, "without_similarity": empty} | facts(device, seed))
+    write(folder / "run.json", about | {"failed": failed} | facts(device, seed))
     return Ran(text, lines, folder, failed, cells)
 
 
 def measured(
     cells: Sequence[Measurement], workers: int | None, progress: bool, ray: str | None = None
 ) -> dict[str, str]:
-    """Train the LoRAs that cells lack, run the cells, and complete older ones; returns what failed, with why."""
+    """Train the LoRAs that cells lack, run them, and score those that lack a metric; returns what failed, with why."""
     missing = sorted((cell for cell in cells if not cell.done), key=lambda cell: str(cell.folder.parent))
     loras = {job.path: job for cell in missing for job in cell.needs() if not job.path.exists()}
     failed = {job.path.stem: why for job, why in run_all(_train, list(loras.values()), "LoRAs", workers, progress, ray)}
     failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress, ray)}
     elsewhere = [str(cell.folder) for cell in missing if not cell.done]
     failed = dict.fromkeys(elsewhere, "its result is not here; expected a folder that all machines share") | failed
-    older = [cell for cell in cells if cell.done and not cell.scored()]
-    return failed | {str(cell.folder): why for cell, why in run_all(_complete, older, "Scores", 1, progress)}
+    unscored = [cell for cell in cells if cell.done and not cell.scored()]
+    return failed | {str(cell.folder): why for cell, why in run_all(_complete, unscored, "Scores", 1, progress)}
 
 
 def _cells(config: Config, root: Path, base: str) -> Sequence[Measurement]:

@@ -6,13 +6,12 @@ from typing import Literal, get_args
 
 import torch
 
-from duolora.adapters.adapter import Adapter
-from duolora.adapters.files import Format, Proof, check_writable
-from duolora.adapters.halves import halves
-from duolora.adapters.proof import proof
-from duolora.adapters.staging import whole_files
-from duolora.adapters.writing import staged_adapter
 from duolora.errors import InputError
+from duolora.lora.adapter import Adapter
+from duolora.lora.parts import halves
+from duolora.lora.verify import Proof, proof
+from duolora.lora.write.atomic import check_writable, whole_files
+from duolora.lora.write.file import Format, staged_adapter
 from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, staged_masks
 
 Export = Literal["diffusers", "kohya", "uniform", "split", "split-kohya", "masks"]

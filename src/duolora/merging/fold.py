@@ -4,8 +4,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from duolora.merging.sources import Loras, Masks, Sources
-from duolora.methods import MergeOptions
+from duolora.merging.inputs import Loras, Masks, Sources
+from duolora.merging.options import MergeOptions
 from duolora.paper import ziplora, ziprank
 from duolora.paper.lowrank import LowRank, total
 

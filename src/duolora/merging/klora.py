@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from duolora.merging.sources import Sources
-from duolora.networks.bases import Base
-from duolora.networks.mount import Mount
+from duolora.merging.inputs import Sources
+from duolora.model.base import Base
+from duolora.model.mount import Mount
 from duolora.paper.lowrank import LowRank
 
 ALPHA = 1.5
@@ -81,7 +81,7 @@ class Chooser:
 def klora(
     base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA, k: int | None = None
 ) -> Iterator[Chooser]:
-    """K-LoRA on a base; hand the chooser to `sampling.draw` as `before_step`."""
+    """K-LoRA on a base; hand the chooser to `sample.draw` as `before_step`."""
     with Mount(base.unet, [both.content, both.style], "rank", base.device) as mount:
         chooser = Chooser(mount, both, alpha, beta, k)
         try:

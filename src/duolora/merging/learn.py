@@ -9,19 +9,18 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duolora.checkpoint import load_checkpoint, losses_before, save_checkpoint, step_generator
-from duolora.images import read_pictures
-from duolora.merging.handover import found_handover, merged_prompt_loss
-from duolora.merging.oneshot import one_shot, pair_of
+from duolora.merging.closed_form import one_shot, pair_of
+from duolora.merging.inputs import Loras, Masks, Sources, first_masks
+from duolora.merging.options import MergeOptions
 from duolora.merging.penalties import Penalties
-from duolora.merging.sources import Loras, Masks, Sources, first_masks
-from duolora.methods import MergeOptions
-from duolora.networks.bases import Base
-from duolora.networks.denoise import NoiseSchedule, Remembering, denoiser, noise_schedule
-from duolora.networks.mount import Axis, Mount
+from duolora.model.base import Base
+from duolora.model.images import read_pictures
+from duolora.model.mount import Axis, Mount
+from duolora.model.predict import NoiseSchedule, Remembering, denoiser, noise_schedule
+from duolora.model.sample import draw
 from duolora.paper.constyle import Prompts, constyle, overall
-from duolora.sampling import draw
-from duolora.watching import Watcher, wants_preview
+from duolora.training.callbacks import Watcher, wants_preview
+from duolora.training.checkpoint import load_checkpoint, losses_before, save_checkpoint, step_generator
 
 Images = str | Path | None
 
@@ -93,8 +92,6 @@ class Learner:
     data: Calibration
     row: Tensor
     optimiser: torch.optim.Optimizer
-    handover: float
-    """Where the teacher of the merged prompt changes; without a meaning if it has no weight."""
     preview: Callable[[], Tensor]
     """Two pictures of the merged prompt, as the masks are now."""
 
@@ -114,19 +111,13 @@ class Learner:
         o, x_c, x_s = self.options, self.data.x_c, self.data.x_s
         rows_c, rows_s = (torch.randint(len(x), (o.batch,), generator=rng).to(x.device) for x in (x_c, x_s))
         t = self.schedule.sample_timesteps(o.batch, rng)
-        noise, other = (torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device) for _ in range(2))
+        noise = torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device)
         terms = constyle(
             self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise,
-            other if o.fresh_noise else noise, self.data.prompts, o.reading, o.space,
+            self.data.prompts, o.reading,
         )  # fmt: skip
         prior = self.penalties.layer_prior(self.row) if o.lambda_layer_prior else x_c.new_zeros(())
         loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
-        merged = x_c.new_zeros(())
-        if o.lambda_merged:
-            merged = merged_prompt_loss(
-                self.denoise, self.schedule, x_c[rows_c], t, noise, self.data.prompts, self.handover
-            )
-            loss = loss + o.lambda_merged * merged
         if o.lambda_similarity:
             loss = loss + o.lambda_similarity * self.penalties.similarity(self.row)
         cycle = terms.cycle_style + terms.cycle_content
@@ -135,7 +126,6 @@ class Learner:
             "reconstruction": terms.reconstruction,
             "cycle": cycle,
             "layer_prior": prior,
-            "merged_prompt": merged,
         }
 
 
@@ -162,10 +152,7 @@ def learner(
             base.release_encoders()
             return pictures
 
-        schedule, handover = noise_schedule(base), o.handover
-        if o.lambda_merged and not handover:
-            handover = found_handover(denoise, schedule, data.x_c, p, o.seed)
-        yield Learner(denoise, schedule, penalties, o, data, row, optimiser, handover, preview)
+        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser, preview)
 
 
 def learn(

@@ -11,20 +11,20 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from duolora.adapters.adapter import Adapter
-from duolora.adapters.dialects import RECIPE
-from duolora.adapters.foreign import MASKS
-from duolora.adapters.halves import CONTENT_RANKS, counted
-from duolora.adapters.header import read_header
-from duolora.adapters.peft_config import json_object
-from duolora.adapters.reading import read_adapter, read_tensors, source_hash
-from duolora.adapters.staging import Stage, check_writable, whole_files
-from duolora.adapters.writing import laid_out
 from duolora.errors import FileRefused
+from duolora.lora.adapter import Adapter
+from duolora.lora.parts import CONTENT_RANKS, counted
+from duolora.lora.read.file import read_adapter, read_tensors, source_hash
+from duolora.lora.read.header import read_header
+from duolora.lora.read.keys import RECIPE
+from duolora.lora.read.peft_config import json_object
+from duolora.lora.read.unsupported import MASKS
+from duolora.lora.write.atomic import Stage, check_writable, whole_files
+from duolora.lora.write.file import laid_out
 from duolora.merging.fold import folded, rest
-from duolora.merging.sources import Loras, Masks, Sources
-from duolora.methods import Basis, MaskAxis, MergeOptions, Rest
-from duolora.paper.layer_prior import Role
+from duolora.merging.inputs import Loras, Masks, Sources
+from duolora.merging.options import Basis, MaskAxis, MergeOptions, Rest
+from duolora.paper.choices import Role
 from duolora.paper.lowrank import svd_basis
 
 KINDS = ("content", "style")
@@ -116,7 +116,7 @@ def rebuilt(
 
 
 def content_ranks_of(merged: Loras, both: Sources, m_c: Masks, options: MergeOptions) -> list[int]:
-    """How many directions of each module of a folded merge are the content's (see `adapters.halves`)."""
+    """How many directions of each module of a folded merge are the content's (see `lora/parts.py`)."""
     alone = Sources(both.content, {}, both.content_rest, {}, both.roles)
     return counted(merged, folded(alone, m_c, {}, options) | rest(alone, options))
 

@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from duolora.methods import MergeOptions
-from duolora.networks.mount import Mount
+from duolora.merging.options import MergeOptions
+from duolora.model.mount import Mount
 from duolora.paper import ziplora
-from duolora.paper.layer_prior import Role, layer_prior_loss, layer_prior_loss_of_sums
+from duolora.paper.choices import Role
+from duolora.paper.layer_prior import layer_prior_loss, layer_prior_loss_of_sums
 
 
 class Penalties:

@@ -1,5 +1,6 @@
 """The paper's equations, one short file each: tensors, floats and callables in, tensors out.
 
+choices        the words that options can be
 lowrank        ΔW = scale · up · down, its SVD basis and exact sums
 ziprank        masks over the rank (Definition 2)
 ziplora        masks over the outputs or inputs (Definition 1, and ZipLoRA's own penalty)

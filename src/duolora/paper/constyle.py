@@ -9,7 +9,6 @@
 The paper prints the first two as norms ‖·‖; here they are mean squares, as it has the other two. As printed, no merged
 LoRA occurs in the cycle, so it gives the masks no gradient. Hence the readings:
 
-    printed   as above: a number to look at
     masked    "via L_s" is the masked style adapter (0, m_s), "via L_c" the masked content adapter (m_c, 0)
     teacher   I_csc and I_scs are targets of the *merged* predictions, in place of I_cc and I_ss
     none      no cycle
@@ -17,18 +16,15 @@ LoRA occurs in the cycle, so it gives the masks no gradient. Hence the readings:
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-Gate = Literal["base", "content", "style", "merged", "content_masked", "style_masked"]
-Reading = Literal["masked", "teacher", "printed", "none"]
-Space = Literal["noise", "latent"]
-Multiplies = Literal["all", "cycle"]
-Cycles = Literal["both", "style", "content"]
+from duolora.paper.choices import Cycles, Gate, Multiplies, Reading
+
 Latents = Float[Tensor, "batch c h w"]
 Timesteps = Int[Tensor, " batch"]
 Pass = tuple[Tensor, str, Gate]
@@ -90,17 +86,14 @@ def constyle(
     x_s: Latents,
     t: Timesteps,
     noise: Latents,
-    again: Latents,
     prompts: Prompts,
     reading: Reading,
-    space: Space,
 ) -> ConstyleTerms:
     """The terms of L_constyle for content latents x_c and style latents x_s, both at timesteps t with the same noise.
 
-    Each "denoised" is one step to x̂_0(x_t, t). Cycles are compared in `space`: "noise", the network's own predictions,
-    or "latent", the x̂_0 that follow (which weighs high noise levels far more). I_cs and I_sc are re-noised to the same
-    t, with the noise `again`, which may be `noise`. Two calls of the network without a cycle and three with one, of
-    which the gradient passes through one (two in the `masked` reading).
+    Each "denoised" is one step to x̂_0(x_t, t). Cycles are compared as the network's own predictions. I_cs and I_sc are
+    re-noised to the same t with the same noise. Two calls of the network without a cycle and three with one, of which
+    the gradient passes through one (two in the `masked` reading).
     """
     x_ct, x_st = process.add_noise(x_c, noise, t), process.add_noise(x_s, noise, t)
     p_c, p_s, p_cs = prompts.content, prompts.style, prompts.merged
@@ -118,13 +111,10 @@ def constyle(
 
     with torch.set_grad_enabled(learns and torch.is_grad_enabled()):
         i_cs, i_sc = masked or plain
-        x_cst = process.add_noise(process.predict_x0(x_ct, t, i_cs), again, t)
-        x_sct = process.add_noise(process.predict_x0(x_st, t, i_sc), again, t)
+        x_cst = process.add_noise(process.predict_x0(x_ct, t, i_cs), noise, t)
+        x_sct = process.add_noise(process.predict_x0(x_st, t, i_sc), noise, t)
         i_csc, i_scs = _predict(denoise, t, (x_cst, p_c, via_s), (x_sct, p_s, via_c))
     start_c, start_s = (d_c, d_s) if reading == "teacher" else (i_cc, i_ss)
-    if space == "latent":
-        start_c, start_s = process.predict_x0(x_ct, t, start_c), process.predict_x0(x_st, t, start_s)
-        i_csc, i_scs = process.predict_x0(x_cst, t, i_csc), process.predict_x0(x_sct, t, i_scs)
     return ConstyleTerms(reconstruction, _mse(start_c, i_csc), _mse(start_s, i_scs))
 
 

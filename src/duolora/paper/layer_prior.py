@@ -5,16 +5,12 @@ of the two masks is the dominant one there; which layer has which role is decide
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-Role = Literal["content", "style", "neutral"]
-Init = Literal["ones", "values", "all-ones", "split"]
-Norm = Literal["diag", "vector"]
-Reduction = Literal["mean", "sum"]
+from duolora.paper.choices import Init, Norm, Reduction, Role
 
 
 def _scaled(v: Float[Tensor, " n"]) -> Float[Tensor, " n"]:

@@ -8,17 +8,14 @@ Its rank stays r, and its masks grow with the network's width, which is what Zip
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn.functional import linear
 
+from duolora.paper.choices import MaskSide, Similarity
 from duolora.paper.lowrank import LowRank, gated, total
-
-Axis = Literal["output", "input"]
-Similarity = Literal["product", "cosine"]
 
 
 def output_masked(lora: LowRank, n: Float[Tensor, " d_out"]) -> LowRank:
@@ -60,7 +57,7 @@ def forward_input(
 
 
 @torch.no_grad()
-def fold(loras: Sequence[LowRank], masks: Sequence[Float[Tensor, " _"]], axis: Axis) -> LowRank | None:
+def fold(loras: Sequence[LowRank], masks: Sequence[Float[Tensor, " _"]], axis: MaskSide) -> LowRank | None:
     """The masked merge as one plain LoRA of rank r_c + r_s, exactly.
 
     An entry of these masks is no direction, so none is dropped, however small; only an adapter whose mask is all zeros

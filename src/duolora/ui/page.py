@@ -8,7 +8,7 @@ from threading import Event
 from typing import Any
 
 from duolora.errors import DuoLoRAError, InputError
-from duolora.methods import METHODS
+from duolora.merging.options import METHODS
 from duolora.ui.work import FORMATS, Asked, Made, News, Side, Streamed, Studio
 
 CSS = """

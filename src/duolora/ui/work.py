@@ -11,19 +11,19 @@ from typing import Generic, TypeVar
 from PIL import Image
 from torch import Tensor
 
-from duolora.adapters.files import read_adapter
-from duolora.adapters.halves import CONTENT_RANKS
+from duolora.api.convert import convert
+from duolora.api.generate import applied
+from duolora.api.merge import merge, options_of
+from duolora.api.train import default_options, train
 from duolora.errors import DuoLoRAError, InputError
-from duolora.images import as_image
+from duolora.lora.parts import CONTENT_RANKS
+from duolora.lora.read.file import read_adapter
 from duolora.merging.export import half_paths
+from duolora.merging.inputs import Masks
 from duolora.merging.mask_file import write_masks
-from duolora.merging.sources import Masks
-from duolora.networks.bases import Base, load_base
-from duolora.sampling import draw
-from duolora.verbs.convert import convert
-from duolora.verbs.generate import applied
-from duolora.verbs.merge import merge, options_of
-from duolora.verbs.train import default_options, train
+from duolora.model.base import Base, load_base
+from duolora.model.images import as_image
+from duolora.model.sample import draw
 
 FORMATS = ("diffusers", "kohya", "uniform", "split", "masks")
 PREVIEWS = {"train": 50, "merge": 25}

@@ -1,0 +1,201 @@
+"""Several LoRAs in one file: their weighted sum, exact, by concatenation (Sec. 3.5)."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+from duolora.api.merge import options_of
+from duolora.errors import InputError
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.file import check_fits, read_adapter, source_hash
+from duolora.lora.verify import Proof
+from duolora.lora.write.atomic import check_writable
+from duolora.lora.write.file import FORMATS, Format, write_adapter
+from duolora.merging.export import dtype_of
+from duolora.merging.fold import Kind
+from duolora.merging.options import MergeOptions, check_options
+from duolora.merging.several import Taught, merged_at_once
+from duolora.model.base import Base, BaseChoice, opened
+from duolora.paper.lowrank import LowRank, concatenate
+from duolora.provenance import versions
+
+
+@dataclass(frozen=True)
+class Composed:
+    """The file, the proof of its strength, and what the composed files hold besides LoRAs."""
+
+    path: Path
+    proof: Proof
+    left_out: tuple[str, ...] = ()
+    """Parts that are not carried over, such as bundled embeddings."""
+
+
+def compose(
+    loras: Sequence[str | Path],
+    out: str | Path,
+    weights: Sequence[float] | None = None,
+    format: str = "diffusers",
+    dtype: str = "float16",
+) -> Composed:
+    """Write Σ αᵢ ΔWᵢ of the LoRA files to `out`; the rank of a module is the sum of its ranks.
+
+    Args:
+        loras: two or more LoRA files, such as merges of several contents with one style.
+        out: the .safetensors file to write.
+        weights: αᵢ of each file; by default 1/n, as the paper has it.
+        format: diffusers, kohya or uniform.
+        dtype: float16, bfloat16 or float32.
+
+    Raises:
+        DuoLoRAError: an input cannot be used; nothing is written then.
+    """
+    paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
+    chosen = _weights(paths, weights)
+    kind = format_of(format)
+    check_writable(target)
+    adapters = [read_adapter(path) for path in paths]
+    sources = [
+        {"file": source_hash(path), "weight": weight, "prompt": adapter.recipe.get("prompt")}
+        for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
+    ]
+    recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
+    left_out = left_out_of(adapters, recipe)
+    proof = write_adapter(target, composed(adapters, chosen, recipe), dtype_of(dtype), kind)
+    return Composed(target, proof, left_out)
+
+
+def format_of(name: str) -> Format:
+    """The format of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    kind = next((known for known in FORMATS if known == name), None)
+    if kind is None:
+        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {name!r}")
+    return kind
+
+
+def left_out_of(adapters: Sequence[Adapter], recipe: dict[str, object]) -> tuple[str, ...]:
+    """What the adapters hold besides LoRAs; the recipe says so, too."""
+    found = tuple(dict.fromkeys(part for adapter in adapters for part in adapter.left_out))
+    if found:
+        recipe["left_out"] = list(found)
+    return found
+
+
+def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict[str, object]) -> Adapter:
+    """The weighted sum; a module that only some cover is the sum of those.
+
+    Raises:
+        InputError: two adapters have one module in different shapes.
+    """
+    found: dict[str, list[LowRank]] = {}
+    for adapter, weight in zip(adapters, weights, strict=True):
+        for name, lora in adapter.modules.items():
+            first = found.setdefault(name, [])
+            if first and (first[0].d_out, first[0].d_in, first[0].kernel) != (lora.d_out, lora.d_in, lora.kernel):
+                shapes = f"{(first[0].d_out, first[0].d_in)} and {(lora.d_out, lora.d_in)}"
+                raise InputError(f"{name}: expected one shape in all files, found {shapes}; they are for other bases")
+            first.append(replace(lora, scale=weight * lora.scale))
+    return Adapter({name: concatenate(loras) for name, loras in found.items()}, recipe)
+
+
+def _weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
+    if len(paths) < 2:
+        raise InputError(f"expected at least two LoRA files to compose, got {len(paths)}")
+    chosen = [1 / len(paths)] * len(paths) if weights is None else list(weights)
+    if len(chosen) != len(paths) or not all(math.isfinite(weight) for weight in chosen):
+        raise InputError(f"weights: expected {len(paths)} finite numbers, one for each file, got {chosen}")
+    return chosen
+
+
+def compose_at_once(
+    loras: Sequence[str | Path],
+    out: str | Path,
+    base: str | BaseChoice | Base = "atelier",
+    prompts: Sequence[str] = (),
+    images: Sequence[str | Path | None] = (),
+    kinds: Sequence[str] = (),
+    merged_prompt: str | None = None,
+    options: MergeOptions | None = None,
+    format: str = "diffusers",
+    dtype: str = "float16",
+    progress: bool = True,
+) -> Composed:
+    """Merge any number of LoRAs at once, each with masks in closed form (`merge` with the method oneshot, for more).
+
+    Args:
+        loras: two or more LoRA files.
+        out: the .safetensors file to write.
+        base: a name, path or hub id, a choice of how to run it, or a loaded base.
+        prompts: what brings out each LoRA; by default the prompts in the files' recipes.
+        images: pictures of each, a file or folder; by default each LoRA draws some from its prompt.
+        kinds: what each is for, content or style; they then lead in the modules of that role. Without them no LoRA
+            leads anywhere.
+        merged_prompt: the prompt for all together, for the file's recipe; by default all prompts in a row.
+        options: everything else; by default `one_shot_options`.
+        format: diffusers, kohya or uniform.
+        dtype: float16, bfloat16 or float32.
+        progress: show bars on stderr.
+
+    Raises:
+        DuoLoRAError: an input cannot be used; nothing is written then.
+    """
+    paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
+    if len(paths) < 2:
+        raise InputError(f"expected at least two LoRA files to merge, got {len(paths)}")
+    options, written = options or one_shot_options(kinds), (dtype_of(dtype), format_of(format))
+    check_options(options)
+    for name, given in (("prompts", prompts), ("images", images), ("kinds", kinds)):
+        if given and len(given) != len(paths):
+            raise InputError(f"{name}: expected {len(paths)}, one for each file, got {len(given)}")
+    check_writable(target)
+    adapters = [read_adapter(path) for path in paths]
+    said = _prompts(paths, adapters, prompts)
+    loaded = opened(base)
+    for path, adapter in zip(paths, adapters, strict=True):
+        check_fits(adapter, loaded.lora_shapes(), path)
+    chosen, pictures = kinds or ["content"] * len(paths), images or [None] * len(paths)
+    taught = [
+        Taught(adapter, prompt, _kind(kind), found)
+        for adapter, prompt, kind, found in zip(adapters, said, chosen, pictures, strict=True)
+    ]
+    together = merged_prompt or ", ".join(each.prompt for each in taught)
+    modules = merged_at_once(loaded, taught, options, progress)
+    recipe: dict[str, object] = {
+        "made_by": "duolora compose", "method": "oneshot", "base": loaded.name, "prompt": together,
+        "sources": [
+            {"file": source_hash(path), "prompt": each.prompt, "kind": each.kind}
+            for path, each in zip(paths, taught, strict=True)
+        ],
+        "options": asdict(options), "versions": versions(),
+    }  # fmt: skip
+    left_out = left_out_of(adapters, recipe)
+    return Composed(target, write_adapter(target, Adapter(modules, recipe), *written), left_out)
+
+
+def one_shot_options(kinds: Sequence[str], **changes: object) -> MergeOptions:
+    """The options of the method oneshot; where nobody said what each LoRA is for, every teacher counts everywhere."""
+    plain: dict[str, object] = {} if kinds else {"off_role": 1.0}
+    return options_of("oneshot", **(plain | changes))
+
+
+def _prompts(paths: Sequence[Path], adapters: Sequence[Adapter], given: Sequence[str]) -> list[str]:
+    """What brings out each LoRA: as given, or from the files' recipes."""
+    found = []
+    for path, adapter, prompt in zip(paths, adapters, given or [""] * len(paths), strict=True):
+        said = prompt or adapter.recipe.get("prompt")
+        if not isinstance(said, str) or not said.strip():
+            raise InputError(f"{path}: its file names no prompt or trigger word; give one for each file with --prompt")
+        found.append(said)
+    return found
+
+
+def _kind(name: str) -> Kind:
+    kind = next((known for known in get_args(Kind) if known == name), None)
+    if kind is None:
+        raise InputError(f"kinds: expected content or style, got {name!r}")
+    return kind

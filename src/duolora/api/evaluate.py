@@ -1,0 +1,220 @@
+"""Score a folder of generated pictures: content, style, text, and what leaked from the style picture."""
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import PIL
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from duolora.errors import InputError
+from duolora.metrics.cache import Cache, embed_files
+from duolora.metrics.encoder import Card, Embedder
+from duolora.metrics.encoders import DEFAULTS, load_embedder
+from duolora.metrics.similarity import Interval, bootstrap_interval, matched, mean_by_row
+from duolora.model.images import picture_files
+from duolora.provenance import versions
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What is compared with what, and by which embedder."""
+
+    label: str
+    embedder: str
+    against: str
+    """`content`, `style` or `prompt`."""
+
+
+PAPER = {
+    "dino": Metric("DINO", "dino", "content"),
+    "clip-i": Metric("CLIP-I", "clip", "style"),
+    "clip-t": Metric("CLIP-T", "clip", "prompt"),
+    "csd-s": Metric("CSD-s", "csd", "style"),
+    "leakage": Metric("leakage (DINO to style)", "dino", "style"),
+}
+"""The paper's (Sec. 4): content by DINO, style by CLIP-I and CSD-s, the prompt by CLIP-T, and its leakage check."""
+ATELIER = {
+    "atelier-content": Metric("Atelier content", "atelier-content", "content"),
+    "atelier-picture": Metric("Atelier picture", "atelier-picture", "style"),
+    "atelier-text": Metric("Atelier text", "atelier-text", "prompt"),
+    "atelier-style": Metric("Atelier style", "atelier-style", "style"),
+    "atelier-leakage": Metric("Atelier leakage", "atelier-content", "style"),
+}
+"""The same formulas on Atelier's own encoders, in the same order."""
+OTHERS = {
+    "dinov2": Metric("DINOv2", "dinov2", "content"),
+    "dinov2-leakage": Metric("leakage (DINOv2 to style)", "dinov2", "style"),
+}
+"""Not in the paper; asked for by name."""
+METRICS = PAPER | ATELIER | OTHERS
+GROUPS = {"paper": tuple(PAPER), "atelier": tuple(ATELIER)}
+
+
+@dataclass(frozen=True)
+class Score:
+    """One number, and all that is needed to know what it means."""
+
+    metric: str
+    label: str
+    against: str
+    value: Interval
+    """Over the generated pictures, of each one's average cosine with the references."""
+    pictures: int
+    references: int
+    card: Card
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The scores of one folder."""
+
+    generated: Path
+    scores: tuple[Score, ...]
+    versions: Mapping[str, str]
+
+    def __getitem__(self, metric: str) -> float:
+        """The value of one metric, such as `done["dino"]`."""
+        return {score.metric: score.value.mean for score in self.scores}[metric]
+
+    def facts(self) -> dict[str, object]:
+        """All of it as plain data, for JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """The scores for people, with the checkpoints and transforms behind them."""
+        lines = [f"{'':26} {'value':>7}   {'95 % over pictures':20} against"]
+        for score in self.scores:
+            v, count = score.value, "" if score.references == 1 else f" × {score.references}"
+            span = f"{v.low:.3f} to {v.high:.3f}"
+            lines.append(f"{score.label:26} {v.mean:7.3f}   {span:20} {score.against}, {score.pictures}{count}")
+        lines.append("")
+        for card in dict.fromkeys(score.card for score in self.scores):
+            lines.append(
+                f"{card.name}: {card.checkpoint} ({card.architecture}; {card.fingerprint[:12]}); {card.transform}"
+            )
+        if any(score.card.atelier for score in self.scores):
+            lines.append("Atelier's numbers come from its own encoders: they cannot be compared with published ones.")
+        return "\n".join(lines)
+
+
+def chosen(metrics: str | Sequence[str], given: Sequence[str]) -> list[str]:
+    """The metrics that `metrics` names and that the references allow; a group leaves out what it lacks references for.
+
+    Args:
+        metrics: names of `METRICS` or `GROUPS`, as a list or with commas between them.
+        given: what there is to compare with, of `content`, `style` and `prompt`.
+
+    Raises:
+        InputError: a name is unknown, a metric asked for by its own name lacks its reference, or none is left.
+    """
+    names = metrics.split(",") if isinstance(metrics, str) else list(metrics)
+    found: dict[str, None] = {}
+    for name in (n.strip().lower() for n in names):
+        if name in METRICS:
+            if (against := METRICS[name].against) not in given:
+                raise InputError(f"{name}: it compares with the {against}; give --{against}")
+            found[name] = None
+        elif name in GROUPS:
+            found |= dict.fromkeys(m for m in GROUPS[name] if METRICS[m].against in given)
+        else:
+            raise InputError(f"metrics: expected some of {', '.join((*GROUPS, *METRICS))}; got {name!r}")
+    if not found:
+        raise InputError("expected something to compare with, got nothing; give --content, --style or --prompt")
+    return list(found)
+
+
+def named_checkpoints(assignments: Sequence[str]) -> dict[str, str]:
+    """`NAME=WHERE` as it is typed, {"dino": "path/or/id"}.
+
+    Raises:
+        InputError: there is no such embedder, or nothing behind the equals sign.
+    """
+    found = {}
+    for assignment in assignments:
+        name, _, where = assignment.partition("=")
+        if name not in DEFAULTS or not where:
+            raise InputError(
+                f"checkpoint: expected NAME=WHERE with a name of {', '.join(DEFAULTS)}; got {assignment!r}"
+            )
+        found[name] = where
+    return found
+
+
+def evaluate(
+    generated: str | Path,
+    content: str | Path | None = None,
+    style: str | Path | None = None,
+    prompt: str | Sequence[str] | None = None,
+    metrics: str | Sequence[str] = "atelier",
+    checkpoints: Mapping[str, str | Path] | None = None,
+    device: str | torch.device = "auto",
+    cache: bool | Path = True,
+    progress: bool = False,
+    embedders: MutableMapping[str, Embedder] | None = None,
+) -> Evaluation:
+    """Score generated pictures against the thing's photos, the style picture and the prompt.
+
+    Args:
+        generated: a folder of pictures, or one picture.
+        content: the thing's photos, a folder or one.
+        style: the style picture, or a folder of them.
+        prompt: what was asked for; one for all pictures, or one for each in the order of their names.
+        metrics: `atelier` (offline), `paper`, or names (`METRICS`).
+        checkpoints: hub id or path by embedder, where it is not the published one; CSD always needs one.
+        device: where the networks run; "auto" is CUDA where there is one.
+        cache: whether embeddings are kept on disk, or the folder to keep them in.
+        progress: show bars on stderr.
+        embedders: loaded ones by name; those that are missing are loaded and added.
+
+    Raises:
+        DuoLoRAError: an input or a checkpoint cannot be used.
+    """
+    given = {"content": content, "style": style, "prompt": prompt or None}
+    names = chosen(metrics, [name for name, value in given.items() if value is not None])
+    files = {
+        name: picture_files(where) for name, where in (("content", content), ("style", style)) if where is not None
+    }
+    pictures = picture_files(generated)
+    kept = None if cache is False else Cache(cache if isinstance(cache, Path) else None)
+    loaded = {} if embedders is None else embedders
+    scores = []
+    for name in names:
+        needed = METRICS[name].embedder
+        if needed not in loaded:
+            loaded[needed] = load_embedder(needed, (checkpoints or {}).get(needed), device, progress)
+        scores.append(_score(name, loaded[needed], pictures, files, prompt or "", kept))
+    return Evaluation(Path(generated), tuple(scores), versions() | {"pillow": PIL.__version__})
+
+
+def _score(
+    name: str,
+    embedder: Embedder,
+    pictures: Sequence[Path],
+    files: Mapping[str, Sequence[Path]],
+    prompt: str | Sequence[str],
+    kept: Cache | None,
+) -> Score:
+    """One metric of the pictures against its reference."""
+    metric = METRICS[name]
+    drawn = embed_files(embedder, pictures, kept)
+    if metric.against == "prompt":
+        values, references = _against_prompt(embedder, drawn, prompt), 1
+    else:
+        references = len(files[metric.against])
+        values = mean_by_row(drawn, embed_files(embedder, files[metric.against], kept))
+    interval = bootstrap_interval(values.tolist())
+    return Score(name, metric.label, metric.against, interval, len(pictures), references, embedder.card)
+
+
+def _against_prompt(
+    embedder: Embedder, drawn: Float[Tensor, "n d"], prompt: str | Sequence[str]
+) -> Float[Tensor, " n"]:
+    """The cosine of each picture with its prompt, or with the one prompt of all."""
+    if isinstance(prompt, str):
+        return mean_by_row(drawn, embedder([prompt]))
+    if len(prompt) != len(drawn):
+        raise InputError(f"prompt: expected one, or one for each of the {len(drawn)} pictures, got {len(prompt)}")
+    return matched(drawn, embedder(list(prompt)))

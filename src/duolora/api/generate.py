@@ -1,0 +1,116 @@
+"""Draw pictures from prompts, with LoRA files loaded the way everybody loads them."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+
+import torch
+
+from duolora.errors import InputError
+from duolora.lora.read.file import check_fits, read_adapter
+from duolora.lora.write.atomic import check_folder
+from duolora.lora.write.diffusers import diffusers_tensors, is_diffusers
+from duolora.lora.write.uniform import uniform
+from duolora.model.base import Base, BaseChoice, opened
+from duolora.model.defaults import STEPS
+from duolora.model.images import as_image
+from duolora.model.sample import draw
+
+
+def generate(
+    prompts: str | Sequence[str],
+    out: str | Path,
+    loras: Sequence[str | Path] = (),
+    base: str | BaseChoice | Base = "atelier",
+    num: int = 4,
+    seed: int = 0,
+    steps: int = STEPS,
+    guidance: float | None = None,
+    weights: Sequence[float] | None = None,
+    progress: bool = True,
+) -> list[Path]:
+    """Draw `num` pictures of each prompt into the folder `out`; returns the files.
+
+    Picture k of a prompt uses the seed `seed + k`, whatever else is drawn, and is named `<prompt number>-<seed>.png`.
+
+    Args:
+        prompts: one prompt or several.
+        out: the folder, made if need be.
+        loras: LoRA files to apply, together.
+        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
+        num: pictures of each prompt.
+        seed: the first seed.
+        steps: denoising steps.
+        guidance: classifier-free guidance scale, by default what suits the base; 1 is none.
+        weights: the strength of each LoRA, by default 1.
+        progress: show a bar on stderr.
+
+    Raises:
+        DuoLoRAError: an input cannot be used.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    if num < 1 or not prompts:
+        raise InputError(f"expected at least one prompt and picture, got {len(prompts)} prompts, num {num}")
+    if steps < 1:
+        raise InputError(f"steps: expected 1 or more, got {steps}")
+    if guidance is not None and not isfinite(guidance):
+        raise InputError(f"guidance: expected a finite number, got {guidance}")
+    if not all(map(isfinite, weights or [])):
+        raise InputError(f"weights: expected finite numbers, got {', '.join(map(str, weights or []))}")
+    folder = new_folder(out)
+    loaded = opened(base)
+    seeds = [seed + k for _ in prompts for k in range(num)]
+    with applied(loaded, loras, weights):
+        pictures = draw(loaded, [p for p in prompts for _ in range(num)], seeds, steps, guidance, progress=progress)
+    files = []
+    for k, picture in enumerate(pictures):
+        files.append(folder / f"{k // num:02d}-{seeds[k]}.png")
+        as_image(picture).save(files[-1])
+    return files
+
+
+def new_folder(out: str | Path) -> Path:
+    """The folder for results, made if need be.
+
+    Raises:
+        InputError: it is a file, or nothing can be written there.
+    """
+    folder = Path(out).expanduser()
+    check_folder(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+@contextmanager
+def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | None = None) -> Iterator[None]:
+    """LoRA files loaded into the base's pipeline by diffusers itself, and taken out again.
+
+    Files in other programs' names are handed to diffusers in its own, because it mistakes some of their strengths.
+
+    Raises:
+        DuoLoRAError: a file cannot be read or does not fit the base.
+        InputError: there are more or fewer weights than files.
+    """
+    weights = [1.0] * len(loras) if weights is None else list(weights)
+    if len(weights) != len(loras):
+        raise InputError(f"weights: expected {len(loras)}, one for each LoRA file, got {len(weights)}")
+    shapes = base.lora_shapes()
+    files = [Path(path).expanduser() for path in loras]
+    adapters = [read_adapter(file) for file in files]
+    for adapter, file in zip(adapters, files, strict=True):
+        check_fits(adapter, shapes, file)
+    pipeline = base.pipeline()
+    try:
+        names = [f"lora_{k}" for k in range(len(files))]
+        for name, file, adapter in zip(names, files, adapters, strict=True):
+            if is_diffusers(file):
+                pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
+            else:
+                pipeline.load_lora_weights(diffusers_tensors(uniform(adapter), torch.float32), adapter_name=name)
+        if names:
+            pipeline.set_adapters(names, weights)
+        yield
+    finally:
+        if files:
+            pipeline.unload_lora_weights()

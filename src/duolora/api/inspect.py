@@ -1,0 +1,174 @@
+"""What is in a LoRA file, what two have in common, and what a merge did to its sources; never with a dense ΔW."""
+
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from duolora.errors import FileRefused, InputError
+from duolora.lora.adapter import Adapter
+from duolora.lora.parts import CONTENT_RANKS, halves
+from duolora.lora.read.file import read_adapter
+from duolora.lora.read.header import read_header
+from duolora.lora.read.peft_config import json_object
+from duolora.lora.verify import inner, norm
+from duolora.lora.write.file import PROOF
+from duolora.merging.mask_file import MaskFile, is_mask_file, read_masks
+from duolora.model.blocks import blocks_of
+from duolora.paper.lowrank import LowRank, svd_basis
+from duolora.provenance import file_hash
+
+Facts = dict[str, object]
+ROLES = {
+    "down_blocks.2": "content",
+    "mid_block": "content",
+    "up_blocks.0": "content",
+    "down_blocks.1": "style",
+    "up_blocks.1": "style",
+}
+"""What SDXL's blocks are by resolution, for files whose recipe has no map of its own."""
+
+
+def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path | None = None) -> Facts:
+    """Facts about a LoRA file, or about the masks of a merge.
+
+    Ranks and energy (the share of ‖ΔW‖²) are given for each block and role; of a merge also how much of each half is
+    left; with a second file, the cosine between the two for each block, and for each half the cosine with it and the
+    share of it that the half holds: ⟨half, other⟩ / ‖other‖², 1 where a source came through whole.
+
+    Args:
+        file: a LoRA in any dialect, or masks.
+        other: another LoRA to compare it with.
+        plot: a picture to write: one row for each module, sorted by block; masks, or strengths of directions.
+
+    Raises:
+        DuoLoRAError: a file cannot be used.
+    """
+    path = Path(file).expanduser()
+    weights = path if os.path.isfile(path) else path / "adapter_model.safetensors"
+    if is_mask_file(path):
+        if other is not None:
+            raise InputError(f"{path}: holds masks only; rebuild the merge to compare it with {other}")
+        stored = read_masks(path)
+        facts, rows = _about_masks(stored), {k: _by_block(stored.masks[k]) for k in ("content", "style")}
+        numbers = {kind: {name: mask.tolist() for name, mask in masks.items()} for kind, masks in rows.items()}
+    else:
+        adapter = read_adapter(path)
+        facts = _about(adapter, path) | ({} if other is None else {"other": _compared(adapter, path, Path(other))})
+        numbers = {} if plot is None else {"strength": _spectra(adapter)}
+    if plot is not None:
+        from duolora.api.plot import plotted
+
+        facts["plot"] = str(plotted(numbers, Path(plot).expanduser()))
+    return {"file": str(path), "sha256": file_hash(weights), "bytes": weights.stat().st_size, **facts}
+
+
+def _about(adapter: Adapter, path: Path) -> Facts:
+    squares = {name: norm(lora) ** 2 for name, lora in adapter.modules.items()}
+    whole = sum(squares.values())
+    blocks: dict[str, dict[str, Any]] = {}
+    for block, names in blocks_of(squares).items():
+        here = sum(squares[name] for name in names)
+        blocks[block] = {
+            "role": _role(block, adapter.recipe),
+            "modules": len(names),
+            "rank": [min(r := [adapter.modules[n].rank for n in names]), max(r)],
+            "directions_for_90_percent": _effective([adapter.modules[name] for name in names]),
+            "norm": math.sqrt(here),
+            "energy": here / whole if whole else 0.0,
+        }
+    roles = dict.fromkeys(("content", "style", "neutral"), 0.0)
+    for block, names in blocks_of(squares).items():
+        roles[_role(block, adapter.recipe)] += sum(squares[name] for name in names) / whole if whole else 0.0
+    ranks = [lora.rank for lora in adapter.modules.values()]
+    facts: Facts = {
+        "modules": len(squares),
+        "rank": [min(ranks), max(ranks)],
+        "norm": math.sqrt(whole),
+        "proof": json_object(read_header(path)[1], PROOF, str(path)) if os.path.isfile(path) else {},
+        "blocks": blocks,
+        "energy_by_role": roles,
+        "left_out": list(adapter.left_out),
+        "recipe": {key: value for key, value in adapter.recipe.items() if key != CONTENT_RANKS},
+    }
+    if CONTENT_RANKS in adapter.recipe:
+        parts = zip(("content", "style"), halves(adapter, path), strict=True)
+        facts["halves"] = {half: _sizes(part.modules) for half, part in parts}
+    return facts
+
+
+def _sizes(modules: Mapping[str, LowRank]) -> dict[str, dict[str, float]]:
+    """How many directions of each block are left, and how strong they are together."""
+    return {
+        block: {
+            "directions": sum(modules[name].rank for name in names),
+            "norm": math.sqrt(sum(norm(modules[name]) ** 2 for name in names)),
+        }
+        for block, names in blocks_of(modules).items()
+    }
+
+
+def _compared(adapter: Adapter, path: Path, other: Path) -> Facts:
+    there = read_adapter(other)
+    facts: Facts = {"file": str(other), "recipe": there.recipe, "cosine": _cosines(adapter.modules, there.modules)}
+    if CONTENT_RANKS in adapter.recipe:
+        for half, part in zip(("content", "style"), halves(adapter, path), strict=True):
+            facts[f"cosine_of_{half}_half"] = _cosines(part.modules, there.modules)
+            facts[f"share_in_{half}_half"] = _cosines(part.modules, there.modules, share=True)
+    return facts
+
+
+def _cosines(one: Mapping[str, LowRank], other: Mapping[str, LowRank], share: bool = False) -> dict[str, float | None]:
+    """The cosine between two LoRAs over all modules and in each block; None where one of them is nothing.
+
+    With `share`, ⟨one, other⟩ / ‖other‖² instead: how much of the other one is in the first.
+    """
+    for name in one.keys() & other.keys():
+        if (one[name].d_out, one[name].d_in) != (other[name].d_out, other[name].d_in):
+            raise FileRefused(f"{name}: expected one shape in both files, found two; they are for different bases")
+
+    def cosine(names: Iterable[str]) -> float | None:
+        names = list(names)
+        product = sum(inner(one[n], other[n]) for n in names if n in one and n in other)
+        pair = (other, other) if share else (one, other)
+        sizes = [math.sqrt(sum(norm(loras[n]) ** 2 for n in names if n in loras)) for loras in pair]
+        return product / (sizes[0] * sizes[1]) if all(sizes) else None
+
+    everything = one.keys() | other.keys()
+    return {"all": cosine(everything)} | {block: cosine(names) for block, names in blocks_of(everything).items()}
+
+
+def _about_masks(stored: MaskFile) -> Facts:
+    blocks: dict[str, dict[str, dict[str, float]]] = {}
+    for kind, masks in stored.masks.items():
+        for block, names in blocks_of(masks).items():
+            values = [v for name in names for v in masks[name].tolist()]
+            mean, kept = sum(values) / len(values), sum(abs(v) > 1e-3 for v in values) / len(values)
+            blocks.setdefault(block, {})[kind] = {"entries": len(values), "mean": mean, "kept": kept}
+    return {"masks": blocks, "recipe": stored.recipe}
+
+
+def _effective(loras: list[LowRank]) -> float:
+    """How many singular directions of a module hold 0.9 of its ‖ΔW‖², on average."""
+    counts = []
+    for lora in loras:
+        squares = svd_basis(lora).up.double().square().sum(0).square()
+        total = float(squares.sum())
+        counts.append(int((squares.cumsum(0) < 0.9 * total).sum()) + 1 if total else 0)
+    return sum(counts) / len(counts)
+
+
+def _spectra(adapter: Adapter) -> dict[str, list[float]]:
+    """The singular values of each module, from the network's first block to its last."""
+    return {name: svd_basis(lora).up.square().sum(0).tolist() for name, lora in _by_block(adapter.modules).items()}
+
+
+def _by_block(modules: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: modules[name] for names in blocks_of(modules).values() for name in names}
+
+
+def _role(block: str, recipe: Mapping[str, object]) -> str:
+    table = recipe.get("blocks")
+    found = (table if isinstance(table, dict) else ROLES).get(block, "neutral")
+    return found if found in ("content", "style") else "neutral"

@@ -1,0 +1,204 @@
+"""Train a LoRA on a few pictures (Sec. 4, "Implementation details"): one verb, one file out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from torch import Tensor
+from tqdm import tqdm
+
+from duolora.atelier.captions import varied_captions
+from duolora.errors import DuoLoRAError, InputError
+from duolora.lora.adapter import Adapter
+from duolora.lora.verify import Proof
+from duolora.lora.write.atomic import check_writable
+from duolora.lora.write.file import write_adapter
+from duolora.model.base import Base, BaseChoice, is_atelier, opened
+from duolora.model.blocks import modules_within
+from duolora.model.images import picture_files, read_pictures
+from duolora.model.predict import noise_schedule
+from duolora.model.sample import draw
+from duolora.paper.lowrank import LowRank
+from duolora.provenance import file_hash, versions
+from duolora.training.callbacks import Watcher, wants_preview
+from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
+from duolora.training.options import ATELIER_TRAINING, TrainOptions
+from duolora.training.prior_preservation import Kept, beside, kept
+
+_NAME = "learning"
+ATELIER_OPTIONS = replace(ATELIER_TRAINING, keep=tuple(varied_captions(48)))
+"""What suits the small base: it learns a thing or a look in about a minute on a core."""
+
+
+def default_options(base: str, kind: str = "content") -> TrainOptions:
+    """The options for a LoRA on a base: the paper's, or Atelier's own, which also show a look ("style") mirrored."""
+    if not is_atelier(base):
+        return TrainOptions()
+    return replace(ATELIER_OPTIONS, mirror=kind == "style")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished LoRA: the file, the proof of its strength, and the loss at every tenth step."""
+
+    path: Path
+    proof: Proof
+    losses: list[float]
+
+
+def train(
+    images: str | Path,
+    prompt: str,
+    out: str | Path,
+    base: str | BaseChoice | Base = "atelier",
+    options: TrainOptions | None = None,
+    progress: bool = True,
+    watch: Watcher | None = None,
+) -> Trained:
+    """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
+
+    Latents and prompt embeddings are computed once; only the low-rank factors learn. A run that is stopped goes on
+    from its last checkpoint (every 100 steps, beside `out`) when the same call is made again, to the same bytes.
+
+    Args:
+        images: a folder of pictures, or one picture.
+        prompt: what the pictures show, with an identifier in it, such as "a sks teapot in flat style".
+        out: the .safetensors file to write, in diffusers' format.
+        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
+        options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
+        progress: show a bar on stderr.
+        watch: is told the losses, and shown previews of the prompt.
+
+    Raises:
+        DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
+    """
+    out = Path(out).expanduser()
+    _check(prompt, out, options)
+    files = picture_files(images)
+    loaded = opened(base)
+    options = options or default_options(loaded.name)
+    recipe: dict[str, object] = {
+        "made_by": "duolora train",
+        "base": loaded.name,
+        "prompt": prompt,
+        "options": asdict(options),
+        "pictures": [file_hash(path) for path in files],
+        "versions": versions(),
+    }
+    pixels = read_pictures(images, loaded.resolution)
+    latents = loaded.encode_images(torch.cat((pixels, pixels.flip(-1))) if options.mirror else pixels)
+    stays = kept(loaded, options.keep) if options.keep else None
+    with _lora(loaded, options) as factors:
+        losses = _optimise(
+            loaded, factors, latents, stays, prompt, options, checkpoint_path(out, recipe), progress, watch
+        )
+        modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
+    proof = write_adapter(out, Adapter(modules, recipe))
+    checkpoint_path(out, recipe).unlink(missing_ok=True)
+    return Trained(out, proof, losses)
+
+
+def _check(prompt: str, out: Path, options: TrainOptions | None) -> None:
+    """Refuse what no LoRA can be trained with, before anything is read."""
+    if not prompt.strip():
+        raise InputError("prompt: expected words that say what the pictures show, got none")
+    check_writable(out)
+    if options is None:
+        return
+    for name in ("rank", "steps", "batch", "lr"):
+        value = getattr(options, name)
+        if not 0 < value < float("inf"):
+            raise InputError(f"{name}: expected a finite number above 0, got {value}")
+    if not 0 <= options.unconditional < 1:
+        raise InputError(f"unconditional: expected a chance from 0 to below 1, got {options.unconditional}")
+
+
+@contextmanager
+def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
+    """PEFT's LoRA on the base's attention, as {module: (up, down)}, float32; gone again on leaving."""
+    names = modules_within(base.unet, options.blocks)
+    config = LoraConfig(r=options.rank, lora_alpha=options.rank, init_lora_weights="gaussian", target_modules=names)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(options.seed)
+        base.unet.add_adapter(config, adapter_name=_NAME)
+    try:
+        layers = {name: base.unet.get_submodule(name) for name in names}
+        for layer in layers.values():
+            if not isinstance(layer, LoraLayer):
+                raise DuoLoRAError(
+                    "PEFT did not put its LoRA on the attention layers; the installed version is too old"
+                )
+            layer.lora_A[_NAME].float()
+            layer.lora_B[_NAME].float()
+        yield {n: (m.lora_B[_NAME].weight, m.lora_A[_NAME].weight) for n, m in layers.items()}
+    finally:
+        base.unet.unload_lora()
+        base.unet.requires_grad_(False).eval()
+
+
+def _optimise(
+    base: Base,
+    factors: dict[str, tuple[Tensor, Tensor]],
+    latents: Float[Tensor, "n c h w"],
+    stays: Kept | None,
+    prompt: str,
+    options: TrainOptions,
+    checkpoint: Path,
+    progress: bool,
+    watch: Watcher | None = None,
+) -> list[float]:
+    """The denoising loss of the pictures, and the change of what stays, minimised in place by Adam.
+
+    Each step takes half as many draws of what stays as pictures. The loss of the pictures at every tenth step.
+    """
+    schedule = noise_schedule(base)
+    prompts = base.encode_prompts([prompt, *options.keep])
+    empty = base.empty_prompt()
+    others = 0 if stays is None else beside(options.batch)
+    time_ids = base.time_ids(options.batch + others, base.resolution, base.resolution)
+    base.release_encoders()
+    parameters = {f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)}
+    optimiser = torch.optim.Adam(parameters.values(), lr=options.lr)
+    start = load_checkpoint(checkpoint, parameters, optimiser) if checkpoint.exists() else 0
+    embeds, pooled = torch.cat((empty.embeds, prompts.embeds)), torch.cat((empty.pooled, prompts.pooled))
+    losses: list[Tensor] = []
+    bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
+    for step in bar:
+        rng = step_generator(options.seed, step)
+        rows = torch.randint(len(latents), (options.batch,), generator=rng)
+        noise = torch.randn((options.batch, *latents.shape[1:]), generator=rng).to(base.device)
+        t = schedule.sample_timesteps(options.batch, rng)
+        clean = latents[rows.to(latents.device)]
+        noisy, target = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t)
+        shown = (torch.rand(options.batch, generator=rng) >= options.unconditional).long()
+        if stays is not None:
+            some = stays.some(others, rng)
+            noisy, t = torch.cat((noisy, some.noisy)), torch.cat((t, some.t))
+            target, shown = torch.cat((target, some.predicted)), torch.cat((shown, some.prompt + 2))
+        shown = shown.to(base.device)
+        conditions = {"text_embeds": pooled[shown], "time_ids": time_ids}
+        with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
+            predicted = base.unet(
+                noisy.to(base.dtype), t, embeds[shown], added_cond_kwargs=conditions, return_dict=False
+            )[0]
+        loss = F.mse_loss(predicted[: options.batch].float(), target[: options.batch])
+        changed = F.mse_loss(predicted[options.batch :].float(), target[options.batch :]) if others else 0.0
+        (loss + changed).backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        if step % 10 == 0:
+            losses.append(loss.detach())
+            if watch is not None:
+                watch.losses(step + 1, options.steps, {"loss": float(loss.detach())})
+        if watch is not None and wants_preview(watch, step + 1, options.steps):
+            watch.preview(step + 1, draw(base, [prompt] * 2, [options.seed, options.seed + 1]))
+            base.release_encoders()
+        if (step + 1) % 100 == 0 and step + 1 < options.steps:
+            save_checkpoint(checkpoint, parameters, optimiser, step + 1)
+    return [float(loss) for loss in losses]

@@ -1,0 +1,251 @@
+"""`report.html`: finished runs as one file that opens anywhere, offline, with nothing beside it."""
+
+import base64
+import datetime
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from PIL import Image
+
+from duolora.bench.report.paper_numbers import paper_base, printed
+from duolora.bench.report.plots import Point, bars, colour, curves, scatter
+from duolora.bench.report.ranks import Ranks, mean_ranks, ranks_of, recipe_of
+from duolora.bench.report.runs import Line, Measured, Run, read_runs
+from duolora.bench.tables.rows import TABLES
+from duolora.errors import FileRefused, InputError
+from duolora.model.images import SUFFIXES
+
+LARGEST, REFERENCE = 8192, 512
+"""Pixels on the longer side of a sheet of pictures, and of a photo, in a page."""
+COST_NAMES = {"trainable": "masks", "moved": "moved", "bytes": "kB", "seconds": "s"}
+AXES = (("object", "look", "joint"), ("dino", "csd-s", None))
+"""Content, style and overall quality: Atelier's, and the paper's."""
+
+
+def environment(*packages: str) -> Environment:
+    """Templates beside this file, and in other packages; everything that is put into them is escaped."""
+    loaders = [PackageLoader(package, ".") for package in ("duolora.bench.report", *packages)]
+    return Environment(
+        loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+
+
+def report(folders: Sequence[str | Path], out: str | Path, title: str = "DuoLoRA: results") -> Path:
+    """Write the report of the runs in these folders to `out`; links to files are relative to it.
+
+    Raises:
+        DuoLoRAError: a folder holds no run, or the report cannot be written.
+    """
+    path = Path(out).expanduser()
+    runs = [_Page(run, k, path.absolute().parent).view() for k, run in enumerate(read_runs([Path(f) for f in folders]))]
+    made = datetime.date.today().isoformat()
+    text = environment().get_template("report.html.j2").render(title=title, runs=runs, made=made)
+    return written(path, text)
+
+
+def written(path: Path, text: str) -> Path:
+    """Write a page.
+
+    Raises:
+        InputError: it cannot be put there.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, "utf-8")
+    except OSError as error:
+        raise InputError(f"{path}: the page cannot be written ({error.strerror}); name another place") from error
+    return path
+
+
+def embedded(path: Path, most: int = LARGEST) -> str:
+    """A picture as a data URI, as small as it looks the same, with no side longer than `most`.
+
+    Raises:
+        FileRefused: it is no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            file = io.BytesIO()
+            shown = image.convert("RGB")
+            shown.thumbnail((most, most))
+            shown.save(file, "WEBP", quality=90, method=4)
+    except OSError as error:
+        raise FileRefused(f"{path}: not a readable picture ({error}); delete its folder and run it again") from error
+    return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+class _Page:
+    """What the template needs of one run."""
+
+    def __init__(self, run: Run, index: int, home: Path) -> None:
+        self.run, self.home, self.anchor = run, home, f"run{index}-{_slug(run.name)}"
+        self.numbers = {row: k + 1 for k, row in enumerate(run.rows)}
+        hows = {row.label: row.how for row in TABLES[run.name].rows} if run.name in TABLES else {}
+        self.apart = {label for label, how in hows.items() if how in ("floor", "content", "style", "told", "oracle")}
+        self.first = {(cell.dataset, cell.row): self._anchor(cell) for cell in reversed(run.cells)}
+
+    def view(self) -> dict[str, Any]:
+        run = self.run
+        return {
+            "anchor": self.anchor, "title": run.title, "base": run.base,
+            "atelier": run.base == "atelier" and "encoders" not in run.about,
+            "paper": bool(paper_base(run.base)), "metrics": run.metrics, "failed": dict(run.about.get("failed", {})),
+            "tables": [self._table(d) for d in run.datasets], "plots": self._plots(), "cases": self._cases(),
+            "environment": self._environment(),
+        }  # fmt: skip
+
+    def _anchor(self, cell: Measured) -> str:
+        return f"{self.anchor}-{_slug(cell.case)}-{self.numbers[cell.row]}"
+
+    def _table(self, dataset: str) -> dict[str, Any]:
+        lines = [line for line in self.run.lines if line.dataset == dataset]
+        costs = [c for c in COST_NAMES if any(line.costs[c] is not None for line in lines)]
+        return {
+            "dataset": dataset,
+            "pairs": max(line.pairs for line in lines),
+            "costs": [COST_NAMES[c] for c in costs],
+            "lines": [self._line(line, costs) for line in lines],
+        }
+
+    def _line(self, line: Line, costs: Sequence[str]) -> dict[str, Any]:
+        paper = printed(self.run.name, self.run.base, line.dataset, line.row)
+        values = [self._value(line, metric, paper) for metric in self.run.metrics]
+        number = self.numbers[line.row]
+        return {
+            "row": line.row, "number": number, "colour": colour(number), "scores": values,
+            "anchor": self.first.get((line.dataset, line.row)), "costs": [_cost(c, line.costs[c]) for c in costs],
+        }  # fmt: skip
+
+    def _value(self, line: Line, metric: str, paper: Mapping[str, float]) -> dict[str, Any] | None:
+        found = line.metrics.get(metric)
+        if found is None:
+            return None
+        mean, low, high = found
+        span = f"{low:.2f}–{high:.2f}" if line.pairs > 1 and isfinite(low) and isfinite(high) else ""
+        share = round(min(max(mean, 0.0), 1.0), 3)
+        number = {"mean": f"{mean:.2f}", "span": span, "paper": _printed(paper.get(metric))}
+        return number | {"share": share, "bad": metric.endswith(("leak", "leakage"))}
+
+    def _plots(self) -> list[dict[str, Any]]:
+        found = []
+        for dataset in self.run.datasets:
+            lines = [line for line in self.run.lines if line.dataset == dataset]
+            for content, style, quality in AXES:
+                if points := self._points(lines, content, style):
+                    name = f"{self.anchor}-{_slug(dataset)}"
+                    svg = scatter(points, f"{content} (content)", f"{style} (style)", f"{name}-{content}")
+                    found.append((f"{dataset}: content against style", svg))
+                    if quality and (timed := self._timed(lines, quality)):
+                        svg = scatter(timed, "seconds to merge", f"{quality} (content and style)", f"{name}-t", True)
+                        found.append((f"{dataset}: quality against time", svg))
+        found += [(f"mean rank by block: {row}", bars(r, "directions", f"{self.anchor}-r{self.numbers[row]}"))
+                  for row, r in self._ranks().items()]  # fmt: skip
+        if self.run.curves is not None:
+            known = [w for w in ("object", "look") if all(w in curve for curve in self.run.curves.values())]
+            found += [(f"{w} by α", curves(self.run.curves, w, f"{self.anchor}-{w}")) for w in known]
+        return [{"title": title, "svg": Markup(svg)} for title, svg in found]
+
+    def _points(self, lines: Sequence[Line], content: str, style: str) -> list[Point]:
+        found = []
+        for line in lines:
+            x, y = line.metrics.get(content), line.metrics.get(style)
+            if x is not None and y is not None:
+                found.append(Point(self.numbers[line.row], x, y, line.row not in self.apart))
+        return found
+
+    def _timed(self, lines: Sequence[Line], quality: str) -> list[Point]:
+        found = []
+        for line in lines:
+            seconds, y = line.costs["seconds"], line.metrics.get(quality)
+            if seconds and y is not None:
+                found.append(Point(self.numbers[line.row], (seconds, seconds, seconds), y))
+        return found
+
+    def _ranks(self) -> dict[str, Ranks]:
+        """Mean ranks of the rows whose masks were learnt, over all cells of the run."""
+        found: dict[str, list[Ranks]] = {}
+        for cell in self.run.cells:
+            merged = cell.folder / "merged.safetensors"
+            if cell.result.get("trainable") and merged.exists() and (ranks := ranks_of(merged)):
+                found.setdefault(cell.row, []).append(ranks)
+        return {row: mean_ranks(found[row]) for row in self.run.rows if row in found}
+
+    def _cases(self) -> list[dict[str, Any]]:
+        found = []
+        for case in dict.fromkeys(cell.case for cell in self.run.cells):
+            cells = sorted((c for c in self.run.cells if c.case == case), key=lambda c: self.numbers[c.row])
+            asked = [c.result.get("prompts", [c.result.get("prompt", "")])[0] for c in cells]
+            most = max(cells, key=lambda c: len(c.loras))
+            found.append({
+                "name": case, "anchor": f"{self.anchor}-{_slug(case)}", "prompt": max(asked, key=asked.count),
+                "references": self._references(most), "cells": [self._cell(cell) for cell in cells],
+            })  # fmt: skip
+        return found
+
+    def _references(self, cell: Measured) -> list[dict[str, Any]]:
+        found = []
+        for job in cell.loras:
+            pictures = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
+            link = self._link(job.path) if job.path.exists() else ""
+            found.append({"title": job.kind, "pictures": [embedded(p, REFERENCE) for p in pictures], "link": link})
+        return found
+
+    def _cell(self, cell: Measured) -> dict[str, Any]:
+        number, picture = self.numbers[cell.row], cell.folder / "pictures.png"
+        seen = cell.result.get("truth") or cell.result.get("similarity", {})
+        facts = [f"{name} {value:.2f}" for name, value in seen.items() if isinstance(value, float)]
+        if cell.result.get("seconds") is not None:
+            facts.append(f"{cell.result['seconds']:.1f} s")
+        merged = cell.folder / "merged.safetensors"
+        recipe = recipe_of(merged) if merged.exists() else cell.result
+        return {
+            "anchor": self._anchor(cell), "row": cell.row, "number": number, "colour": colour(number),
+            "picture": embedded(picture) if picture.exists() else "", "facts": " · ".join(facts),
+            "files": [{"name": p.name, "link": self._link(p)} for p in cell.files], "recipe": _readable(recipe),
+        }  # fmt: skip
+
+    def _environment(self) -> dict[str, str]:
+        about = self.run.about
+        found = {"folder": str(self.run.folder), "base": self.run.base}
+        found |= {key: str(about.get(key)) for key in ("commit", "seed", "device") if about.get(key) is not None}
+        for key in ("hardware", "versions"):
+            if isinstance(about.get(key), Mapping):
+                found[key] = ", ".join(f"{name} {value}" for name, value in about[key].items())
+        if "encoders" in about:
+            cards = about["encoders"].values()
+            found["encoders"] = ", ".join(f"{c['name']}: {c['checkpoint']} ({c['fingerprint'][:12]})" for c in cards)
+        if "cases" in about:
+            found["pairs"] = ", ".join(about["cases"])
+        return found
+
+    def _link(self, path: Path) -> str:
+        return quote(os.path.relpath(path.absolute(), self.home).replace(os.sep, "/"))
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
+
+
+def _cost(name: str, value: float | None) -> str:
+    if value is None:
+        return ""
+    said = {"bytes": f"{value / 1000:,.0f}", "seconds": f"{value:.1f}", "moved": f"{value:.3f}"}
+    return said.get(name, f"{value:,.0f}")
+
+
+def _printed(value: float | None) -> str:
+    return "" if value is None else f"{value:g}"
+
+
+def _readable(recipe: Mapping[str, Any]) -> str:
+    """A recipe for people: one line for each entry, long lists of numbers on one line."""
+    return json.dumps({k: v for k, v in recipe.items() if k != "content_ranks"}, indent=1, default=str)

@@ -1,0 +1,50 @@
+"""How many directions of each half are left in a merged file, block by block (Figure 4), from its header alone."""
+
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from duolora.lora.parts import CONTENT_RANKS
+from duolora.lora.read.header import read_header
+from duolora.lora.read.keys import RECIPE
+from duolora.model.blocks import blocks_of
+
+Ranks = dict[str, dict[str, float]]
+
+
+def recipe_of(path: Path) -> dict[str, Any]:
+    """The recipe in a file's header; empty where there is none."""
+    text = read_header(path)[1].get(RECIPE)
+    return json.loads(text) if text else {}
+
+
+def ranks_of(path: Path) -> Ranks | None:
+    """Mean rank in each block, {"content": {block: rank}, …}; None for a file that does not part its halves.
+
+    A file in diffusers' format, as `duolora merge` writes it.
+    """
+    entries, metadata = read_header(path)
+    counts = json.loads(metadata.get(RECIPE, "{}")).get(CONTENT_RANKS)
+    end = ".lora_A.weight"
+    ranks = {
+        key.removeprefix("unet.").removesuffix(end): entry["shape"][0]
+        for key, entry in entries.items()
+        if key.endswith(end)
+    }
+    if not isinstance(counts, list) or len(counts) != len(ranks):
+        return None
+    content = dict(zip(sorted(ranks), counts, strict=True))
+    blocks = {block: names for block, names in blocks_of(ranks).items() if "_block" in block}
+    return {
+        "content": {block: mean(content[n] for n in names) for block, names in blocks.items()},
+        "style": {block: mean(ranks[n] - content[n] for n in names) for block, names in blocks.items()},
+    }
+
+
+def mean_ranks(found: Iterable[Mapping[str, Mapping[str, float]]]) -> Ranks:
+    """The mean over several files; a block that a file does not have counts as rank 0."""
+    files = list(found)
+    blocks = list(dict.fromkeys(block for one in files for block in one["content"]))
+    return {half: {b: mean(one[half].get(b, 0.0) for one in files) for b in blocks} for half in ("content", "style")}

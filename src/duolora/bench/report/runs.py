@@ -1,0 +1,184 @@
+"""Finished runs, read back from their folders: the lines of a table, its cells, its curves, how it was made."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from duolora.bench.cells.cell import Cell, described
+from duolora.bench.cells.jobs import Training
+from duolora.bench.cells.multi import Group, GroupCell
+from duolora.bench.cells.pairs import cases_of
+from duolora.bench.cells.photo_cell import PhotoCell, Scoring
+from duolora.bench.cells.photos import pairs_of
+from duolora.bench.tables.render import COSTS, LABELS
+from duolora.bench.tables.rows import TABLES, row_of
+from duolora.bench.tables.tuning import TUNING
+from duolora.errors import FileRefused, InputError
+
+Interval = tuple[float, float, float]
+"""A mean and the ends of its interval over pairs, which are not numbers (NaN) where there is none."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """A row of a table on one data set: metrics as (mean, low, high) over pairs, and what the merge cost."""
+
+    dataset: str
+    row: str
+    pairs: int
+    metrics: Mapping[str, Interval | None]
+    costs: Mapping[str, float | None]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished cell: what is in its folder."""
+
+    folder: Path
+    case: str
+    dataset: str
+    row: str
+    result: Mapping[str, Any]
+    loras: tuple[Training, ...] = ()
+
+    @property
+    def files(self) -> list[Path]:
+        """What is there to open, the result first."""
+        found = sorted(path for path in self.folder.iterdir() if path.suffix in (".json", ".png", ".safetensors"))
+        return sorted(found, key=lambda path: path.suffix != ".json")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished table or figure."""
+
+    name: str
+    title: str
+    folder: Path
+    base: str
+    about: Mapping[str, Any]
+    lines: tuple[Line, ...] = ()
+    cells: tuple[Measured, ...] = ()
+    curves: Mapping[str, Mapping[str, Sequence[float]]] | None = None
+
+    @property
+    def metrics(self) -> list[str]:
+        """The metrics that any line has, in the order of the file."""
+        names = dict.fromkeys(name for line in self.lines for name in line.metrics)
+        return [name for name in names if any(line.metrics.get(name) for line in self.lines)]
+
+    @property
+    def rows(self) -> list[str]:
+        """The labels of all rows, in the table's order."""
+        return list(dict.fromkeys(line.row for line in self.lines))
+
+    @property
+    def datasets(self) -> list[str]:
+        """The data sets, in the table's order."""
+        return list(dict.fromkeys(line.dataset for line in self.lines))
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs in these folders, or in the folders inside them.
+
+    Raises:
+        InputError: a folder holds neither `table.json` nor `curves.json`, and none of those in it does.
+        FileRefused: one of their files is damaged.
+    """
+    found: dict[Path, Run] = {}
+    for folder in (Path(f).expanduser() for f in folders):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        runs = [path for path in (folder, *inside) if _is_run(path)]
+        if not runs:
+            raise InputError(
+                f"{folder}: expected a run's folder with table.json or curves.json in it, or a folder of such; found "
+                "none; give the folder that `duolora bench` printed"
+            )
+        found |= {path.resolve(): read_run(path) for path in runs}
+    return list(found.values())
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "table.json").is_file() or (path / "curves.json").is_file()
+
+
+def read_run(folder: Path) -> Run:
+    """One run."""
+    about = _json(folder / "run.json") if (folder / "run.json").exists() else {}
+    name = str(about.get("table", folder.name))
+    curves = _json(folder / "curves.json") if (folder / "curves.json").exists() else None
+    known = TABLES | {"tuning": TUNING}
+    title = known[name].title if name in known else name
+    lines: tuple[Line, ...] = ()
+    if (folder / "table.json").exists():
+        lines = tuple(_line(entry, folder) for entry in _json(folder / "table.json"))
+    elif curves is not None:
+        title = "Figure 3: what is still drawn as the attention of some blocks is turned down"
+    cells = _cells(folder.parent / "cells", name, about, {line.row for line in lines})
+    return Run(name, title, folder, ", ".join(about.get("bases", ("atelier",))), about, lines, tuple(cells), curves)
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileRefused(f"{path}: not readable as JSON ({error}); run the benchmark again") from error
+
+
+def _line(entry: Mapping[str, Any], folder: Path) -> Line:
+    try:
+        rest = {k: v for k, v in entry.items() if k not in ("dataset", "row", "pairs")}
+        named = {LABELS.get(k, k): v for k, v in rest.items() if k not in COSTS}
+        metrics = {k: None if v is None else _interval(v) for k, v in named.items()}
+        return Line(entry["dataset"], entry["row"], entry["pairs"], metrics, {k: rest.get(k) for k in COSTS})
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise FileRefused(
+            f"{folder / 'table.json'}: expected lines with dataset, row and intervals ({error}); run it again"
+        ) from error
+
+
+def _interval(value: Sequence[float]) -> Interval:
+    mean, low, high = (float("nan") if v is None else float(v) for v in value)
+    return mean, low, high
+
+
+def _cells(where: Path, table: str, about: Mapping[str, Any], rows: set[str]) -> list[Measured]:
+    """The cells of a table's pairs, rows and seed; of two that are the same measurement, the newer one."""
+    known = {row.label: described(row) for row in (TABLES[table].rows if table in TABLES else ())}
+    labels = {_key(row): label for label, row in (about.get("rows") or known).items()}
+    found: dict[tuple[str, str], tuple[float, Measured]] = {}
+    for case in about.get("cases", ()):
+        for path in sorted((where / case).glob("*/result.json")):
+            cell = _measured(path, case, labels)
+            if cell.row not in rows or int(path.parent.name.rpartition("-")[2]) != about.get("seed", 0):
+                continue
+            age, key = path.stat().st_mtime, (case, cell.row)
+            if key not in found or found[key][0] < age:
+                found[key] = (age, cell)
+    return [cell for _, cell in found.values()]
+
+
+def _key(row: Mapping[str, object]) -> str:
+    return json.dumps(row, sort_keys=True)
+
+
+def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
+    result, root = _json(path), path.parents[3]
+    try:
+        row = row_of(result["row"])
+        cell: Cell | GroupCell | PhotoCell
+        if "photos" in result:
+            cell = PhotoCell(root, pairs_of([result["photos"]])[0], row, Scoring(()), base=result["base"])
+        elif "group" in result:
+            cell = GroupCell(root, Group(tuple(cases_of(result["group"]["things"]))), row)
+        else:
+            cell = Cell(root, cases_of([result["case"]])[0], row)
+        needed: Sequence[Training] = cell.needs()
+        jobs = {job.path: job for job in needed}
+        return Measured(
+            path.parent, case, cell.dataset, labels.get(_key(described(row)), row.label), result, tuple(jobs.values())
+        )
+    except (KeyError, TypeError) as error:
+        raise FileRefused(f"{path}: expected a finished cell, {error}; delete its folder and run it again") from error

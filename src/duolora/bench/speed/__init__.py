@@ -1,0 +1,1 @@
+"""How fast merges are, beside a dense reference and beside a bare UNet."""

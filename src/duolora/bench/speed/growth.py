@@ -1,0 +1,179 @@
+"""`duolora bench growth`: time and memory against rank, image size, adapters and updates, with the slopes."""
+
+import json
+import math
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from tqdm import tqdm
+
+from duolora.bench.record import facts, write
+from duolora.bench.speed.random_base import random_lora
+from duolora.bench.speed.scenes import SMALL, Scene
+from duolora.bench.speed.speed import Setting, clock_of, forget_peak, resident, wait, way_of
+from duolora.errors import DuoLoRAError
+from duolora.merging.closed_form import Part, one_shot
+from duolora.merging.options import METHODS
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Axis = Literal["rank", "resolution", "adapters", "updates"]
+SIZES: dict[Axis, tuple[int, ...]] = {
+    "rank": (4, 16, 64, 256),
+    "resolution": (64, 128, 192, 256),
+    "adapters": (1, 2, 3, 4),
+    "updates": (1, 2, 4, 8),
+}
+WHAT = {
+    "rank": "a DuoLoRA update, by rank",
+    "resolution": "a DuoLoRA update, by the picture's side in pixels",
+    "adapters": "a one-shot merge (1 call), by number of adapters",
+    "updates": "a DuoLoRA merge, by number of updates",
+}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One size on one axis; the other sizes are those of `setting`."""
+
+    setting: Setting
+    axis: Axis
+    size: int
+
+    def scene(self) -> Scene:
+        """The scene at this size."""
+        changed = {self.axis: self.size} if self.axis in ("rank", "resolution") else {}
+        return replace(self.setting, **changed).scene()  # type: ignore[arg-type]
+
+    def run(self, made: Scene) -> float:
+        """Do the work once, after something that warms up; its seconds."""
+        clock = getattr(time, clock_of(made))
+        if self.axis == "adapters":
+            parts = self._parts(made)
+            wait(made)
+            begun = clock()
+            one_shot(made.base, parts, made.both.roles, replace(METHODS["oneshot"], calls=1))
+            wait(made)
+            return float(clock() - begun)
+        with way_of("ours", made, METHODS["duolora"]) as (learning, _):
+            learning.update(0)
+            wait(made)
+            begun = clock()
+            for step in range(self.size if self.axis == "updates" else 1):
+                learning.update(step + 1)
+            wait(made)
+            return float(clock() - begun)
+
+    def _parts(self, made: Scene) -> list[Part]:
+        """As many adapters as its size says, the last of them a style."""
+        loras = [random_lora(made.base, self.setting.rank, k) for k in range(self.size)]
+        return [
+            Part(lora, "style" if k == self.size - 1 else "content", made.data.x_c, f"prompt {k}")
+            for k, lora in enumerate(loras)
+        ]
+
+
+def peak(point: Point) -> float:
+    """Peak memory in MB beyond the bare UNet's. Run it in a fresh process."""
+    made = point.scene()
+    cuda = made.base.device.type == "cuda"
+    forget_peak()
+    before = torch.cuda.memory_allocated() if cuda else resident()
+    if cuda:
+        torch.cuda.reset_peak_memory_stats()
+    point.run(made)
+    return float((torch.cuda.max_memory_allocated() if cuda else resident()) - before) / 1e6
+
+
+def _peak_apart(point: Point) -> float:
+    asked = json.dumps({"setting": asdict(point.setting), "axis": point.axis, "size": point.size})
+    child = [sys.executable, "-m", "duolora.bench.speed.growth", asked]
+    done = subprocess.run(child, capture_output=True, text=True, check=False)
+    if done.returncode:
+        why = done.stderr.strip().splitlines()[-1]
+        raise DuoLoRAError(f"the measurement of {point.axis} {point.size} failed: {why}")
+    return float(done.stdout.splitlines()[-1])
+
+
+def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
+    """The exponent p of value ~ size^p, by least squares in logarithms; 0 for anything that is not positive."""
+    if min(values) <= 0:
+        return 0.0
+    x, y = [math.log(size) for size in sizes], [math.log(value) for value in values]
+    return statistics.linear_regression(x, y).slope
+
+
+def growth(
+    out: Path,
+    base: str = SMALL,
+    device: str = "cpu",
+    width: int | None = None,
+    repeats: int = 3,
+    memory: bool = True,
+    seed: int = 0,
+    progress: bool = True,
+    sizes: dict[Axis, tuple[int, ...]] = SIZES,
+) -> str:
+    """Measure all sizes in turns, write `growth.json` and `growth.png` into `out`; returns the slopes as text."""
+    dtype = "float32" if device == "cpu" else "bfloat16"
+    setting = Setting(base, 16, None if base == "atelier" else 128, device, dtype, width, False, seed)
+    axes = [axis for axis in sizes if base != "atelier" or axis != "resolution"]
+    found: dict[str, dict[str, Any]] = {}
+    for axis in tqdm(axes, "Growth", disable=not progress, leave=False):
+        points = [Point(setting, axis, size) for size in sizes[axis]]
+        scenes = [point.scene() for point in points]
+        turns = [[p.run(made) for p, made in zip(points, scenes, strict=True)] for _ in range(repeats)]
+        seconds = [statistics.median(column) for column in zip(*turns, strict=True)]
+        megabytes = [_peak_apart(point) for point in points] if memory else []
+        found[axis] = {"sizes": sizes[axis], "seconds": seconds, "peak_mb": megabytes, "what": WHAT[axis]}
+        found[axis] |= {"slope_seconds": slope(sizes[axis], seconds)}
+        if memory:
+            found[axis]["slope_mb"] = slope(sizes[axis], megabytes)
+    path = write(out / "growth.json", {"setting": asdict(setting), **facts(device, seed), "axes": found})
+    _plot(found, out / "growth.png")
+    lines = [f"{axis:10} time ~ size^{f['slope_seconds']:.2f}{_memory(f)}" for axis, f in found.items()]
+    return "\n".join([*lines, str(path), str(out / "growth.png")])
+
+
+def _memory(axis: dict[str, Any]) -> str:
+    return f", memory ~ size^{axis['slope_mb']:.2f}" if "slope_mb" in axis else ""
+
+
+def _plot(found: dict[str, dict[str, Any]], path: Path) -> None:
+    """One panel for each axis: time on the left, memory on the right, both logarithmic."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(4 * len(found), 3.6), layout="constrained")
+    for k, (axis, f) in enumerate(found.items()):
+        left = figure.add_subplot(1, len(found), k + 1)
+        _line(left, f["sizes"], f["seconds"], "o-", "C0")
+        left.set(xlabel=axis, ylabel="seconds")
+        left.set_title(f"{f['what']}\ntime ~ size^{f['slope_seconds']:.2f}", fontsize=9)
+        if f["peak_mb"] and min(f["peak_mb"]) > 0:
+            right = left.twinx()
+            _line(right, f["sizes"], f["peak_mb"], "s--", "C1")
+            right.set_ylabel(f"peak MB beyond the UNet, ~ size^{f['slope_mb']:.2f}", color="C1", fontsize=8)
+        left.set_xticks(f["sizes"], [str(size) for size in f["sizes"]])
+        left.xaxis.minorticks_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def _line(axes: "Axes", sizes: Sequence[float], values: Sequence[float], marks: str, color: str) -> None:
+    """A line in logarithms, on a scale of a decade at least, so that what does not grow looks flat."""
+    axes.loglog(sizes, values, marks, color=color)
+    middle, half = math.sqrt(min(values) * max(values)), max(math.sqrt(10), 1.2 * math.sqrt(max(values) / min(values)))
+    axes.set_ylim(middle / half, middle * half)
+
+
+if __name__ == "__main__":
+    _asked = json.loads(sys.argv[1])
+    print(peak(Point(Setting(**_asked["setting"]), _asked["axis"], _asked["size"])))

@@ -1,0 +1,1 @@
+"""The kit of the user study (Table 6): a questionnaire, its answers' shares and their agreement."""

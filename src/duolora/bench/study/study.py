@@ -1,0 +1,250 @@
+"""The study kit (Table 6): a blind questionnaire from finished runs, and what its answers say.
+
+The page knows pictures by random names only. Which method drew which is in the key, a file of its own, which stays
+with whoever runs the study.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from PIL import Image
+
+from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER
+from duolora.bench.report.page import REFERENCE, embedded, environment, written
+from duolora.bench.report.paper_numbers import TABLE6, paper_base
+from duolora.bench.report.runs import Measured, Run, read_runs
+from duolora.bench.study.agreement import counted, fleiss_kappa, shares
+from duolora.errors import FileRefused, InputError
+from duolora.model.images import SUFFIXES, picture_files, read_image, untiled
+
+ROWS = ("naive", "B-LoRA (filter)", "ZipLoRA", "DuoLoRA")
+"""The methods that the paper's study compares."""
+NONE = "none"
+"""The choice "None is satisfactory"."""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question in the key: what is shown, and which of its options is which method's."""
+
+    name: str
+    case: str
+    prompt: str
+    picture: int
+    options: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Key:
+    """What unblinds a study."""
+
+    study: str
+    seed: int
+    base: str
+    rows: tuple[str, ...]
+    questions: tuple[Question, ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Table 6: for every method and `none` its share of the answers with an interval, and how far people agree."""
+
+    shares: Mapping[str, tuple[float, float, float]]
+    kappa: float | None
+    people: int
+    answers: int
+    base: str
+
+    def table(self) -> str:
+        """The table as Markdown, with the paper's beside it where the base is the paper's."""
+        paper = TABLE6 if paper_base(self.base) == "sdxl" else {}
+        head = ["", "chosen", "95 % interval"] + (["paper"] if paper else [])
+        lines = [
+            f"User study on {self.base}: {self.answers} answers of {self.people} people.",
+            "",
+            f"| {' | '.join(head)} |",
+            "|" + "---|" * len(head),
+        ]
+        for row, (mean, low, high) in self.shares.items():
+            cells = [row, f"{mean:.1%}", f"{low:.1%} to {high:.1%}"]
+            cells += [f"{paper[row]:.0%}" if row in paper else ""] if paper else []
+            lines.append(f"| {' | '.join(cells)} |")
+        kappa = "cannot be said (too few answers, or all the same)" if self.kappa is None else f"{self.kappa:.2f}"
+        lines += ["", f"Agreement between people, Fleiss' κ: {kappa}"]
+        return "\n".join(lines)
+
+
+def make(
+    folders: Sequence[str | Path], out: str | Path, rows: Sequence[str] = ROWS, each: int = 1, seed: int = 0
+) -> tuple[Path, Path]:
+    """Write `questionnaire.html` and `key.json` into the folder `out`; returns both.
+
+    A question is a pair with one of its prompts and seeds, the same for all methods. The order of questions and of
+    pictures is shuffled anew for every person, from a seed that comes back with the answers.
+
+    Args:
+        folders: finished runs.
+        out: the folder, made if need be.
+        rows: the methods to compare, by their labels in the tables.
+        each: questions for every pair.
+        seed: which pictures are asked about, and the random names.
+
+    Raises:
+        DuoLoRAError: fewer than two methods, no pair on which all of them are finished, or `out` cannot be written.
+    """
+    if len(set(rows)) < 2:
+        raise InputError(f"rows: expected at least two different methods to compare, got {', '.join(rows) or 'none'}")
+    if each < 1:
+        raise InputError(f"each: expected at least one question for every pair, got {each}")
+    where, rng = Path(out).expanduser(), Random(seed)
+    runs = read_runs([Path(folder) for folder in folders])
+    cases = _complete(runs, rows)
+    bases = {run.base for run in runs}
+    if len(bases) > 1:
+        raise InputError(f"expected runs on one base, got {', '.join(sorted(bases))}; make a study for each")
+    questions, shown = [], []
+    for case, cells in cases.items():
+        sheets = {row: _pictures(cell) for row, cell in cells.items()}
+        fewest = min(map(len, sheets.values()))
+        for picture in rng.sample(range(fewest), min(each, fewest)):
+            names = {f"{rng.getrandbits(48):012x}": row for row in rows}
+            prompt = _prompts(next(iter(cells.values())), picture, fewest)
+            question = Question(f"{rng.getrandbits(48):012x}", case, prompt, picture, names)
+            questions.append(question)
+            options = [{"name": name, "picture": _png(sheets[row][picture])} for name, row in names.items()]
+            rng.shuffle(options)
+            shown.append(_shown(question, cells, options))
+    rng.shuffle(shown)
+    facts = json.dumps([seed, list(rows), [asdict(q) for q in questions]], sort_keys=True)
+    key = Key(hashlib.sha256(facts.encode()).hexdigest()[:12], seed, bases.pop(), tuple(rows), tuple(questions))
+    page = (
+        environment("duolora.bench.study")
+        .get_template("study.html.j2")
+        .render(study=key.study, questions=shown, no_choice=NONE)
+    )
+    return written(where / "questionnaire.html", page), written(
+        where / "key.json", json.dumps(asdict(key), indent=1) + "\n"
+    )
+
+
+def _complete(runs: Sequence[Run], rows: Sequence[str]) -> dict[str, dict[str, Measured]]:
+    """The cells of the pairs on which all the methods are finished."""
+    found: dict[str, dict[str, Measured]] = {}
+    for cell in (cell for run in runs for cell in run.cells):
+        if cell.row in rows and (cell.folder / "pictures.png").exists():
+            found.setdefault(cell.case, {})[cell.row] = cell
+    complete = {case: {row: cells[row] for row in rows} for case, cells in found.items() if len(cells) == len(rows)}
+    if not complete:
+        known = ", ".join(dict.fromkeys(cell.row for run in runs for cell in run.cells)) or "none with pictures"
+        raise InputError(f"rows: expected pairs on which {', '.join(rows)} are all finished; found {known}")
+    return complete
+
+
+def _asked(cell: Measured) -> list[str]:
+    return list(cell.result.get("prompts") or [cell.result.get("prompt", "")])
+
+
+def _pictures(cell: Measured) -> list[Image.Image]:
+    """What a cell drew: cells on photos keep each picture whole, others a sheet."""
+    if (whole := cell.folder / "pictures").is_dir():
+        return [read_image(path) for path in picture_files(whole)]
+    with Image.open(cell.folder / "pictures.png") as sheet:
+        return [picture for row in untiled(sheet.convert("RGB"), len(_asked(cell))) for picture in row]
+
+
+def _prompts(cell: Measured, picture: int, count: int) -> str:
+    """The prompt of a picture in words that say nothing of identifiers."""
+    asked = _asked(cell)
+    prompt = asked[picture * len(asked) // count]
+    this = re.sub(rf"\ban? (?:{'|'.join(IDENTIFIERS)}) ", "this ", prompt)
+    return re.sub(rf"\bin {STYLE_IDENTIFIER} style\b", "in that style", this)
+
+
+def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict[str, str]]) -> dict[str, Any]:
+    """What the page shows of a question: nothing that says which method is which."""
+    references: dict[str, list[str]] = {}
+    for job in next(iter(cells.values())).loras:
+        files = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
+        known = references.setdefault("thing" if job.kind == "content" else "style", [])
+        shown = [embedded(file, REFERENCE) for file in files]
+        known += [picture for picture in shown if picture not in known]
+    return {"name": question.name, "prompt": question.prompt, "references": references, "options": options}
+
+
+def _png(picture: Image.Image) -> str:
+    """Without loss, and without anything beside the pixels that could tell methods apart."""
+    file = io.BytesIO()
+    Image.frombytes("RGB", picture.size, picture.tobytes()).save(file, "PNG")
+    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+
+
+def score(answers: Sequence[str | Path], key: str | Path) -> Scored:
+    """What the returned answers say: files, or folders of them.
+
+    Raises:
+        DuoLoRAError: the key or a file is damaged, belongs to another study, or a person is there twice.
+    """
+    known = read_key(Path(key).expanduser())
+    options = {q.name: {**q.options, NONE: NONE} for q in known.questions}
+    choices: dict[str, dict[str, str]] = {}
+    for path in _files(answers):
+        person, chosen = _read_answers(path, known.study, options)
+        if person in choices:
+            raise InputError(f"{path}: {person!r} has answered already, in another file; leave one of them away")
+        choices[person] = chosen
+    names, categories = list(options), [NONE, *known.rows]
+    found = shares(choices, names, categories, known.seed)
+    kappa = fleiss_kappa(counted(choices, names, categories))
+    return Scored(found, kappa, len(choices), sum(map(len, choices.values())), known.base)
+
+
+def read_key(path: Path) -> Key:
+    """The key of a study.
+
+    Raises:
+        FileRefused: it is none.
+    """
+    try:
+        entry = json.loads(path.read_text("utf-8"))
+        questions = tuple(Question(**question) for question in entry["questions"])
+        return Key(**entry | {"rows": tuple(entry["rows"]), "questions": questions})
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileRefused(f"{path}: expected the key.json that `study make` wrote ({error})") from error
+
+
+def _files(answers: Sequence[str | Path]) -> list[Path]:
+    found: list[Path] = []
+    for path in (Path(a).expanduser() for a in answers):
+        found += sorted(p for p in path.glob("*.json") if p.name != "key.json") if path.is_dir() else [path]
+    if not found:
+        raise InputError("answers: expected files that people sent back, got none")
+    return found
+
+
+def _read_answers(path: Path, study: str, options: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, str]]:
+    """Who answered, and the method behind each choice."""
+    try:
+        entry = json.loads(path.read_text("utf-8"))
+        person, of, given = str(entry["person"]), entry["study"], entry["answers"]
+        pairs = [(str(answer["question"]), str(answer["chosen"])) for answer in given]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise FileRefused(f"{path}: expected answers as the questionnaire saves them ({error!r})") from error
+    if of != study:
+        raise FileRefused(f"{path}: expected answers to the study {study}, found some to {of!r}; use that one's key")
+    chosen = {}
+    for question, option in pairs:
+        if option not in options.get(question, {}) or question in chosen:
+            raise FileRefused(
+                f"{path}: question {question}: expected one of its own options, once; got {option!r}; the file was "
+                "changed"
+            )
+        chosen[question] = options[question][option]
+    return person, chosen

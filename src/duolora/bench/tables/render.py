@@ -1,0 +1,236 @@
+"""Results as a table: Markdown, CSV and a plot, with intervals over pairs."""
+
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from duolora.api.evaluate import ATELIER, METRICS
+from duolora.bench.tables.rows import FLOOR, ORACLE
+
+TRUTH = ("object", "look", "joint", "colour", "pattern", "leak")
+SIMILARITY = tuple(ATELIER)
+COLUMNS = (*TRUTH, *SIMILARITY)
+COSTS = ("trainable", "bytes", "seconds", "moved")
+RIVALS = {"lead": "ZipLoRA", "lead_naive": "naive"}
+"""The rows that the others are compared with pair by pair, since pairs differ more than methods do."""
+LABELS = {"way": "way to oracle"} | {name: f"joint − {rival}" for name, rival in RIVALS.items()}
+"""What columns that compare rows are called where people read them."""
+Ends = tuple[float, float | None, float | None]
+"""A number and the two ends of its interval, where it has one."""
+DRAWS = 2000
+NO_WAY = 0.025
+"""The largest share of resamples without a way from floor to oracle at which an interval is still given."""
+
+
+NOTE = (
+    "Atelier's numbers, not comparable with the paper's: mean over pairs (95 % interval, bootstrap over pairs). Object "
+    "to leak are shares of pictures by its recognisers: joint is the thing's kind, its colour where the look keeps it, "
+    "and the look, all in one picture; leak is the style picture's own object. Atelier content, "
+    "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
+    "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures. "
+    f"Joint − {' and joint − '.join(RIVALS.values())} are means over pairs of the difference on a pair; what each "
+    "pair has is in pairs.csv."
+)
+
+
+SERIES = (("joint", "object", "look"), ("dino", "clip-i", "csd-s"), tuple(ATELIER)[:3])
+"""What the plot shows, the first first and with intervals: of these the first group that was measured."""
+SHOWN = {"joint": "thing and look", "object": "thing", "look": "look"} | {n: m.label for n, m in METRICS.items()}
+
+
+def note_of(encoders: Mapping[str, Mapping[str, object]]) -> str:
+    """What the numbers of a table on photos are, and which encoders made them."""
+    made = "; ".join(
+        f"{name}: {card['checkpoint']} ({str(card['fingerprint'])[:12]}), {card['transform']}"
+        for name, card in encoders.items()
+    )
+    return (
+        "Mean over pairs (95 % interval, bootstrap over pairs) of average cosines: DINO to the thing's photos, CLIP-I, "
+        f"CSD-s and leakage to the style pictures, CLIP-T to the prompt in words. {made}."
+    )
+
+
+class Result(NamedTuple):
+    """What a cell measured, and where it belongs."""
+
+    dataset: str
+    pair: str
+    row: str
+    measured: dict
+
+
+def interval(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -> tuple[float, float, float]:
+    """Mean and 95 % interval of the mean over pairs, by a percentile bootstrap."""
+    x = np.asarray(values, float)
+    means = np.random.default_rng(seed).choice(x, (draws, len(x))).mean(1)
+    return float(x.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+
+
+def way(values: Sequence[float], floors: Sequence[float], ceilings: Sequence[float], seed: int = 0) -> Ends | None:
+    """The share of the way from floor to ceiling, of means over pairs, with its 95 % interval.
+
+    The three are of the same pairs in the same order, and are resampled together. None where the ceiling's mean is not
+    above the floor's; without an interval where that happens in many resamples, as with few pairs.
+    """
+    x, low, high = (np.asarray(v, float) for v in (values, floors, ceilings))
+    share = share_of_the_way(float(x.mean()), float(low.mean()), float(high.mean()))
+    if share is None:
+        return None
+    rows = np.random.default_rng(seed).integers(len(x), size=(DRAWS, len(x)))
+    gone, whole = (x - low)[rows].mean(1), (high - low)[rows].mean(1)
+    there = whole > 0
+    if there.mean() < 1 - NO_WAY:
+        return share, None, None
+    shares = gone[there] / whole[there]
+    return share, float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
+
+
+def share_of_the_way(value: float, floor: float, ceiling: float) -> float | None:
+    """Where a value lies between floor (0) and ceiling (1); None when there is no way between them."""
+    return None if ceiling <= floor else (value - floor) / (ceiling - floor)
+
+
+def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, object]]:
+    """For each data set and row: means with intervals, the share of the way to the oracle, and what the merge cost."""
+    lines: list[dict[str, object]] = []
+    true = any("truth" in result.measured for result in results)
+    scored = {name for result in results for name in result.measured.get("similarity", {})}
+    columns = COLUMNS if true else [name for name in METRICS if name in scored]
+    for dataset in dict.fromkeys(result.dataset for result in results):
+        found = {
+            label: {r.pair: r.measured for r in results if (r.dataset, r.row) == (dataset, label)} for label in labels
+        }
+        for label, here in found.items():
+            if here:
+                line: dict[str, object] = {"dataset": dataset, "row": label, "pairs": len(here)}
+                line |= {column: _mean(column, list(here.values())) for column in columns}
+                if true:
+                    line["way"] = _way(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
+                    line |= {name: _lead(here, found[rival]) for name, rival in RIVALS.items() if found.get(rival)}
+                for cost in COSTS:
+                    known = [r[cost] for r in here.values() if cost in r]
+                    line[cost] = float(np.mean(known)) if known else None
+                lines.append(line)
+    return lines
+
+
+def pooled(results: Sequence[Result]) -> list[Result]:
+    """The results once more as a data set "all", of those rows that are measured on every pair of all data sets."""
+    pairs = {result.pair for result in results}
+    measured_on = {row: {r.pair for r in results if r.row == row} for row in {r.row for r in results}}
+    return [result._replace(dataset="all") for result in results if measured_on[result.row] == pairs]
+
+
+def _mean(column: str, measured: Sequence[dict]) -> Ends | None:
+    """A column's mean over the pairs that have it; photos may be scored by other metrics in each."""
+    values = [r.get("truth" if column in TRUTH else "similarity", {}).get(column) for r in measured]
+    known = [value for value in values if value is not None]
+    return interval(known) if known else None
+
+
+def _way(here: dict[str, dict], floor: dict[str, dict], ceiling: dict[str, dict]) -> Ends | None:
+    """The way in joint truth, over the pairs that all three have."""
+    pairs = [pair for pair in here if pair in floor and pair in ceiling]
+    values, floors, ceilings = ([of[pair]["truth"]["joint"] for pair in pairs] for of in (here, floor, ceiling))
+    return way(values, floors, ceilings) if pairs else None
+
+
+def _lead(here: dict[str, dict], rival: dict[str, dict]) -> Ends | None:
+    """By how much more joint truth there is than in the rival's row, over the pairs that both have."""
+    gaps = [here[pair]["truth"]["joint"] - rival[pair]["truth"]["joint"] for pair in here if pair in rival]
+    return interval(gaps) if gaps else None
+
+
+def write_pairs(results: Sequence[Result], path: Path) -> None:
+    """What every single cell measured, a line each: what all intervals are made of."""
+    asked = [(name, "truth") for name in TRUTH] + [(name, "similarity") for name in METRICS]
+    measures = [(name, kind) for name, kind in asked if any(name in r.measured.get(kind, {}) for r in results)]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["dataset", "pair", "row", "device", *(name for name, _ in measures), *COSTS])
+        for dataset, pair, row, measured in results:
+            values = [measured.get(kind, {}).get(name) for name, kind in measures]
+            costs = [measured.get(cost) for cost in COSTS]
+            writer.writerow([dataset, pair, row, measured.get("device", ""), *values, *costs])
+
+
+def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: str = NOTE) -> str:
+    """Write a summary as `table.md`, `.csv`, `.json` and `.png` into the folder; returns the Markdown."""
+    folder.mkdir(parents=True, exist_ok=True)
+    columns = [name for name in (*TRUTH, *METRICS, *LABELS) if any(name in line for line in lines)]
+    text = _markdown(title, lines, columns, note)
+    (folder / "table.md").write_text(text, "utf-8")
+    (folder / "table.json").write_text(json.dumps(lines, indent=1), "utf-8")
+    with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        ends = [f"{c}{end}" for c in columns for end in ("", "_low", "_high")]
+        writer.writerow(["dataset", "row", "pairs", *ends, *COSTS])
+        for line in lines:
+            cells = [v for c in columns for v in (line.get(c) or ("", "", ""))]  # type: ignore[attr-defined]
+            writer.writerow([line["dataset"], line["row"], line["pairs"], *cells, *(line[c] for c in COSTS)])
+    _plot(title, lines, folder / "table.png")
+    return text
+
+
+def _markdown(title: str, lines: Sequence[dict[str, object]], columns: Sequence[str], note: str) -> str:
+    labels = {name: metric.label for name, metric in METRICS.items()} | LABELS
+    head = ["row", "pairs", *(labels.get(c, c) for c in columns), "masks", "moved", "kB", "s"]
+    text = [f"## {title}", "", note, ""]
+    for dataset in dict.fromkeys(line["dataset"] for line in lines):
+        text += [f"### {dataset}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+        for line in lines:
+            if line["dataset"] == dataset:
+                cells = [_with_interval(line.get(c)) for c in columns]
+                shown = (("trainable", 1, 0), ("moved", 1, 3), ("bytes", 1e-3, 0), ("seconds", 1, 1))
+                cost = [_number(line[name], times, digits) for name, times, digits in shown]
+                row = [str(line["row"]), str(line["pairs"]), *cells, *cost]
+                text.append(f"| {' | '.join(row)} |")
+        text.append("")
+    return "\n".join(text)
+
+
+def _with_interval(value: object) -> str:
+    if not isinstance(value, tuple):
+        return "–"
+    mean, low, high = value
+    return f"{mean:.2f}" if low is None else f"{mean:.2f} ({low:.2f}–{high:.2f})"
+
+
+def _number(value: object, times: float, digits: int = 0) -> str:
+    return "" if not isinstance(value, float) else f"{value * times:,.{digits}f}"
+
+
+def _plot(title: str, lines: Sequence[dict[str, object]], path: Path) -> None:
+    """A line for each row and a panel for each data set, values along it; nothing where there is nothing to show."""
+    measured = {name for line in lines for name, value in line.items() if value is not None}
+    series = next((group for group in SERIES if measured.intersection(group)), ())
+    if not series:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    datasets = list(dict.fromkeys(line["dataset"] for line in lines))
+    rows = list(dict.fromkeys(str(line["row"]) for line in lines))
+    size = (2.5 + 2.4 * len(datasets), 1.5 + 0.27 * len(rows))
+    figure, axes = pyplot.subplots(1, len(datasets), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    for axis, dataset in zip(axes[0], datasets, strict=True):
+        for k, name in reversed(list(enumerate(series))):
+            found = [(rows.index(str(line["row"])), line.get(name)) for line in lines if line["dataset"] == dataset]
+            here = [(row, value) for row, value in found if isinstance(value, tuple)]
+            at, means, filled = [row for row, _ in here], [value[0] for _, value in here], "none" if k else f"C{k}"
+            axis.plot(means, at, "o^s"[k], color=f"C{k}", ms=5, mfc=filled, label=SHOWN.get(name, name))
+            if k == 0:
+                axis.hlines(at, [value[1] for _, value in here], [value[2] for _, value in here], color="C0", lw=2)
+        axis.set(title=str(dataset), yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5))
+        axis.grid(alpha=0.3)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles[::-1], labels[::-1], ncols=len(handles), loc="outside lower center", frameon=False)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)

@@ -1,0 +1,139 @@
+"""Every method at several strengths on the tuning pairs, and which of them is taken to the other tables.
+
+The rule: the highest mean of joint truth; of equals the one with more object and look together; of equals still, the
+first, which is the default. Pairs, objects and looks of the tuning set are in no other data set.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from duolora.bench.tables.rows import FLOOR, ORACLE, TABLES, Row, Table
+from duolora.errors import InputError
+
+RULE = "joint, then object + look, then the first; means over the tuning pairs"
+
+
+Settings = tuple[dict[str, float], ...]
+
+
+def _weights(*pairs: tuple[float, float]) -> Settings:
+    return ({}, *({"content_weight": c, "style_weight": s} for c, s in pairs))
+
+
+def _each(name: str, *values: float) -> Settings:
+    return ({}, *({name: value} for value in values))
+
+
+def _grid(**values: tuple[float, ...]) -> Settings:
+    """All combinations; the first value of each is its default."""
+    _, *others = product(*values.values())
+    return ({}, *(dict(zip(values, chosen, strict=True)) for chosen in others))
+
+
+def _weakened(**values: tuple[float, ...]) -> Settings:
+    """All combinations, then each value of the last option with the content half at 0.7 and at 0.5.
+
+    That is what naive gains most by, so whatever has strengths of its own has it, too.
+    """
+    name, last = list(values.items())[-1]
+    weaker = [{"content_weight": w} | ({name: value} if k else {}) for w in (0.7, 0.5) for k, value in enumerate(last)]
+    return (*_grid(**values), *weaker)
+
+
+_UNEVEN = _weights((1.0, 0.7), (1.0, 0.5), (0.7, 1.0), (0.5, 1.0), (0.7, 0.7))
+_STRONGER = _weights((1.5, 1.0), (1.0, 1.5), (1.5, 1.5), (1.0, 0.5), (0.5, 1.0))
+_LR, _PRIOR = (0.01, 0.03), (0.1, 0.01)
+_ZIPLORA = _weakened(lambda_similarity=(0.01, 0.001), lr=_LR)
+GRIDS: dict[str, Settings] = {
+    "naive": _UNEVEN,
+    "split by role": _STRONGER,
+    "B-LoRA (filter)": _STRONGER,
+    "B-LoRA": _STRONGER,
+    "B-LoRA, own block": _STRONGER,
+    "PEFT svd": _UNEVEN,
+    "PEFT ties": _weakened(density=(0.5, 0.9)),
+    "PEFT dare_ties": _weakened(density=(0.5, 0.9)),
+    "K-LoRA": _each("k", 16, 64, 1024),
+    "ZipLoRA": _ZIPLORA,
+    "ZipLoRA, inputs": _ZIPLORA,
+    "ZipRank": _weakened(lr=_LR),
+    "ZipRank + layer prior": _weakened(lambda_layer_prior=_PRIOR, lr=_LR),
+    "DuoLoRA": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), {"lambda_cycle": 0.01, "lr": 0.03}),
+    "DuoLoRA, output masks": _weakened(lambda_layer_prior=_PRIOR, lr=_LR),
+    "one-shot (ours)": (*_each("off_role", 1.0, 0.3, 0.1), {"content_weight": 0.7}, {"content_weight": 0.5}),
+}
+"""For each row of Tables 1 and 3 the settings that are tried, the default first."""
+
+
+def _settings(row: Row) -> list[Row]:
+    rows = []
+    for changes in GRIDS.get(row.label, ()):
+        said = ", ".join(f"{name} {value:g}" for name, value in changes.items()) or "default"
+        rows.append(replace(row, label=f"{row.label}: {said}", changes={**row.changes, **changes}, group=row.label))
+    return rows
+
+
+_TUNED = {row.label: row for name in ("table1", "table3") for row in TABLES[name].rows}
+TUNING = Table(
+    "Tuning: every method at several strengths",
+    (FLOOR, ORACLE, *(setting for row in _TUNED.values() for setting in _settings(row))),
+    ("tuning",),
+)
+
+
+class Best(NamedTuple):
+    """The best setting of a group: its row, what it changes, and its joint truth and object + look."""
+
+    row: str
+    changes: dict[str, object]
+    score: tuple[float, float]
+
+
+def choose(table: Table, lines: Sequence[Mapping[str, Any]], path: Path) -> str:
+    """Write the best setting of each group by the rule above, for `--tuned`; returns them as text.
+
+    `lines` are those of `render.summary`. A setting that failed on some of the pairs is not eligible.
+    """
+    found = {line["row"]: line for line in lines}
+    whole = max((line["pairs"] for line in lines), default=0)
+    best: dict[str, Best] = {}
+    for row in table.rows:
+        line = found.get(row.label)
+        if row.group and line and line["pairs"] == whole:
+            joint, object_, look = (line[name][0] for name in ("joint", "object", "look"))
+            score = (round(joint, 9), round(object_ + look, 9))
+            if row.group not in best or score > best[row.group].score:
+                best[row.group] = Best(row.label, _tried(row), score)
+    kept = {group: each._asdict() for group, each in best.items()}
+    path.write_text(json.dumps({"rule": RULE, "pairs": whole, "best": kept}, indent=1) + "\n", "utf-8")
+    said = [f"{b.row}  (joint {b.score[0]:.2f}, object + look {b.score[1]:.2f})" for b in best.values()]
+    return "\n".join([f"Best of each group ({RULE}):", *said, str(path)])
+
+
+def _tried(row: Row) -> dict[str, object]:
+    """Of a setting's changes those that its grid tries, so that blocks chosen otherwise stay free."""
+    tried = {name for changes in GRIDS[row.group] for name in changes}
+    return {name: value for name, value in row.changes.items() if name in tried}
+
+
+def tuned(table: Table, path: Path) -> Table:
+    """The table with the best settings of a file that `choose` wrote, in the rows that are named there.
+
+    What a row changes itself stays as it is.
+
+    Raises:
+        InputError: the table is an ablation, or the file is another one.
+    """
+    if table.ablation:
+        raise InputError(f"{table.title}: an ablation changes one thing in each row; run it without --tuned")
+    try:
+        best = {name: dict(each["changes"]) for name, each in json.loads(path.read_text("utf-8"))["best"].items()}
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{path}: expected tuned.json as `duolora bench tuning` writes it ({error})") from error
+    return replace(
+        table, rows=tuple(replace(row, changes={**best.get(row.label, {}), **row.changes}) for row in table.rows)
+    )

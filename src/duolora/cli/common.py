@@ -1,0 +1,84 @@
+"""How every command speaks: one clear line for an error, the proof in words, JSON where it is asked for."""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated, Any
+
+import typer
+
+from duolora.errors import DuoLoRAError
+
+BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+BaseDtypeOption = Annotated[
+    str, typer.Option("--dtype", "--base-dtype", help="What the base computes in: auto, float32, bfloat16 or float16.")
+]
+MergeBaseDtypeOption = Annotated[
+    str, typer.Option("--base-dtype", help="What the base computes in: auto, float32, bfloat16 or float16.")
+]
+OffloadOption = Annotated[
+    str, typer.Option(help="auto, none, model (networks take turns on the device) or sequential (layers do: slow).")
+]
+
+
+def chosen(base: str, device: str, dtype: str, offload: str, quiet: bool) -> Any:
+    """The base, to be loaded when it is needed, and then announced on stderr."""
+    from duolora.model.base import BaseChoice
+
+    return BaseChoice(base, device, dtype, offload, None if quiet else lambda line: typer.echo(line, err=True))
+
+
+SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.", min=0, max=2**32 - 1)]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """Turn an error that a person can act on into one line on stderr and exit status 1."""
+    try:
+        yield
+    except DuoLoRAError as error:
+        typer.echo(f"duolora: {printable(str(error))}", err=True)
+        raise typer.Exit(1) from None
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        reason = printable(f"{where}{error.strerror or error}")
+        typer.echo(f"duolora: {reason}; check the path, its permissions and the disk", err=True)
+        raise typer.Exit(1) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
+            raise
+        typer.echo(
+            "duolora: the device's memory is full; try --offload model, a smaller batch or --device cpu", err=True
+        )
+        raise typer.Exit(1) from None
+
+
+def printable(text: str) -> str:
+    """The text without what a hostile file's keys could do to a terminal: other signs are shown by their codes."""
+    return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
+
+
+def proven(proof: Any) -> str:
+    """What reading a written file back has shown, in words."""
+    low, high = proof.ranks
+    ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
+    size = f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB"
+    text = f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
+    if proof.diffusers is not None:
+        text += f", as diffusers loads it by {proof.diffusers:.0e}"
+    return text + (f"; diffusers does not load it: {printable(proof.unloadable)}" if proof.unloadable else "")
+
+
+def proof_facts(proof: Any) -> dict[str, object]:
+    """The proof of a written file for JSON."""
+    return {"bytes": proof.size, "error": proof.error, "error_in_diffusers": proof.diffusers}
+
+
+def report(as_json: bool, text: str, **facts: object) -> None:
+    """Print the text, or the facts as one JSON object."""
+    typer.echo(json.dumps(facts, default=str) if as_json else text)

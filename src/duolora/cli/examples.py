@@ -1,0 +1,58 @@
+"""Real examples, with which the help of every command ends."""
+
+EXAMPLES: dict[str, tuple[str, ...]] = {
+    "demo": ("duolora demo --out demo", "duolora demo --out another --pair 3 --seed 1"),
+    "train": (
+        'duolora train --images photos/ --prompt "a sks teapot in flat style" --out thing.safetensors',
+        'duolora train --images look.png --prompt "a house in zwx style" --mirror --out look.safetensors',
+    ),
+    "merge": (
+        "duolora merge --content thing.safetensors --style look.safetensors --out both.safetensors",
+        "duolora merge --content thing.safetensors --style look.safetensors --out fast.safetensors --set steps=50",
+        "duolora merge --set help",
+    ),
+    "generate": (
+        'duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out pictures',
+        'duolora generate --prompt "a red cat" --num 16 --guidance 5 --out pictures',
+    ),
+    "convert": (
+        "duolora convert both.safetensors --out both-kohya.safetensors --format kohya",
+        "duolora convert both.safetensors --out softer.safetensors --style-weight 0.7",
+    ),
+    "compose": (
+        "duolora compose one.safetensors two.safetensors --out three.safetensors",
+        "duolora compose one.safetensors two.safetensors --weights 0.7,0.3 --out three.safetensors",
+        "duolora compose cat.safetensors dog.safetensors look.safetensors --method oneshot --out all.safetensors",
+    ),
+    "inspect": (
+        "duolora inspect both.safetensors",
+        "duolora inspect both.safetensors --other thing.safetensors --plot both.png",
+    ),
+    "evaluate": (
+        "duolora evaluate --generated pictures --content photos --style look.png",
+        'duolora evaluate --generated pictures --content photos --prompt "a red cat" --metrics paper --json',
+    ),
+    "ui": ("duolora ui --out my-work --port 7861",),
+    "datasets check": ("duolora datasets check dreambooth/dataset",),
+    "datasets pairs": ("duolora datasets pairs --contents dataset --styles styles --count 20 --out pairs.json",),
+    "bench table": ("duolora bench {name} --pairs 1", "duolora bench {name} --pairs 4 --workers 2 --out runs"),
+    "bench photos": (
+        "duolora bench {name} --pairs 1",
+        "duolora bench {name} --pairs 4 --workers 2 --out runs",
+        "duolora bench {name} --photos pairs.json --contents dreambooth --styles styledrop --base sdxl/ "
+        "--checkpoint csd=csd.safetensors",
+    ),
+    "bench rerun": ("duolora bench rerun runs/table1 --out again",),
+    "bench figure3": ("duolora bench figure3 --out runs",),
+    "bench report": ("duolora bench report runs --out report.html",),
+    "bench study make": ("duolora bench study make runs --out study",),
+    "bench study score": ("duolora bench study score answers/ --key study/key.json",),
+    "bench speed": ("duolora bench speed --base sdxl-small --method duolora",),
+    "bench growth": ("duolora bench growth --base sdxl-small --repeats 1",),
+}
+
+
+def examples(command: str, **names: str) -> str:
+    """The last lines of a command's help; the sign in front keeps click from filling them."""
+    lines = "\n".join(f"  {line.format(**names)}" for line in EXAMPLES[command])
+    return f"\b\nExamples:\n{lines}"

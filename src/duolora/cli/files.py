@@ -1,0 +1,196 @@
+"""Commands that work on LoRA files alone: convert, compose, inspect."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from duolora.cli.common import (
+    BaseOption,
+    DeviceOption,
+    JsonOption,
+    MergeBaseDtypeOption,
+    OffloadOption,
+    QuietOption,
+    chosen,
+    one_line,
+    printable,
+    proof_facts,
+    proven,
+    report,
+)
+from duolora.cli.set_option import assigned
+from duolora.errors import InputError
+
+FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split, split-kohya or masks.")]
+DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
+
+
+def convert(
+    file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    format: Annotated[
+        str, typer.Option("--format", help="diffusers, kohya, uniform, split or split-kohya.")
+    ] = "diffusers",
+    dtype: DtypeOption = "float16",
+    content: Annotated[Path | None, typer.Option(help="For masks: the content LoRA that was merged.")] = None,
+    style: Annotated[Path | None, typer.Option(help="For masks: the style LoRA that was merged.")] = None,
+    content_weight: Annotated[float, typer.Option(help="Of a merge: what multiplies its content half.")] = 1.0,
+    style_weight: Annotated[float, typer.Option(help="Of a merge: what multiplies its style half.")] = 1.0,
+    threshold: Annotated[
+        float | None, typer.Option(help="Leave out directions with at most this share of their module's strongest.")
+    ] = None,
+    energy: Annotated[float | None, typer.Option(help="Keep this share of each module's energy, by SVD.")] = None,
+    rank: Annotated[int | None, typer.Option(help="Keep at most so many directions of each module, by SVD.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Write a LoRA in another format, strength or size, and prove it."""
+    with one_line():
+        from duolora.api.convert import convert as run
+
+        done = run(
+            file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank
+        )  # fmt: skip
+        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}{_not_carried(done.left_out)}"
+        facts = {"paths": done.paths, "left_out": done.left_out, **proof_facts(done.proof)}
+        if done.lost is not None:
+            worst = max(done.lost.errors, key=done.lost.errors.__getitem__)
+            text += f"\nmade smaller: ΔW has lost {done.lost.whole:.2%} of its size, most in {worst}"
+            text += f" ({done.lost.errors[worst]:.2%})"
+            facts["lost"] = {"whole": done.lost.whole, "modules": done.lost.errors}
+        report(as_json, text, **facts)
+
+
+def compose(
+    files: Annotated[list[Path], typer.Argument(help="Two or more LoRA files.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    method: Annotated[str, typer.Option(help="sum, or oneshot: masks for each, on the base, in seconds.")] = "sum",
+    weights: Annotated[str | None, typer.Option(help="sum: a weight for each file, as 0.7,0.3  [1/n each].")] = None,
+    base: BaseOption = "atelier",
+    prompt: Annotated[
+        list[str] | None, typer.Option(help="oneshot: what brings out each file, in their order  [from the files].")
+    ] = None,
+    images: Annotated[
+        list[Path] | None, typer.Option(help="oneshot: pictures of each, in their order  [drawn with each LoRA].")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="oneshot: what each is for, content or style, in their order; they lead in blocks of that role."
+        ),
+    ] = None,
+    merged_prompt: Annotated[
+        str | None, typer.Option(help="oneshot: what brings out all  [their prompts in a row].")
+    ] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="NAME=VALUE", help="oneshot: as in `duolora merge --set help`."),
+    ] = None,
+    format: Annotated[str, typer.Option("--format", help="diffusers, kohya or uniform.")] = "diffusers",
+    dtype: DtypeOption = "float16",
+    device: DeviceOption = "auto",
+    base_dtype: MergeBaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
+    seed: Annotated[int, typer.Option(help="oneshot: the same seed and inputs give the same file.", min=0)] = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Put several LoRAs into one file.
+
+    Their exact sum, such as merges of several contents with one style (Sec. 3.5), or any number merged at once.
+    """
+    with one_line():
+        from duolora.api.compose import compose as run
+        from duolora.api.compose import compose_at_once, one_shot_options
+
+        if method == "sum":
+            asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt}
+            if given := [name for name, value in (asked | {"--set": option}).items() if value]:
+                raise InputError(f"{given[0]}: the exact sum learns nothing; leave it out, or give --method oneshot")
+            done = run(files, out, None if weights is None else _numbers(weights), format, dtype)
+        elif method == "oneshot":
+            if weights is not None:
+                raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
+            chosen_base = chosen(base, device, base_dtype, offload, quiet)
+            plain = one_shot_options(kind or (), seed=seed)
+            options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
+            done = compose_at_once(
+                files, out, chosen_base, prompt or (), images or (), kind or (), merged_prompt, options, format, dtype,
+                progress=not quiet,
+            )  # fmt: skip
+        else:
+            raise InputError(f"--method: expected sum or oneshot, got {method!r}")
+        text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"
+        report(as_json, text, path=done.path, left_out=done.left_out, **proof_facts(done.proof))
+
+
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
+    other: Annotated[Path | None, typer.Option(help="Another LoRA to compare it with, such as a source.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A picture to write: .png, .pdf or .svg.")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what is in a LoRA file.
+
+    Ranks and energy by block, its recipe, what two files have in common.
+    """
+    with one_line():
+        from duolora.api.inspect import inspect as run
+
+        facts = run(file, other, plot)
+        report(as_json, "" if as_json else printed(facts), **facts)
+
+
+def printed(facts: dict[str, Any], indent: int = 0) -> str:
+    """Facts for people: tables where every row has the same columns, lines elsewhere."""
+    lines = []
+    for name, value in facts.items():
+        start = " " * indent + printable(name)
+        if isinstance(value, dict) and value and all(isinstance(row, dict) for row in value.values()):
+            columns = list(dict.fromkeys(column for row in value.values() for column in row))
+            flat = not any(isinstance(cell, dict) for row in value.values() for cell in row.values())
+            lines.append(_table(start, value, columns, indent) if flat else f"{start}\n{printed(value, indent + 2)}")
+        elif isinstance(value, dict) and value:
+            lines.append(f"{start}\n{printed(value, indent + 2)}")
+        elif isinstance(value, list) and value and all(isinstance(row, dict) for row in value):
+            lines.append(_table(start, {str(k): row for k, row in enumerate(value, 1)}, list(value[0]), indent))
+        elif value not in (None, [], {}):
+            lines.append(f"{start:{indent + 24}} {_cell(value)}")
+    return "\n".join(lines)
+
+
+def _table(title: str, rows: dict[str, dict[str, Any]], columns: list[str], indent: int) -> str:
+    cells = [
+        [title.strip(), *columns],
+        *([name, *(_cell(row.get(c, "")) for c in columns)] for name, row in rows.items()),
+    ]
+    widths = [max(len(row[k]) for row in cells) for k in range(len(columns) + 1)]
+    return "\n".join(
+        " " * indent + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value):
+        return f"{value[0]} to {value[1]}" if value[0] != value[1] else str(value[0])
+    if isinstance(value, list):
+        return printable(", ".join(map(str, value)))
+    return printable(str(value))
+
+
+def _not_carried(parts: Sequence[str]) -> str:
+    return f"\nnot carried over: {printable(', '.join(parts))}" if parts else ""
+
+
+def _numbers(text: str) -> list[float]:
+    from duolora.errors import InputError
+
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise InputError(
+            f"--weights: expected numbers with commas between them, such as 0.7,0.3, got {text!r}"
+        ) from None

@@ -1,0 +1,345 @@
+"""The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
+
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from duolora.cli import evaluate as scores
+from duolora.cli import files
+from duolora.cli.bench import bench
+from duolora.cli.common import (
+    BaseDtypeOption,
+    BaseOption,
+    DeviceOption,
+    JsonOption,
+    MergeBaseDtypeOption,
+    OffloadOption,
+    QuietOption,
+    SeedOption,
+    chosen,
+    one_line,
+    printable,
+    proof_facts,
+    proven,
+    report,
+)
+from duolora.cli.config import options_of_file
+from duolora.cli.examples import examples
+from duolora.cli.files import DtypeOption, FormatOption
+from duolora.cli.set_option import assigned, tell
+from duolora.errors import InputError
+from duolora.merging.options import METHODS, WEIGHTS
+from duolora.model.defaults import ATELIER_GUIDANCE, GUIDANCE, STEPS
+from duolora.training.options import ATELIER_TRAINING, TrainOptions
+
+
+class _Configured(TyperGroup):
+    """Commands whose options may come from the file that `--config` names."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command, with the file's options for defaults."""
+        if ctx.params.get("config") is not None:
+            with one_line():
+                ctx.default_map = options_of_file(Path(ctx.params["config"]), self.commands)
+        return super().invoke(ctx)
+
+
+app = typer.Typer(
+    name="duolora",
+    cls=_Configured,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # Rich takes words in brackets for markup, and leaves them out
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="""Turn a content LoRA and a style LoRA into one LoRA file that draws that thing in that look.
+
+    \b
+    Try it, with nothing to download:
+        duolora demo --out demo
+
+    \b
+    From photos to one file:
+        duolora train --images photos/ --prompt "a sks teapot in flat style"  --out thing.safetensors
+        duolora train --images look.png --prompt "a house in zwx style"      --out look.safetensors
+        duolora merge --content thing.safetensors --style look.safetensors   --out both.safetensors
+        duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out pictures
+
+    Every command works on the base that ships inside (`--base atelier`, 64×64 pixels, two CPU cores are enough) and on
+    SDXL, SSD-1B and Segmind-Vega (`--base` with a diffusers folder, a .safetensors checkpoint or a hub id).
+    """,
+)
+
+PAPER = TrainOptions()
+TensorboardOption = Annotated[
+    Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
+]
+PREVIEWS = 50
+"""With event files, a preview after so many updates."""
+
+
+def _changed(options: Any, **given: object) -> Any:
+    """The options with every value that was given on the command line."""
+    return replace(options, **{k: v for k, v in given.items() if v is not None})
+
+
+@app.callback()
+def settings(
+    config: Annotated[
+        Path | None, typer.Option(help="A TOML file of options: [merge] steps = 50, …; the command line wins.")
+    ] = None,
+) -> None:
+    """Options before the command, which `_Configured` sees to."""
+
+
+@app.command(epilog=examples("demo"))
+def demo(
+    out: Annotated[
+        Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")
+    ] = Path("demo"),
+    pair: Annotated[int | None, typer.Option(help="The seed of another thing and look than the demo's own.")] = None,
+    device: DeviceOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+) -> None:
+    """Show the whole road: train two LoRAs, merge them, draw, compare.
+
+    It takes about four minutes on two CPU cores; every method merges the same two.
+    """
+    with one_line():
+        from duolora.api.demo import PAIR
+        from duolora.api.demo import demo as run
+        from duolora.atelier.pairs import sample_pair
+
+        place = chosen("atelier", device, base_dtype, offload, quiet)
+        typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=place))
+
+
+@app.command(epilog=examples("train"))
+def train(
+    images: Annotated[Path, typer.Option(help="A folder of pictures of one thing or one look, or a single picture.")],
+    prompt: Annotated[
+        str,
+        typer.Option(
+            help='What they show, with an identifier and, if the base knows it, the kind: "a sks teapot in flat style".'
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    base: BaseOption = "atelier",
+    rank: Annotated[
+        int | None, typer.Option(help=f"Rank of the LoRA  [{PAPER.rank}; atelier {ATELIER_TRAINING.rank}].")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help=f"Optimiser updates  [{PAPER.steps}; atelier {ATELIER_TRAINING.steps}].")
+    ] = None,
+    batch: Annotated[
+        int | None, typer.Option(help=f"Pictures in each update  [{PAPER.batch}; atelier {ATELIER_TRAINING.batch}].")
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option(help=f"Learning rate of Adam; 5e-5 is gentler  [{PAPER.lr:g}; atelier {ATELIER_TRAINING.lr:g}]."),
+    ] = None,
+    unconditional: Annotated[
+        float | None,
+        typer.Option(
+            help="Chance that a picture is shown without its prompt"
+            f"  [{PAPER.unconditional:g}; atelier {ATELIER_TRAINING.unconditional:g}]."
+        ),
+    ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="Show each picture mirrored as well; good for looks.")
+    ] = False,
+    keep: Annotated[
+        Path | None,
+        typer.Option(
+            help="A text of prompts, one a line, whose pictures by the base alone are to stay as they are (prior"
+            " preservation); an empty file for none  [none; atelier 48 of its captions]."
+        ),
+    ] = None,
+    device: DeviceOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
+    blocks: Annotated[
+        list[str] | None,
+        typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
+    ] = None,
+    seed: SeedOption = 0,
+    tensorboard: TensorboardOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train a LoRA on pictures of a thing, or on one of a look."""
+    with one_line():
+        from duolora.api.train import default_options
+        from duolora.api.train import train as run
+        from duolora.training.prior_preservation import read_prompts
+        from duolora.training.tensorboard import event_log
+
+        given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
+        options = _changed(
+            default_options(base),
+            **given,
+            mirror=mirror or None,
+            keep=None if keep is None else read_prompts(keep),
+            blocks=tuple(blocks) if blocks else None,
+        )
+        opened = chosen(base, device, base_dtype, offload, quiet)
+        with event_log(tensorboard, PREVIEWS) as log:
+            done = run(images, prompt, out, opened, options, progress=not quiet, watch=log)
+        text = f"{done.path}: {proven(done.proof)}"
+        report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
+
+
+@app.command(epilog=examples("merge"))
+def merge(
+    content: Annotated[Path, typer.Option(help="The LoRA of the thing.")],
+    style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "duolora",
+    base: BaseOption = "atelier",
+    content_images: Annotated[Path | None, typer.Option(help="Pictures of the thing  [drawn with its LoRA].")] = None,
+    style_images: Annotated[Path | None, typer.Option(help="Pictures of the look  [drawn with its LoRA].")] = None,
+    content_prompt: Annotated[str | None, typer.Option(help="What brings out the thing  [from its file].")] = None,
+    style_prompt: Annotated[str | None, typer.Option(help="What brings out the look  [from its file].")] = None,
+    merged_prompt: Annotated[
+        str | None, typer.Option(help="What brings out both  [put together from the two].")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimiser updates of the masks  [see `--set help`].")] = None,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME=VALUE",
+            is_eager=True,
+            callback=tell,
+            help="Any other option; `--set help` lists them, with their defaults.",
+        ),
+    ] = None,
+    format: FormatOption = "diffusers",
+    dtype: DtypeOption = "float16",
+    device: DeviceOption = "auto",
+    base_dtype: MergeBaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
+    seed: SeedOption = 0,
+    tensorboard: TensorboardOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Merge a content LoRA and a style LoRA into one LoRA file.
+
+    It is an ordinary LoRA, and its strength is proved.
+    """
+    with one_line():
+        from duolora.api.merge import merge as run
+        from duolora.api.merge import options_of
+        from duolora.model.blocks import formatted
+        from duolora.training.tensorboard import event_log
+
+        if weights is not None and weights not in WEIGHTS:
+            raise InputError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
+        options = options_of(method, **WEIGHTS.get(weights or "", {}))
+        given = {"steps": steps, "seed": seed} | assigned(option or [], options)
+        options = _changed(options, **given)
+        opened = chosen(base, device, base_dtype, offload, quiet)
+        with event_log(tensorboard, PREVIEWS) as log:
+            done = run(
+                content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
+                merged_prompt, options, progress=not quiet,
+                announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
+                format=format, dtype=dtype, watch=log,
+            )  # fmt: skip
+        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
+        if done.trainable:
+            text += (
+                f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
+            )
+        if done.left_out:
+            parts = f"{len(done.left_out)} parts, beginning with {done.left_out[0]}"
+            text += f"\nnot carried over: {printable(parts)}"
+        if done.rest:
+            text += f"\n{done.rest} modules outside the attention layers, without masks, by the policy `{options.rest}`"
+        facts = {
+            "trainable": done.trainable,
+            "left_out": done.left_out,
+            "rest": done.rest,
+            "paths": done.paths,
+            "moved": done.moved,
+            "seconds": done.seconds,
+            "losses": done.losses,
+        }
+        report(as_json, text, path=done.path, **proof_facts(done.proof), **facts)
+
+
+@app.command(epilog=examples("generate"))
+def generate(
+    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    lora: Annotated[list[Path] | None, typer.Option(help="A LoRA file to apply; may be given several times.")] = None,
+    weight: Annotated[list[float] | None, typer.Option(help="The strength of each LoRA  [1].")] = None,
+    base: BaseOption = "atelier",
+    num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
+    steps: Annotated[int, typer.Option(help="Denoising steps.")] = STEPS,
+    guidance: Annotated[
+        float | None,
+        typer.Option(help=f"Classifier-free guidance; 1 is none  [{GUIDANCE:g}; atelier {ATELIER_GUIDANCE:g}]."),
+    ] = None,
+    device: DeviceOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
+    offload: OffloadOption = "auto",
+    seed: SeedOption = 0,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Draw pictures from prompts, with or without LoRA files."""
+    with one_line():
+        from duolora.api.generate import generate as run
+
+        place = chosen(base, device, base_dtype, offload, quiet)
+        files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
+        report(as_json, "\n".join(map(str, files)), files=files)
+
+
+@app.command(epilog=examples("ui"))
+def ui(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for everything that is made.")] = Path("duolora-ui"),
+    base: Annotated[str, typer.Option(help="The base that is offered first.")] = "atelier",
+    port: Annotated[int | None, typer.Option(help="Port  [the first free one from 7860].")] = None,
+    host: Annotated[str, typer.Option(help="Where it listens; by default this machine only.")] = "127.0.0.1",
+) -> None:
+    """Open a page to work with, on this machine only.
+
+    Train, merge, weigh, compare and download.
+    """
+    with one_line():
+        from duolora.ui.page import serve
+
+        serve(folder, base, host, port)
+
+
+for command in (scores.evaluate, files.convert, files.compose, files.inspect):
+    app.command(epilog=examples(command.__name__))(command)
+app.add_typer(bench, name="bench")
+app.add_typer(scores.datasets)
+
+
+def main() -> None:
+    """Run the command line."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn as they are imported, before anybody can ask them not to
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    try:
+        app()
+    except KeyboardInterrupt:
+        typer.echo("duolora: stopped", err=True)
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

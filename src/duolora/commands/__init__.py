@@ -1,1 +1,0 @@
-"""The commands that are not in `cli` itself, by what they are about, and how all of them speak."""

@@ -1,0 +1,1 @@
+"""LoRA files and what can be done with them without a base model."""

@@ -1,0 +1,77 @@
+"""The two halves of a merge: which directions of each module are the content's, and which the style's.
+
+A merged module is [content | style] along its rank, exactly. Its recipe counts the content's directions
+(`content_ranks`, the modules in alphabetical order), so that halves can be parted and weighed long after the merge.
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+
+from duolora.errors import FileRefused
+from duolora.lora.adapter import Adapter
+from duolora.paper.lowrank import LowRank
+
+CONTENT_RANKS = "content_ranks"
+
+
+def counted(merged: Mapping[str, LowRank], content: Mapping[str, LowRank]) -> list[int]:
+    """What the recipe says of a merge whose content half is `content`."""
+    return [content[name].rank if name in content else 0 for name in sorted(merged)]
+
+
+def content_ranks(adapter: Adapter, file: object) -> dict[str, int]:
+    """How many directions of each module, the first ones, are the content's.
+
+    Raises:
+        FileRefused: the file does not say so.
+    """
+    names, counts = sorted(adapter.modules), adapter.recipe.get(CONTENT_RANKS)
+    if not isinstance(counts, list) or len(counts) != len(names):
+        raise FileRefused(
+            f"{file}: expected a merge whose header says which directions are the content's ({CONTENT_RANKS}), found "
+            "none; give the file as `duolora merge` wrote it, neither squeezed nor composed"
+        )
+    for name, count in zip(names, counts, strict=True):
+        if type(count) is not int or not 0 <= count <= adapter.modules[name].rank:
+            raise FileRefused(
+                f"{file}: {CONTENT_RANKS}: {name}: expected 0 to {adapter.modules[name].rank}, found {count!r}; "
+                "get the file again"
+            )
+    return dict(zip(names, counts, strict=True))
+
+
+def halves(adapter: Adapter, file: object) -> tuple[Adapter, Adapter]:
+    """The content half and the style half of a merge; their sum is the merge.
+
+    Raises:
+        FileRefused: the file does not say which is which.
+    """
+    counts = content_ranks(adapter, file)
+    recipe = {key: value for key, value in adapter.recipe.items() if key != CONTENT_RANKS}
+    parted = []
+    for half in ("content", "style"):
+        modules = {}
+        for name, lora in adapter.modules.items():
+            kept = slice(0, counts[name]) if half == "content" else slice(counts[name], lora.rank)
+            if lora.up[:, kept].numel():
+                modules[name] = replace(lora, up=lora.up[:, kept], down=lora.down[kept])
+        parted.append(Adapter(modules, recipe | {"half": half}))
+    return parted[0], parted[1]
+
+
+def weighed(adapter: Adapter, content_weight: float, style_weight: float, file: object) -> Adapter:
+    """The merge with other weights on its two halves; linear, and nothing is learnt again.
+
+    Raises:
+        FileRefused: the file does not say which half is which.
+    """
+    counts = content_ranks(adapter, file)
+    modules = {}
+    for name, lora in adapter.modules.items():
+        weights = torch.full((lora.rank,), float(style_weight))
+        weights[: counts[name]] = content_weight
+        modules[name] = replace(lora, up=lora.up * weights)
+    chosen = {"content": content_weight, "style": style_weight}
+    return Adapter(modules, adapter.recipe | {"weights": chosen}, adapter.left_out)

@@ -1,0 +1,1 @@
+"""Reading LoRA files: header, keys, strength, and what is refused."""

@@ -1,0 +1,97 @@
+"""LoRA files and folders: read with care, and compared with the base that they are meant for."""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from duolora.errors import BaseMismatch, FileRefused
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.header import read_header
+from duolora.lora.read.keys import adapter_from
+from duolora.lora.read.peft_config import ADAPTER_METADATA
+from duolora.lora.read.unsupported import refuse_foreign
+from duolora.provenance import file_hash
+
+PEFT_CONFIG, PEFT_WEIGHTS, PEFT_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+
+
+def read_adapter(path: Path) -> Adapter:
+    """The adapter in a .safetensors file (diffusers', kohya's or ComfyUI's names) or a PEFT folder, in float32.
+
+    Nothing of the tensors is read before the header has shown that they can be a LoRA.
+
+    Raises:
+        FileRefused: it is missing, damaged, unsafe, or not a plain LoRA for an SDXL-shaped UNet.
+    """
+    path = path.expanduser()
+    weights = path / PEFT_WEIGHTS if os.path.isfile(path / PEFT_CONFIG) else path
+    entries, metadata = read_header(weights)
+    config = weights.with_name(PEFT_CONFIG)
+    of_peft = bool(entries) and all(key.startswith(PEFT_PREFIX) for key in entries) and config.is_file()
+    if of_peft:
+        metadata = {ADAPTER_METADATA: _peft_metadata(config), **metadata}
+    prefix = PEFT_PREFIX if of_peft else ""
+    refuse_foreign([key.removeprefix(prefix) for key in entries], metadata, str(path))
+    tensors = {key.removeprefix(prefix): value for key, value in read_tensors(weights).items()}
+    return adapter_from(tensors, metadata, str(path))
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file whose header has been read.
+
+    Raises:
+        FileRefused: safetensors cannot read it, or a value is not finite.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, OSError, AttributeError, ValueError, RuntimeError) as error:
+        raise FileRefused(
+            f"{path}: expected a whole .safetensors file, but it cannot be read ({error}); get it again"
+        ) from error
+    for key, value in tensors.items():
+        if value.is_floating_point() and not torch.isfinite(value.float()).all():
+            raise FileRefused(f"{path}: {key} holds NaN or infinite values; expected finite ones; get a sound copy")
+    return tensors
+
+
+def _peft_metadata(config: Path) -> str:
+    """PEFT's adapter_config.json as diffusers would put it into a header."""
+    try:
+        found: Any = json.loads(config.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise FileRefused(f"{config}: expected PEFT's config as JSON, but it cannot be read; get it again") from error
+    if not isinstance(found, dict):
+        raise FileRefused(f"{config}: expected a JSON object, got {type(found).__name__}; get it again")
+    return json.dumps({f"unet.{key}": value for key, value in found.items()})
+
+
+def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], path: Path) -> None:
+    """Make sure that every module of the adapter is one of the base's, with the same (d_out, d_in).
+
+    Raises:
+        BaseMismatch: the first module that is not.
+    """
+    advice = "the LoRA was made for another base; name that one with --base"
+    for name, lora in adapter.modules.items():
+        if name not in shapes:
+            raise BaseMismatch(f"{path}: {name}: expected a layer of the base, found no such; {advice}")
+        expected, found = tuple(shapes[name]), (lora.d_out, lora.d_in)
+        if found != expected:
+            raise BaseMismatch(f"{path}: {name}: expected {expected} (outputs, inputs), found {found}; {advice}")
+
+
+def source_hash(path: Path) -> str:
+    """SHA-256 of a LoRA: of the file, or of a PEFT folder's weights and config, since the strength is in the config."""
+    path = path.expanduser()
+    if not path.is_dir():
+        return file_hash(path)
+    parts = [file_hash(path / name) for name in (PEFT_WEIGHTS, PEFT_CONFIG)]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()

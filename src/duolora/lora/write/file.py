@@ -1,0 +1,135 @@
+"""LoRA files, written whole or not at all, and proved before they take their name."""
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from duolora.errors import DuoLoRAError
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.file import read_adapter
+from duolora.lora.read.keys import RECIPE, adapter_from
+from duolora.lora.verify import TOLERANCE, Proof, identical, proof
+from duolora.lora.write.atomic import Stage, check_writable, whole_files
+from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
+from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
+from duolora.lora.write.kohya import kohya_metadata, kohya_tensors
+from duolora.lora.write.uniform import uniform
+
+Format = Literal["diffusers", "kohya", "uniform"]
+PROOF = "duolora_proof"
+Writer = Callable[[Adapter, torch.dtype, str], tuple[dict[str, Tensor], dict[str, str]]]
+_NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
+
+
+def _diffusers(adapter: Adapter, dtype: torch.dtype, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return diffusers_tensors(adapter, dtype), diffusers_metadata(adapter)
+
+
+def _kohya(adapter: Adapter, dtype: torch.dtype, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    tensors = kohya_tensors(adapter, dtype)
+    return tensors, kohya_metadata(adapter, tensors, dtype, title)
+
+
+def _uniform(adapter: Adapter, dtype: torch.dtype, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return _diffusers(uniform(adapter), dtype, title)
+
+
+FORMATS: dict[Format, Writer] = {"diffusers": _diffusers, "kohya": _kohya, "uniform": _uniform}
+
+
+def write_adapter(
+    path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = "diffusers"
+) -> Proof:
+    """Write the adapter and prove it; the same adapter gives the same bytes.
+
+    The file is written under another name in the same folder, read back by us and by diffusers' own loader, compared
+    with what was asked for, and only then put in place of what was there before. Its header says by how much it is off
+    (`duolora_proof`).
+
+    Raises:
+        DuoLoRAError: it cannot be written, holds nothing, or its values do not survive `dtype`; nothing is changed.
+    """
+    with whole_files() as stage:
+        return staged_adapter(stage, path, adapter, dtype, format)
+
+
+def staged_adapter(
+    stage: Stage, path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = "diffusers"
+) -> Proof:
+    """Write and prove a draft of the file, which takes its name together with the stage's others.
+
+    Raises:
+        DuoLoRAError: as `write_adapter`.
+    """
+    path = path.expanduser()
+    check_writable(path)
+    if not adapter.modules:
+        raise DuoLoRAError(f"{path}: there is nothing to write: the adapter covers no module; lower the threshold")
+    tensors, metadata = FORMATS[format](adapter, dtype, path.stem)
+    for key, value in tensors.items():
+        if not torch.isfinite(value).all():
+            raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
+    meant = adapter_from(tensors, metadata, str(path))
+    expected = proof(adapter, meant, dtype, path)
+    said = _said(dtype, expected.error, expected.error)
+    metadata |= {RECIPE: _json(adapter.recipe), PROOF: _json(said)}
+    draft = stage(path, laid_out(tensors, metadata))
+    back, size = read_adapter(draft), draft.stat().st_size
+    found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
+    found = _in_diffusers(draft, adapter, found, dtype, path, format)
+    if (known := _said(dtype, expected.error, found.diffusers)) != said:
+        size = stage(path, laid_out(tensors, metadata | {PROOF: _json(known)})).stat().st_size
+    return replace(found, size=size)
+
+
+def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtype, path: Path, format: Format) -> Proof:
+    """The proof, and what diffusers' own loader makes of the file.
+
+    kohya's files may hold parts of text encoders that diffusers does not understand; they are for other programs.
+    """
+    try:
+        error = error_in_diffusers(draft, adapter)
+    except ReadingFailed as failure:
+        if format != "kohya":
+            raise DuoLoRAError(
+                f"{path}: diffusers cannot load what would be written ({failure}); nothing was written; "
+                "check the installed versions of diffusers and PEFT, or write --format kohya"
+            ) from failure
+        return replace(found, unloadable=str(failure))
+    if not error <= TOLERANCE[dtype]:
+        raise DuoLoRAError(
+            f"{path}: as diffusers loads it, a module would be off by {error:.2g} of its strength "
+            f"(at most {TOLERANCE[dtype]} is accepted); nothing was written; write it in float32"
+        )
+    return replace(found, diffusers=error)
+
+
+def _said(dtype: torch.dtype, error: float, in_diffusers: float | None) -> dict[str, str | None]:
+    """What the header says of the proof."""
+    through = None if in_diffusers is None else _rounded(in_diffusers)
+    return {"dtype": _NAMES[dtype], "error": _rounded(error), "diffusers": through}
+
+
+def _rounded(error: float) -> str:
+    """One digit, so that the header does not depend on the order in which a machine adds up."""
+    return f"{max(error, 1e-9):.0e}"
+
+
+def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
+    """A .safetensors file in pieces; safetensors itself would write the header's metadata in random order."""
+    data = save(dict(tensors))
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8:end])}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return [len(text).to_bytes(8, "little"), text, memoryview(data)[end:]]
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -1,0 +1,83 @@
+"""An adapter as kohya's tools, ComfyUI, A1111 and Forge know it: lora_down, lora_up and alpha.
+
+The header has kohya's `ss_…` and the `modelspec.…` of Stability's Model Metadata Standard, 1.0.1.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from duolora.lora.adapter import Adapter
+from duolora.lora.names import kohya_names
+from duolora.lora.write.diffusers import alpha, stored_factors
+from duolora.paper.lowrank import LowRank
+
+MODEL_SPEC = "1.0.1"
+ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
+
+
+def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
+    """The factors in `dtype`, and alphas in float32, under kohya's names."""
+    tensors = {}
+    modules = _one_alpha(adapter.modules)
+    for name, stem in kohya_names(modules).items():
+        up, down = stored_factors(modules[name], dtype)
+        tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha(modules[name]), dtype=torch.float32)
+    return tensors
+
+
+def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch.dtype, title: str) -> dict[str, str]:
+    """The header: what kohya's trainer and the standard would say of such a file."""
+    ranks = {lora.rank for lora in adapter.modules.values()}
+    alphas = [value for key, value in tensors.items() if key.endswith(".alpha")]
+    prompt = adapter.recipe.get("prompt")
+    convolutions = [lora.rank for lora in adapter.modules.values() if lora.kernel not in (None, (1, 1))]
+    found = {
+        "format": "pt",
+        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
+        "ss_network_alpha": f"{float(alphas[0]):g}",
+        "ss_output_name": title,
+        "sshs_model_hash": _weights_hash(tensors),
+        "modelspec.sai_model_spec": MODEL_SPEC,
+        "modelspec.architecture": ARCHITECTURE,
+        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.title": title,
+        "modelspec.hash_sha256": "0x" + _weights_hash(tensors),
+    }
+    if convolutions:
+        conv = {"conv_dim": str(max(convolutions)), "conv_alpha": str(max(convolutions))}
+        found["ss_network_args"] = json.dumps(conv, sort_keys=True)
+    if isinstance(prompt, str):
+        found["modelspec.trigger_phrase"] = prompt.encode("utf-8", "replace").decode()  # no lone surrogates
+    return found
+
+
+def _weights_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all bytes of tensors, in the file's order: as the standard has it, what follows the header."""
+    data = save(dict(tensors))
+    start = 8 + int.from_bytes(data[:8], "little")
+    return hashlib.sha256(memoryview(data)[start:]).hexdigest()
+
+
+def _one_alpha(modules: Mapping[str, LowRank]) -> dict[str, LowRank]:
+    """The same ΔW with one alpha in the whole file, the commonest, and what is left of the strength in `up`.
+
+    Where alphas differ, diffusers gives some modules the alpha of others (`docs/log.md`).
+    """
+    counts = Counter(alpha(lora) for lora in modules.values())
+    common = min(counts, key=lambda value: (value == 0, -counts[value], value)) or 1.0
+    found = dict(modules)
+    for name, lora in modules.items():
+        if alpha(lora) != common:
+            scale = common / lora.rank
+            found[name] = replace(lora, up=lora.up * (lora.scale / scale), scale=scale)
+    return found

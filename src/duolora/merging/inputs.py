@@ -1,0 +1,97 @@
+"""The two LoRAs of a merge, and the prompts that bring them out."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from duolora.errors import InputError
+from duolora.lora.adapter import Adapter
+from duolora.merging.options import MaskAxis, MergeOptions
+from duolora.model.base import Base
+from duolora.model.blocks import roles, target_modules
+from duolora.paper.choices import Role
+from duolora.paper.constyle import Prompts
+from duolora.paper.layer_prior import initial_masks
+from duolora.paper.lowrank import LowRank, svd_basis
+
+Loras = dict[str, LowRank]
+Masks = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Sources:
+    """What is merged: the modules that may have masks, in the basis in which masks act, and all others as they came.
+
+    `roles` has every module that either LoRA covers and that may have masks, in the network's order.
+    """
+
+    content: Loras
+    style: Loras
+    content_rest: Loras
+    style_rest: Loras
+    roles: dict[str, Role]
+
+
+def sources(base: Base, content: Adapter, style: Adapter, options: MergeOptions) -> Sources:
+    """The two adapters, sorted by whether a module may have masks on this base."""
+    (of_content, content_rest), (of_style, style_rest) = (parted(base, each, options) for each in (content, style))
+    found = roles(base.unet, options.block_map)
+    covered = {name: role for name, role in found.items() if name in of_content or name in of_style}
+    return Sources(of_content, of_style, content_rest, style_rest, covered)
+
+
+def parted(base: Base, adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
+    """The modules that may have masks on this base, in the basis in which masks act, and all others as they came."""
+    targets = set(target_modules(base.unet))
+    inside = {n: lora for n, lora in adapter.modules.items() if n in targets}
+    outside = {n: lora for n, lora in adapter.modules.items() if n not in targets}
+    return {n: svd_basis(x) for n, x in inside.items()} if options.basis == "svd" else inside, outside
+
+
+def first_masks(both: Sources, options: MergeOptions, device: torch.device) -> tuple[Masks, Masks]:
+    """The content and style masks as they begin (Sec. 3.3.2); a LoRA has none where it covers nothing."""
+    if options.init == "oneshot":
+        raise InputError(f"init: oneshot needs rank masks, got masks={options.masks!r}; set masks=rank or another init")
+    rng = torch.Generator().manual_seed(options.seed)
+    m_c, m_s = {}, {}
+    for name, role in both.roles.items():
+        n_c, n_s = (_width(loras.get(name), options.masks) for loras in (both.content, both.style))
+        first = initial_masks(n_c, n_s, role, options.T_content, options.T_style, options.init, rng)
+        share = options.neutral if role == "neutral" else 1.0
+        m_c[name], m_s[name] = (share * m.to(device) for m in first)
+    return {n: m for n, m in m_c.items() if n in both.content}, {n: m for n, m in m_s.items() if n in both.style}
+
+
+def _width(lora: LowRank | None, axis: MaskAxis) -> int:
+    if lora is None:
+        return 0
+    return {"none": lora.rank, "rank": lora.rank, "output": lora.d_out, "input": lora.d_in}[axis]
+
+
+def prompts_of(
+    adapters: Mapping[str, Adapter], content: str | None = None, style: str | None = None, merged: str | None = None
+) -> Prompts:
+    """The three prompts: as given, or from the files' own recipes.
+
+    Raises:
+        InputError: a prompt is neither given nor in its file.
+    """
+    chosen = {}
+    for kind, given in (("content", content), ("style", style)):
+        prompt = given or adapters[kind].recipe.get("prompt")
+        if not isinstance(prompt, str) or not prompt.strip():
+            raise InputError(f"{kind} LoRA: its file names no prompt or trigger word; give --{kind}-prompt")
+        chosen[kind] = prompt
+    return Prompts(**chosen, merged=merged or merged_prompt_of(chosen["content"], chosen["style"]))
+
+
+def merged_prompt_of(content: str, style: str) -> str:
+    """The content's subject in the style's words.
+
+    "a sks cup in flat style" and "a house in zwx style" make "a sks cup in zwx style".
+    """
+    subject, _, _ = content.partition(" in ")
+    _, found, look = style.rpartition(" in ")
+    return f"{subject} in {look}" if found else f"{content}, {style}"

@@ -1,0 +1,1 @@
+"""Encoders, similarities and transforms of the metrics, and data sets."""

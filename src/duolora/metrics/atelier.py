@@ -1,0 +1,94 @@
+"""Atelier's own encoders: the recogniser's features in the places of DINO, CSD and CLIP. Never the published metrics.
+
+The recogniser (`atelier/recognisers.py`) has one trunk and four linear heads, object, look, colour and pattern.
+
+* `atelier-content`, in DINO's place: its penultimate features f (384), as far as the object head sees them, V f with V
+  an orthonormal basis of the head's centred rows. Two pictures of one object agree, whatever the look.
+* `atelier-style`, in CSD's place: the same through the look head.
+* `atelier-picture`, in CLIP-I's place: f itself, where content and look are entangled, as in CLIP's pictures.
+* `atelier-text`, in CLIP-T's place: for a picture √p, p the recogniser's probabilities of all answers, so that every
+  question has length 1; for a prompt a one-hot for each question that it answers ("red" answers colour), zeros for the
+  others. A prompt that answers the questions Q scores √|Q| / 2 · mean over Q of √p(its answer): at most √|Q| / 2, so
+  compare methods on the same prompts only.
+"""
+
+import re
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from duolora.atelier.recognisers import ANSWERS, Recogniser, load_recogniser
+from duolora.errors import InputError
+from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
+from duolora.metrics.transforms import ATELIER
+
+CHECKPOINT = "Atelier's recogniser (embedded)"
+
+
+def load_atelier(name: str, device: torch.device, progress: bool = False) -> NetworkEmbedder:
+    """One of Atelier's encoders: `atelier-content`, `-style`, `-picture` or `-text`."""
+    network = load_recogniser().to(device).requires_grad_(False)
+    heads = {"atelier-content": "object", "atelier-style": "look"}
+    if name in heads:
+        basis = head_basis(network, heads[name])
+
+        def embed(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
+            return network.features(pixels) @ basis.T
+
+        what = f"features through the {heads[name]} head"
+    elif name == "atelier-picture":
+
+        def embed(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
+            return network.features(pixels)
+
+        what = "features"
+    else:
+
+        def embed(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
+            return _answers(network, pixels)
+
+        what = "answers to the words of the prompt"
+    card = Card(name, CHECKPOINT, what, str(ATELIER), fingerprint(network.state_dict()), atelier=True)
+    texts = embed_words if name == "atelier-text" else None
+    return NetworkEmbedder(card, ATELIER, embed, texts, device, progress=progress)
+
+
+def head_basis(network: Recogniser, question: str) -> Float[Tensor, "k f"]:
+    """An orthonormal basis of what one head can tell apart: its rows less their mean, k = answers − 1."""
+    rows = network.get_parameter(f"heads.{question}.weight")
+    centred = (rows - rows.mean(0)).double()
+    return torch.linalg.svd(centred, full_matrices=False).Vh[: len(rows) - 1].float()
+
+
+def _answers(network: Recogniser, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n answers"]:
+    """√p of all answers to all questions; its length is √4 whatever the picture."""
+    logits = network(pixels)
+    return torch.cat([logits[name].softmax(1).sqrt() for name in ANSWERS], 1)
+
+
+def embed_words(texts: list[str]) -> Float[Tensor, "n answers"]:
+    """What each text asks of a picture: √share of each answer that it names, zeros for questions that it leaves open.
+
+    A question that a text answers twice ("a red and a blue cat") wants half of each.
+
+    Raises:
+        InputError: a text has no word that the recognisers know, such as a prompt of identifiers only.
+    """
+    rows = []
+    for text in texts:
+        parts = [_wanted(text, words) for words in ANSWERS.values()]
+        if not any(bool(part.any()) for part in parts):
+            raise InputError(
+                f"prompt {text!r}: expected a word that Atelier's recognisers know (object, look, colour or pattern), "
+                f'found none; say it in words, such as "a red {ANSWERS["object"][0]} in {ANSWERS["look"][0]} style"'
+            )
+        rows.append(torch.cat(parts))
+    return torch.stack(rows)
+
+
+def _wanted(text: str, words: tuple[str, ...]) -> Tensor:
+    """√share of the answers that a text names, with equal shares; zeros if it names none."""
+    said = [bool(re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text.lower())) for word in words]
+    named = torch.tensor(said, dtype=torch.float32)
+    return (named / named.sum()).sqrt() if any(said) else named

@@ -1,0 +1,123 @@
+"""Which pairs, prompts and seeds a table is made of: small JSON files that are kept under version control."""
+
+import json
+import os
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from duolora.errors import FileRefused, InputError
+from duolora.metrics.datasets.dataset import Dataset
+
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """A thing and a look, by their names in the data sets."""
+
+    content: str
+    style: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that fixes a table but the method: run again, it has exactly the same pairs, prompts and seeds."""
+
+    name: str
+    pairs: tuple[Pairing, ...]
+    prompts: tuple[str, ...]
+    """With `{thing}` and `{style}` for the words of the pair; empty for each thing's own prompts."""
+    seeds: tuple[int, ...]
+    contents: str = ""
+    """The layout of the things' data set."""
+    styles: str = ""
+    """The layout of the looks' data set."""
+
+
+def choose_pairs(
+    contents: Sequence[str], styles: Sequence[str], count: int | None = None, seed: int = 0
+) -> tuple[Pairing, ...]:
+    """`count` different pairs drawn from all, or all of them, sorted.
+
+    Raises:
+        InputError: there are not so many pairs.
+    """
+    every = [Pairing(content, style) for content in sorted(contents) for style in sorted(styles)]
+    if count is None:
+        return tuple(every)
+    if not 0 < count <= len(every):
+        found = f"{len(every)} ({len(contents)} contents × {len(styles)} styles)"
+        raise InputError(f"count: expected 1 to the number of pairs, {found}; got {count}")
+    drawn = random.Random(seed).sample(every, count)
+    return tuple(sorted(drawn, key=lambda pair: (pair.content, pair.style)))
+
+
+def write_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest, one pair a line so that a difference is easy to read; whole or not at all."""
+    facts: dict[str, Any] = {"version": VERSION, **asdict(manifest)}
+    pairs = ",\n".join(f"  {json.dumps([p.content, p.style], ensure_ascii=False)}" for p in manifest.pairs)
+    facts["pairs"] = "PAIRS"
+    text = json.dumps(facts, indent=1, ensure_ascii=False).replace('"PAIRS"', f"[\n{pairs}\n ]")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(path.name + ".part")
+    draft.write_text(text + "\n", "utf-8")
+    os.replace(draft, path)
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest in a file.
+
+    Raises:
+        FileRefused: it is missing, or is not a manifest as `write_manifest` writes it.
+    """
+    try:
+        facts = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise FileRefused(f"{path}: expected a manifest in JSON ({error}); check the path") from error
+    if not isinstance(facts, dict) or facts.get("version") != VERSION:
+        found = facts.get("version") if isinstance(facts, dict) else type(facts).__name__
+        raise FileRefused(f"{path}: expected a manifest of version {VERSION}, found {found}; write it anew")
+    wanted = {"name": str, "pairs": list, "prompts": list, "seeds": list, "contents": str, "styles": str}
+    for key, kind in wanted.items():
+        if not isinstance(facts.get(key), kind):
+            raise FileRefused(f"{path}: {key}: expected a {kind.__name__}, found {facts.get(key)!r}")
+    entries = {
+        "pairs": (_is_pair, "[content, style]"),
+        "prompts": (_is_text, "text"),
+        "seeds": (_is_seed, "a whole number"),
+    }
+    for key, (sound, what) in entries.items():
+        if wrong := [entry for entry in facts[key] if not sound(entry)]:
+            raise FileRefused(f"{path}: {key}: expected {what}, found {wrong[0]!r}")
+    if not facts["pairs"] or not facts["seeds"]:
+        raise FileRefused(f"{path}: expected at least one pair and one seed, found none")
+    pairs = tuple(Pairing(content, style) for content, style in facts["pairs"])
+    texts = {key: facts[key] for key in ("name", "contents", "styles")}
+    return Manifest(pairs=pairs, prompts=tuple(facts["prompts"]), seeds=tuple(facts["seeds"]), **texts)
+
+
+def lacking(manifest: Manifest, contents: Dataset, styles: Dataset) -> list[str]:
+    """What the manifest names and the data sets do not have, one line each."""
+    found = []
+    for side, dataset in (("content", contents), ("style", styles)):
+        known = dataset.contents if side == "content" else dataset.styles
+        names = sorted({getattr(pair, side) for pair in manifest.pairs})
+        found += [
+            f"{side} {name}: not in {dataset.root} ({len(known)} {side}s there)" for name in names if name not in known
+        ]
+    return found
+
+
+def _is_pair(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and all(isinstance(name, str) and name for name in entry)
+
+
+def _is_text(entry: Any) -> bool:
+    return isinstance(entry, str)
+
+
+def _is_seed(entry: Any) -> bool:
+    return isinstance(entry, int) and not isinstance(entry, bool)

@@ -1,0 +1,124 @@
+"""DINO, DINOv2 and CLIP through transformers: safetensors only, and every key accounted for."""
+
+import re
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from huggingface_hub.errors import HfHubHTTPError
+from jaxtyping import Float
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoConfig, CLIPModel, CLIPTokenizer, Dinov2Model, Dinov2WithRegistersModel, ViTModel
+
+from duolora.errors import FileRefused, InputError
+from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
+from duolora.metrics.transforms import Transform
+
+VISION: dict[str, Callable[..., Any]] = {
+    "vit": partial(ViTModel.from_pretrained, add_pooling_layer=False),
+    "dinov2": Dinov2Model.from_pretrained,
+    "dinov2_with_registers": Dinov2WithRegistersModel.from_pretrained,
+}
+"""Backbones whose CLS token is the embedding, by transformers' model type."""
+EXPECTED = {"dino": ("vit",), "dinov2": ("dinov2", "dinov2_with_registers")}
+UNUSED = re.compile(r"^pooler\.|\.position_ids$")
+"""What some checkpoints carry beside the network: a pooling layer, and the numbers 0, 1, 2, … of OpenAI's CLIP."""
+PICKLED = "pytorch_model*.bin"
+
+
+def load_vision(
+    name: str, source: str, transform: Transform, device: torch.device, progress: bool = False
+) -> NetworkEmbedder:
+    """The CLS token of the last layer, after its norm, as DreamBooth's DINO metric takes it.
+
+    Raises:
+        InputError: the checkpoint is not there.
+        FileRefused: it is of another kind, damaged, pickled, or a key is missing, unexpected or of another shape.
+    """
+    config = _opened(source, AutoConfig.from_pretrained)
+    if config.model_type not in EXPECTED[name]:
+        expected = " or ".join(EXPECTED[name])
+        raise FileRefused(f"{source}: expected a model of type {expected} for {name}, found {config.model_type}")
+    network = _checked(source, VISION[config.model_type], device)
+    architecture = f"{config.model_type}, width {config.hidden_size}, patch {config.patch_size}"
+
+    def cls(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
+        return network(pixel_values=pixels).last_hidden_state[:, 0]
+
+    card = Card(name, source, architecture, str(transform), fingerprint(network.state_dict()))
+    return NetworkEmbedder(card, transform, cls, None, device, progress=progress)
+
+
+def load_clip(source: str, transform: Transform, device: torch.device, progress: bool = False) -> NetworkEmbedder:
+    """CLIP's projected picture and text embeddings, for plain cosines (CLIP-I, CLIP-T); long texts are cut at its end.
+
+    Raises:
+        InputError: the checkpoint is not there.
+        FileRefused: it is of another kind, damaged, pickled, or a key is missing, unexpected or of another shape.
+    """
+    config = _opened(source, AutoConfig.from_pretrained)
+    if config.model_type != "clip":
+        raise FileRefused(f"{source}: expected a model of type clip, found {config.model_type}")
+    network = _checked(source, CLIPModel.from_pretrained, device)
+    tokenizer = _opened(source, CLIPTokenizer.from_pretrained)
+    longest = config.text_config.max_position_embeddings
+
+    def pictures(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
+        return network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
+
+    def texts(words: list[str]) -> Float[Tensor, "n d"]:
+        tokens = tokenizer(words, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
+        return network.text_projection(network.text_model(**tokens).pooler_output)
+
+    vision = config.vision_config
+    architecture = f"clip, width {vision.hidden_size}, patch {vision.patch_size}"
+    card = Card("clip", source, architecture, str(transform), fingerprint(network.state_dict()))
+    return NetworkEmbedder(card, transform, pictures, texts, device, progress=progress)
+
+
+def _checked(source: str, load: Callable[..., Any], device: torch.device) -> Any:
+    """The network in float32, after every key of its checkpoint has been accounted for."""
+    network, info = _opened(source, load, use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True)
+    kinds = {
+        "missing": list(info["missing_keys"]),
+        "of another shape": [key[0] for key in info["mismatched_keys"]],
+        "unexpected": [key for key in info["unexpected_keys"] if not UNUSED.search(key)],
+    }
+    for kind, keys in kinds.items():
+        if keys:
+            raise FileRefused(
+                f"{source}: {min(keys)} is {kind} ({len(keys)} such keys); expected exactly the weights of "
+                f"{type(network).__name__}; get the published checkpoint again, with its own config.json"
+            )
+    return network.float().to(device).eval().requires_grad_(False)
+
+
+def _opened(source: str, load: Callable[..., Any], **options: Any) -> Any:
+    """What `load` gives, with what the libraries raise turned into one line about the checkpoint."""
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+    folder = Path(source).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file():
+            raise FileRefused(f"{source}: no config.json; expected a folder in transformers' layout")
+        if list(folder.glob(PICKLED)) and not list(folder.glob("*.safetensors")):
+            raise FileRefused(
+                f"{source}: its weights are pickled, and a pickle is never opened; expected model.safetensors "
+                "(docs/evaluation.md says how to convert)"
+            )
+    elif folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
+        raise InputError(f"{source}: expected a folder in transformers' layout or a hub id such as owner/name")
+    try:
+        return load(str(folder) if folder.is_dir() else source, **options)
+    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, HfHubHTTPError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if folder.is_dir():
+            raise FileRefused(f"{source}: cannot be loaded: {reason}; get the checkpoint again") from error
+        raise InputError(
+            f"{source}: no such folder here, and the hub gave no safetensors of that id ({reason}); check the name and "
+            "the connection, or give a local folder"
+        ) from error

@@ -1,0 +1,1 @@
+"""A base model: loading, device, blocks, mounted LoRAs, prediction, sampling, images."""

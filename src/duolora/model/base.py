@@ -1,0 +1,267 @@
+"""Base models: load one, and encode prompts and pictures with it, once.
+
+Only safetensors are read, and no code that comes with a model is run.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from duolora.errors import InputError
+from duolora.lora.names import TEXT_ENCODERS
+from duolora.model.blocks import layer_shapes
+from duolora.model.device import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
+from duolora.model.files import read_pipeline, refusing
+
+PIXELS_AT_ONCE = 1024 * 1024
+
+
+@dataclass(frozen=True, eq=False)
+class PromptEmbeds:
+    """Prompts as the UNet wants them: one vector a token, and one a prompt."""
+
+    embeds: Float[Tensor, "n L d"]
+    pooled: Float[Tensor, "n p"]
+
+
+@dataclass(eq=False)
+class Base:
+    """A base model, frozen: an SDXL-shaped pipeline with its noise scheduler for training.
+
+    The VAE is float32 whatever the rest is. VAE and text encoders may wait on the CPU (`release_encoders`); whatever
+    needs them brings them back. With `offload`, networks take turns on the device, and diffusers' own offloading holds
+    while pictures are drawn; while something is learnt, the UNet is on the device whole, and alone there.
+    """
+
+    name: str
+    parts: StableDiffusionXLPipeline
+    noise_scheduler: DDPMScheduler
+    device: torch.device
+    dtype: torch.dtype
+    offload: Offload = "none"
+
+    @property
+    def unet(self) -> UNet2DConditionModel:
+        """The denoising network."""
+        return self.parts.unet
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder between pixels and latents."""
+        return self.parts.vae
+
+    @property
+    def resolution(self) -> int:
+        """Height and width, in pixels, that the base was made for."""
+        return int(self.unet.config.sample_size * self.parts.vae_scale_factor)
+
+    def lora_shapes(self) -> dict[str, tuple[int, int]]:
+        """See `lora_shapes` below."""
+        return lora_shapes(self.parts)
+
+    def _encoders(self) -> list[nn.Module]:
+        return [self.parts.vae, self.parts.text_encoder, self.parts.text_encoder_2]
+
+    def described(self) -> str:
+        """The base, and where and how it runs, in one line."""
+        return f"{self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, offloading: {self.offload}"
+
+    def _bring(self, *wanted: nn.Module) -> None:
+        """Move networks to the device; with offloading the others leave it first."""
+        if self.offload != "none":
+            for module in (self.unet, *self._encoders()):
+                if all(module is not one for one in wanted):
+                    module.to("cpu")
+        for module in wanted:
+            module.to(self.device)
+
+    def bring_unet(self) -> None:
+        """Make sure that the UNet is on the device, as whoever calls it directly needs it."""
+        self._bring(self.unet)
+
+    def release_encoders(self) -> None:
+        """Leave the device to the UNet: the VAE and the text encoders go, when it is not the CPU itself."""
+        for module in self._encoders():
+            module.to("cpu")
+        self.bring_unet()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @torch.no_grad()
+    def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
+        """The prompts in the vectors of both text encoders, in the UNet's dtype."""
+        if not prompts:
+            raise InputError("expected at least one prompt, got none")
+        self._bring(self.parts.text_encoder, self.parts.text_encoder_2)
+        embeds, _, pooled, _ = self.parts.encode_prompt(
+            list(prompts), device=self.device, do_classifier_free_guidance=False
+        )
+        return PromptEmbeds(embeds.to(self.dtype), pooled.to(self.dtype))
+
+    def empty_prompt(self) -> PromptEmbeds:
+        """What the pipeline's guidance takes as the prompt that says nothing: zeros, where the pipeline says so."""
+        empty = self.encode_prompts([""])
+        if not self.parts.config.force_zeros_for_empty_prompt:
+            return empty
+        return PromptEmbeds(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled))
+
+    @torch.no_grad()
+    def encode_images(
+        self, pixels: Float[Tensor, "n 3 height width"], generator: torch.Generator | None = None
+    ) -> Float[Tensor, "n c h w"]:
+        """Latents of pictures in [-1, 1], times the VAE's scaling factor, float32.
+
+        The mean of the posterior; with a (CPU) generator a sample of it, which is the same on any device.
+        """
+        scale = self.parts.vae_scale_factor
+        height, width = pixels.shape[2:]
+        if height % scale or width % scale:
+            raise InputError(
+                f"pictures: height and width must be multiples of {scale}, got {height}×{width}; crop them"
+            )
+        self._bring(self.vae)
+        latents = []
+        for part in torch.split(pixels, _at_once(height * width)):
+            posterior = self.vae.encode(part.to(self.device, torch.float32)).latent_dist
+            latents.append(posterior.mean)
+            if generator is not None:
+                noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
+                latents[-1] = posterior.mean + posterior.std * noise
+        scaling: float = self.vae.config.scaling_factor
+        return torch.cat(latents) * scaling
+
+    @torch.no_grad()
+    def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
+        """Pictures, about in [-1, 1], of latents as `encode_images` makes them; float32."""
+        self._bring(self.vae)
+        scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
+        area = latents.shape[2] * latents.shape[3] * self.parts.vae_scale_factor**2
+        return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in torch.split(scaled, _at_once(area))])
+
+    def time_ids(self, n: int, height: int, width: int) -> Float[Tensor, "n 6"]:
+        """SDXL's size conditions of n uncropped pictures: original size, corner of the crop, target size."""
+        return torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=torch.float32).repeat(
+            n, 1
+        )
+
+    def pipeline(self) -> StableDiffusionXLPipeline:
+        """The whole pipeline, with the base's own sampler; on the device, unless `sampling` offloads it.
+
+        It is this base's own, so a LoRA loaded into it stays in the base until it is unloaded. Where the UNet is
+        narrower than float32, ask it for `output_type="latent"` and use `decode`, because the VAE stays float32.
+        """
+        if self.offload == "none":
+            self._bring(self.unet, *self._encoders())
+        return self.parts
+
+    @contextmanager
+    def sampling(self) -> Iterator[StableDiffusionXLPipeline]:
+        """The pipeline for a while of drawing, offloaded by diffusers if the base is to be; plain again on leaving."""
+        pipeline = self.pipeline()
+        if self.offload == "model":
+            pipeline.enable_model_cpu_offload(device=self.device)
+        elif self.offload == "sequential":
+            for module in (self.unet, *self._encoders()):
+                module.to("cpu")
+            pipeline.enable_sequential_cpu_offload(device=self.device)
+        try:
+            yield pipeline
+        finally:
+            if self.offload != "none":
+                pipeline.remove_all_hooks()
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """Which base to load, and where and how it is to run (see `load_base`)."""
+
+    base: str
+    device: str = "auto"
+    dtype: str = "auto"
+    offload: str = "auto"
+    announce: Callable[[str], object] | None = None
+    """Called with a line about the base once it is loaded."""
+
+
+def opened(base: "str | Path | BaseChoice | Base") -> Base:
+    """The base itself, loaded if it is not yet.
+
+    Raises:
+        DuoLoRAError: as `load_base`.
+    """
+    if isinstance(base, Base):
+        return base
+    if not isinstance(base, BaseChoice):
+        return load_base(base)
+    loaded = load_base(base.base, base.device, base.dtype, offload=base.offload)
+    if base.announce is not None:
+        base.announce(loaded.described())
+    return loaded
+
+
+def lora_shapes(parts: StableDiffusionXLPipeline) -> dict[str, tuple[int, int]]:
+    """The (d_out, d_in) of every layer that a LoRA may change, by the names that adapters use.
+
+    Those of text encoders are `text_encoder.text_model.…`, whatever this version of transformers calls them.
+    """
+    shapes = layer_shapes(parts.unet)
+    for encoder in TEXT_ENCODERS:
+        for name, shape in layer_shapes(getattr(parts, encoder)).items():
+            bare = name.removeprefix("text_model.")
+            shapes[f"{encoder}.{bare if bare == 'text_projection' else f'text_model.{bare}'}"] = shape
+    return shapes
+
+
+def _at_once(area: int) -> int:
+    """How many pictures of `area` pixels the VAE takes at once, to bound its memory."""
+    return max(1, PIXELS_AT_ONCE // area)
+
+
+def is_atelier(base: str) -> bool:
+    """Whether a base, by its name or its folder's, is Atelier or a smaller one distilled from it (`atelier-…`)."""
+    return Path(base).name.split("-")[0] == "atelier"
+
+
+def load_base(
+    base: str | Path = "atelier",
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype = "auto",
+    config: str | Path | None = None,
+    offload: str = "auto",
+) -> Base:
+    """Load a base model, frozen and ready.
+
+    Args:
+        base: `atelier`, a diffusers folder, a single .safetensors checkpoint, or a hub id such as `owner/name`.
+        device: where it runs; "auto" is CUDA where there is one.
+        dtype: of UNet and text encoders; "auto" is float32 on the CPU, and elsewhere bfloat16 or, on GPUs that are too
+            old for it, float16.
+        config: for a single file, a diffusers folder with the configs and tokenizers; otherwise they come from the hub.
+        offload: none; model (networks take turns on the device); sequential (layers do, while pictures are drawn: slow,
+            and hardly any memory); "auto" is by the device's free memory.
+
+    Raises:
+        FileRefused: it is there, but unsafe, damaged or not an SDXL-shaped model.
+        InputError: it is not there, or an argument cannot be used.
+    """
+    check_offload(offload)
+    where = chosen_device(device)
+    kind = chosen_dtype(dtype, where)
+    parts = read_pipeline(str(base), kind, None if config is None else Path(config))
+    for module in (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2):
+        module.requires_grad_(False).eval()
+    parts.vae.to(torch.float32)
+    for module in (parts.unet, parts.text_encoder, parts.text_encoder_2):
+        module.to(kind)
+    parts.set_progress_bar_config(disable=True)
+    with refusing(Path(base)):
+        noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
+    found = Base(str(base), parts, noise_scheduler, where, kind, chosen_offload(offload, where, parts))
+    found.pipeline()
+    return found

@@ -1,0 +1,159 @@
+"""Modules of a UNet: which carry masks, their blocks, and which LoRA leads in which (Sec. 3.3.1).
+
+A level is a resolution of the UNet: `down_blocks.i` is on level i, the middle on the last, n − 1, and `up_blocks.j` on
+level n − 1 − j. In SDXL at 1024 pixels, attention is on level 1 (64×64) and level 2 (32×32).
+
+resolution    content on the lowest resolution that has attention, style on the next, whatever the picture's size
+literal       the paper's names: content in up_blocks.2, down_blocks.2, mid_block, style in up_blocks.1, down_blocks.1;
+              up_blocks.2 of SDXL has no attention, and up_blocks.0 is left free
+released      as `resolution`, but of the lowest resolution only the down block is content
+blora         B-LoRA's two blocks: up_blocks.0.attentions.0 content, up_blocks.0.attentions.1 style
+
+Every other module is neutral.
+"""
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import get_args
+
+from diffusers import UNet2DConditionModel
+from torch import nn
+
+from duolora.errors import InputError
+from duolora.lora.names import TEXT_ENCODERS
+from duolora.paper.choices import BlockMap, Role
+
+_TARGET = re.compile(r".+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)")
+
+
+def target_modules(unet: UNet2DConditionModel) -> list[str]:
+    """The names of the query, key, value and output projections of every attention, in the network's order."""
+    return [name for name, m in unet.named_modules() if isinstance(m, nn.Linear) and _TARGET.fullmatch(name)]
+
+
+def modules_within(unet: UNet2DConditionModel, blocks: Sequence[str] = ()) -> list[str]:
+    """The target modules whose paths begin with one of `blocks`, such as `up_blocks.0.attentions.1`; all for no blocks.
+
+    Raises:
+        InputError: a block has no attention.
+    """
+    names = target_modules(unet)
+    for block in blocks:
+        if not any(f"{name}.".startswith(f"{block}.") for name in names):
+            known = dict.fromkeys(name.partition(".transformer_blocks")[0] for name in names)
+            raise InputError(
+                f"blocks: expected a part of the UNet with attention, such as {', '.join(known)}; got {block!r}"
+            )
+    return [name for name in names if not blocks or any(f"{name}.".startswith(f"{block}.") for block in blocks)]
+
+
+def layer_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
+    """The shape (d_out, d_in) of the weight of every linear layer and convolution, as a matrix, by its path."""
+    return {
+        name: (len(module.weight), module.weight[0].numel())
+        for name, module in network.named_modules()
+        if isinstance(module, nn.Linear | nn.Conv2d)
+    }
+
+
+LITERAL: dict[str, Role] = {
+    "up_blocks.2": "content",
+    "down_blocks.2": "content",
+    "mid_block": "content",
+    "up_blocks.1": "style",
+    "down_blocks.1": "style",
+}
+BLORA: dict[str, Role] = {"up_blocks.0.attentions.0": "content", "up_blocks.0.attentions.1": "style"}
+
+
+def roles(unet: UNet2DConditionModel, kind: str | Mapping[str, str] = "resolution") -> dict[str, Role]:
+    """The role of every target module, in the network's order; works on the meta device.
+
+    Args:
+        unet: an SDXL-shaped UNet.
+        kind: the name of a map above (`BlockMap`), or a table {beginning of a module's path: role}; the longest match
+            counts.
+
+    Raises:
+        InputError: there is no such map, or a table names what the UNet does not have.
+    """
+    names = target_modules(unet)
+    if not isinstance(kind, str):
+        table = {prefix: _checked(prefix, role, names) for prefix, role in kind.items()}
+        return {name: _longest(table, name) for name in names}
+    if kind not in get_args(BlockMap):
+        raise InputError(f"block map: expected one of {', '.join(get_args(BlockMap))} or a table, got {kind!r}")
+    if kind in ("literal", "blora"):
+        return {name: _longest(LITERAL if kind == "literal" else BLORA, name) for name in names}
+    levels = len(unet.config["down_block_types"])
+    lowest = max((_level(name, levels) for name in names), default=0)
+    by_level: dict[int, Role] = {lowest: "content", lowest - 1: "style"}
+    found = {name: by_level.get(_level(name, levels), "neutral") for name in names}
+    if kind == "released":
+        return {n: "neutral" if r == "content" and not n.startswith("down_blocks") else r for n, r in found.items()}
+    return found
+
+
+def formatted(found: Mapping[str, Role]) -> str:
+    """A line for each block, or for each attention where they differ in a block: its role and how many modules."""
+    blocks: dict[str, list[Role]] = {}
+    for name, role in found.items():
+        blocks.setdefault(_block(name), []).append(role)
+    mixed = {block for block, here in blocks.items() if len(set(here)) > 1}
+    lines: dict[tuple[str, Role], int] = {}
+    for name, role in found.items():
+        block = _block(name)
+        line = (".".join(name.split(".")[: block.count(".") + 3]) if block in mixed else block, role)
+        lines[line] = lines.get(line, 0) + 1
+    width = max((len(block) for block, _ in lines), default=0)
+    return "\n".join(f"{block:{width}}  {role:7}  {count:3} modules" for (block, role), count in lines.items())
+
+
+def _block(name: str) -> str:
+    return name.partition(".attentions")[0]
+
+
+def _level(name: str, levels: int) -> int:
+    found = re.match(r"(down|up)_blocks\.(\d+)\.", name)
+    if found is None:
+        return levels - 1
+    return int(found[2]) if found[1] == "down" else levels - 1 - int(found[2])
+
+
+def _begins(name: str, prefix: str) -> bool:
+    return f"{name}.".startswith(f"{prefix}.")
+
+
+def _longest(table: Mapping[str, Role], name: str) -> Role:
+    fitting = [prefix for prefix in table if _begins(name, prefix)]
+    return table[max(fitting, key=len)] if fitting else "neutral"
+
+
+def _checked(prefix: str, role: str, names: list[str]) -> Role:
+    """The role that a user's table gives to a block, once it is certain that there are such a role and such a block."""
+    known: dict[str, Role] = {name: name for name in get_args(Role)}
+    if role not in known:
+        raise InputError(f"block map: {prefix}: expected one of {', '.join(known)}, got {role!r}")
+    if not any(_begins(name, prefix) for name in names):
+        raise InputError(
+            f"block map: {prefix}: expected the beginning of an attention module's path, such as "
+            f"{_block(names[0]) if names else 'down_blocks.1'}; the UNet has no such"
+        )
+    return known[role]
+
+
+def block_of(module: str) -> str:
+    """The block that a module belongs to, such as `down_blocks.1`; `other` for those outside of blocks."""
+    parts = module.split(".")
+    if parts[0] in TEXT_ENCODERS or parts[0] == "mid_block":
+        return parts[0]
+    return ".".join(parts[:2]) if parts[0] in ("down_blocks", "up_blocks") else "other"
+
+
+def blocks_of(modules: Iterable[str]) -> dict[str, list[str]]:
+    """The modules of each block, from the network's first block to its last."""
+    order = ["down_blocks", "mid_block", "up_blocks", "other", *TEXT_ENCODERS]
+    found: dict[str, list[str]] = {}
+    for name in sorted(modules):
+        found.setdefault(block_of(name), []).append(name)
+    return {b: found[b] for b in sorted(found, key=lambda b: (order.index(b.partition(".")[0]), b))}

@@ -1,0 +1,1 @@
+"""Training of LoRAs: options, checkpoints, callbacks, prior preservation."""

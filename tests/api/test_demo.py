@@ -1,0 +1,121 @@
+"""The demo's table and picture say what was measured."""
+
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import ImageDraw
+
+from duolora.api import demo as module
+from duolora.api.demo import Job, _row, comparison, demo, spent, table
+from duolora.atelier.pairs import Pair
+from duolora.atelier.recognisers import Verdict
+from duolora.bench.cells.pairs import suite
+from duolora.errors import InputError
+from duolora.merging.options import METHODS
+
+PAIR = Pair("teapot", "red", "plain", "stitched", "house")
+VERDICT = Verdict(
+    object=["teapot", "teapot", "house", "cat"],
+    look=["stitched", "flat", "stitched", "flat"],
+    colour=["red", "red", "red", "blue"],
+    pattern=["plain", "dotted", "plain", "plain"],
+)
+
+
+def test_nobody_chose_its_pair():
+    assert next(case.pair for case in suite() if case.dataset == "several") == module.PAIR
+
+
+def test_shares_are_counted():
+    row = _row(Job("naive", PAIR.merged_prompt, Path("x")), VERDICT, PAIR)
+    assert (row.object, row.look, row.both, row.leak) == (0.5, 0.5, 0.25, 0.25)
+    assert (row.colour, row.pattern) == (0.75, 0.75)
+
+
+def test_colour_is_not_judged_where_the_look_hides_it():
+    hidden = Pair("teapot", "red", "plain", "copper", "house")
+    row = _row(Job("naive", ""), VERDICT, hidden)
+    assert row.colour is None
+    assert row.pattern is None
+    assert "–" in table([row], hidden)
+
+
+def test_table_has_a_line_for_each_row():
+    rows = [_row(Job(n, "", masks=1234, kilobytes=5.0), VERDICT, PAIR) for n in ("naive", "duolora")]
+    text = table(rows, PAIR)
+    assert "| naive | 0.50 | 0.50 | 0.25 |" in text
+    assert "1,234" in text
+    assert "Atelier" in text
+
+
+def test_time_is_listed_by_stage():
+    stages = {"load": 1.2, "train content": 30.0, "merge naive": 1.0, "merge duolora": 9.0, "draw": 5.0, "total": 47.0}
+    assert spent(stages) == "47 s (load 1, train content 30, draw 5, merge 10)"
+
+
+def test_comparison_grows_with_methods():
+    drawn = {Job(name, PAIR.merged_prompt): torch.zeros(3, 3, 64, 64) for name in ("a", "b", "c")}
+    assert comparison(PAIR, drawn).height > comparison(PAIR, dict(list(drawn.items())[:1])).height
+
+
+def test_a_row_with_another_prompt_says_so(monkeypatch):
+    written = []
+    for kind in ("text", "multiline_text"):
+        monkeypatch.setattr(
+            ImageDraw.ImageDraw, kind, lambda self, at, text, *rest: written.append(" ".join(text.split()))
+        )
+    jobs = [Job("base", PAIR.merged_prompt), Job("content LoRA", PAIR.content_prompt), Job("naive", PAIR.merged_prompt)]
+    comparison(PAIR, {job: torch.zeros(2, 3, 64, 64) for job in jobs})
+    heading = f"“{PAIR.merged_prompt}”, where a row has no other prompt; the same seeds in every row"
+    assert written == ["references", heading, "base", "content LoRA", f"prompt: “{PAIR.content_prompt}”", "naive"]
+
+
+def told(monkeypatch, base, tmp_path, seed):
+    """What the demo asks of training, merging and drawing; nothing is run."""
+    asked = {"train": [], "merge": [], "draw": []}
+
+    def train(images, prompt, out, base, options, progress):
+        asked["train"].append(options.seed)
+
+    def merge(content, style, out, method, *rest, options, **others):
+        asked["merge"].append((method, replace(options, seed=0), options.seed))
+        return SimpleNamespace(path=out, proof=SimpleNamespace(size=1), trainable=0, moved=0.0, seconds=0.0)
+
+    def draw(base, prompts, seeds):
+        asked["draw"].append(list(seeds))
+        return torch.zeros(len(prompts), 3, 64, 64)
+
+    for name, stub in (("train", train), ("merge", merge), ("draw", draw)):
+        monkeypatch.setattr(module, name, stub)
+    monkeypatch.setattr(module, "applied", lambda *_: nullcontext())
+    monkeypatch.setattr(module, "opened", lambda _: base)
+    text = demo(tmp_path / str(seed), seed, PAIR, progress=False)
+    assert "with prompts of their own" in text
+    return asked
+
+
+def test_the_seed_reaches_training_merging_and_drawing(monkeypatch, base, tmp_path):
+    first, second = (told(monkeypatch, base, tmp_path, seed) for seed in (0, 5))
+    assert (first["train"], second["train"]) == ([0, 0], [5, 5])
+    assert [seed for _, _, seed in second["merge"]] == [5] * len(METHODS)
+    assert [(method, options) for method, options, _ in second["merge"]] == list(METHODS.items())
+    assert all(a != b for a, b in zip(first["draw"], second["draw"], strict=True))
+
+
+@pytest.mark.parametrize("taken", [".", "merged", "pictures", "references", "style.safetensors"])
+def test_places_are_checked_before_anything_is_made(monkeypatch, tmp_path, taken):
+    monkeypatch.setattr(module, "opened", lambda _: pytest.fail("the base was loaded"))
+    out = tmp_path / "out"
+    if taken == ".":
+        out.write_text("a file")
+    elif taken == "style.safetensors":
+        (out / taken).mkdir(parents=True)
+    else:
+        out.mkdir()
+        (out / taken).write_text("a file")
+    with pytest.raises(InputError, match="out"):
+        demo(out, progress=False)

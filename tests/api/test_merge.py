@@ -1,0 +1,259 @@
+"""Merging: every method ends as a plain LoRA of the strength that its masks say."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from duolora.api.generate import applied
+from duolora.api.merge import merge, options_of
+from duolora.errors import BaseMismatch, FileRefused, InputError
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.file import read_adapter
+from duolora.lora.write.file import write_adapter
+from duolora.merging.inputs import merged_prompt_of
+from duolora.merging.options import METHODS, WEIGHTS
+from duolora.model.blocks import target_modules
+from duolora.model.mount import Mount
+from duolora.model.predict import denoiser
+from duolora.model.sample import draw
+from duolora.paper.lowrank import LowRank, svd_basis
+
+
+def quick(method, **changes):
+    return options_of(method, **{"steps": 3, "pictures": 2, **changes})
+
+
+def merged(loras, base, tmp_path, method, photos=None, **changes):
+    style = None if photos is None else photos / "1.png"
+    return merge(
+        *loras, tmp_path / f"{method}.safetensors", method, base, photos, style,
+        options=quick(method, **changes), progress=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def plain_merges(base, loras, photos, tmp_path_factory):
+    """What two methods give with their own options, for comparison."""
+    folder = tmp_path_factory.mktemp("plain")
+    done = {m: merged(loras, base, folder, m, photos) for m in ("ziplora", "ziprank", "duolora")}
+    return {method: read_adapter(merge.path).modules for method, merge in done.items()}
+
+
+def test_naive_is_the_sum(base, loras, tmp_path):
+    done = merged(loras, base, tmp_path, "naive", content_weight=0.5)
+    content, style, both = (read_adapter(p).modules for p in (*loras, done.path))
+    for name, lora in both.items():
+        expected = 0.5 * content[name].delta() + style[name].delta()
+        torch.testing.assert_close(lora.delta(), expected, rtol=2e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].combine == "masks"])
+def test_file_draws_what_the_masked_forward_draws(base, loras, photos, tmp_path, method):
+    done = merged(loras, base, tmp_path, method, photos)
+    content, style = ({n: svd_basis(x) for n, x in read_adapter(p).modules.items()} for p in loras)
+    axis = {"none": "rank"}.get(METHODS[method].masks, METHODS[method].masks)
+    with applied(base, [done.path]):
+        from_file = draw(base, ["a sks cat in zwx style"], [3], steps=4)
+    with Mount(base.unet, [content, style], axis) as mount:
+        row = mount.flat([done.content_masks, done.style_masks])
+        with mount.gating(row[None]):
+            by_masks = draw(base, ["a sks cat in zwx style"], [3], steps=4)
+    assert not torch.allclose(from_file, draw(base, ["a sks cat in zwx style"], [3], steps=4), atol=1e-3)
+    torch.testing.assert_close(from_file, by_masks, rtol=0, atol=6e-3)
+
+
+@pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].masks != "none" and METHODS[m].steps])
+def test_masks_move(base, loras, photos, tmp_path, method):
+    done = merged(loras, base, tmp_path, method, photos)
+    assert 0.005 < done.moved <= 3 * 1.1 * METHODS[method].lr
+    assert done.trainable == sum(m.numel() for ms in (done.content_masks, done.style_masks) for m in ms.values())
+    assert [entry["update"] for entry in done.losses] == [0, 2]
+
+
+def test_count_of_masks_follows_the_axis(base, loras, photos, tmp_path):
+    names = target_modules(base.unet)
+    shapes = [base.unet.get_submodule(n).weight.shape for n in names]
+    ranks = merged(loras, base, tmp_path, "ziprank", photos).trainable
+    outputs = merged(loras, base, tmp_path, "ziplora", photos).trainable
+    inputs = merged(loras, base, tmp_path, "ziplora", photos, masks="input").trainable
+    assert (ranks, outputs, inputs) == (
+        (4 + 3) * len(names),
+        2 * sum(s[0] for s in shapes),
+        2 * sum(s[1] for s in shapes),
+    )
+
+
+def test_same_seed_same_bytes(base, loras, tmp_path):
+    first = merged(loras, base, tmp_path, "duolora").path.read_bytes()
+    assert merged(loras, base, tmp_path, "duolora").path.read_bytes() == first
+    assert merged(loras, base, tmp_path, "duolora", seed=1).path.read_bytes() != first
+
+
+def test_stopped_merge_goes_on_to_the_same_bytes(base, loras, photos, tmp_path, monkeypatch):
+    whole = merged(loras, base, tmp_path, "duolora", photos, steps=32).path
+    expected = whole.read_bytes()
+    whole.unlink()
+    calls = 0
+    original = torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 30:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        merged(loras, base, tmp_path, "duolora", photos, steps=32)
+    assert not whole.exists()
+    calls = -100
+    assert merged(loras, base, tmp_path, "duolora", photos, steps=32).path.read_bytes() == expected
+    assert calls == -100 + 32 - 25
+    assert [p.name for p in tmp_path.iterdir()] == [whole.name]
+
+
+def test_naive_merges_know_their_prompts_where_the_files_do(base, loras, tmp_path):
+    recipe = read_adapter(merged(loras, base, tmp_path, "naive").path).recipe
+    assert recipe["prompt"] == "a sks cat in zwx style"
+
+
+@pytest.mark.parametrize("preset", WEIGHTS)
+def test_presets_matter(base, loras, photos, tmp_path, preset, plain_merges):
+    other = read_adapter(merged(loras, base, tmp_path, "duolora", photos, **WEIGHTS[preset]).path).modules
+    plain = plain_merges["duolora"]
+    assert any(n not in other or not torch.equal(plain[n].delta(), other[n].delta()) for n in plain)
+
+
+@pytest.mark.parametrize(
+    ("method", "change"),
+    [
+        ("ziprank", {"basis": "raw"}),
+        ("ziplora", {"masks": "input"}),
+        ("ziplora", {"lambda_similarity": 10.0}),
+        ("ziplora", {"lambda_similarity": 10.0, "similarity": "cosine"}),
+        ("duolora", {"init": "values"}),
+        ("duolora", {"init": "all-ones"}),
+        ("duolora", {"init": "split"}),
+        ("duolora", {"block_map": "blora", "neutral": 0.5}),
+        ("duolora", {"T_content": 0.75}),
+        ("duolora", {"T_style": 0.5}),
+        ("duolora", {"block_map": "blora"}),
+        ("duolora", {"lambda_layer_prior": 5.0}),
+        ("duolora", {"lambda_layer_prior": 5.0, "prior_lambda": 20.0}),
+        ("duolora", {"lambda_layer_prior": 5.0, "norm": "vector"}),
+        ("duolora", {"lambda_layer_prior": 5.0, "hinge": False}),
+        ("duolora", {"lambda_layer_prior": 5.0, "reduction": "sum"}),
+        ("duolora", {"lambda_layer_prior": 5.0, "sparsity": 0.0}),
+        ("duolora", {"cycles": "style"}),
+        ("duolora", {"cycles": "content"}),
+        ("duolora", {"reading": "masked"}),
+        ("duolora", {"reading": "none"}),
+        ("duolora", {"lambda_cycle": 5.0}),
+        ("duolora", {"multiplies": "all"}),
+        ("duolora", {"batch": 2}),
+        ("duolora", {"pool": 1}),
+        ("duolora", {"lr": 0.05}),
+        ("duolora", {"threshold": 0.98}),
+        ("duolora", {"binary": True}),
+        ("duolora", {"style_weight": 0.5}),
+    ],
+)
+def test_every_option_matters(base, loras, photos, tmp_path, method, change, plain_merges):
+    plain = plain_merges[method]
+    other = read_adapter(merged(loras, base, tmp_path, method, photos, **change).path).modules
+    assert any(n not in other or not torch.equal(plain[n].delta(), other[n].delta()) for n in plain)
+
+
+def test_recipe_is_in_the_file(base, loras, photos, tmp_path):
+    done = merged(loras, base, tmp_path, "duolora", photos)
+    with safe_open(done.path, "pt") as file:
+        recipe = json.loads(file.metadata()["duolora"])
+    assert recipe["method"] == "duolora"
+    assert recipe["prompt"] == "a sks cat in zwx style"
+    assert recipe["options"]["lambda_layer_prior"] == METHODS["duolora"].lambda_layer_prior
+    assert {len(recipe[k]) for k in ("content", "style")} == {64}
+    assert recipe["blocks"]["down_blocks.2"] == "content"
+
+
+def test_rest_follows_its_policy(base, loras, tmp_path):
+    linear = "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"
+    shape = base.unet.get_submodule(linear).weight.shape
+    extra = LowRank(torch.randn(shape[0], 2), torch.randn(2, shape[1]), 0.5)
+    content = read_adapter(loras[0])
+    path = tmp_path / "with_ff.safetensors"
+    write_adapter(path, Adapter(content.modules | {linear: extra}, content.recipe), torch.float32)
+    for rest, present in (("sum", True), ("content", True), ("style", False), ("drop", False)):
+        done = merge(
+            path, loras[1], tmp_path / "x.safetensors", "naive", base, options=quick("naive", rest=rest), progress=False
+        )
+        both = read_adapter(done.path).modules
+        assert (linear in both) is present
+        if present:
+            torch.testing.assert_close(both[linear].delta(), extra.delta(), rtol=2e-3, atol=1e-3)
+
+
+def test_what_is_not_carried_over_is_said(base, loras, tmp_path):
+    with safe_open(loras[0], "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        header = file.metadata()
+    save_file(tensors | {"bundle_emb.sks.x": torch.zeros(2, 8)}, tmp_path / "bundle.safetensors", header)
+    done = merge(tmp_path / "bundle.safetensors", loras[1], tmp_path / "o.safetensors", "naive", base, progress=False)
+    assert done.left_out == ("bundle_emb.sks",)
+    assert read_adapter(done.path).recipe["left_out"] == list(done.left_out)
+
+
+def test_adapters_that_cover_different_modules(base, loras, photos, tmp_path):
+    content = read_adapter(loras[0])
+    half = dict(list(content.modules.items())[::2])
+    write_adapter(tmp_path / "half.safetensors", Adapter(half, content.recipe))
+    done = merged((tmp_path / "half.safetensors", loras[1]), base, tmp_path, "duolora", photos)
+    assert set(done.content_masks) == set(half)
+    assert len(done.style_masks) == len(content.modules)
+
+
+def test_wrong_inputs_are_named(base, loras, tmp_path):
+    out = tmp_path / "x.safetensors"
+    with pytest.raises(InputError, match="expected one of naive"):
+        merge(*loras, out, "magic", base)
+    with pytest.raises(FileRefused, match="missing.safetensors"):
+        merge(tmp_path / "missing.safetensors", loras[1], out, "naive", base)
+    with pytest.raises(InputError, match="--content-prompt"):
+        bare = Adapter(read_adapter(loras[0]).modules)
+        write_adapter(tmp_path / "bare.safetensors", bare)
+        merge(tmp_path / "bare.safetensors", loras[1], out, "ziprank", base, options=quick("ziprank"), progress=False)
+    with pytest.raises(BaseMismatch, match=r"wide.safetensors.*9"):
+        name = next(iter(read_adapter(loras[0]).modules))
+        wide = Adapter({name: LowRank(torch.ones(9, 2), torch.ones(2, 9))}, {"prompt": "x"})
+        write_adapter(tmp_path / "wide.safetensors", wide)
+        merge(tmp_path / "wide.safetensors", loras[1], out, "naive", base)
+    assert not out.exists()
+
+
+def test_gates_of_the_denoiser_are_the_adapters(base, loras):
+    content, style = (dict(read_adapter(p).modules) for p in loras)
+    masks = [{n: torch.ones(x.rank) for n, x in a.items()} for a in (content, style)]
+    prompts = ["a cat", "a house"]
+    with Mount(base.unet, [content, style]) as mount:
+        denoise = denoiser(base, mount, prompts, lambda: mount.flat(masks), base.resolution, base.resolution)
+        x = torch.randn(2, 4, base.unet.config.sample_size, base.unet.config.sample_size)
+        t = torch.tensor([10, 500])
+        content_only = denoise(x, t, prompts, ["content", "content"])
+        together = denoise(x, t, prompts, ["content", "merged"])
+    torch.testing.assert_close(content_only[0], together[0])
+    assert not torch.allclose(content_only[1], together[1])
+
+
+@pytest.mark.parametrize(
+    ("content", "style", "both"),
+    [
+        ("a sks cup in flat style", "a house in zwx style", "a sks cup in zwx style"),
+        ("a photo of sks dog", "a painting in zwx style", "a photo of sks dog in zwx style"),
+        ("sks dog", "zwx painting", "sks dog, zwx painting"),
+    ],
+)
+def test_merged_prompt(content, style, both):
+    assert merged_prompt_of(content, style) == both

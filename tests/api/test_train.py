@@ -1,0 +1,195 @@
+"""Training LoRAs: it learns, it resumes exactly, it leaves the base alone, it says what is wrong."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from duolora.api.train import ATELIER_OPTIONS, TrainOptions, default_options, train
+from duolora.errors import FileRefused, InputError
+from duolora.lora.read.file import read_adapter
+from duolora.model.blocks import target_modules
+from duolora.training.checkpoint import load_checkpoint, save_checkpoint
+
+OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)
+
+
+def test_every_attention_layer_learns(base, loras):
+    adapter = read_adapter(loras[0])
+    assert set(adapter.modules) == set(target_modules(base.unet))
+    assert all(lora.delta().abs().max() > 0 and lora.rank == 4 for lora in adapter.modules.values())
+    assert adapter.recipe["prompt"] == "a sks cat in flat style"
+
+
+def test_base_is_left_as_it_was(base, photos, tmp_path):
+    before = {k: v.clone() for k, v in base.unet.state_dict().items()}
+    train(photos, "a cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False)
+    after = base.unet.state_dict()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[k], after[k]) for k in before)
+    assert not any(p.requires_grad for p in base.unet.parameters())
+
+
+def test_loss_falls(base, photos, tmp_path):
+    options = replace(OPTIONS, steps=150)
+    losses = train(photos, "a cat", tmp_path / "x.safetensors", base, options, progress=False).losses
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+def test_same_seed_same_bytes(base, photos, tmp_path):
+    paths = [tmp_path / f"{k}.safetensors" for k in range(3)]
+    for path, seed in zip(paths, (5, 5, 6), strict=True):
+        train(photos, "a cat", path, base, replace(OPTIONS, seed=seed), progress=False)
+    a, b, c = (path.read_bytes() for path in paths)
+    assert a == b
+    assert a != c
+
+
+def test_stopped_run_goes_on_to_the_same_bytes(base, photos, tmp_path, monkeypatch):
+    options = replace(OPTIONS, steps=130)
+    train(photos, "a cat", tmp_path / "whole.safetensors", base, options, progress=False)
+    calls = 0
+    original = torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 115:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(photos, "a cat", tmp_path / "parts.safetensors", base, options, progress=False)
+    assert not (tmp_path / "parts.safetensors").exists()
+    monkeypatch.undo()
+    train(photos, "a cat", tmp_path / "parts.safetensors", base, options, progress=False)
+    assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
+
+
+def test_prompt_drop_out_matters_and_is_a_chance(base, photos, tmp_path):
+    paths = [tmp_path / f"{k}.safetensors" for k in range(2)]
+    for path, chance in zip(paths, (0.0, 0.5), strict=True):
+        train(photos, "a cat", path, base, replace(OPTIONS, unconditional=chance), progress=False)
+    plain, dropped = (read_adapter(path).modules for path in paths)
+    assert any(not torch.equal(plain[n].delta(), dropped[n].delta()) for n in plain)
+    with pytest.raises(InputError, match="unconditional"):
+        train(photos, "a cat", paths[0], base, replace(OPTIONS, unconditional=1.0), progress=False)
+
+
+def test_a_look_is_shown_mirrored_on_atelier_and_elsewhere_all_is_as_the_paper_has_it():
+    assert default_options("atelier", "style") == replace(ATELIER_OPTIONS, mirror=True)
+    for kind in ("content", "oracle", "twin"):
+        assert default_options("atelier", kind) == ATELIER_OPTIONS
+    for kind in ("content", "style"):
+        assert default_options("somewhere/else", kind) == TrainOptions()
+
+
+def test_only_the_named_blocks_learn(base, photos, tmp_path):
+    blocks = ("up_blocks.0.attentions.1", "mid_block")
+    path = tmp_path / "x.safetensors"
+    train(photos, "a cat", path, base, replace(OPTIONS, steps=2, blocks=blocks), progress=False)
+    found = set(read_adapter(path).modules)
+    assert found == {name for name in target_modules(base.unet) if name.startswith(blocks)}
+    assert {name.split(".")[0] for name in found} == {"up_blocks", "mid_block"}
+    with pytest.raises(InputError, match=r"blocks.*up_blocks\.0\.attentions\.0.*got 'up'"):
+        train(photos, "a cat", path, base, replace(OPTIONS, blocks=("up_blocks.0.attentions", "up")), progress=False)
+
+
+def test_checkpoint_holds_tensors_and_optimiser(tmp_path):
+    def fresh():
+        value = torch.nn.Parameter(torch.ones(3))
+        return value, torch.optim.Adam([value], lr=0.1)
+
+    def step(value, optimiser):
+        (value**2).sum().backward()
+        optimiser.step()
+        optimiser.zero_grad()
+
+    value, optimiser = fresh()
+    step(value, optimiser)
+    save_checkpoint(tmp_path / "c.safetensors", {"v": value}, optimiser, 1)
+    step(value, optimiser)
+    other, its_optimiser = fresh()
+    assert load_checkpoint(tmp_path / "c.safetensors", {"v": other}, its_optimiser) == 1
+    step(other, its_optimiser)
+    assert torch.equal(value, other)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    ["cut", "text", "folder", "no progress", "negative step", "other shape", "tensor missing", "other optimiser"],
+)
+def test_checkpoints_that_do_not_fit_are_refused_and_change_nothing(tmp_path, damage):
+    path = tmp_path / "c.safetensors"
+    value = torch.nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.Adam([value], lr=0.1)
+    value.sum().backward()
+    optimiser.step()
+    save_checkpoint(path, {"v": value}, optimiser, 1)
+    with safe_open(path, "pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    if damage == "cut":
+        path.write_bytes(path.read_bytes()[:-3])
+    elif damage == "text":
+        path.write_text("hello")
+    elif damage == "folder":
+        path.unlink()
+        path.mkdir()
+    else:
+        changes = {
+            "other shape": {"value.v": torch.ones(1)},
+            "tensor missing": {"value.v": None},
+            "other optimiser": {"optimiser.0.exp_avg": torch.ones(4)},
+        }.get(damage, {})
+        kept = {key: tensor for key, tensor in (tensors | changes).items() if tensor is not None}
+        step = -1 if damage == "negative step" else 1
+        save_file(kept, path, None if damage == "no progress" else {"progress": json.dumps({"step": step})})
+    before = value.detach().clone()
+    with pytest.raises(FileRefused, match=r"c\.safetensors: no whole checkpoint of this run .*delete it"):
+        load_checkpoint(path, {"v": value}, optimiser)
+    assert torch.equal(value, before)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lr": float("nan")}, "lr: expected a finite number above 0, got nan"),
+        ({"lr": float("inf")}, "lr: expected a finite number above 0, got inf"),
+        ({"lr": -1.0}, "lr: expected"),
+        ({"steps": 0}, "steps: expected"),
+        ({"rank": 0}, "rank: expected"),
+        ({"batch": -1}, "batch: expected"),
+        ({"unconditional": float("nan")}, "unconditional: expected"),
+    ],
+)
+def test_numbers_out_of_range_are_refused_before_anything_is_read(tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        train(tmp_path / "none", "a cat", tmp_path / "x.safetensors", "nowhere", replace(OPTIONS, **changes))
+
+
+@pytest.mark.parametrize(
+    ("images", "prompt", "out", "message"),
+    [
+        ("nowhere", "a cat", "x.safetensors", "no such file or folder"),
+        ("empty", "a cat", "x.safetensors", "no pictures"),
+        ("photos", "  ", "x.safetensors", "prompt"),
+        ("photos", "a cat", "x.bin", ".safetensors"),
+    ],
+)
+def test_wrong_inputs_are_named(base, photos, tmp_path, images, prompt, out, message):
+    (tmp_path / "empty").mkdir()
+    where = {"photos": photos, "empty": tmp_path / "empty"}.get(images, tmp_path / images)
+    with pytest.raises(InputError, match=message):
+        train(where, prompt, tmp_path / out, base, OPTIONS, progress=False)
+    assert not (tmp_path / out).exists()
+
+
+def test_text_is_no_picture(base, tmp_path):
+    (tmp_path / "words.png").write_text("hello")
+    with pytest.raises(FileRefused, match=r"words.png: not a readable picture"):
+        train(tmp_path, "a cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False)

@@ -1,0 +1,165 @@
+"""The report, from a folder as the bench leaves it: nothing from outside, nothing unescaped, no number out of place."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+
+from duolora.bench.cells.pairs import suite
+from duolora.bench.report.page import report
+from duolora.bench.report.paper_numbers import PAPER, printed
+from duolora.bench.report.plots import Point, frontier, scatter, spans
+from duolora.bench.report.ranks import mean_ranks
+from duolora.bench.report.runs import read_runs
+from duolora.errors import FileRefused, InputError
+
+NAIVE = {"label": "naive", "method": "naive", "changes": {}, "how": "merge"}
+
+
+def line(row, object_, look, joint, pairs=2, **more):
+    values = {"object": object_, "look": look, "joint": joint} if object_ else {}
+    costs = dict.fromkeys(("trainable", "bytes", "seconds", "moved")) | {"seconds": 1.5}
+    return {"dataset": "several", "row": row, "pairs": pairs, **values, **costs, **more}
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished table 1: two rows, one pair with its cells."""
+    from dataclasses import asdict
+
+    folder = tmp_path / "out" / "table1"
+    folder.mkdir(parents=True)
+    case = suite()[0]
+    lines = [
+        line("base, no LoRA", [0.0, 0.0, 0.0], [0.125, 0.0, 0.25], [0.0, 0.0, 0.0]),
+        line("naive", [0.9, 0.8, 1.0], [0.5, 0.4, 0.6], [0.45, 0.3, 0.6]),
+    ]
+    (folder / "table.json").write_text(json.dumps(lines))
+    about = {"table": "table1", "seed": 0, "cases": [case.name], "versions": {"torch": "9.9"}}
+    about |= {"failed": {"a-cell": "Traceback\nValueError: <script>alert(1)</script>"}}
+    (folder / "run.json").write_text(json.dumps(about))
+    cell = tmp_path / "out" / "cells" / case.name / "naive-12345678-0"
+    cell.mkdir(parents=True)
+    Image.new("RGB", (130, 64), "red").save(cell / "pictures.png")
+    result = {
+        "case": asdict(case),
+        "row": NAIVE | {"label": "of another table"},
+        "seed": 0,
+        "prompts": ["<b>thing</b>"],
+    }
+    (cell / "result.json").write_text(json.dumps(result | {"truth": {"object": 0.9, "colour": None}, "seconds": 1.5}))
+    return folder
+
+
+class Links(HTMLParser):
+    def __init__(self, text):
+        super().__init__()
+        self.found, self.ids = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        given = dict(attrs)
+        self.found += [given[k] for k in ("href", "src") if k in given and tag != "use" and given[k]]
+        self.ids += [given["id"]] if "id" in given else []
+
+
+def test_one_file_with_nothing_from_outside(run, tmp_path):
+    out = report([run], tmp_path / "shown" / "report.html")
+    text = out.read_text("utf-8")
+    page = Links(text)
+    assert len(page.ids) == len(set(page.ids)), "identifiers are unique, those of the plots too"
+    for link in page.found:
+        if link.startswith("#"):
+            assert link[1:] in page.ids
+        elif not link.startswith("data:image/webp;base64,"):
+            assert (out.parent / link).is_file(), "every cell links to its own files"
+    assert "naive-12345678-0/result.json" in text
+    assert "http://" not in text.replace("http://www.w3.org/", "")
+    assert "https://" not in text
+    assert "<script>alert" not in text
+    assert "<b>thing" not in text
+    assert "0.80–1.00" in text
+    assert "torch 9.9" in text
+
+
+def test_cells_find_their_rows_in_whatever_table_they_ran_first(run):
+    (found,) = read_runs([run])
+    assert [cell.row for cell in found.cells] == ["naive"]
+    (again,) = read_runs([run.parent])
+    assert again.folder == run
+
+
+def paper_like(run, base):
+    lines = [line("DuoLoRA", None, None, None, dino=[0.4, 0.3, 0.5], **{"csd-s": [0.3, 0.2, 0.4], "object": [1, 1, 1]})]
+    (run / "table.json").write_text(json.dumps(lines))
+    (run / "run.json").write_text(json.dumps({"table": "table1", "seed": 0, "cases": [], "bases": [base]}))
+
+
+@pytest.mark.parametrize("base, shown", [("sdxl", True), ("stabilityai/stable-diffusion-xl-base-1.0", True),
+                                         ("atelier", False), ("somebody/else", False)])  # fmt: skip
+def test_the_papers_numbers_stand_beside_the_papers_base_only(run, tmp_path, base, shown):
+    paper_like(run, base)
+    text = report([run], tmp_path / "report.html").read_text("utf-8")
+    assert text.count('title="printed in the paper"') == (2 if shown else 0), "DINO and CSD-s, never `object`"
+    assert ("cannot be compared with the paper" in text) is (base == "atelier")
+
+
+def test_printed_numbers():
+    assert printed("table1", "sdxl", "everyday", "DuoLoRA") == {
+        "dino": 0.61, "clip-i": 0.62, "clip-t": 0.316, "csd-s": 0.37
+    }  # fmt: skip
+    assert printed("table1", "segmind/SSD-1B", "several", "ZipLoRA")["csd-s"] == 0.46
+    assert printed("table1", "atelier", "several", "ZipLoRA") == {}
+    from duolora.bench.tables.rows import TABLES
+
+    for table, rows in PAPER.items():
+        assert rows.keys() <= {row.label for row in TABLES[table].rows}, table
+        assert {d for row in rows.values() for d in row} <= set(TABLES[table].datasets), table
+
+
+def test_curves_alone_are_a_run(tmp_path):
+    curve = {"alpha": [0.0, 1.0], "object": [0.1, 0.9], "look": [0.5, 0.6]}
+    (tmp_path / "curves.json").write_text(json.dumps({"level 1": curve, "mid_block": curve}))
+    text = report([tmp_path], tmp_path / "report.html").read_text("utf-8")
+    assert text.count("<svg") == 2
+    assert "mid_block" in text
+
+
+def test_a_folder_without_a_run_and_a_damaged_one(tmp_path):
+    with pytest.raises(InputError, match=r"table\.json"):
+        report([tmp_path], tmp_path / "report.html")
+    (tmp_path / "table.json").write_text("{")
+    with pytest.raises(FileRefused, match="run the benchmark again"):
+        report([tmp_path], tmp_path / "report.html")
+    (tmp_path / "table.json").write_text('[{"dataset": "several"}]')
+    with pytest.raises(FileRefused, match="dataset, row"):
+        report([tmp_path], tmp_path / "report.html")
+
+
+def test_the_frontier_is_what_nothing_beats():
+    def point(number, x, y, competes=True):
+        return Point(number, (x, x, x), (y, y, y), competes)
+
+    found = frontier([point(1, 0.9, 0.1), point(2, 0.5, 0.5), point(3, 0.4, 0.4), point(4, 1, 1, False)])
+    assert [p.number for p in found] == [2, 1]
+    assert spans([9, 4, 5, 7, 6, 1]) == "1, 4–7, 9"
+    assert spans([2, 1]) == "1, 2"
+
+
+def test_a_block_that_was_dropped_counts_as_no_rank():
+    one = {"content": {"mid_block": 4.0}, "style": {"mid_block": 2.0}}
+    assert mean_ranks([one, {"content": {}, "style": {}}]) == {
+        "content": {"mid_block": 2.0}, "style": {"mid_block": 1.0}
+    }  # fmt: skip
+
+
+def test_ticks_of_time_are_plain_numbers():
+    """Also where all merges take about as long, and a logarithmic axis has none or all of a decade's minor ticks."""
+    for high in (25.0, 2500.0):
+        points = [Point(k, (x, x, x), (0.5, 0.4, 0.6), True) for k, x in enumerate((18.0, 20.0, high))]
+        ticks = [text for text in re.findall(r"<text[^>]*>([^<]*)</text>", scatter(points, "s", "y", "t", True))]
+        across = [text for text in ticks if re.fullmatch(r"[\d.]+", text) and float(text) > 1.05]
+        assert 2 <= len(across) <= 8, ticks
+        assert "×" not in "".join(ticks)

@@ -1,0 +1,111 @@
+"""Help: whole, quick, and with examples that the commands would take."""
+
+import shlex
+import subprocess
+import sys
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from duolora.api.train import ATELIER_OPTIONS
+from duolora.cli.main import app
+from duolora.cli.set_option import listed
+from duolora.merging.options import METHODS, WEIGHTS, MergeOptions
+from duolora.model.defaults import ATELIER_GUIDANCE, GUIDANCE
+from duolora.training.options import ATELIER_TRAINING, TrainOptions
+
+WHOLE = typer.main.get_command(app)
+
+
+def leaves(command, path=()):
+    for name, sub in getattr(command, "commands", {}).items():
+        yield from leaves(sub, (*path, name)) if hasattr(sub, "commands") else [((*path, name), sub)]
+
+
+LEAVES = dict(leaves(WHOLE))
+
+
+def shown(*words):
+    done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"})
+    assert done.exit_code == 0, done.output
+    return done.stdout
+
+
+def flat(text):
+    return "".join(text.split())
+
+
+def test_help_takes_less_than_a_second_and_imports_nothing_heavy():
+    code = """
+import os, sys
+from duolora.cli.main import app
+app(["--help"], standalone_mode=False)
+used = os.times()
+print("|", *sys.modules, used.user + used.system)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    text, _, measured = done.stdout.rpartition("|")
+    *modules, seconds = measured.split()
+    assert "merge" in text
+    assert not {"torch", "diffusers", "numpy"} & set(modules)
+    assert float(seconds) < 1
+
+
+@pytest.mark.parametrize("path", LEAVES, ids=" ".join)
+def test_nothing_is_swallowed_and_real_examples_come_last(path):
+    text = shown(*path)
+    for parameter in LEAVES[path].params:
+        if told := getattr(parameter, "help", None):
+            assert flat(told) in flat(text)
+    examples = [line.strip() for line in text.partition("Examples:\n")[2].splitlines()]
+    assert 1 <= len(examples) <= 3
+    for example in examples:
+        words = shlex.split(example)
+        assert words[: len(path) + 1] == ["duolora", *path]
+        if example != "duolora merge --set help":
+            with LEAVES[path].make_context(path[-1], words[len(path) + 1 :]) as context:
+                assert context.params
+
+
+@pytest.mark.parametrize("path", [(), ("bench",), ("bench", "study"), ("datasets",)], ids=" ".join)
+def test_summaries_of_commands_are_not_cut_short(path):
+    assert "..." not in shown(*path).partition("Commands:")[2]
+
+
+def test_defaults_in_the_help_are_the_real_ones():
+    train, paper = flat(shown("train")), TrainOptions()
+    for name in ("rank", "steps", "batch", "lr", "unconditional"):
+        assert f"[{getattr(paper, name):g};atelier{getattr(ATELIER_TRAINING, name):g}]" in train
+        assert getattr(ATELIER_OPTIONS, name) == getattr(ATELIER_TRAINING, name)
+    assert f"[{GUIDANCE:g};atelier{ATELIER_GUIDANCE:g}]" in flat(shown("generate"))
+
+
+def test_help_names_every_method_and_every_preset():
+    assert flat(", ".join(METHODS)) in flat(shown("merge"))
+    assert flat(", ".join(WEIGHTS)) in flat(shown("merge"))
+
+
+@pytest.mark.parametrize("before", [[], ["--method", "oneshot"], ["--set", "lr=1"]])
+def test_options_are_listed_before_anything_else_is_asked_for(before):
+    done = CliRunner().invoke(app, ["merge", *before, "--set", "help"])
+    assert done.exit_code == 0, done.output
+    assert done.stdout.strip() == listed()
+
+
+def test_every_option_is_listed_with_type_default_and_text():
+    entries = {}
+    for line in listed().splitlines():
+        if not line.startswith(" "):
+            name, _, default = line.partition("=")
+            assert default == str(getattr(MergeOptions(), name))
+            entries[name] = ""
+        else:
+            entries[name] += " " + line.strip()
+    assert set(entries) == set(MergeOptions.__dataclass_fields__)
+    assert all(len(text.partition(" [")[0]) > 15 for text in entries.values()), "a text for each"
+    assert entries["norm"].endswith("[one of diag, vector]")
+    assert entries["lr"].endswith("[a number]")
+    assert entries["batch"].endswith("[a whole number]")
+    assert entries["masks"].endswith("output for ziplora]")
+    assert "singular ones (Def. 2's U Σ Vᵀ)" in entries["basis"]

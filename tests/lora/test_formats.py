@@ -1,0 +1,236 @@
+"""Every dialect, read by its own readers: the same ΔW in diffusers' pipeline, and the same pictures."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import StableDiffusionXLPipeline
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from duolora.cli.common import proven
+from duolora.errors import DuoLoRAError
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.file import read_adapter
+from duolora.lora.verify import relative_error
+from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors, stored_factors
+from duolora.lora.write.file import FORMATS, write_adapter
+from duolora.model.architectures import ARCHITECTURES
+from duolora.model.base import lora_shapes
+from duolora.model.blocks import target_modules
+from duolora.paper.lowrank import LowRank
+from tiny import narrow_unet, tiny_pipeline
+
+
+def awkward(pipeline: StableDiffusionXLPipeline, text: bool = True, every: int = 7) -> Adapter:
+    """Ranks 1 to 4 and strengths other than 1, on attention, feed-forward, convolutions and both text encoders."""
+    shapes = lora_shapes(pipeline)
+    targets = target_modules(pipeline.unet)[::every]
+    others = [n for n in shapes if n.endswith(("ff.net.2", "proj_in", "0.conv1", "conv_shortcut", "samplers.0.conv"))]
+    spoken = [n for n in shapes if n.startswith("text_encoder") and "layers.1" in n]
+    modules = {}
+    for k, name in enumerate([*targets, *others[::3], *(spoken if text else [])]):
+        rng, (d_out, d_in), rank = torch.Generator().manual_seed(k), shapes[name], 1 + k % 4
+        up, down = (torch.randn(s, generator=rng).half().float() for s in ((d_out, rank), (rank, d_in)))
+        layer = None if name.startswith("text") else pipeline.unet.get_submodule(name)
+        kernel = tuple(layer.kernel_size) if isinstance(layer, torch.nn.Conv2d) else None
+        modules[name] = LowRank(up * 2**-4, down * 2**-4, (0.25, 1 / 3, 1.0, -0.7, 2)[k % 5], kernel)
+    return Adapter(modules, {"prompt": "a sks cat"})
+
+
+def weights(pipeline: StableDiffusionXLPipeline) -> dict[str, torch.Tensor]:
+    parts = {"": pipeline.unet, "text_encoder.": pipeline.text_encoder, "text_encoder_2.": pipeline.text_encoder_2}
+    return {f"{p}{k}": v.clone() for p, part in parts.items() for k, v in part.state_dict().items()}
+
+
+def added(pipeline: StableDiffusionXLPipeline, path: Path) -> dict[str, torch.Tensor]:
+    """What diffusers' `load_lora_weights` and `fuse_lora` add to the weights of the pipeline."""
+    before = weights(pipeline)
+    pipeline.load_lora_weights(str(path.parent), weight_name=path.name)
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+    return {k: v - before[k] for k, v in weights(pipeline).items()}
+
+
+def key_of(name: str, change: dict[str, torch.Tensor]) -> str:
+    """The weight of a module, in whose name some versions of transformers leave out `text_model.`"""
+    return f"{name}.weight" if f"{name}.weight" in change else f"{name.replace('text_model.', '')}.weight"
+
+
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("architecture", [None, *ARCHITECTURES])
+def test_diffusers_loads_each_format_at_its_exact_strength(tmp_path, format, architecture):
+    pipeline = tiny_pipeline(tmp_path, architecture and narrow_unet(architecture))
+    adapter, path = awkward(pipeline), tmp_path / "a.safetensors"
+    proof = write_adapter(path, adapter, torch.float32, format)
+    assert proof.error < 1e-6
+    change = added(pipeline, path)
+    for name, lora in adapter.modules.items():
+        there = change.pop(key_of(name, change))
+        torch.testing.assert_close(there.flatten(1), lora.delta(), rtol=1e-4, atol=1e-6)
+    assert not any(value.any() for value in change.values())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_proof_by_diffusers_is_what_its_pipeline_adds(tmp_path, format, dtype):
+    """The stand-in networks of the proof, against a whole pipeline with weights."""
+    pipeline, path = tiny_pipeline(tmp_path), tmp_path / "a.safetensors"
+    adapter = awkward(pipeline)
+    rough = {n: replace(lora, up=lora.up * 1.0001) for n, lora in adapter.modules.items()}
+    proof = write_adapter(path, Adapter(rough), dtype, format)
+    change = added(pipeline, path)
+    errors = []
+    for name, lora in rough.items():
+        there = change[key_of(name, change)].flatten(1)
+        errors.append(float((there - lora.delta()).norm() / lora.delta().norm()))
+    assert proof.unloadable == ""
+    assert proof.diffusers == pytest.approx(max(errors), rel=0.02, abs=3e-5)
+    with safe_open(path, "pt") as file:
+        stored = json.loads(file.metadata()["duolora_proof"])
+    assert float(stored["diffusers"]) == pytest.approx(max(proof.diffusers, 1e-9), rel=0.5)
+
+
+def test_a_file_that_diffusers_would_load_at_another_strength_is_not_written(tmp_path, monkeypatch):
+    """A header that we understand and diffusers does not: alphas that only our own reader finds."""
+    adapter, path = awkward(tiny_pipeline(tmp_path)), tmp_path / "a.safetensors"
+
+    def hidden(adapter: Adapter, dtype: torch.dtype, title: str):
+        tensors, metadata = diffusers_tensors(adapter, dtype), diffusers_metadata(adapter)
+        return tensors, {"lora_adapter_metadata": metadata["lora_adapter_metadata"].replace("unet.", "")}
+
+    monkeypatch.setitem(FORMATS, "diffusers", hidden)
+    with pytest.raises(DuoLoRAError, match="diffusers"):
+        write_adapter(path, Adapter({n: x for n, x in adapter.modules.items() if not n.startswith("text")}))
+    assert [p.name for p in tmp_path.glob("*.safetensors")] == []
+
+
+def test_what_diffusers_does_not_load_of_a_kohya_file_is_said(tmp_path):
+    """A text encoder's `q_proj` without its `out_proj`."""
+    adapter, path = awkward(tiny_pipeline(tmp_path)), tmp_path / "a.safetensors"
+    modules = {n: x for n, x in adapter.modules.items() if not n.endswith("out_proj")}
+    proof = write_adapter(path, Adapter(modules), format="kohya")
+    assert proof.diffusers is None
+    assert proof.unloadable
+    assert "diffusers does not load it" in proven(proof)
+
+
+def test_a_text_encoder_without_attention_loads_too(tmp_path):
+    pipeline, path = tiny_pipeline(tmp_path), tmp_path / "a.safetensors"
+    adapter = awkward(pipeline)
+    modules = {n: lora for n, lora in adapter.modules.items() if ".self_attn." not in n}
+    assert any("mlp" in name for name in modules)
+    for format in FORMATS:
+        write_adapter(path, Adapter(modules), torch.float32, format)
+        change = added(pipeline, path)
+        for name, lora in modules.items():
+            there = change[key_of(name, change)].flatten(1)
+            torch.testing.assert_close(there, lora.delta(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_each_format_draws_the_same_pictures(tmp_path, format):
+    def drawn(pipeline):
+        rng = torch.Generator().manual_seed(1)
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline("a cat", num_inference_steps=3, generator=rng, output_type="pt", height=16, width=16).images
+
+    pipeline = tiny_pipeline(tmp_path)
+    adapter, path = awkward(pipeline), tmp_path / "a.safetensors"
+    write_adapter(path, adapter, torch.float32, format)
+    bare = drawn(pipeline)
+    pipeline.load_lora_weights(str(tmp_path), weight_name=path.name)
+    live = drawn(pipeline)
+    pipeline.unload_lora_weights()
+    state = {**{f"unet.{k}": v for k, v in pipeline.unet.named_parameters()}}
+    for encoder in ("text_encoder", "text_encoder_2"):
+        state |= {f"{encoder}.{k}": v for k, v in getattr(pipeline, encoder).named_parameters()}
+    for name, lora in adapter.modules.items():
+        key = key_of(name if name.startswith("text") else f"unet.{name}", state)
+        state[key].data += lora.delta().reshape(state[key].shape)
+    torch.testing.assert_close(live, drawn(pipeline), rtol=0, atol=2e-4)
+    assert not torch.allclose(bare, live, atol=1e-2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("first", FORMATS)
+@pytest.mark.parametrize("second", FORMATS)
+def test_there_and_back_is_the_same_lora(tmp_path, first, second, dtype):
+    pipeline = tiny_pipeline(tmp_path)
+    adapter = awkward(pipeline)
+    write_adapter(tmp_path / "1.safetensors", adapter, dtype, first)
+    once = read_adapter(tmp_path / "1.safetensors")
+    write_adapter(tmp_path / "2.safetensors", once, dtype, second)
+    write_adapter(tmp_path / "3.safetensors", read_adapter(tmp_path / "2.safetensors"), dtype, first)
+    back = read_adapter(tmp_path / "3.safetensors")
+    assert back.recipe == adapter.recipe
+    limit = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 5e-3}[dtype]
+    assert set(back.modules) == set(adapter.modules)
+    assert all(relative_error(adapter.modules[n], back.modules[n]) < limit for n in back.modules)
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_no_file_has_both_alphas_and_adapter_metadata(tmp_path, format):
+    pipeline = tiny_pipeline(tmp_path)
+    for k in range(2):
+        write_adapter(tmp_path / f"{k}.safetensors", awkward(pipeline), format=format)
+    assert len({(tmp_path / f"{k}.safetensors").read_bytes()[200:] for k in range(2)}) <= 2
+    with safe_open(tmp_path / "0.safetensors", "pt") as file:
+        alphas = any(key.endswith(".alpha") for key in file.keys())  # noqa: SIM118
+        assert alphas != ("lora_adapter_metadata" in file.metadata())
+        stored = json.loads(file.metadata()["duolora_proof"])
+    assert stored["dtype"] == "float16"
+    assert float(stored["error"]) <= 2e-3
+
+
+def test_kohya_header_says_what_programs_look_for(tmp_path):
+    write_adapter(tmp_path / "look.safetensors", awkward(tiny_pipeline(tmp_path)), format="kohya")
+    with safe_open(tmp_path / "look.safetensors", "pt") as file:
+        header = file.metadata()
+    assert header["modelspec.sai_model_spec"] == "1.0.1"
+    assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
+    assert header["modelspec.title"] == header["ss_output_name"] == "look"
+    assert header["modelspec.trigger_phrase"] == "a sks cat"
+    assert (header["ss_network_dim"], header["ss_network_module"]) == ("Dynamic", "networks.lora")
+    data = (tmp_path / "look.safetensors").read_bytes()
+    import hashlib
+
+    start = 8 + int.from_bytes(data[:8], "little")
+    assert header["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data[start:]).hexdigest()
+
+
+def test_a_prompt_that_is_no_unicode_is_written_all_the_same(tmp_path):
+    """JSON can say lone surrogates, and safetensors refuses a header that has one."""
+    adapter = Adapter(awkward(tiny_pipeline(tmp_path), text=False).modules, {"prompt": "a sks \ud800 cat"})
+    write_adapter(tmp_path / "a.safetensors", adapter, format="kohya")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        assert file.metadata()["modelspec.trigger_phrase"] == "a sks ? cat"
+
+
+def test_uniform_needs_no_header(tmp_path):
+    """What an old reader does: no alphas, no metadata, scale 1, one rank."""
+    adapter = awkward(tiny_pipeline(tmp_path))
+    write_adapter(tmp_path / "a.safetensors", adapter, torch.float32, "uniform")
+    tensors = load_file(tmp_path / "a.safetensors")
+    ranks = {v.shape[0] for k, v in tensors.items() if "lora_A" in k}
+    assert ranks == {4}
+    for name, lora in adapter.modules.items():
+        key = name if name.startswith("text") else f"unet.{name}"
+        up, down = (tensors[f"{key}.lora_{side}.weight"].flatten(1) for side in "BA")
+        torch.testing.assert_close(up @ down, lora.delta(), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("strength", "scale"), [(1e-3, 1 / 256), (1e-6, 1.0), (1.0, 1.0)])
+def test_weak_directions_keep_their_strength_in_float16(strength, scale):
+    rng = torch.Generator().manual_seed(0)
+    up, down = strength * torch.randn(64, 16, generator=rng), torch.randn(16, 48, generator=rng) / 7
+    lora = LowRank(up * scale, down)
+    a, b = stored_factors(lora, torch.float16)
+    meant = lora.up.double() @ lora.down.double()
+    assert float((a.double() @ b.double() - meant).norm() / meant.norm()) < 6e-4
+    kept = stored_factors(lora, torch.float32)
+    assert torch.equal(kept[0], lora.up)
+    nothing = stored_factors(LowRank(torch.zeros(4, 2), torch.ones(2, 4)), torch.float16)
+    assert not nothing[0].any()

@@ -1,0 +1,19 @@
+"""What goes into a merge: the first masks by the options' defaults."""
+
+import torch
+
+from duolora.merging.inputs import Sources, first_masks
+from duolora.merging.options import MergeOptions
+from duolora.paper.lowrank import LowRank
+
+RANK = 400
+
+
+def test_first_masks_by_default_have_the_thresholds_of_table_8():
+    lora = LowRank(torch.ones(2, RANK), torch.ones(RANK, 3))
+    both = Sources({"x": lora}, {"x": lora}, {}, {}, {"x": "content"})
+    m_c, m_s = first_masks(both, MergeOptions(init="ones"), torch.device("cpu"))
+    v = torch.randn(RANK, generator=torch.Generator().manual_seed(0))
+    v = (v - v.min()) / (v.max() - v.min())
+    assert torch.equal(m_c["x"], (v > 0.0).float()) and torch.equal(m_s["x"], (v > 0.1).float())
+    assert m_c["x"].sum() == RANK - 1 > m_s["x"].sum()

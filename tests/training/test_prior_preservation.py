@@ -1,0 +1,63 @@
+"""Prior preservation: what stays is what the base says by itself, and a LoRA that is told so changes it less."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from duolora.api.train import TrainOptions, train
+from duolora.atelier.captions import varied_captions
+from duolora.atelier.looks import HELD_OUT_LOOKS
+from duolora.atelier.objects import HELD_OUT_OBJECTS
+from duolora.errors import InputError
+from duolora.lora.read.file import read_adapter
+from duolora.model.mount import Mount
+from duolora.model.predict import mounted_unet
+from duolora.training.prior_preservation import DRAWS, kept, read_prompts
+
+PROMPTS = ("a red house", "a zwx thing in sepia style", "a blue boat at night")
+
+
+def told(base, adapter, prompts):
+    """What the UNet says under a LoRA, or alone, about the pictures that stay."""
+    stays = kept(base, prompts)
+    names = [prompts[int(k)] for k in stays.prompt]
+    with Mount(base.unet, [adapter.modules], "rank", base.device) as mount, torch.no_grad():
+        unet = mounted_unet(base, mount, prompts, base.resolution, base.resolution)
+        own = mount.owned()
+        return [unet.predict(stays.noisy, stays.t, names, row[None]) for row in (own[0], torch.zeros_like(own[0]))]
+
+
+def test_what_stays_is_what_the_base_predicts(base, loras):
+    stays = kept(base, PROMPTS)
+    assert len(stays.t) == DRAWS * len(PROMPTS)
+    assert sorted(set(stays.prompt.tolist())) == [0, 1, 2]
+    torch.testing.assert_close(stays.predicted, told(base, read_adapter(loras[0]), PROMPTS)[1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_lora_changes_less_of_what_it_is_to_keep(base, photos, tmp_path):
+    changes = []
+    for keep in ((), PROMPTS):
+        options = replace(TrainOptions(rank=4, steps=60, batch=2, lr=1e-2), keep=keep)
+        out = train(photos, "a sks cat", tmp_path / f"{len(keep)}.safetensors", base, options, progress=False)
+        with_lora, alone = told(base, read_adapter(out.path), PROMPTS)
+        changes.append(float((with_lora - alone).square().mean()))
+    assert changes[1] < changes[0] / 2
+
+
+def test_captions_of_what_stays_tell_nothing_of_what_is_personalised():
+    captions = varied_captions(60)
+    assert len(set(captions)) == 60
+    assert not [c for c in captions for name in (*HELD_OUT_OBJECTS, *HELD_OUT_LOOKS) if name in c]
+    assert varied_captions(60) == captions != varied_captions(60, seed=1)
+
+
+def test_prompts_are_the_lines_of_a_file(tmp_path):
+    (tmp_path / "keep.txt").write_text("a red house\n\n a cat in sepia style \n", "utf-8")
+    assert read_prompts(tmp_path / "keep.txt") == ("a red house", "a cat in sepia style")
+    (tmp_path / "none.txt").touch()
+    assert read_prompts(tmp_path / "none.txt") == ()
+    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
+    for name in ("picture.png", "missing.txt"):
+        with pytest.raises(InputError, match=name):
+            read_prompts(tmp_path / name)
