@@ -3,7 +3,7 @@
 from click.testing import Result
 from typer.testing import CliRunner
 
-from duolora.cli.main import app
+from duolora.cli.app import app
 
 
 def run(*arguments: object) -> Result:

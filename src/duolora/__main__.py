@@ -1,6 +1,6 @@
 """`python -m duolora`, the same as `duolora`."""
 
-from duolora.cli.main import main
+from duolora.cli import main
 
 if __name__ == "__main__":
     main()

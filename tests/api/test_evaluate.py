@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import duolora
 from duolora.api.evaluate import ATELIER, METRICS, PAPER, chosen, evaluate
-from duolora.cli.main import app
+from duolora.cli.app import app
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoders import load_embedder

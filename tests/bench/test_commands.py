@@ -11,7 +11,7 @@ from duolora.api import train
 from duolora.atelier.distil import DistilRecipe
 from duolora.bench import smaller
 from duolora.bench.cells import cell as cells
-from duolora.cli.main import app
+from duolora.cli.app import app
 
 plain_draw = cells.draw
 

@@ -20,7 +20,7 @@ from duolora.bench.config import marked, read_config
 from duolora.bench.report.page import report
 from duolora.bench.study.study import make
 from duolora.bench.tables.rows import TABLES
-from duolora.cli.main import app
+from duolora.cli.app import app
 from duolora.errors import InputError
 from duolora.metrics.datasets.manifests import Manifest, Pairing, write_manifest
 from duolora.metrics.encoders import load_embedder

@@ -10,7 +10,7 @@ from duolora.api.merge import options_of
 from duolora.bench.speed.floor import Floor, operations, passes
 from duolora.bench.speed.growth import growth, slope
 from duolora.bench.speed.speed import WAYS, Setting, peak, timed, way_of
-from duolora.cli.main import app
+from duolora.cli.app import app
 from duolora.errors import InputError
 from duolora.merging.options import METHODS
 

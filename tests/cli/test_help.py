@@ -9,7 +9,7 @@ import typer
 from typer.testing import CliRunner
 
 from duolora.api.train import ATELIER_OPTIONS
-from duolora.cli.main import app
+from duolora.cli.app import app
 from duolora.cli.set_option import listed
 from duolora.merging.options import METHODS, WEIGHTS, MergeOptions
 from duolora.model.defaults import ATELIER_GUIDANCE, GUIDANCE
@@ -39,7 +39,7 @@ def flat(text):
 def test_help_takes_less_than_a_second_and_imports_nothing_heavy():
     code = """
 import os, sys
-from duolora.cli.main import app
+from duolora.cli.app import app
 app(["--help"], standalone_mode=False)
 used = os.times()
 print("|", *sys.modules, used.user + used.system)

@@ -1,1 +1,17 @@
 """The command line: verbs for people, and how all of them speak."""
+
+import os
+import sys
+
+
+def main() -> None:
+    """Run the command line."""
+    for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn as they are imported, before anybody can ask them not to
+        os.environ.setdefault(f"{library}_VERBOSITY", "error")
+    from duolora.cli.app import app
+
+    try:
+        app()
+    except KeyboardInterrupt:
+        print("duolora: stopped", file=sys.stderr)
+        sys.exit(130)

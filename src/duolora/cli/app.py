@@ -1,7 +1,5 @@
 """The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
 
-import os
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -328,18 +326,3 @@ for command in (scores.evaluate, files.convert, files.compose, files.inspect):
     app.command(epilog=examples(command.__name__))(command)
 app.add_typer(bench, name="bench")
 app.add_typer(scores.datasets)
-
-
-def main() -> None:
-    """Run the command line."""
-    for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn as they are imported, before anybody can ask them not to
-        os.environ.setdefault(f"{library}_VERBOSITY", "error")
-    try:
-        app()
-    except KeyboardInterrupt:
-        typer.echo("duolora: stopped", err=True)
-        sys.exit(130)
-
-
-if __name__ == "__main__":
-    main()
