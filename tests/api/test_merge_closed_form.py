@@ -13,7 +13,7 @@ from duolora.model.blocks import roles, target_modules
 from tiny import random_adapter
 
 OPTIONS = options_of("oneshot", calls=2)
-STRICT = options_of("oneshot", calls=2, lambda_layer_prior=0.2)
+STRICT = options_of("oneshot", calls=2, off_role=1.0, lambda_layer_prior=0.2)
 
 
 @pytest.fixture(scope="module")

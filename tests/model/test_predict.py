@@ -148,7 +148,7 @@ def test_the_constyle_loss_runs_on_a_network_and_trains_only_masks(base, mounted
     with mount:
         for reading in ("masked", "teacher"):
             noise = torch.randn_like(x)
-            terms = constyle(denoise, schedule.process(), x, x.flip(0), t, noise, noise, prompts, reading, "noise")
+            terms = constyle(denoise, schedule.process(), x, x.flip(0), t, noise, prompts, reading)
             (terms.reconstruction + terms.cycle_style + terms.cycle_content).backward()
     assert all(m.grad.isfinite().all() and m.grad.abs().sum() > 0 for part in masks for m in part.values())
     assert all(p.grad is None for p in base.unet.parameters())
