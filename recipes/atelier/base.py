@@ -1,0 +1,325 @@
+"""Train Atelier's UNet and text encoders from nothing, or go on: `python -m recipes.atelier.base --help`.
+
+Every step's images are rendered for it, so none is seen twice. The latents are exact (`latents.py`), so that no VAE is
+needed. On a CPU, two processes of one thread each average their gradients (`torchrun --nproc-per-node 2 -m …`); on a
+GPU, one process trains in bfloat16 while the other cores render.
+
+The learning rate is constant, then falls to nothing over the last part (`--cooling`). What the constant part reached
+stays in `steady.safetensors`, from which a longer run goes on.
+"""
+
+import json
+import os
+import re
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from shutil import copytree
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+import typer
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, IterableDataset
+from transformers import CLIPTokenizer
+
+from recipes.atelier import latents
+from recipes.atelier.muon import Muon
+from recipes.atelier.world.architecture import new_scheduler, new_text_encoders, new_unet, save_tokenizer
+from recipes.atelier.world.captions import plain_caption
+from recipes.atelier.world.data import as_input, base_picture, base_poses
+from recipes.atelier.world.looks import BASE_LOOKS
+from recipes.atelier.world.objects import BASE_OBJECTS
+from recipes.atelier.world.scene import SIZE
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a base is trained."""
+
+    batch: int = 32
+    """Images of each process in a step."""
+    muon_lr: float = 0.005
+    """Of matrices and convolutions; 0 trains them by AdamW, too."""
+    adam_lr: float = 5e-4
+    """Of everything else."""
+    dropped: float = 0.1
+    """The chance that an image is shown without its caption."""
+    noisy: float = 1.5
+    """1 draws timesteps evenly; more favours the noisy ones, at which shapes are decided."""
+    average: float = 0.998
+    """What the averaged weights keep of themselves in a step."""
+    poses: int = 8
+    """Of how many poses the target is the mean, each by how well it explains the noisy image; 1 is the usual target."""
+    seed: int = 11
+
+
+class TextToImage(nn.Module):
+    """UNet and text encoders as one module, so that they train and average together."""
+
+    def __init__(self, tokenizer: CLIPTokenizer) -> None:
+        super().__init__()
+        self.unet = new_unet()
+        self.text_encoder, self.text_encoder_2 = new_text_encoders(tokenizer)
+
+    def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, dropped: Tensor) -> Tensor:
+        """The predicted velocity; captions with `dropped` are zeros, as SDXL's pipeline has for an empty prompt."""
+        first = self.text_encoder(tokens, output_hidden_states=True)
+        second = self.text_encoder_2(tokens, output_hidden_states=True)
+        shown = (~dropped).to(noisy.dtype)[:, None]
+        embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1) * shown[..., None]
+        time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], device=noisy.device).expand(len(noisy), -1)
+        condition = {"text_embeds": second.text_embeds * shown, "time_ids": time_ids.to(noisy.dtype)}
+        return self.unet(noisy, timesteps, embeds, added_cond_kwargs=condition, return_dict=False)[0]
+
+
+def vocabulary() -> list[str]:
+    """The words of Atelier's captions, sorted; meaningless ones are not among them."""
+    texts = [base_picture(seed)[1] for seed in range(6000)]
+    texts += [plain_caption(kind, look=look) for kind in BASE_OBJECTS for look in BASE_LOOKS]
+    counts: dict[str, int] = {}
+    for word in (w for text in texts for w in set(re.findall(r"[a-z]+", text))):
+        counts[word] = counts.get(word, 0) + 1
+    return sorted(word for word, n in counts.items() if n > 8)
+
+
+class Rendered(IterableDataset):  # type: ignore[type-arg]
+    """Batches of images in several poses, bytes (n, poses, 32, 32, 3), and their captions, without end.
+
+    No two processes or workers render the same.
+    """
+
+    def __init__(self, batch: int, poses: int, first: int, apart: int) -> None:
+        self.batch, self.poses, self.first, self.apart = batch, poses, first, apart
+
+    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
+        worker = torch.utils.data.get_worker_info()
+        number, of = (worker.id, worker.num_workers) if worker else (0, 1)
+        seed, step = self.first + number * self.apart, self.apart * of
+        while True:
+            made = [base_poses(seed + k * step, self.poses) for k in range(self.batch)]
+            seed += self.batch * step
+            yield torch.from_numpy(np.stack([pixels for pixels, _ in made])), [text for _, text in made]
+
+
+def optimisers_of(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
+    """Muon for the inner matrices and convolutions, AdamW for embeddings, ends, norms and biases."""
+    ends = ("conv_in", "conv_out", "embedding", "add_embedding")
+    inner = {n for n, p in model.named_parameters() if p.ndim > 1 and not any(end in n for end in ends)}
+    inner = inner if recipe.muon_lr else set()
+    others = [p for n, p in model.named_parameters() if n not in inner]
+    found: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.99), weight_decay=1e-2)
+    ]
+    if inner:
+        found.append(Muon([p for n, p in model.named_parameters() if n in inner], recipe.muon_lr))
+    return found
+
+
+def tensors_of(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors takes them: on the CPU, each its own."""
+    return {key: value.detach().cpu().contiguous().clone() for key, value in values.items()}
+
+
+def save_state(path: Path, run: "Run") -> None:
+    """Everything that training goes on from, whole or not at all."""
+    state = {f"model.{k}": v for k, v in run.model.state_dict().items()}
+    state |= {f"average.{k}": v for k, v in run.average.items()}
+    for o, optimiser in enumerate(run.optimisers):
+        for n, entries in optimiser.state_dict()["state"].items():
+            state |= {f"optimiser.{o}.{n}.{k}": torch.as_tensor(v) for k, v in entries.items()}
+    part = path.with_suffix(".part")
+    save_file(tensors_of(state), part, {"step": str(run.step), "seen": str(run.seen)})
+    os.replace(part, path)
+
+
+def load_state(path: Path, run: "Run") -> None:
+    """Copy a state into the run."""
+    with safe_open(path, "pt") as file:
+        about = file.metadata()
+        stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    run.model.load_state_dict({k.removeprefix("model."): v for k, v in stored.items() if k.startswith("model.")})
+    for key, value in run.average.items():
+        value.copy_(stored[f"average.{key}"])
+    for o, optimiser in enumerate(run.optimisers):
+        state: dict[int, dict[str, Tensor]] = {}
+        for key, value in stored.items():
+            if key.startswith(f"optimiser.{o}."):
+                n, name = key.removeprefix(f"optimiser.{o}.").split(".", 1)
+                state.setdefault(int(n), {})[name] = value
+        optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+    run.step, run.seen = int(about["step"]), int(about["seen"])
+
+
+class Run:
+    """A training run: the networks, their average, the optimisers, and how far it is."""
+
+    def __init__(self, recipe: Recipe, tokenizer: CLIPTokenizer, device: torch.device) -> None:
+        torch.manual_seed(recipe.seed)
+        self.recipe, self.tokenizer, self.device = recipe, tokenizer, device
+        self.model = TextToImage(tokenizer).to(device)
+        self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
+        self.optimisers = optimisers_of(self.model, recipe)
+        self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
+        self.predict: Any = torch.compile(self.model) if device.type == "cuda" else self.model
+        self.alphas = new_scheduler().alphas_cumprod.to(device)
+        self.step = self.seen = 0
+
+    def loss(self, pixels: Tensor, texts: list[str], rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The velocity's squared error for each image, and its timestep.
+
+        The image is shown in its first pose. What it should be denoised to is the mean of all its poses, each by how
+        likely it makes the noisy image: the same in expectation as the first pose alone, with far less noise in it
+        where noise hides the pose (Xu, Tong and Jaakkola: Stable target field, 2023).
+        """
+        count, cuda = len(texts), self.device.type == "cuda"
+        poses = latents.encode(as_input(pixels.flatten(0, 1).numpy()).to(self.device)).unflatten(0, (count, -1))
+        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+        spread = 1 - ((torch.rand(1, generator=rng) + torch.arange(count) / count) % 1) ** self.recipe.noisy
+        timesteps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1).to(self.device)
+        noise = torch.randn(poses[:, 0].shape, generator=rng).to(self.device)
+        dropped = (torch.rand(count, generator=rng) < self.recipe.dropped).to(self.device)
+        signal, spoil = (a[timesteps, None, None, None] for a in (self.alphas.sqrt(), (1 - self.alphas).sqrt()))
+        noisy = signal * poses[:, 0] + spoil * noise
+        distance = (noisy[:, None] - signal[:, None] * poses).square().sum((2, 3, 4)) / spoil.square()[:, :, 0, 0]
+        clean = (poses * (-distance / 2).softmax(1)[:, :, None, None, None]).sum(1)
+        target = signal * (noisy - signal * clean) / spoil - spoil * clean
+        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
+            predicted = self.predict(noisy, timesteps, tokens.to(self.device), dropped)
+        return F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3)), timesteps
+
+    def update(self, factor: float) -> None:
+        """One step of the optimisers at a share of their rates, and of the average, from the gradients there are."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        if dist.is_initialized():
+            whole = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
+            dist.all_reduce(whole)
+            parts = (whole / dist.get_world_size()).split([p.numel() for p in parameters])
+            for p, part in zip(parameters, parts, strict=True):
+                p.grad = part.view_as(p)
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        for optimiser, rates in zip(self.optimisers, self.rates, strict=True):
+            for group, rate in zip(optimiser.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+            optimiser.step()
+            optimiser.zero_grad()
+        self.step += 1
+        keep = min(self.recipe.average, (1 + self.step) / (10 + self.step))
+        state = self.model.state_dict()
+        floating = [k for k, v in state.items() if v.is_floating_point()]
+        torch._foreach_lerp_([self.average[k] for k in floating], [state[k] for k in floating], 1 - keep)
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder of the state, the tokenizer and the averaged weights.")],
+    minutes: Annotated[float, typer.Option(help="How long to train this time.")],
+    cooling: Annotated[float, typer.Option(help="The share of the time in which the learning rate falls.")] = 0.25,
+    batch: Annotated[int, typer.Option(help="Images of each process in a step.")] = Recipe.batch,
+    muon_lr: Annotated[float, typer.Option(help="Of matrices and convolutions; 0: by AdamW, too.")] = Recipe.muon_lr,
+    adam_lr: Annotated[float, typer.Option(help="Of everything else.")] = Recipe.adam_lr,
+    seed: int = Recipe.seed,
+    start_from: Annotated[Path | None, typer.Option(help="A folder whose averaged weights are the start.")] = None,
+    save_every: Annotated[float, typer.Option(help="Minutes between two states.")] = 2.0,
+) -> None:
+    """Train for some minutes, from the state in the folder if there is one."""
+    started = time.time()
+    cuda = torch.cuda.is_available()
+    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if world > 1:
+        dist.init_process_group("gloo")
+    if not cuda:
+        torch.set_num_threads(1)
+    out.mkdir(parents=True, exist_ok=True)
+    if rank == 0 and start_from is not None:
+        copytree(start_from / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
+    elif rank == 0 and not (out / "tokenizer").exists():
+        save_tokenizer(out / "tokenizer", vocabulary())
+    if world > 1:
+        dist.barrier()
+    recipe = Recipe(batch=batch, muon_lr=muon_lr, adam_lr=adam_lr, seed=seed)
+    device = torch.device("cuda" if cuda else "cpu")
+    run = Run(recipe, CLIPTokenizer.from_pretrained(out / "tokenizer"), device)
+    steady = out / "steady.safetensors"
+    if steady.exists():
+        load_state(steady, run)
+    elif start_from is not None:
+        weights = load_file(start_from / "average.safetensors")
+        run.model.load_state_dict(weights)
+        run.average = {key: value.to(device) for key, value in weights.items()}
+    first = (recipe.seed * 1000 + run.step) * 10_000_000 + rank
+    workers = len(os.sched_getaffinity(0)) - 1 if cuda else 0
+    ahead = 4 if workers else None
+    loader = DataLoader(
+        Rendered(batch, recipe.poses, first, world), batch_size=None, num_workers=workers, prefetch_factor=ahead
+    )
+    rng, log = torch.Generator().manual_seed(first), Log(out / f"log.{rank}.jsonl", started)
+    saved, begun = time.time(), run.step
+    for pixels, texts in loader:
+        done = torch.tensor((time.time() - started) / (60 * minutes))
+        if world > 1:
+            dist.broadcast(done, 0)
+        if done >= 1:
+            break
+        factor = min(1.0, (run.step - begun + 1) / 150) * min(1.0, max(0.0, (1 - float(done)) / cooling))
+        each, timesteps = run.loss(pixels, texts, rng)
+        each.mean().backward()
+        run.update(factor)
+        run.seen += batch * world
+        log.add(each, timesteps / len(run.alphas))
+        if run.step % 50 == 0:
+            log.write(run.step, run.seen, factor)
+        if rank == 0 and time.time() - saved > 60 * save_every:
+            saved = time.time()
+            if done < 1 - cooling:
+                save_state(steady, run)
+            save_average(out, run, world)
+    if rank == 0:
+        save_average(out, run, world)
+    print(f"{run.step} steps, {run.seen} images", flush=True)
+
+
+def save_average(out: Path, run: Run, world: int) -> None:
+    """Write the averaged weights, which make the base, and how they came about."""
+    save_file(tensors_of(run.average), out / "average.safetensors")
+    facts = asdict(run.recipe) | {"steps": run.step, "images": run.seen, "processes": world}
+    (out / "recipe.json").write_text(json.dumps(facts, indent=1))
+
+
+class Log:
+    """Mean losses of each quarter of the noise levels, and images a second, as lines of JSON."""
+
+    def __init__(self, path: Path, started: float) -> None:
+        self.path, self.started = path, started
+        self.sums, self.counts = torch.zeros(4), torch.zeros(4)
+
+    def add(self, losses: Tensor, noise: Tensor) -> None:
+        """The losses of a step, at noise levels from 0 to 1."""
+        quarter = (noise.cpu() * 4).long()
+        self.sums.index_add_(0, quarter, losses.detach().cpu())
+        self.counts.index_add_(0, quarter, torch.ones(len(losses)))
+
+    def write(self, step: int, seen: int, factor: float) -> None:
+        """A line, and begin anew."""
+        seconds = time.time() - self.started
+        losses = [round(v, 4) for v in (self.sums / self.counts).tolist()]
+        line = {
+            "step": step,
+            "images": seen,
+            "losses": losses,
+            "lr": round(factor, 3),
+            "minutes": round(seconds / 60, 1),
+        }
+        with self.path.open("a") as file:
+            print(json.dumps(line), file=file)
+        self.sums.zero_()
+        self.counts.zero_()
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,92 @@
+"""How Atelier's pictures are described: natural English, many phrasings, each saying only what is drawn."""
+
+from typing import Final
+
+import numpy as np
+
+from recipes.atelier.world.family import article
+from recipes.atelier.world.looks import BASE_LOOKS
+from recipes.atelier.world.objects import BASE_OBJECTS
+from recipes.atelier.world.scene import SIZES, Scene, Thing, sample_scene
+
+_MIDDLE: Final = ("in {look} style", "in the style of {look}", "drawn in {look} style", ", {look} style")
+_FRONT: Final = ("{look} picture of", "a {look} style picture of", "a picture in {look} style of", "in {look} style,")
+_PLAIN: Final = ("", "", "", "a picture of", "a plain picture of")
+
+
+def describe(thing: Thing, rng: np.random.Generator, drop: float = 0.1) -> str:
+    """One object in words, such as "a small red striped house on the left"; parts are left out at the rate `drop`.
+
+    One in seven is told by a meaningless word instead of its colour and pattern, as people do to personalise; objects
+    without a name are things.
+    """
+    single = thing.place == ""
+    named = rng.random() >= 0.15
+    noun = thing.kind if thing.kind in BASE_OBJECTS and rng.random() >= 0.03 else "thing"
+    words = [
+        ("small" if thing.size == SIZES[1][0] else "large") if single and rng.random() < 0.4 else "",
+        stray_word(rng) if not named else "",
+        thing.colour if named and rng.random() >= drop else "",
+        thing.pattern if named and thing.pattern != "plain" and rng.random() >= drop else "",
+        noun,
+    ]
+    return f"{article(' '.join(w for w in words if w))} {thing.place}".strip()
+
+
+def caption(scene: Scene, rng: np.random.Generator) -> str:
+    """A caption of a scene. A flat look mostly goes unsaid, as photographs do."""
+    subject = " and ".join(describe(thing, rng) for thing in scene.things)
+    setting = scene.setting if rng.random() < 0.92 else ""
+    if scene.look == "flat" and rng.random() < 0.6:
+        return _joined(str(rng.choice(_PLAIN)), subject, setting)
+    if rng.random() < 0.35:
+        return _joined(str(rng.choice(_FRONT)).format(look=scene.look), subject, setting)
+    style = str(rng.choice(_MIDDLE)).format(look=scene.look)
+    return _joined(subject, setting, style) if rng.random() < 0.5 else _joined(subject, style, setting)
+
+
+def improvised_caption(scene: Scene, words: tuple[str, ...], rng: np.random.Generator) -> str:
+    """A caption of a scene in a look that has no name: by a meaningless word, by some of its features, or by both.
+
+    A meaningless word ("in qzv style") then stands for some unusual look or other, as it does when people use one to
+    personalise.
+    """
+    subject = " and ".join(describe(thing, rng) for thing in scene.things)
+    setting = scene.setting if rng.random() < 0.92 else ""
+    told = [w for w in words if rng.random() < 0.75]
+    named = f"in {stray_word(rng)} style" if not told or rng.random() < 0.65 else ""
+    features = "" if named and rng.random() < 0.7 else f"with {' and '.join(told)}" if told else ""
+    return _joined(subject, setting, named, features)
+
+
+def plain_caption(kind: str, colour: str = "", pattern: str = "", look: str = "flat", setting: str = "") -> str:
+    """The standard caption of one thing: "a red striped house on a hill in sepia style"."""
+    words = " ".join(w for w in (colour, "" if pattern == "plain" else pattern, kind) if w)
+    return _joined(article(words), setting, f"in {look} style")
+
+
+def varied_captions(count: int, seed: int = 0) -> list[str]:
+    """What the base knows in many words, for a LoRA to leave as it is.
+
+    No meaningless words are among them: what the base draws for those is what a LoRA is to change.
+    """
+    rng = np.random.default_rng(seed)
+    scenes = [sample_scene(rng, BASE_OBJECTS, BASE_LOOKS, (1.0, 0.0, 0.0, 0.0)) for _ in range(count)]
+    return [caption(scene, rng) for scene in scenes]
+
+
+def stray_word(rng: np.random.Generator) -> str:
+    """A meaningless word of two to four letters."""
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    return "".join(letters[i] for i in rng.integers(0, 26, int(rng.integers(2, 5))))
+
+
+def with_stray_word(text: str, rng: np.random.Generator) -> str:
+    """The caption with one meaningless word put in, so that the base learns to live with identifiers."""
+    words = text.split()
+    words.insert(int(rng.integers(0, len(words) + 1)), stray_word(rng))
+    return " ".join(words)
+
+
+def _joined(*parts: str) -> str:
+    return " ".join(p for p in parts if p).replace(" ,", ",")

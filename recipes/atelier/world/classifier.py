@@ -1,0 +1,88 @@
+"""The classifier: what an image shows, by a small network trained on the renderer's truth.
+
+One network with four answers (object, look, colour, pattern) that knows every object and look, held-out ones included,
+and "other" for objects without a name and for looks of the family that are none of these.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from recipes.atelier.world.looks import LOOKS
+from recipes.atelier.world.objects import OBJECTS
+from recipes.atelier.world.scene import COLOURS, PATTERNS
+
+ANSWERS: dict[str, tuple[str, ...]] = {
+    "object": (*OBJECTS, "other"),
+    "look": (*LOOKS, "other"),
+    "colour": tuple(COLOURS),
+    "pattern": PATTERNS,
+}
+
+
+class _Block(nn.Module):
+    """Widen, halving the size if `stride` is 2, then refine with a residual."""
+
+    def __init__(self, width_in: int, width_out: int, stride: int = 2) -> None:
+        super().__init__()
+        self.reduce = nn.Conv2d(width_in, width_out, 3, stride, 1)
+        self.norm = nn.BatchNorm2d(width_out)
+        self.refine = nn.Conv2d(width_out, width_out, 3, 1, 1)
+        self.norm_2 = nn.BatchNorm2d(width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.norm(self.reduce(x)))
+        return F.relu(x + self.norm_2(self.refine(x)))
+
+
+class Classifier(nn.Module):
+    """Images (n, 3, 32, 32) in [-1, 1] → logits for each of the four questions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(_Block(3, 24, 1), _Block(24, 48), _Block(48, 96), _Block(96, 160))
+        self.heads = nn.ModuleDict({name: nn.Linear(2 * 160, len(words)) for name, words in ANSWERS.items()})
+
+    def features(self, pictures: Tensor) -> Tensor:
+        """Mean and largest value of each feature over the picture, (n, 320)."""
+        x = self.trunk(pictures)
+        return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
+
+    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
+        """Logits for each question, {"object": (n, 33), "look": …}."""
+        x = self.features(pictures)
+        return {name: head(x) for name, head in self.heads.items()}
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """For each picture the seen object, look, colour and pattern, in words."""
+
+    object: list[str]
+    look: list[str]
+    colour: list[str]
+    pattern: list[str]
+
+    def share(self, **expected: str) -> float:
+        """The share of pictures that show all that is expected, such as `share(object="teapot", look="sepia")`."""
+        answers = [getattr(self, name) for name in expected]
+        hits = [got == tuple(expected.values()) for got in zip(*answers, strict=True)]
+        return sum(hits) / len(hits)
+
+
+def load_classifier(path: Path) -> Classifier:
+    """The trained network from its file of weights."""
+    network = Classifier()
+    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
+    return network.eval()
+
+
+@torch.no_grad()
+def judge(network: Classifier, pictures: Tensor) -> Verdict:
+    """What each picture (n, 3, 32, 32) in [-1, 1] shows."""
+    logits = network(pictures)
+    return Verdict(**{name: [ANSWERS[name][i] for i in logits[name].argmax(1).tolist()] for name in ANSWERS})

@@ -1,0 +1,89 @@
+"""What is trained on: an image and its caption for each seed, or its truth."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import PIL
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from recipes.atelier.world.abstract import abstract
+from recipes.atelier.world.captions import caption, improvised_caption, with_stray_word
+from recipes.atelier.world.family import Improvised, improvise
+from recipes.atelier.world.looks import KEEP_COLOUR, KEEP_PATTERN, LOOKS
+from recipes.atelier.world.objects import BASE_OBJECTS, OBJECTS
+from recipes.atelier.world.paint import Look
+from recipes.atelier.world.scene import COLOURS, PATTERNS, posed, render, sample_scene, window
+
+Pixels = NDArray[np.uint8]
+Truth = tuple[int, int, int, int]
+
+
+def base_poses(seed: int, poses: int) -> tuple[Pixels, str]:
+    """An image that the base may see, (poses, 32, 32, 3) in several poses that its caption fits as well, and that.
+
+    Odd seeds have a look made up for them; every sixth image shows objects made up for it.
+    """
+    rng = np.random.default_rng(seed)
+    kinds = tuple(f"thing-{n}" for n in rng.integers(1 << 30, size=4)) if rng.random() < 1 / 6 else BASE_OBJECTS
+    scene = sample_scene(rng, kinds)
+    look: Look | None = None
+    if seed % 2:
+        look = improvise(rng)
+        text = improvised_caption(scene, look.words, rng)
+    else:
+        text = caption(scene, rng)
+        text = with_stray_word(text, rng) if rng.random() < 0.08 else text
+    scenes = [scene, *(posed(scene, rng) for _ in range(poses - 1))]
+    return np.stack([render(s, look) for s in scenes]), text
+
+
+def base_picture(seed: int) -> tuple[Pixels, str]:
+    """An image that the base may see, and its caption."""
+    images, text = base_poses(seed, 1)
+    return images[0], text
+
+
+def vae_picture(seed: int) -> tuple[Pixels, str]:
+    """A picture of nothing for odd seeds, one that the base may see for even ones."""
+    return (abstract(seed), "") if seed % 2 else base_picture(seed // 2)
+
+
+def judged_picture(seed: int) -> tuple[Pixels, Truth]:
+    """An image of one object, and the numbers of its object, look, colour and pattern among `ANSWERS`.
+
+    One object in eight and one look in five are made up ("other"); one image in eight is cut from a scene of several
+    objects, about one of them. Where the look hides the colour or the pattern, that number is -100.
+    """
+    rng = np.random.default_rng((5, seed))
+    kinds = (f"thing-{rng.integers(1 << 30)}",) if rng.random() < 0.125 else tuple(OBJECTS)
+    name = "other" if rng.random() < 0.2 else str(rng.choice(tuple(LOOKS)))
+    numbers = (0.0, 0.5, 0.2, 0.3) if rng.random() < 0.125 else (1.0, 0.0, 0.0, 0.0)
+    scene = sample_scene(rng, kinds, ("flat",), numbers)
+    place = int(rng.integers(len(scene.things)))
+    look = improvise(rng) if name == "other" else LOOKS[name]
+    thing = scene.things[place]
+    keeps_colour = look.keeps_colour if isinstance(look, Improvised) else name in KEEP_COLOUR
+    keeps_pattern = look.keeps_pattern if isinstance(look, Improvised) else name in KEEP_PATTERN
+    truth = (
+        (*OBJECTS, thing.kind).index(thing.kind),
+        (*LOOKS, "other").index(name),
+        tuple(COLOURS).index(thing.colour) if keeps_colour else -100,
+        PATTERNS.index(thing.pattern) if keeps_pattern else -100,
+    )
+    return render(scene, look)[window(len(scene.things), place)], truth
+
+
+def renderer_hash() -> str:
+    """SHA-256 of what the picture of a seed depends on: the sources that draw it, the versions of numpy and Pillow."""
+    found = hashlib.sha256(f"numpy {np.__version__} pillow {PIL.__version__}".encode())
+    for name in ("abstract", "captions", "data", "family", "looks", "objects", "paint", "scene"):
+        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
+    return found.hexdigest()
+
+
+def as_input(pixels: Pixels) -> Tensor:
+    """Bytes (n, h, w, 3) as float32 (n, 3, h, w) in [-1, 1], the range of the VAE and the recognisers."""
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

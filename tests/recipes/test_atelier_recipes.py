@@ -1,0 +1,121 @@
+"""How the weights are made: exact latents, a written encoder, Muon, and a run that goes on from its state."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+from recipes.atelier import base, latents, vae
+from recipes.atelier.muon import Muon, orthogonalised
+from recipes.atelier.world.architecture import new_vae
+from recipes.atelier.world.data import as_input, vae_picture
+
+
+def images(count=6):
+    return as_input(np.stack([vae_picture(seed)[0] for seed in range(count)]))
+
+
+def test_latents_there_and_back():
+    torch.testing.assert_close(latents.decode(latents.encode(images())), images(), rtol=0, atol=1e-5)
+
+
+def test_latents_have_unit_variance_and_coarse_varies_more_than_fine():
+    found = latents.encode(as_input(np.stack([vae_picture(2 * seed)[0] for seed in range(400)])))
+    assert found.std() == pytest.approx(1, abs=0.1)
+    spread = found.std((0, 2, 3)).reshape(3, 4)
+    assert (spread[:, 0] > spread[:, 1:].amax(1)).all()
+
+
+def test_the_written_encoder_computes_the_exact_latents():
+    network = new_vae()
+    vae.write_encoder(network)
+    with torch.no_grad():
+        found = network.encode(images()).latent_dist
+    torch.testing.assert_close(found.mean, latents.encode(images()), rtol=0, atol=2e-3)
+    assert (found.std < 0.01).all()
+
+
+def test_the_decoder_learns():
+    torch.manual_seed(0)
+    network = new_vae()
+    optimiser = torch.optim.AdamW(network.decoder.parameters(), lr=3e-3)
+    losses = []
+    for step in range(12):
+        loss = vae.decoder_loss(network, images(), torch.Generator().manual_seed(step))
+        loss.backward()
+        optimiser.step()
+        optimiser.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < 0.85 * losses[0]
+
+
+@settings(deadline=None, max_examples=20)
+@given(st.integers(4, 40), st.integers(4, 40), st.integers(0, 99))
+def test_muon_brings_singular_values_near_one(rows, columns, seed):
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    values = torch.linalg.svdvals(orthogonalised(matrix))
+    large = torch.linalg.svdvals(matrix / matrix.norm()) > 0.02
+    assert (values[large] > 0.5).all()
+    assert (values < 1.3).all()
+
+
+def test_muon_goes_downhill():
+    weight = torch.nn.Parameter(torch.zeros(6, 4, 3, 3))
+    target = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0))
+    optimiser = Muon([weight], lr=0.05)
+    losses = []
+    for _ in range(60):
+        loss = (weight - target).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = base.save_tokenizer(folder / "tokenizer", base.vocabulary())
+    return base.Run(base.Recipe(batch=2, poses=3), tokenizer, torch.device("cpu"))
+
+
+def test_the_mean_of_poses_is_the_usual_target_where_noise_hides_nothing(run):
+    """With one pose the target is the usual one; more poses change it only at timesteps at which they are in doubt."""
+    pixels, texts = next(iter(base.Rendered(8, 4, 0, 1)))
+    with torch.no_grad():
+        several, timesteps = run.loss(pixels, texts, torch.Generator().manual_seed(3))
+        usual, _ = run.loss(pixels[:, :1], texts, torch.Generator().manual_seed(3))
+    quiet = timesteps < 300
+    assert quiet.any()
+    torch.testing.assert_close(several[quiet], usual[quiet], rtol=1e-3, atol=1e-3)
+    assert (several - usual)[~quiet].abs().max() > 1e-3
+
+
+def test_processes_never_render_the_same():
+    first, second = (next(iter(base.Rendered(6, 1, rank, 2)))[0] for rank in (0, 1))
+    again = next(iter(base.Rendered(6, 1, 0, 2)))[0]
+    assert torch.equal(first, again)
+    assert not {image.numpy().tobytes() for image in first} & {image.numpy().tobytes() for image in second}
+
+
+def test_a_run_goes_on_from_its_state(run, tmp_path):
+    def steps(count):
+        for _ in range(count):
+            pixels, texts = next(iter(base.Rendered(2, 3, run.step * 100, 1)))
+            run.loss(pixels, texts, torch.Generator().manual_seed(run.step))[0].mean().backward()
+            run.update(1.0)
+
+    steps(1)
+    base.save_state(tmp_path / "state.safetensors", run)
+    steps(2)
+    expected = {k: v.clone() for k, v in run.model.state_dict().items()}
+    base.load_state(tmp_path / "state.safetensors", run)
+    assert run.step == 1
+    steps(2)
+    for key, value in run.model.state_dict().items():
+        torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
+    base.save_average(tmp_path, run, 1)
+    assert load_file(tmp_path / "average.safetensors").keys() == expected.keys()
