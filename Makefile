@@ -1,7 +1,7 @@
 # make demo   set-up (into .venv) and the main job; leaves demo/
 # make test   set-up and the tests
 # make check  formatter, linter, types, layering
-# make base   train Atelier anew (hours on a CPU, minutes on a GPU)
+# make base   train the next Atelier (hours on a CPU)
 # make ui     the page to work with, in .venv-ui: Gradio and the rest cannot have one Pillow
 # make browser  tests of the page, the report and the questionnaire in the system's own Chromium
 
@@ -31,11 +31,10 @@ check: .venv/ready
 	$(BIN)/lint-imports
 
 base: .venv/ready
-	$(BIN)/python -m duolora.atelier.train vae
-	$(BIN)/python -m duolora.atelier.train base
-	$(BIN)/python -m duolora.atelier.train judges
-	$(BIN)/python -m duolora.atelier.train pack
-	$(BIN)/python -m duolora.atelier.train report
+	$(BIN)/python -m recipes.atelier.vae --out runs/atelier
+	$(BIN)/python -m recipes.atelier.classifier --out runs/atelier --minutes 40
+	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m recipes.atelier.base --out runs/atelier --minutes 600
+	$(BIN)/python -m recipes.atelier.pack --base runs/atelier --vae runs/atelier --classifier runs/atelier --out runs/atelier/weights
 
 # Where both files pin a package, constraints-ui.txt holds.
 .venv-ui/ready: pyproject.toml constraints.txt constraints-ui.txt

@@ -12,13 +12,13 @@ from diffusers import StableDiffusionXLPipeline
 from duolora.atelier.captions import plain_caption
 from duolora.atelier.data import as_input
 from duolora.atelier.looks import BASE_LOOKS
-from duolora.atelier.made_by import NAME, STAGES, weights_of
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.recognisers import judge, load_recogniser
-from duolora.atelier.report import GROUPS, accuracy, scenes_of
 from duolora.atelier.scene import render
 from duolora.model.base import load_base
 from duolora.model.sample import draw
+from duolora.provenance import file_hash
+from recipes.atelier.report import GROUPS, accuracy, scenes_of
 
 WEIGHTS = Path(str(files("duolora.atelier").joinpath("weights")))
 
@@ -62,9 +62,10 @@ def test_files_can_travel():
 
 
 def test_provenance_is_that_of_these_weights():
-    facts = json.loads((WEIGHTS / NAME).read_text())
-    assert facts["weights"] == weights_of(WEIGHTS)
-    for stage in STAGES:
+    facts = json.loads((WEIGHTS / "provenance.json").read_text())
+    found = sorted(WEIGHTS.rglob("*.safetensors"))
+    assert facts["weights"] == {str(path.relative_to(WEIGHTS)): file_hash(path) for path in found}
+    for stage in ("vae", "base", "judges"):
         assert {"recipe", "updates", "pictures_seen", "start_from", "versions"} <= facts[stage].keys()
         assert facts[stage]["pictures_seen"] == facts[stage]["updates"] * facts[stage]["recipe"]["batch"]
 

@@ -8,10 +8,10 @@ import pytest
 from typer.testing import CliRunner
 
 from duolora.api import train
-from duolora.atelier.distil import DistilRecipe
 from duolora.bench import smaller
 from duolora.bench.cells import cell as cells
 from duolora.cli.app import app
+from duolora.training.distil import DistilRecipe
 
 plain_draw = cells.draw
 

@@ -11,7 +11,6 @@ from duolora.atelier.data import as_input
 from duolora.atelier.looks import LOOKS
 from duolora.atelier.objects import OBJECTS
 from duolora.atelier.recognisers import judge, load_recogniser
-from duolora.atelier.report import scenes_of
 from duolora.atelier.scene import render
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.encoders import ATELIER, load_embedder
@@ -19,6 +18,7 @@ from duolora.metrics.similarity import all_pairs_mean, cosines
 from duolora.metrics.transforms import CLIP, DINO
 from duolora.model.images import read_image
 from patterns import pattern
+from recipes.atelier.report import scenes_of
 
 IMAGES = [pattern(90, 61), pattern(64, 64, 1), pattern(31, 47, 2)]
 

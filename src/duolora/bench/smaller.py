@@ -4,7 +4,7 @@ from pathlib import Path
 
 import torch
 
-from duolora.atelier.distil import SHAPES, DistilRecipe, distil
+from duolora.training.distil import SHAPES, DistilRecipe, distil
 
 HEADINGS = {"ssd1b": "like SSD-1B", "vega": "like Segmind-Vega"}
 

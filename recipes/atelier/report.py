@@ -3,9 +3,11 @@
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
+import typer
 from torch import Tensor
 
 from duolora.atelier.captions import plain_caption
@@ -88,3 +90,12 @@ def report(
     tiled(rows).save(out / "base.png")
     (out / "results.json").write_text(json.dumps(results, indent=1))
     return results
+
+
+def main(out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("benchmarks/atelier")) -> None:
+    """Measure the base that ships and its classifier."""
+    typer.echo(json.dumps(report(out), indent=1))
+
+
+if __name__ == "__main__":
+    typer.run(main)

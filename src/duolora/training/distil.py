@@ -10,6 +10,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from importlib.resources import files
 from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 from typing import Any
@@ -28,7 +29,7 @@ from duolora.provenance import file_hash
 from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 
 SHAPES = ("ssd1b", "vega")
-TEACHER = Path(__file__).parent / "weights" / "base"
+TEACHER = Path(str(files("duolora.atelier").joinpath("weights", "base")))
 KEPT = 250
 """Updates between two checkpoints."""
 

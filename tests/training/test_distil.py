@@ -6,12 +6,12 @@ import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 
-from duolora.atelier import distil as module
-from duolora.atelier.distil import TEACHER, DistilRecipe, distil, smaller_config, student_of
 from duolora.errors import InputError
 from duolora.model.architectures import SDXL
 from duolora.model.base import is_atelier, load_base
 from duolora.model.blocks import target_modules
+from duolora.training import distil as module
+from duolora.training.distil import TEACHER, DistilRecipe, distil, smaller_config, student_of
 
 RECIPE = DistilRecipe(updates=3, pictures=4, batch=1)
 CPU = torch.device("cpu")
