@@ -221,6 +221,7 @@ def main(
     minutes: Annotated[float, typer.Option(help="How long to train this time.")],
     cooling: Annotated[float, typer.Option(help="The share of the time in which the learning rate falls.")] = 0.25,
     batch: Annotated[int, typer.Option(help="Images of each process in a step.")] = Recipe.batch,
+    poses: Annotated[int, typer.Option(help="Poses behind a target; each is rendered. 1 is the usual target.")] = 8,
     muon_lr: Annotated[float, typer.Option(help="Of matrices and convolutions; 0: by AdamW, too.")] = Recipe.muon_lr,
     adam_lr: Annotated[float, typer.Option(help="Of everything else.")] = Recipe.adam_lr,
     seed: int = Recipe.seed,
@@ -242,7 +243,7 @@ def main(
         save_tokenizer(out / "tokenizer", vocabulary())
     if world > 1:
         dist.barrier()
-    recipe = Recipe(batch=batch, muon_lr=muon_lr, adam_lr=adam_lr, seed=seed)
+    recipe = Recipe(batch=batch, poses=poses, muon_lr=muon_lr, adam_lr=adam_lr, seed=seed)
     device = torch.device("cuda" if cuda else "cpu")
     run = Run(recipe, CLIPTokenizer.from_pretrained(out / "tokenizer"), device)
     steady = out / "steady.safetensors"
