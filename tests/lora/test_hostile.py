@@ -102,9 +102,28 @@ HOSTILE = {
     "checkpoint": (laid(renamed(MODULE, "model.diffusion_model.x")), "a whole model goes in as the base"),
     "long key": (laid(renamed("to_q", "to_q" * 200)), "has .* letters; expected at most"),
     "lone surrogate": (laid(renamed("to_q.lora_A", "\ud800.lora_A")), "."),
-    "slow pattern": (
-        laid(SOUND | {"__metadata__": {"lora_adapter_metadata": '{"unet.alpha_pattern": {"(a*)*(b*)*(c*)*$": 1}}'}}),
-        "more than 3 repetitions",
+    **{
+        f"pattern {pattern[:9]}": (
+            laid(SOUND | {"__metadata__": {"lora_adapter_metadata": json.dumps({"unet.alpha_pattern": {pattern: 1}})}}),
+            message,
+        )
+        for pattern, message in {
+            r"(?=(a+)+)\1b": r"'.*' has \(\?=",
+            r"(a)\1": r"has \\1; expected names",
+            "a{2,9}": "has a counted repetition",
+            "a**": r"has \* repeated",
+            "(" * 40 + ")" * 40: "has more than 30 groups within each other",
+            "(" * 3000: "has more than 30 groups within each other",
+            "[a": "has an end where none should be",
+            "[z-a]": "has a range that ends in a",
+            "a)": r"has a \) that closes nothing",
+            r"[\w.]?" * 9999: "too many ways to fit a name",
+            "a" * 300_000: "more than 200000 letters",
+        }.items()
+    },
+    "alphas that are a number": (
+        laid(SOUND | {"__metadata__": {"lora_adapter_metadata": '{"unet.alpha_pattern": 4}'}}),
+        "alpha_pattern: expected alphas under names, got 4",
     ),
     "huge alpha": (
         laid(SOUND | {"__metadata__": {"lora_adapter_metadata": f'{{"unet.lora_alpha": 1{"0" * 400}}}'}}),

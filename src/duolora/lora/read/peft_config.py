@@ -1,24 +1,23 @@
 """Strength as PEFT's LoraConfig states it: in a file's header (`lora_adapter_metadata`) or in adapter_config.json.
 
 scale = alpha / r, or alpha / √r with rsLoRA; the alpha is that of the first pattern that fits the module's name, else
-`lora_alpha`.
+`lora_alpha`. Ranks are those of the factors. Nothing else in a config changes ΔW: `lora_dropout`, `target_modules` and the
+fields of newer versions are not read.
 """
 
 import json
 import math
-import re
 import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from duolora.errors import FileRefused
+from duolora.lora.read.patterns import Matcher, PatternRefused
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 _ALPHA = 8
 """The alpha of LoraConfig when it is not told one."""
-_REPEATS = 3
-"""More repetitions than this in one pattern can take longer than anybody waits."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +25,24 @@ class PeftConfig:
     """The strengths that one LoraConfig gives."""
 
     alpha: float
-    patterns: tuple[tuple[re.Pattern[str], float], ...]
+    patterns: Matcher
+    alphas: tuple[float, ...]
+    """One for each pattern."""
     rslora: bool
+    where: str
 
     def scale(self, names: Iterable[str], rank: int) -> float:
-        """The strength of a module, which may go by several names."""
-        names = list(names)
-        found = (alpha for pattern, alpha in self.patterns if any(pattern.match(name) for name in names))
-        return next(found, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
+        """The strength of a module, which may go by several names.
+
+        Raises:
+            FileRefused: the patterns take longer than any that a trainer writes.
+        """
+        try:
+            fits = [number for name in names if (number := self.patterns.first(name)) is not None]
+        except PatternRefused as error:
+            raise _no_pattern(self.where, error) from error
+        alpha = self.alphas[min(fits)] if fits else self.alpha
+        return alpha / (math.sqrt(rank) if self.rslora else rank)
 
 
 def peft_configs(metadata: Mapping[str, str], file: str) -> dict[str, PeftConfig]:
@@ -61,24 +70,25 @@ def _config(arguments: Mapping[str, Any], file: str) -> PeftConfig:
             f"{where}: peft_type: expected LORA, got {reprlib.repr(kind)}; convert it to a plain LoRA first"
         )
     patterns = arguments.get("alpha_pattern") or {}
-    alphas = [arguments.get("lora_alpha", _ALPHA), *(patterns.values() if isinstance(patterns, dict) else [patterns])]
+    if not isinstance(patterns, dict):
+        found = reprlib.repr(patterns)
+        raise FileRefused(f"{where}: alpha_pattern: expected alphas under names, got {found}; get the file again")
+    alphas = [arguments.get("lora_alpha", _ALPHA), *patterns.values()]
     for alpha in alphas:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
             raise FileRefused(f"{where}: expected finite numbers as alphas, got {reprlib.repr(alpha)}; get it again")
-    compiled = tuple((_compiled(key, where), float(alpha)) for key, alpha in patterns.items())
-    return PeftConfig(float(alphas[0]), compiled, bool(arguments.get("use_rslora")))
-
-
-def _compiled(key: str, where: str) -> re.Pattern[str]:
-    """A pattern as PEFT applies it, to the end of a name, at any depth."""
-    if len(re.findall(r"(?<!\\)[*+{]", key)) > _REPEATS:
-        raise FileRefused(
-            f"{where}: {key[:80]!r} has more than {_REPEATS} repetitions; give patterns that name modules"
-        )
     try:
-        return re.compile(rf"(.*\.)?({key})$")
-    except (re.error, RecursionError, OverflowError) as error:
-        raise FileRefused(f"{where}: {key[:80]!r} is no pattern ({error}); get the file again") from error
+        matcher = Matcher(patterns)
+    except PatternRefused as error:
+        raise _no_pattern(where, error) from error
+    alpha, *others = map(float, alphas)
+    return PeftConfig(alpha, matcher, tuple(others), bool(arguments.get("use_rslora")), where)
+
+
+def _no_pattern(where: str, error: PatternRefused) -> FileRefused:
+    return FileRefused(
+        f"{where}: alpha_pattern: {error}; expected names, (a|b), .* and \\d+; write names in their place"
+    )
 
 
 def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, Any]:
