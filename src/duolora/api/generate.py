@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 
-from duolora.errors import InputError
+from duolora.errors import BaseMismatch, InputError
 from duolora.lora.read.file import check_fits, read_adapter
 from duolora.lora.write.atomic import check_folder
-from duolora.lora.write.diffusers import diffusers_tensors, is_diffusers
+from duolora.lora.write.diffusers import diffusers_tensors
 from duolora.lora.write.uniform import uniform
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.defaults import STEPS
@@ -84,9 +84,11 @@ def new_folder(out: str | Path) -> Path:
 
 @contextmanager
 def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | None = None) -> Iterator[None]:
-    """LoRA files loaded into the base's pipeline by diffusers itself, and taken out again.
+    """LoRA files put into the base's pipeline by diffusers itself, and taken out again.
 
-    Files in other programs' names are handed to diffusers in its own, because it mistakes some of their strengths.
+    Diffusers gets the factors that our reader has read, with their strengths in them, and never a file or its header:
+    it mistakes the strengths of some files, refuses the headers of newer versions, and hands what is in them, such as
+    `lora_dropout`, on to PEFT.
 
     Raises:
         DuoLoRAError: a file cannot be read or does not fit the base.
@@ -104,12 +106,17 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
     try:
         names = [f"lora_{k}" for k in range(len(files))]
         for name, file, adapter in zip(names, files, adapters, strict=True):
-            if is_diffusers(file):
-                pipeline.load_lora_weights(str(file.parent), weight_name=file.name, adapter_name=name)
-            else:
+            try:
                 pipeline.load_lora_weights(diffusers_tensors(uniform(adapter), torch.float32), adapter_name=name)
+            except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise BaseMismatch(
+                    f"{file}: diffusers cannot put it on this base ({reason[:200]}); name the base it was made for"
+                ) from error
         if names:
             pipeline.set_adapters(names, weights)
+        for network in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
+            network.eval()
         yield
     finally:
         if files:

@@ -4,24 +4,17 @@ diffusers takes `lora_adapter_metadata` as the arguments of PEFT's LoraConfig, f
 """
 
 import json
-import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import TEXT_ENCODERS
-from duolora.lora.read.header import read_header
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.paper.lowrank import LowRank
-
-_OURS = re.compile(
-    r"(?:unet|text_encoder|text_encoder_2)\.(?!unet\.).+\.(?:lora_[AB]|lora_linear_layer\.(?:down|up))\.weight"
-)
 
 
 def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -37,15 +30,6 @@ def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]
         up, down = stored_factors(lora, dtype)
         tensors[f"{prefix}{name}.{sides[0]}.weight"], tensors[f"{prefix}{name}.{sides[1]}.weight"] = down, up
     return tensors
-
-
-def is_diffusers(path: Path) -> bool:
-    """Whether all keys of a LoRA file are as `diffusers_tensors` makes them, and its name is one it trusts."""
-    return (
-        path.suffix == ".safetensors"
-        and os.path.isfile(path)
-        and all(_OURS.fullmatch(key) for key in read_header(path)[0])
-    )
 
 
 def stored_factors(lora: LowRank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

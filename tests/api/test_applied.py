@@ -1,0 +1,76 @@
+"""LoRA files while pictures are drawn: what counts are their factors and strengths, whatever else a header says."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from duolora.api.generate import applied
+from duolora.errors import BaseMismatch
+from duolora.model.base import Base
+from duolora.model.blocks import target_modules
+from tiny import random_adapter, tiny_inputs
+
+HEADERS = {
+    "dropout": {"lora_dropout": 1.0},
+    "an option of tomorrow": {"tomorrow_config": None, "use_tomorrow": False, "nosuch": 1},
+    "no target modules": {"target_modules": None},
+    "wrong target modules": {"target_modules": ["nosuch"], "exclude_modules": r"([\w.]+)+!"},
+    "slow patterns": {"target_modules": r"([\w.]+)+!", "rank_pattern": {r"([\w.]+)+!": 4}},
+    "biases": {"lora_bias": True, "bias": "all"},
+    "modules to save": {"modules_to_save": ["conv_in"]},
+    "another rank": {"r": 7, "rank_pattern": {"to_q": 9}},
+    "nonsense": {"r": "x", "init_lora_weights": "eva", "megatron_config": {"a": 1}, "layers_pattern": 3},
+}
+
+
+def saved(base: Base, path: Path, **config: object) -> Path:
+    """A LoRA of strength 2 whose header says so, and `config` beside it."""
+    modules = random_adapter(base.unet, target_modules(base.unet)[::3])
+    tensors = {}
+    for name, lora in modules.items():
+        tensors |= {f"unet.{name}.lora_A.weight": lora.down, f"unet.{name}.lora_B.weight": lora.up}
+    found = {"r": 4, "lora_alpha": 8, "target_modules": sorted(modules)} | config
+    header = {"lora_adapter_metadata": json.dumps({f"unet.{key}": value for key, value in found.items()})}
+    save_file(tensors, path, header)
+    return path
+
+
+def predicted(base: Base, *files: Path, weights: list[float] | None = None) -> torch.Tensor:
+    with applied(base, files, weights), torch.no_grad():
+        assert not any(module.training for module in base.unet.modules())
+        return base.unet(**tiny_inputs())[0]
+
+
+@pytest.mark.parametrize("header", HEADERS)
+def test_what_else_a_header_says_changes_nothing(base, tmp_path, header):
+    plain, odd = (
+        saved(base, tmp_path / "plain.safetensors"),
+        saved(base, tmp_path / "odd.safetensors", **HEADERS[header]),
+    )
+    bare = predicted(base)
+    assert torch.equal(predicted(base, plain), predicted(base, odd))
+    assert not torch.allclose(predicted(base, plain), bare)
+    assert torch.equal(predicted(base), bare)
+
+
+def test_the_strength_in_the_header_counts(base, tmp_path):
+    double, single = saved(base, tmp_path / "2.safetensors"), saved(base, tmp_path / "1.safetensors", lora_alpha=4)
+    there = predicted(base, double)
+    torch.testing.assert_close(there, predicted(base, single, weights=[2.0]), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(there, predicted(base, single, single), rtol=1e-4, atol=1e-5)
+
+
+def test_what_diffusers_cannot_put_on_is_one_line(base, tmp_path):
+    """A convolution of 9×1 has as many inputs as one of 3×3."""
+    path = saved(base, tmp_path / "a.safetensors")
+    weight = base.unet.conv_in.weight
+    conv = {"unet.conv_in.lora_A.weight": torch.ones(2, weight.shape[1], 9, 1)}
+    conv["unet.conv_in.lora_B.weight"] = torch.ones(len(weight), 2, 1, 1)
+    save_file(load_file(path) | conv, path)
+    before = {name: value.clone() for name, value in base.unet.state_dict().items()}
+    with pytest.raises(BaseMismatch, match="diffusers cannot put it on this base"), applied(base, [path]):
+        pass
+    assert base.unet.state_dict().keys() == before.keys()
