@@ -181,9 +181,86 @@ def test_trigger_words_of_another_program_become_the_prompt(lora):
     assert adapter_from(tensors, {}, "file").recipe == {}
 
 
+ZERO = torch.zeros(1)
+UNET = "input_blocks.4.1.transformer_blocks.1.attn2.to_k"
+CLIP = "text_model.encoder.layers.0.self_attn.q_proj"
+MODULE = "down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k"
+LAYOUTS = {
+    "kohya": (f"lora_unet_{UNET.replace('.', '_')}", *(f"lora_te{k}_{CLIP.replace('.', '_')}" for k in (1, 2))),
+    "OMI": (f"unet.{UNET}", f"clip_l.{CLIP}", f"clip_g.{CLIP}"),
+    "ComfyUI": (f"diffusion_model.{UNET}", *(f"text_encoders.clip_{k}.transformer.{CLIP}" for k in "lg")),
+    "diffusers": (f"unet.{MODULE}", f"text_encoder.{CLIP}", f"text_encoder_2.{CLIP}"),
+    "LyCORIS": (f"lycoris_{MODULE.replace('.', '_')}",),
+    "bare": (UNET,),
+    "twice": (f"unet.unet.{UNET}",),
+}
+
+
+@pytest.mark.parametrize("sides", [("lora_down", "lora_up"), ("lora_A", "lora_B")])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_of_the_trainers_is_the_same_lora(layout, sides):
+    loras = [LowRank(torch.randn(6, 4), torch.randn(4, 5)) for _ in range(3)]
+    names = [MODULE, f"text_encoder.{CLIP}", f"text_encoder_2.{CLIP}"]
+    tensors: dict[str, torch.Tensor] = {}
+    for stem, lora in zip(LAYOUTS[layout], loras, strict=False):
+        tensors |= pair(stem, lora, sides) | {f"{stem}.alpha": torch.tensor(2.0)}
+    found = adapter_from(tensors, {}, "file").modules
+    assert list(found) == sorted(names[: len(LAYOUTS[layout])])
+    for name, lora in zip(names, loras, strict=True):
+        if name in found:
+            torch.testing.assert_close(found[name].delta(), lora.delta() / 2)
+
+
+@pytest.mark.parametrize(
+    "stem", ["unet.input_blocks.4.7.proj_in", "clip_l.x", "lycoris_x", "text_encoders.t5.x", "out.3"]
+)
+def test_layouts_with_other_modules_are_refused(lora, stem):
+    with pytest.raises(FileRefused, match="is not a module of SDXL"):
+        adapter_from(pair(stem, lora), {}, "file")
+
+
+OF_SDXL = {
+    "text of width 2048": (
+        f"unet.{ATTENTION.replace('attn1', 'attn2')}.to_k",
+        LowRank(torch.ones(8, 2), torch.ones(2, 2048)),
+    ),
+    "a second block": (f"unet.{ATTENTION.replace('blocks.0.attn1', 'blocks.1.attn1')}.to_q", None),
+    "sizes": ("unet.add_embedding.linear_1", None),
+    "a second text encoder": (f"text_encoder_2.{CLIP}", None),
+}
+SAYS_SD = [
+    {"ss_base_model_version": "sd_v1"},
+    {"modelspec.architecture": "stable-diffusion-v2-768-v/lora"},
+    {"ss_base_model_version": "sd_v2", "modelspec.architecture": "stable-diffusion-xl-v1-base/lora"},
+]
+
+
+@pytest.mark.parametrize("header", SAYS_SD)
+@pytest.mark.parametrize("shape", OF_SDXL)
+def test_shapes_say_what_a_lora_is_for_whatever_its_header_says(lora, shape, header):
+    stem, other = OF_SDXL[shape]
+    assert len(adapter_from(pair(stem, other or lora), header, "file").modules) == 1
+
+
+@pytest.mark.parametrize("header", SAYS_SD)
+def test_where_shapes_say_nothing_a_header_without_contradiction_does(lora, header):
+    tensors = pair(f"unet.{ATTENTION}.to_q", lora)
+    if len(header) > 1:
+        assert adapter_from(tensors, header, "file").modules
+        return
+    with pytest.raises(FileRefused, match="its header says that it was trained on Stable Diffusion"):
+        adapter_from(tensors, header, "file")
+
+
+def test_differences_of_biases_are_left_out_and_named(lora):
+    """ComfyUI's "Extract and Save Lora" writes them beside the factors."""
+    adapter = adapter_from(pair(f"diffusion_model.{UNET}", lora) | {f"diffusion_model.{UNET}.diff_b": ZERO}, {}, "file")
+    assert list(adapter.modules) == [MODULE]
+    assert adapter.left_out == ("differences of biases (.diff_b)",)
+
+
 TO_K = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn2_to_k"
 NEW = f"unet.{ATTENTION}.to_q"
-ZERO = torch.zeros(1)
 FOREIGN = {
     "DoRA of kohya": ({f"{TO_K}.dora_scale": ZERO}, {}, "dora_scale makes it a DoRA.*convert"),
     "DoRA of diffusers": ({f"{NEW}.lora_magnitude_vector": ZERO}, {}, "a DoRA"),
@@ -223,6 +300,7 @@ FOREIGN = {
     "(IA)³": ({"lora_unet_conv_in.on_input": ZERO}, {}, r"on_input makes it an \(IA\)³"),
     "differences": ({"lora_unet_conv_in.diff": ZERO}, {}, "diff makes it a file of whole differences"),
     "norms": ({"lora_unet_conv_norm_out.w_norm": ZERO}, {}, "w_norm makes it a file of whole differences"),
+    "ziplora-pytorch": ({f"{NEW}.lora.weight": ZERO}, {}, "a merge by ziplora-pytorch.*--method ziplora"),
     "unknown key": ({f"{NEW}.lora_C.weight": ZERO}, {}, "lora_C.weight is not a key of a plain LoRA"),
     "stray alpha": ({f"unet.{ATTENTION}.to_v.alpha": ZERO}, {}, "found only an alpha.*get the file again"),
     "no number": ({f"{NEW}.alpha": torch.zeros(2)}, {}, "alpha: expected one number"),

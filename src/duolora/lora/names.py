@@ -15,6 +15,7 @@ TEXT_ENCODERS = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 """A module of a text encoder is named `text_encoder.text_model.…`, and begins with this in kohya's files."""
 KOHYA_PREFIXES = {
     "lora_unet_": "",
+    "lycoris_": "",
     "lora_te_": "text_encoder.",
     "lora_te1_": "text_encoder.",
     "lora_te2_": "text_encoder_2.",

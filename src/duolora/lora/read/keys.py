@@ -2,9 +2,11 @@
 
 diffusers, new    unet.<module>.lora_A.weight, .lora_B.weight; with the prefix `unet.`, without it or with two of it
 diffusers, old    unet.<module>.lora.down.weight, .lora.up.weight; also <attention>.processor.to_q_lora.down.weight
-kohya             lora_unet_<module with _ for .>.lora_down.weight, .lora_up.weight (see `names`)
+kohya, LyCORIS    lora_unet_<module with _ for .>.lora_down.weight, .lora_up.weight (see `names`); lycoris_<module>
 ComfyUI           diffusion_model.<module in SDXL's original names>.lora_up.weight
-text encoders     text_encoder.text_model.<module>, text_encoder_2.…; lora_te1_…, lora_te2_… in kohya's files
+OneTrainer        unet.<module in SDXL's original names>.lora_up.weight (OMI), or without any prefix
+text encoders     text_encoder.text_model.<module>, text_encoder_2.…; lora_te1_…, lora_te2_… in kohya's files;
+                  text_encoders.clip_l.transformer.text_model.…, clip_g in ComfyUI's; clip_l.text_model.…, clip_g in OMI
 
 A module's strength is scale = alpha / rank; alpha stands in `<module>.alpha`, or in the header or a file beside it (see
 `peft_config`); where it is nowhere, scale is 1. Convolutions are factored likewise: down (r, channels, height, width),
@@ -24,7 +26,7 @@ from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import KOHYA_PREFIXES, from_kohya, from_sgm, is_module
 from duolora.lora.read.peft_config import ADAPTER_METADATA, PeftConfig, json_object, peft_configs
-from duolora.lora.read.unsupported import refuse_foreign, refuse_other_unet
+from duolora.lora.read.unsupported import refuse_foreign, refuse_other_base
 from duolora.paper.lowrank import LowRank
 
 RECIPE = "duolora"
@@ -40,6 +42,10 @@ _OLD_TEXT = (
     (re.compile(r"\.self_attn\.to_([qkv])\."), r".self_attn.\1_proj."),
     (re.compile(r"\.self_attn\.to_out\.0\."), ".self_attn.out_proj."),
     (re.compile(r"^(text_encoder(?:_2)?)\.encoder\."), r"\1.text_model.encoder."),
+)
+_CLIPS = (
+    (re.compile(r"^(?:text_encoders\.)?clip_l\.(?:transformer\.)?"), "text_encoder."),
+    (re.compile(r"^(?:text_encoders\.)?clip_g\.(?:transformer\.)?"), "text_encoder_2."),
 )
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -67,17 +73,20 @@ def adapter_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], fil
         raise FileRefused(
             f"{file}: expected LoRAs of modules, found {len(left_out)} other parts only; give a LoRA file"
         )
-    refuse_other_unet(modules, file)
+    refuse_other_base(modules, metadata, file)
     return Adapter(modules, _recipe(metadata, file), tuple(left_out))
 
 
 def _parts(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, _Parts], list[str]]:
-    """What the file says about each module, and what is left out: embeddings that some programs bundle."""
+    """What the file says about each module, and what is left out: embeddings and biases that some programs add."""
     parts: dict[str, _Parts] = defaultdict(_Parts)
     left_out = set()
     for key, value in sorted(tensors.items()):
         if key.startswith("bundle_emb."):
             left_out.add(".".join(key.split(".")[:2]))
+            continue
+        if key.endswith(".diff_b"):
+            left_out.add("differences of biases (.diff_b)")
             continue
         stem, side = _stem_and_side(key, file)
         part = parts[_module(stem, file)]
@@ -117,10 +126,11 @@ def _module(stem: str, file: str) -> str:
 def _translated(stem: str) -> str:
     if stem.startswith(tuple(KOHYA_PREFIXES)):
         name = from_kohya(stem)
-    elif stem.startswith("diffusion_model."):
-        name = from_sgm(stem.removeprefix("diffusion_model."))
     else:
-        name = re.sub(r"^(?:unet\.)+", "", stem)
+        name = re.sub(r"^(?:(?:unet\.)+|diffusion_model\.)", "", stem)
+        for clip, encoder in _CLIPS:
+            name = clip.sub(encoder, name)
+        name = name if is_module(name) else from_sgm(name)
     if not is_module(name):
         raise ValueError(name)
     return name

@@ -1,7 +1,7 @@
-"""Patterns of module names in PEFT's configs, matched in time linear in the name, whatever the pattern.
+r"""Patterns of module names in PEFT's configs, matched in time linear in the name, whatever the pattern.
 
 All patterns of a config are one automaton (Thompson 1968) that is run once over a name, in all its states at the same
-time: it never goes back, as Python's own engine does, for which `([\\w.]+)+!` takes longer than anybody waits. What is
+time: it never goes back, as Python's own engine does, for which `([\w.]+)+!` takes longer than anybody waits. What is
 found out about one name is kept for the next, since names begin alike.
 
 Known: letters, `.`, `\\.`, `\\d`, `\\w`, classes, groups, `|`, `*`, `+`, `?`, `^` and `$`. Trainers write no others.

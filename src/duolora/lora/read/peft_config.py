@@ -1,8 +1,8 @@
 """Strength as PEFT's LoraConfig states it: in a file's header (`lora_adapter_metadata`) or in adapter_config.json.
 
 scale = alpha / r, or alpha / √r with rsLoRA; the alpha is that of the first pattern that fits the module's name, else
-`lora_alpha`. Ranks are those of the factors. Nothing else in a config changes ΔW: `lora_dropout`, `target_modules` and the
-fields of newer versions are not read.
+`lora_alpha`. Ranks are those of the factors. Nothing else in a config changes ΔW: `lora_dropout`, `target_modules` and
+the fields of newer versions are not read.
 """
 
 import json

@@ -16,9 +16,10 @@ _OTHER_KINDS = {
     "an OFT adapter": re.compile(r"\.oft_(?:blocks|diag|R)\b"),
     "a GLoRA": re.compile(r"\.[ab][12]\.weight$"),
     "an (IA)³": re.compile(r"\.on_input$"),
-    "a file of whole differences": re.compile(r"\.(?:diff|diff_b|[wb]_norm)$"),
+    "a file of whole differences": re.compile(r"\.(?:diff|[wb]_norm)$"),
     "a LoRA with biases": re.compile(r"\.lora_(?:B|up)\.(?:\w+\.)?bias$"),
 }
+_ZIPLORA = re.compile(r"\.lora\.weight$")
 _OTHER_BASES = {
     "FLUX": re.compile(r"single_transformer_blocks|double_blocks|single_blocks"),
     "Stable Diffusion 3": re.compile(
@@ -50,7 +51,10 @@ _HEADERS = {
     },
 }
 """How what a header says of its base begins, in small letters."""
+_SDXL_HEADERS = ("sdxl", "stable-diffusion-xl")
 _LEVELS = re.compile(r"down_blocks\.0\.attentions\.|(?:down|up)_blocks\.3\.")
+_ONLY_SDXL = re.compile(r"text_encoder_2\.|add_embedding\.|.*\.transformer_blocks\.[1-9]")
+_SDXL_TEXT_WIDTH = 2048
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
 _WIDTHS = (320, 640, 1280)
 
@@ -66,7 +70,11 @@ def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) 
     for kind, pattern in _OTHER_KINDS.items():
         for key in filter(pattern.search, keys):
             raise FileRefused(f"{file}: {key} makes it {kind}; expected a plain LoRA; convert it to one first")
-    _refuse_other_header(metadata, file)
+    for key in filter(_ZIPLORA.search, keys):
+        raise FileRefused(
+            f"{file}: {key} makes it a merge by ziplora-pytorch, which holds whole weights and no factors; expected a "
+            "plain LoRA; merge its two LoRAs again with `duolora merge --method ziplora`"
+        )
     for base, pattern in _OTHER_BASES.items():
         for key in filter(pattern.search, keys):
             raise FileRefused(_other_base(file, f"{key} belongs to {base}"))
@@ -83,20 +91,12 @@ def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) 
             )
 
 
-def _refuse_other_header(metadata: Mapping[str, str], file: str) -> None:
-    for key, names in _HEADERS.items():
-        said = metadata.get(key, "")
-        for start, base in names.items():
-            if said.lower().startswith(start):
-                why = f"its header says that it was trained on {base} ({key}: {said[:60]})"
-                raise FileRefused(_other_base(file, why))
+def refuse_other_base(modules: Mapping[str, LowRank], metadata: Mapping[str, str], file: str) -> None:
+    """Raise FileRefused if the modules are of another UNet: by their shapes or, where these are open, by the header.
 
-
-def refuse_other_unet(modules: Mapping[str, LowRank], file: str) -> None:
-    """Raise FileRefused if the modules are those of the UNet of Stable Diffusion 1 or 2.
-
-    Those attend to text of width 768 or 1024, SDXL and its kin to 2048, from layers of the same widths. They have four
-    levels, and attention already on the first; SDXL has three, and attention from the second on.
+    Stable Diffusion 1 and 2 attend to text of width 768 or 1024, SDXL and its kin to 2048, from layers of the same
+    widths. They have four levels, and attention already on the first; SDXL has three, and attention from the second on.
+    Only SDXL has a second text encoder, embeds sizes, and has several transformer blocks in an attention.
     """
     for name, lora in modules.items():
         text = name.endswith(("attn2.to_k", "attn2.to_v"))
@@ -105,6 +105,26 @@ def refuse_other_unet(modules: Mapping[str, LowRank], file: str) -> None:
             raise FileRefused(_other_base(file, why))
     for name in filter(_LEVELS.match, modules):
         raise FileRefused(_other_base(file, f"{name} is a module of Stable Diffusion 1 or 2, which SDXL has not"))
+    if not any(_is_sdxl(name, lora) for name, lora in modules.items()):
+        _refuse_other_header(metadata, file)
+
+
+def _is_sdxl(name: str, lora: LowRank) -> bool:
+    """Whether no other base can have this layer."""
+    text = name.endswith(("attn2.to_k", "attn2.to_v"))
+    return bool(_ONLY_SDXL.match(name)) or (text and lora.d_in == _SDXL_TEXT_WIDTH)
+
+
+def _refuse_other_header(metadata: Mapping[str, str], file: str) -> None:
+    """Raise FileRefused if the header names another base, and not SDXL too."""
+    said = {key: metadata.get(key, "").lower() for key in _HEADERS}
+    if any(text.startswith(_SDXL_HEADERS) for text in said.values()):
+        return
+    for key, names in _HEADERS.items():
+        for start, base in names.items():
+            if said[key].startswith(start):
+                why = f"its header says that it was trained on {base} ({key}: {metadata[key][:60]})"
+                raise FileRefused(_other_base(file, why))
 
 
 def _other_base(file: str, why: str) -> str:
