@@ -15,7 +15,7 @@ from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.similarity import all_pairs_mean, matched_mean
-from duolora.model.images import picture_files, read_image
+from duolora.model.image_files import picture_files, read_image
 from patterns import pattern
 
 
@@ -232,7 +232,7 @@ def test_datasets_are_checked_and_paired_by_command(tmp_path):
     (tmp_path / "styles" / "ink" / "1.png").write_bytes(b"")
     done = run("datasets", "check", tmp_path, "--json")
     assert done.exit_code == 1
-    assert "not a readable picture" in json.loads(done.stdout)["problems"][0]
+    assert "not a readable image" in json.loads(done.stdout)["problems"][0]
 
 
 def test_what_has_no_pictures_is_in_no_pair(tmp_path):

@@ -176,7 +176,7 @@ def test_numbers_out_of_range_are_refused_before_anything_is_read(tmp_path, chan
     ("images", "prompt", "out", "message"),
     [
         ("nowhere", "a cat", "x.safetensors", "no such file or folder"),
-        ("empty", "a cat", "x.safetensors", "no pictures"),
+        ("empty", "a cat", "x.safetensors", "no images"),
         ("photos", "  ", "x.safetensors", "prompt"),
         ("photos", "a cat", "x.bin", ".safetensors"),
     ],
@@ -191,5 +191,5 @@ def test_wrong_inputs_are_named(base, photos, tmp_path, images, prompt, out, mes
 
 def test_text_is_no_picture(base, tmp_path):
     (tmp_path / "words.png").write_text("hello")
-    with pytest.raises(FileRefused, match=r"words.png: not a readable picture"):
+    with pytest.raises(FileRefused, match=r"words.png: not a readable image"):
         train(tmp_path, "a cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False)

@@ -25,7 +25,7 @@ from duolora.errors import InputError
 from duolora.metrics.datasets.manifests import Manifest, Pairing, write_manifest
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.similarity import all_pairs_mean
-from duolora.model.images import picture_files, read_image
+from duolora.model.image_files import picture_files, read_image
 from duolora.provenance import sampled_hash
 
 PAIR = Pair("robot", "red", "plain", "gilded", "house")

@@ -151,7 +151,7 @@ def test_the_check_says_what_is_missing(dreambooth):
         path.unlink()
     found = problems(read_dataset(dreambooth))
     assert any("no such folder of subject backpack" in line for line in found)
-    assert any("00.jpg: not a readable picture" in line for line in found)
+    assert any("00.jpg: not a readable image" in line for line in found)
     assert "cat: no pictures" in found
 
 

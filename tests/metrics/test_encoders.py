@@ -16,7 +16,7 @@ from duolora.errors import FileRefused, InputError
 from duolora.metrics.encoders import ATELIER, load_embedder
 from duolora.metrics.similarity import all_pairs_mean, cosines
 from duolora.metrics.transforms import CLIP, DINO
-from duolora.model.images import read_image
+from duolora.model.image_files import read_image
 from patterns import pattern
 from recipes.atelier.report import scenes_of
 

@@ -9,7 +9,8 @@ from PIL import Image
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import embed_files
 from duolora.metrics.encoders import load_embedder
-from duolora.model.images import picture_files, read_image, read_picture, read_pictures
+from duolora.model.image_files import picture_files, read_image
+from duolora.model.images import read_picture, read_pictures
 
 RED_LEFT = np.zeros((5, 9, 3), np.uint8)
 RED_LEFT[:, :4, 0] = 250
@@ -112,12 +113,12 @@ def test_damaged_files_are_refused_or_read_and_nothing_else(kind, tmp_path):
 @pytest.mark.parametrize("content", [b"", b"this is no picture", b"\x89PNG\r\n\x1a\n"])
 def test_what_is_no_picture_is_refused_by_name(content, tmp_path):
     (tmp_path / "x.png").write_bytes(content)
-    with pytest.raises(FileRefused, match=r"x\.png: not a readable picture"):
+    with pytest.raises(FileRefused, match=r"x\.png: not a readable image"):
         read_image(tmp_path / "x.png")
 
 
 def test_folders_say_what_they_lack(tmp_path):
-    with pytest.raises(InputError, match="no pictures"):
+    with pytest.raises(InputError, match="no images"):
         picture_files(tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
         picture_files(tmp_path / "nowhere")
@@ -152,3 +153,14 @@ def test_training_and_evaluation_see_odd_pictures_alike(tmp_path):
         assert len(learnt) == len(seen) == len(pictures)
         assert (learnt - learnt[0]).abs().max() < 0.02, name
         assert (seen - seen[0]).abs().max() < 0.02, name
+
+
+def test_fit_decides_what_of_an_image_is_used(tmp_path):
+    path = saved(Image.fromarray(RED_LEFT).resize((90, 50)), tmp_path / "x.png")
+    crop, pad, resize = (read_picture(path, 32, fit) for fit in ("crop", "pad", "resize"))
+    assert crop.shape == pad.shape == resize.shape == (3, 32, 32)
+    assert (pad[:, 0] == 1).all() and (pad[:, -1] == 1).all() and pad[1, 16].max() < -0.9
+    red = [float((x[0, 16] > 0.5).float().mean()) for x in (crop, resize)]
+    assert red[1] == pytest.approx(4 / 9, abs=0.04) and red[0] < red[1] - 0.02
+    with pytest.raises(InputError, match="fit: expected one of crop, pad, resize, got 'stretch'"):
+        read_picture(path, 32, "stretch")

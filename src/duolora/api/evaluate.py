@@ -14,7 +14,7 @@ from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoder import Card, Embedder
 from duolora.metrics.encoders import DEFAULTS, load_embedder
 from duolora.metrics.similarity import Interval, bootstrap_interval, matched, mean_by_row
-from duolora.model.images import picture_files
+from duolora.model.image_files import picture_files
 from duolora.provenance import versions
 
 

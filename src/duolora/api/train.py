@@ -21,7 +21,9 @@ from duolora.lora.write.atomic import check_writable
 from duolora.lora.write.file import write_adapter
 from duolora.model.base import Base, BaseChoice, is_atelier, opened
 from duolora.model.blocks import modules_within
-from duolora.model.images import picture_files, read_pictures
+from duolora.model.defaults import FITS, Fit
+from duolora.model.image_files import picture_files
+from duolora.model.images import read_pictures
 from duolora.model.predict import noise_schedule
 from duolora.model.sample import draw
 from duolora.paper.lowrank import LowRank
@@ -60,6 +62,7 @@ def train(
     options: TrainOptions | None = None,
     progress: bool = True,
     watch: Watcher | None = None,
+    fit: Fit = "crop",
 ) -> Trained:
     """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
 
@@ -74,12 +77,15 @@ def train(
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
         progress: show a bar on stderr.
         watch: is told the losses, and shown previews of the prompt.
+        fit: how an image becomes a square: crop (about its centre), pad (with white) or resize.
 
     Raises:
         DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
     """
     out = Path(out).expanduser()
     _check(prompt, out, options)
+    if fit not in FITS:
+        raise InputError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     files = picture_files(images)
     loaded = opened(base)
     options = options or default_options(loaded.name)
@@ -88,10 +94,11 @@ def train(
         "base": loaded.name,
         "prompt": prompt,
         "options": asdict(options),
+        "fit": fit,
         "pictures": [file_hash(path) for path in files],
         "versions": versions(),
     }
-    pixels = read_pictures(images, loaded.resolution)
+    pixels = read_pictures(images, loaded.resolution, fit)
     latents = loaded.encode_images(torch.cat((pixels, pixels.flip(-1))) if options.mirror else pixels)
     stays = kept(loaded, options.keep) if options.keep else None
     with _lora(loaded, options) as factors:

@@ -16,7 +16,8 @@ from duolora.bench.cells.multi import GroupCell
 from duolora.bench.figures import figure4
 from duolora.bench.tables.rows import Figure
 from duolora.errors import InputError
-from duolora.model.images import picture_files, read_image, untiled
+from duolora.model.image_files import picture_files, read_image
+from duolora.model.images import untiled
 
 SIDE = 128
 SHOWN = 3

@@ -25,6 +25,7 @@ from duolora.cli.common import (
     proof_facts,
     proven,
     report,
+    tell_images,
 )
 from duolora.cli.config import options_of_file
 from duolora.cli.examples import examples
@@ -32,7 +33,7 @@ from duolora.cli.files import DtypeOption, FormatOption
 from duolora.cli.set_option import assigned, tell
 from duolora.errors import InputError
 from duolora.merging.options import METHODS, WEIGHTS
-from duolora.model.defaults import ATELIER_GUIDANCE, GUIDANCE, STEPS
+from duolora.model.defaults import ATELIER_GUIDANCE, FITS, GUIDANCE, STEPS
 from duolora.training.options import ATELIER_TRAINING, TrainOptions
 
 
@@ -122,7 +123,10 @@ def demo(
 
 @app.command(epilog=examples("train"))
 def train(
-    images: Annotated[Path, typer.Option(help="A folder of pictures of one thing or one look, or a single picture.")],
+    images: Annotated[
+        Path,
+        typer.Option(help="A folder of images of one thing or one look, or a single image; sub-folders are left out."),
+    ],
     prompt: Annotated[
         str,
         typer.Option(
@@ -161,6 +165,9 @@ def train(
             " preservation); an empty file for none  [none; atelier 48 of its captions]."
         ),
     ] = None,
+    fit: Annotated[
+        str, typer.Option(help=f"How an image becomes a square: {'; '.join(f'{k} ({v})' for k, v in FITS.items())}.")
+    ] = "crop",
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
@@ -188,9 +195,10 @@ def train(
             keep=None if keep is None else read_prompts(keep),
             blocks=tuple(blocks) if blocks else None,
         )
+        tell_images(quiet, images, fit=fit)
         opened = chosen(base, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
-            done = run(images, prompt, out, opened, options, progress=not quiet, watch=log)
+            done = run(images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
 
@@ -202,8 +210,12 @@ def merge(
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "duolora",
     base: BaseOption = "atelier",
-    content_images: Annotated[Path | None, typer.Option(help="Pictures of the thing  [drawn with its LoRA].")] = None,
-    style_images: Annotated[Path | None, typer.Option(help="Pictures of the look  [drawn with its LoRA].")] = None,
+    content_images: Annotated[
+        Path | None, typer.Option(help="Images of the thing, cropped about the centre  [drawn with its LoRA].")
+    ] = None,
+    style_images: Annotated[
+        Path | None, typer.Option(help="Images of the look, cropped about the centre  [drawn with its LoRA].")
+    ] = None,
     content_prompt: Annotated[str | None, typer.Option(help="What brings out the thing  [from its file].")] = None,
     style_prompt: Annotated[str | None, typer.Option(help="What brings out the look  [from its file].")] = None,
     merged_prompt: Annotated[
@@ -246,6 +258,7 @@ def merge(
         options = options_of(method, **WEIGHTS.get(weights or "", {}))
         given = {"steps": steps, "seed": seed} | assigned(option or [], options)
         options = _changed(options, **given)
+        tell_images(quiet, content_images, style_images)
         opened = chosen(base, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(

@@ -79,6 +79,18 @@ def proof_facts(proof: Any) -> dict[str, object]:
     return {"bytes": proof.size, "error": proof.error, "error_in_diffusers": proof.diffusers}
 
 
+def tell_images(quiet: bool, *places: Any, fit: str | None = None) -> None:
+    """Say on stderr which images are used, and how; when quiet, only where some of a folder's files are not."""
+    from duolora.model.defaults import FITS
+    from duolora.model.image_files import images_of
+
+    for place in places:
+        found = None if place is None else images_of(place)
+        if found is not None and (found.left_out or not quiet):
+            how = f"; {FITS[fit]} (--fit)" if fit in FITS else ""
+            typer.echo(printable(f"{found}{how}"), err=True)
+
+
 def report(as_json: bool, text: str, **facts: object) -> None:
     """Print the text, or the facts as one JSON object."""
     typer.echo(json.dumps(facts, default=str) if as_json else text)

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from duolora.cli.common import JsonOption, QuietOption, SeedOption, one_line, report
+from duolora.cli.common import JsonOption, QuietOption, SeedOption, one_line, report, tell_images
 from duolora.cli.examples import examples
 
 
@@ -35,6 +35,7 @@ def evaluate(
         from duolora.api.evaluate import named_checkpoints
 
         places = named_checkpoints(checkpoint or [])
+        tell_images(quiet, generated, content, style)
         done = run(generated, content, style, prompt, metrics, places, device, not no_cache, progress=not quiet)
         report(as_json, done.table(), **done.facts())
 

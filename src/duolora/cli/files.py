@@ -19,6 +19,7 @@ from duolora.cli.common import (
     proof_facts,
     proven,
     report,
+    tell_images,
 )
 from duolora.cli.set_option import assigned
 from duolora.errors import InputError
@@ -72,7 +73,8 @@ def compose(
         list[str] | None, typer.Option(help="oneshot: what brings out each file, in their order  [from the files].")
     ] = None,
     images: Annotated[
-        list[Path] | None, typer.Option(help="oneshot: pictures of each, in their order  [drawn with each LoRA].")
+        list[Path] | None,
+        typer.Option(help="oneshot: images of each, cropped about the centre, in their order  [drawn with each LoRA]."),
     ] = None,
     kind: Annotated[
         list[str] | None,
@@ -112,6 +114,7 @@ def compose(
         elif method == "oneshot":
             if weights is not None:
                 raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
+            tell_images(quiet, *(images or ()))
             chosen_base = chosen(base, device, base_dtype, offload, quiet)
             plain = one_shot_options(kind or (), seed=seed)
             options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})

@@ -13,10 +13,10 @@ from platformdirs import user_cache_path
 from torch import Tensor
 
 from duolora.metrics.encoder import BATCH, Embedder
-from duolora.model.images import read_image
+from duolora.model.image_files import read_image
 from duolora.provenance import file_hash
 
-VERSION = "1"
+VERSION = "2"
 """Of what is stored and of how files are read; another one lets go of all that was kept."""
 
 

@@ -36,10 +36,10 @@ class Transform:
         """The picture as the network wants it.
 
         Raises:
-            InputError: the picture is not RGB (see `images.read_image`), or far too long to be resized whole.
+            InputError: the picture is not RGB (see `image_files.read_image`), or far too long to be resized whole.
         """
         if image.mode != "RGB":
-            raise InputError(f"picture: expected mode RGB, got {image.mode}; read it with `images.read_image`")
+            raise InputError(f"picture: expected mode RGB, got {image.mode}; read it with `image_files.read_image`")
         if max(image.size) > LONGEST * min(image.size):
             raise InputError(f"picture: expected one side at most {LONGEST} times the other, got {image.size}; crop it")
         size = resized(image.size, self.resize)

@@ -1,4 +1,6 @@
-"""Defaults of sampling that help texts name as well; nothing is imported."""
+"""Defaults and choices that help texts name as well; nothing heavy is imported."""
+
+from typing import Literal
 
 STEPS = 25
 """Denoising steps of a picture."""
@@ -6,3 +8,11 @@ GUIDANCE = 5.0
 """The scale of classifier-free guidance; 1 is none."""
 ATELIER_GUIDANCE = 3.0
 """Under more guidance than this, LoRAs on the small base overshoot (`docs/log.md`)."""
+
+Fit = Literal["crop", "pad", "resize"]
+FITS: dict[str, str] = {
+    "crop": "the square about the centre of each is used",
+    "pad": "each is used whole, with white beside it",
+    "resize": "each is used whole, its sides made equal",
+}
+"""How an image becomes a square."""

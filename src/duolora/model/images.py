@@ -1,95 +1,41 @@
 """Pictures in and out: files to tensors, tensors to files."""
 
-import os
-import struct
-import zlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 from torch import Tensor
 
-from duolora.errors import FileRefused, InputError
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-
-
-def picture_files(where: str | Path) -> list[Path]:
-    """The picture files of a folder in the order of their names, or the one file itself.
-
-    Raises:
-        InputError: there is no such file or folder, or the folder holds no pictures.
-    """
-    path = Path(where).expanduser()
-    if os.path.isfile(path):
-        return [path]
-    if not os.path.isdir(path):
-        raise InputError(f"{path}: no such file or folder; expected a picture or a folder of pictures")
-    found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
-    if not found:
-        raise InputError(f"{path}: no pictures in this folder; expected files that end in {', '.join(SUFFIXES)}")
-    return found
+from duolora.errors import InputError
+from duolora.model.defaults import FITS, Fit
+from duolora.model.image_files import picture_files, read_image
 
 
-_UNREADABLE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-)
-"""All that Pillow raises for damaged files."""
-
-
-def read_image(path: Path) -> Image.Image:
-    """A picture file as an RGB image of its own size, turned as its EXIF says; of an animation the first frame.
-
-    Transparent parts become white, 16-bit greys are scaled to 8 bits.
-
-    Raises:
-        FileRefused: the file is not a picture, is damaged, or holds floating-point pixels, whose range nobody knows.
-    """
-    try:
-        with Image.open(path) as file:
-            file.load()
-            image = ImageOps.exif_transpose(file)
-    except _UNREADABLE as error:
-        raise FileRefused(f"{path}: not a readable picture ({error}); expected PNG, JPEG, WebP or the like") from error
-    if image.mode == "F":
-        raise FileRefused(f"{path}: expected whole numbers as pixels, found floating-point ones; save it as PNG")
-    if image.mode.startswith("I"):
-        return _eight_bits(image).convert("RGB")
-    if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-    return image.convert("RGB")
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Greys of 16 bits, 0 to 65535, as greys of 8 bits, rounded."""
-    return Image.fromarray((np.asarray(image, np.float64) / 257 + 0.5).clip(0, 255).astype(np.uint8))
-
-
-def read_picture(path: Path, size: int) -> Float[Tensor, "3 size size"]:
-    """A picture (see `read_image`) as RGB in [-1, 1], scaled and cropped about its centre to a square.
+def read_picture(path: Path, size: int, fit: Fit = "crop") -> Float[Tensor, "3 size size"]:
+    """A picture (see `read_image`) as RGB in [-1, 1], made a square as `FITS` says.
 
     Raises:
         FileRefused: the file is not a picture, or is damaged.
+        InputError: there is no such fit.
     """
-    image = ImageOps.fit(read_image(path), (size, size), Image.Resampling.LANCZOS)
+    image = read_image(path)
+    if fit == "crop":
+        image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
+    elif fit == "pad":
+        image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, "white")
+    elif fit == "resize":
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
+    else:
+        raise InputError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def read_pictures(where: str | Path, size: int) -> Float[Tensor, "n 3 size size"]:
-    """All pictures of a folder, or the one of a file, as RGB in [-1, 1]."""
-    return torch.stack([read_picture(path, size) for path in picture_files(where)])
+def read_pictures(where: str | Path, size: int, fit: Fit = "crop") -> Float[Tensor, "n 3 size size"]:
+    """All pictures of a folder, or the one of a file, as RGB in [-1, 1], made squares as `FITS` says."""
+    return torch.stack([read_picture(path, size, fit) for path in picture_files(where)])
 
 
 def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:

@@ -13,7 +13,7 @@ from duolora.api.train import default_options, train
 from duolora.atelier.pairs import IDENTIFIERS, Pair, pictures
 from duolora.atelier.recognisers import Recogniser, load_recogniser
 from duolora.model.base import Base, is_atelier, load_base
-from duolora.model.images import picture_files, read_image
+from duolora.model.image_files import picture_files, read_image
 from duolora.training.options import TrainOptions
 
 

@@ -22,7 +22,7 @@ from duolora.bench.report.ranks import Ranks, mean_ranks, ranks_of, recipe_of
 from duolora.bench.report.runs import Line, Measured, Run, read_runs
 from duolora.bench.tables.rows import TABLES
 from duolora.errors import FileRefused, InputError
-from duolora.model.images import SUFFIXES
+from duolora.model.image_files import SUFFIXES
 
 LARGEST, REFERENCE = 8192, 512
 """Pixels on the longer side of a sheet of pictures, and of a photo, in a page."""

@@ -23,7 +23,8 @@ from duolora.bench.report.paper_numbers import TABLE6, paper_base
 from duolora.bench.report.runs import Measured, Run, read_runs
 from duolora.bench.study.agreement import counted, fleiss_kappa, shares
 from duolora.errors import FileRefused, InputError
-from duolora.model.images import SUFFIXES, picture_files, read_image, untiled
+from duolora.model.image_files import SUFFIXES, picture_files, read_image
+from duolora.model.images import untiled
 
 ROWS = ("naive", "B-LoRA (filter)", "ZipLoRA", "DuoLoRA")
 """The methods that the paper's study compares."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from duolora.errors import DuoLoRAError
-from duolora.model.images import SUFFIXES, read_image
+from duolora.model.image_files import read_image
 
 THING = "{thing}"
 """Where the thing's words go in a prompt of a data set."""
@@ -58,10 +58,3 @@ def problems(dataset: Dataset) -> list[str]:
             except DuoLoRAError as error:
                 found.append(str(error))
     return found
-
-
-def images_in(folder: Path) -> tuple[Path, ...]:
-    """The picture files of a folder in the order of their names; none if there is no such folder."""
-    if not folder.is_dir():
-        return ()
-    return tuple(sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")))

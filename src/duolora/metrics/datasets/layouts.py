@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from duolora.errors import FileRefused, InputError
-from duolora.metrics.datasets.dataset import THING, Concept, Dataset, images_in
+from duolora.metrics.datasets.dataset import THING, Concept, Dataset
+from duolora.model.image_files import images_in
 
 LIVE = ("cat", "dog")
 """DreamBooth's classes that get the prompts for live subjects."""
