@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from duolora.api.generated import generated_images
 from duolora.errors import InputError
 from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoder import Card, Embedder
@@ -158,7 +159,8 @@ def evaluate(
     """Score generated pictures against the thing's photos, the style picture and the prompt.
 
     Args:
-        generated: a folder of pictures, or one picture.
+        generated: a folder of pictures, or one picture; of a folder that `generate` drew into more than once, those of
+            its last run.
         content: the thing's photos, a folder or one.
         style: the style picture, or a folder of them.
         prompt: what was asked for; one for all pictures, or one for each in the order of their names.
@@ -177,7 +179,7 @@ def evaluate(
     files = {
         name: picture_files(where) for name, where in (("content", content), ("style", style)) if where is not None
     }
-    pictures = picture_files(generated)
+    pictures = list(generated_images(generated).files)
     kept = None if cache is False else Cache(cache if isinstance(cache, Path) else None)
     loaded = {} if embedders is None else embedders
     scores = []

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from duolora.api.generated import check_list, first_number, write_list
 from duolora.errors import BaseMismatch, InputError
 from duolora.lora.read.file import check_fits, read_adapter
 from duolora.lora.write.atomic import check_folder
@@ -16,6 +17,7 @@ from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.defaults import STEPS
 from duolora.model.images import as_image
 from duolora.model.sample import draw
+from duolora.provenance import versions
 
 
 def generate(
@@ -33,6 +35,8 @@ def generate(
     """Draw `num` pictures of each prompt into the folder `out`; returns the files.
 
     Picture k of a prompt uses the seed `seed + k`, whatever else is drawn, and is named `<prompt number>-<seed>.png`.
+    In a folder with such pictures the numbers go on, and none is replaced. `generated.json` lists the new ones, which
+    `evaluate` goes by.
 
     Args:
         prompts: one prompt or several.
@@ -59,14 +63,19 @@ def generate(
     if not all(map(isfinite, weights or [])):
         raise InputError(f"weights: expected finite numbers, got {', '.join(map(str, weights or []))}")
     folder = new_folder(out)
+    check_list(folder)
     loaded = opened(base)
     seeds = [seed + k for _ in prompts for k in range(num)]
     with applied(loaded, loras, weights):
         pictures = draw(loaded, [p for p in prompts for _ in range(num)], seeds, steps, guidance, progress=progress)
-    files = []
+    files, first = [], first_number(folder)
     for k, picture in enumerate(pictures):
-        files.append(folder / f"{k // num:02d}-{seeds[k]}.png")
+        files.append(folder / f"{first + k // num:02d}-{seeds[k]}.png")
         as_image(picture).save(files[-1])
+    write_list(
+        folder, files, [p for p in prompts for _ in range(num)], seeds, base=loaded.name, loras=[str(p) for p in loras],
+        weights=weights, steps=steps, guidance=guidance, versions=versions(),
+    )  # fmt: skip
     return files
 
 

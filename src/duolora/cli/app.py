@@ -292,7 +292,7 @@ def merge(
 @app.command(epilog=examples("generate"))
 def generate(
     prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")],
+    out: Annotated[Path, typer.Option(help="Folder for the images; where some are already, the numbers go on.")],
     lora: Annotated[list[Path] | None, typer.Option(help="A LoRA file to apply; may be given several times.")] = None,
     weight: Annotated[list[float] | None, typer.Option(help="The strength of each LoRA  [1].")] = None,
     base: BaseOption = "atelier",

@@ -85,7 +85,7 @@ def tell_images(quiet: bool, *places: Any, fit: str | None = None) -> None:
     from duolora.model.image_files import images_of
 
     for place in places:
-        found = None if place is None else images_of(place)
+        found = place if place is None or hasattr(place, "left_out") else images_of(place)
         if found is not None and (found.left_out or not quiet):
             how = f"; {FITS[fit]} (--fit)" if fit in FITS else ""
             typer.echo(printable(f"{found}{how}"), err=True)

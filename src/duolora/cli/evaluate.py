@@ -10,7 +10,9 @@ from duolora.cli.examples import examples
 
 
 def evaluate(
-    generated: Annotated[Path, typer.Option(help="A folder of generated pictures, or one.")],
+    generated: Annotated[
+        Path, typer.Option(help="A folder of generated images, or one; of several runs of `generate` the last.")
+    ],
     content: Annotated[Path | None, typer.Option(help="The thing's photos.")] = None,
     style: Annotated[Path | None, typer.Option(help="The style picture; also measures what leaks from it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What was asked for.")] = None,
@@ -33,9 +35,10 @@ def evaluate(
     with one_line():
         from duolora.api.evaluate import evaluate as run
         from duolora.api.evaluate import named_checkpoints
+        from duolora.api.generated import generated_images
 
         places = named_checkpoints(checkpoint or [])
-        tell_images(quiet, generated, content, style)
+        tell_images(quiet, generated_images(generated), content, style)
         done = run(generated, content, style, prompt, metrics, places, device, not no_cache, progress=not quiet)
         report(as_json, done.table(), **done.facts())
 

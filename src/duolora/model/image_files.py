@@ -85,8 +85,9 @@ def images_of(where: str | Path) -> Found:
 
 
 _COMMON = (".png", ".jpg", ".webp", ".avif", ".tif")
-_LITTER = ("Thumbs.db", "desktop.ini", "manifest.json")
-"""What systems put into folders, and what `duolora generate` writes beside its images."""
+GENERATED = "generated.json"
+"""The list that `duolora generate` writes beside its images."""
+_LITTER = ("Thumbs.db", "desktop.ini", GENERATED)
 
 
 def picture_files(where: str | Path) -> list[Path]:

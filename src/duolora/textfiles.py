@@ -1,0 +1,68 @@
+"""Text and JSON that other programs wrote: with or without a byte order mark, of bounded size and depth."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from duolora.errors import FileRefused
+
+LARGEST = 2**25
+"""Bytes of a text; the largest that a base model has, its vocabulary, are a tenth of it."""
+DEEPEST = 64
+"""Levels of lists and objects."""
+
+
+def read_text(path: Path) -> str:
+    """The text of a UTF-8 file without a byte order mark; UTF-16 is read where its mark says so.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileRefused: it is no regular file, too large, or not readable as text.
+    """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileRefused(f"{path}: expected a regular file, found a folder, pipe or device; name a file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(LARGEST + 1)
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError) as error:
+        raise FileRefused(f"{path}: cannot be read ({error}); check its permissions") from error
+    if len(data) > LARGEST:
+        raise FileRefused(
+            f"{path}: expected at most {LARGEST >> 20} MiB of text, found more; check that it is the file"
+        )
+    try:
+        return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise FileRefused(f"{path}: expected text in UTF-8 ({error}); save it as UTF-8") from error
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds (see `read_text`), at most `DEEPEST` levels deep.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        FileRefused: it is no regular file, too large or deep, or not readable as JSON.
+    """
+    text = read_text(path)
+    try:
+        found = json.loads(text)
+        deep = _depth(found)
+    except RecursionError:
+        deep = DEEPEST + 1
+    except ValueError as error:
+        raise FileRefused(f"{path}: not readable as JSON ({error}); get it again") from error
+    if deep > DEEPEST:
+        raise FileRefused(f"{path}: expected JSON of at most {DEEPEST} levels, found more; get it again")
+    return found
+
+
+def _depth(value: Any) -> int:
+    """The levels of lists and objects, counted level by level."""
+    level, depth = [value], 0
+    while level := [each for each in level if isinstance(each, dict | list)]:
+        depth += 1
+        level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
+    return depth
