@@ -55,6 +55,8 @@ def test_captions_of_what_stays_tell_nothing_of_what_is_personalised():
 def test_prompts_are_the_lines_of_a_file(tmp_path):
     (tmp_path / "keep.txt").write_text("a red house\n\n a cat in sepia style \n", "utf-8")
     assert read_prompts(tmp_path / "keep.txt") == ("a red house", "a cat in sepia style")
+    (tmp_path / "keep.txt").write_text("a red house\n", "utf-8-sig")
+    assert read_prompts(tmp_path / "keep.txt") == ("a red house",)
     (tmp_path / "none.txt").touch()
     assert read_prompts(tmp_path / "none.txt") == ()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")

@@ -5,7 +5,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from duolora.errors import InputError
+from duolora.errors import FileRefused, InputError
+from duolora.textfiles import read_text
 
 
 def options_of_file(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -20,8 +21,8 @@ def options_of_file(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[s
         InputError: it cannot be read, or names a command or an option that there is not.
     """
     try:
-        tables = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        tables = tomllib.loads(read_text(path))
+    except (OSError, ValueError, RecursionError, FileRefused) as error:
         raise InputError(
             f"{path}: expected a TOML file of options ({error}); mend it or leave --config away"
         ) from error

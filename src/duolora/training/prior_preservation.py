@@ -12,10 +12,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from duolora.errors import InputError
+from duolora.errors import FileRefused, InputError
 from duolora.model.base import Base
 from duolora.model.predict import noise_schedule
 from duolora.model.sample import draw
+from duolora.textfiles import read_text
 from duolora.training.checkpoint import step_generator
 
 DRAWS = 4
@@ -45,8 +46,8 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         InputError: it cannot be read as text.
     """
     try:
-        return tuple(line.strip() for line in path.read_text("utf-8").splitlines() if line.strip())
-    except (OSError, ValueError) as error:
+        return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    except (FileNotFoundError, FileRefused) as error:
         raise InputError(f"{path}: expected a text file with a prompt on each line ({error})") from error
 
 

@@ -18,6 +18,7 @@ from duolora.lora.read.keys import adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.read.unsupported import refuse_foreign
 from duolora.provenance import file_hash
+from duolora.textfiles import read_json
 
 PEFT_CONFIG, PEFT_WEIGHTS, PEFT_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
@@ -65,8 +66,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 def _peft_metadata(config: Path) -> str:
     """PEFT's adapter_config.json as diffusers would put it into a header."""
     try:
-        found: Any = json.loads(config.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        found: Any = read_json(config)
+    except (FileNotFoundError, FileRefused) as error:
         raise FileRefused(f"{config}: expected PEFT's config as JSON, but it cannot be read; get it again") from error
     if not isinstance(found, dict):
         raise FileRefused(f"{config}: expected a JSON object, got {type(found).__name__}; get it again")

@@ -9,6 +9,7 @@ from typing import Any
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.datasets.dataset import THING, Concept, Dataset
 from duolora.model.image_files import images_in
+from duolora.textfiles import read_text
 
 LIVE = ("cat", "dog")
 """DreamBooth's classes that get the prompts for live subjects."""
@@ -177,8 +178,8 @@ def _inside(root: Path, named: str, index: Path) -> Path:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_text(path)
+    except FileNotFoundError as error:
         raise FileRefused(f"{path}: expected a text file in UTF-8 ({error}); get it again") from error
 
 

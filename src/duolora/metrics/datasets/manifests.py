@@ -10,6 +10,7 @@ from typing import Any
 
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.datasets.dataset import Dataset
+from duolora.textfiles import read_json
 
 VERSION = 1
 
@@ -74,8 +75,8 @@ def read_manifest(path: Path) -> Manifest:
         FileRefused: it is missing, or is not a manifest as `write_manifest` writes it.
     """
     try:
-        facts = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        facts = read_json(path)
+    except (FileNotFoundError, FileRefused) as error:
         raise FileRefused(f"{path}: expected a manifest in JSON ({error}); check the path") from error
     if not isinstance(facts, dict) or facts.get("version") != VERSION:
         found = facts.get("version") if isinstance(facts, dict) else type(facts).__name__

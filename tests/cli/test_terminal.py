@@ -1,0 +1,42 @@
+"""Terminals and pipes that lack signs, as on Windows: nothing that is said fails for it."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+TELLING = """
+import sys
+import typer
+from duolora.cli import main
+from duolora.cli.app import app
+
+@app.command()
+def tell():
+    typer.echo("ΔW = U Σ Vᵀ, λ → 城 \\udcff")
+    typer.echo("Δ", err=True)
+    print("λ", "é")
+
+main()
+"""
+
+
+def said(encoding, *command):
+    environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, *command], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert b"Traceback" not in done.stderr
+    return done.stdout.decode("utf-8" if encoding == "ascii" else encoding).splitlines()  # click writes UTF-8 for ASCII
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "cp932", "ascii", "utf-8"])
+def test_no_sign_ends_a_command(encoding):
+    lines = said(encoding, "-c", TELLING, "tell")
+    assert lines[0].startswith({"cp1252": "?W = U ?", "cp932": "ΔW = U Σ"}.get(encoding, ""))
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize("arguments", [["merge", "--set", "help"], ["bench", "--help"], ["--help"]])
+def test_help_is_for_every_terminal(arguments):
+    assert said("cp1252", "-m", "duolora", *arguments)
