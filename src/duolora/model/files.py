@@ -1,7 +1,6 @@
 """Where base models come from, and what is refused before a weight of them is read."""
 
 import hashlib
-import json
 import os
 import reprlib
 from collections.abc import Iterator
@@ -17,9 +16,17 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from duolora.errors import FileRefused, InputError
+from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.provenance import sampled_hash
+from duolora.textfiles import read_json
 
 ATELIER = ("atelier", "weights", "base")
+CLASSES = {
+    "unet": "UNet2DConditionModel",
+    "vae": "AutoencoderKL",
+    "text_encoder": "CLIPTextModel",
+    "text_encoder_2": "CLIPTextModelWithProjection",
+}
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 CHECKPOINT_KEYS = (
@@ -79,13 +86,24 @@ def check_folder(folder: Path) -> None:
         if isinstance(value, list) and value[:1] not in ([None], ["diffusers"], ["transformers"]):
             origin = reprlib.repr(value[0]) if value else "nowhere"
             raise FileRefused(f"{folder}: {name} would run code from {origin}, which is never done; use {BASES}")
+    parts = [name for name, value in index.items() if isinstance(value, list)]
+    check_files(folder, parts)
+    for name, known in CLASSES.items():
+        found = index.get(name)
+        if not isinstance(found, list) or not found or found[-1] != known:
+            raise FileRefused(f"{folder}: {name}: expected {known}, found {reprlib.repr(found)}; use {BASES}")
     for name in NETWORKS:
         suffixes = {file.suffix for file in (folder / name).glob("*")}
         if ".safetensors" not in suffixes:
             held = "pickled weights, which are never opened" if suffixes & PICKLES else "no weights"
             raise FileRefused(f"{folder / name}: expected .safetensors, found {held}; get the model as safetensors")
-    _check_configs(folder, {name: _json(folder / name / "config.json") for name in NETWORKS})
-    if "beta_schedule" not in (schedule := _json(folder / "scheduler" / "scheduler_config.json")):
+    configs = {name: _json(folder / name / "config.json") for name in NETWORKS}
+    schedule = _json(folder / "scheduler" / "scheduler_config.json")
+    others = [name for name in parts if name not in TOKENIZERS]
+    check_configs({file: _json(file) for name in others for file in sorted((folder / name).glob("*config.json"))})
+    _check_configs(folder, configs)
+    check_tokenizers(folder, {name: configs[name] for name in ("text_encoder", "text_encoder_2")})
+    if "beta_schedule" not in schedule:
         found = schedule.get("_class_name")
         raise FileRefused(f"{folder}: expected a scheduler with betas, as SDXL's, found {found}; use {BASES}")
 
@@ -147,6 +165,11 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDif
     check_single_file(path)
     if config is not None and not (config / "model_index.json").is_file():
         raise InputError(f"{config}: expected a diffusers folder with model_index.json")
+    if config is not None:
+        check_files(config, [place.name for place in config.iterdir() if place.is_dir()])
+        check_configs(
+            {file: _json(file) for file in config.glob("*/*config.json") if file.parent.name not in TOKENIZERS}
+        )
     try:
         with refusing(path):
             parts = StableDiffusionXLPipeline.from_single_file(
@@ -225,11 +248,9 @@ def _first_line(error: Exception) -> str:
 
 def _json(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
     except FileNotFoundError as error:
         raise FileRefused(f"{path}: not there; expected a folder in diffusers' layout; use {BASES}") from error
-    except ValueError as error:
-        raise FileRefused(f"{path}: not readable as JSON; get the model again") from error
     if not isinstance(found, dict):
         raise FileRefused(f"{path}: expected a JSON object; get the model again")
     return found

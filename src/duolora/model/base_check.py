@@ -1,0 +1,129 @@
+"""What is refused of a base's folder before a library reads it: the libraries trust what a config says."""
+
+import os
+import reprlib
+from collections.abc import Iterator, Mapping, Sequence
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+from duolora.errors import FileRefused
+from duolora.textfiles import read_json, read_text
+
+LARGEST = 2**20
+"""Of any number in a config; a vocabulary has 49,408 words."""
+LONGEST = 256
+"""Of any list in a config, and of layers in a network."""
+WIDEST = 1024
+"""Latents a side; SDXL's are 128."""
+TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+TOKENS = 77
+"""What CLIP's text encoders take, where a config does not say."""
+ATTENTION = (None, "eager", "sdpa")
+AGAIN = "get the model again"
+
+
+def check_files(folder: Path, parts: Sequence[str]) -> None:
+    """Refuse what is no regular file, texts too large or deep, and indexes that name other than safetensors.
+
+    Args:
+        folder: the base's.
+        parts: the sub-folders that are read.
+
+    Raises:
+        FileRefused: with the first file that is wrong.
+    """
+    for path in sorted(path for part in parts for path in (folder / part).glob("*")):
+        if os.path.isdir(path):
+            continue
+        if not os.path.isfile(path):
+            raise FileRefused(f"{path}: expected a regular file, found a pipe, device or broken link; {AGAIN}")
+        if path.name == "adapter_config.json":
+            raise FileRefused(f"{path}: a base that loads an adapter of its own is not read; delete the file")
+        if path.suffix == ".json":
+            found = read_json(path)
+            if "safetensors.index" in path.name:
+                _check_index(path, found)
+        elif path.suffix == ".txt":
+            read_text(path)
+
+
+def _check_index(path: Path, index: Any) -> None:
+    """Refuse an index whose weights are not all in safetensors files beside it."""
+    named = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(named, dict) or not named:
+        raise FileRefused(f"{path}: expected a weight_map that names files, found none; {AGAIN}")
+    for name in sorted(set(map(str, named.values()))):
+        if Path(name).name != name or "\\" in name or not name.endswith(".safetensors"):
+            what = "only safetensors files beside it are read, and pickles are never opened"
+            raise FileRefused(f"{path}: it names {reprlib.repr(name)}; {what}; get the model as safetensors")
+        if not os.path.isfile(path.with_name(name)):
+            raise FileRefused(f"{path}: it names {reprlib.repr(name)}, which is not there; {AGAIN}")
+
+
+def check_configs(configs: Mapping[Path, Mapping[str, Any]]) -> None:
+    """Refuse numbers out of all proportion, and what would fetch code, in configs by their files.
+
+    Those of tokenizers are `check_tokenizers`'s.
+
+    Raises:
+        FileRefused: with the file and the key.
+    """
+    for path, config in configs.items():
+        for key, value in _leaves(config, path):
+            if "attn_implementation" in key and value not in ATTENTION:
+                raise _wrong(path, key, "eager or sdpa, since kernels from the hub are code", value)
+            if key in ("use_kernels", "quantization_config") and value:
+                raise _wrong(path, key, "nothing that needs other code", value)
+            if isinstance(value, int | float) and not (_finite(value) and abs(value) <= LARGEST):
+                raise _wrong(path, key, f"a number of at most {LARGEST}", value)
+            if "layers" in key and isinstance(value, int) and value > LONGEST:
+                raise _wrong(path, key, f"at most {LONGEST} layers", value)
+        if path.parent.name == "unet":
+            size = config.get("sample_size")
+            if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= WIDEST:
+                raise _wrong(path, "sample_size", f"a whole number from 1 to {WIDEST}", size)
+
+
+def _finite(value: float) -> bool:
+    """Whether a number is finite; whole numbers are, however large."""
+    return isinstance(value, int) or isfinite(value)
+
+
+def _leaves(value: Any, path: Path, key: str = "") -> Iterator[tuple[str, Any]]:
+    """Every value of a config with the key it stands under; lists of bounded length."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield name, part
+            yield from _leaves(part, path, name)
+    elif isinstance(value, list):
+        if len(value) > LONGEST:
+            raise _wrong(path, key, f"at most {LONGEST} entries", value)
+        for part in value:
+            yield key, part
+            yield from _leaves(part, path, key)
+
+
+def check_tokenizers(folder: Path, encoders: Mapping[str, Mapping[str, Any]]) -> None:
+    """Refuse tokenizers that are not there, or that give more tokens than their text encoders take.
+
+    Raises:
+        FileRefused: with the folder or the file and the key.
+    """
+    for name, encoder in TOKENIZERS.items():
+        place = folder / name
+        if not any((place / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+            raise FileRefused(f"{place}: expected a tokenizer's files, found none; {AGAIN}")
+        path, most = place / "tokenizer_config.json", encoders[encoder].get("max_position_embeddings", TOKENS)
+        try:
+            config = read_json(path)
+        except FileNotFoundError as error:
+            raise FileRefused(f"{path}: not there; {AGAIN}") from error
+        length = config.get("model_max_length") if isinstance(config, dict) else None
+        if not isinstance(length, int) or not isinstance(most, int) or not 1 <= length <= most:
+            raise _wrong(path, "model_max_length", f"a whole number from 1 to {most}, what the encoder takes", length)
+
+
+def _wrong(path: Path, key: str, expected: str, found: Any) -> FileRefused:
+    shown = "a very large number" if isinstance(found, int) and abs(found) > 10**30 else reprlib.repr(found)
+    return FileRefused(f"{path}: {key}: expected {expected}, found {shown}; {AGAIN}")

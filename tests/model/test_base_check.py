@@ -1,0 +1,126 @@
+"""Base folders that would hang, fill the memory or run code: each is refused in one line, before a library reads it."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from duolora.errors import FileRefused
+from duolora.model import files
+from duolora.model.files import check_folder
+from tiny import tiny_pipeline
+
+
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory) -> Path:
+    place = tmp_path_factory.mktemp("sound")
+    tiny_pipeline(place / "tokenizers").save_pretrained(place / "base")
+    return place / "base"
+
+
+@pytest.fixture
+def base(sound, tmp_path) -> Path:
+    """A copy of a sound base that a test may spoil."""
+    return shutil.copytree(sound, tmp_path / "spoilt")
+
+
+def edit(path: Path, **changes) -> None:
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def refused(base: Path) -> str:
+    with pytest.raises(FileRefused) as caught:
+        check_folder(base)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 600
+    return str(caught.value)
+
+
+def test_a_sound_base_passes(sound):
+    check_folder(sound)
+
+
+INDEX = "model.safetensors.index.json"
+
+
+@pytest.mark.parametrize("name", ["evil.bin", "../evil.safetensors", "/tmp/evil.safetensors", "gone.safetensors", 7])
+@pytest.mark.parametrize("index", ["text_encoder/" + INDEX, "unet/diffusion_pytorch_model.safetensors.index.json"])
+def test_an_index_names_safetensors_beside_it_and_nothing_else(base, index, name):
+    (base / index).write_text(json.dumps({"weight_map": {"a": name, "b": "model.safetensors"}}))
+    assert Path(index).name in (said := refused(base))
+    assert "it names" in said
+
+
+def test_a_pickle_that_an_index_names_is_never_opened(base, monkeypatch):
+    (base / "text_encoder" / "model.safetensors").rename(base / "text_encoder" / "other.safetensors")
+    (base / "text_encoder" / "evil.bin").write_bytes(b"\x80\x04")
+    (base / "text_encoder" / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": {"a": "evil.bin"}}))
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(FileRefused, match=r"names 'evil\.bin'.*pickles are never opened"):
+        files.read_pipeline(str(base), torch.float32, None)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": []}'])
+def test_an_index_without_a_map_is_refused(base, text):
+    (base / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(text)
+    assert "weight_map" in refused(base)
+
+
+@pytest.mark.parametrize("file", ["unet/config.json", "tokenizer/tokenizer_config.json", "model_index.json"])
+def test_pipes_and_devices_are_not_read(base, file):
+    (base / file).unlink()
+    os.mkfifo(base / file)
+    assert "expected a regular file" in refused(base)
+    (base / file).unlink()
+    os.symlink("/dev/zero", base / file)
+    assert "expected a regular file" in refused(base)
+
+
+def test_deep_json_is_refused(base):
+    (base / "scheduler" / "scheduler_config.json").write_text("[" * 100_000)
+    assert "levels" in refused(base)
+
+
+@pytest.mark.parametrize(
+    ("file", "key", "value"),
+    [
+        ("text_encoder/config.json", "num_hidden_layers", 10**9),
+        ("unet/config.json", "layers_per_block", 10**6),
+        ("unet/config.json", "transformer_layers_per_block", [1, 1, 10**9]),
+        ("unet/config.json", "block_out_channels", [32] * 1000),
+        ("unet/config.json", "sample_size", -1),
+        ("unet/config.json", "sample_size", "64"),
+        ("unet/config.json", "sample_size", 10**400),
+        ("vae/config.json", "scaling_factor", float("inf")),
+        ("text_encoder_2/config.json", "attn_implementation", "kernels-community/flash-attn"),
+        ("text_encoder/config.json", "_attn_implementation", "someone/kernel"),
+        ("text_encoder/config.json", "quantization_config", {"quant_method": "gptq"}),
+        ("scheduler/scheduler_config.json", "num_train_timesteps", 10**9),
+        ("tokenizer/tokenizer_config.json", "model_max_length", 10**9),
+        ("tokenizer_2/tokenizer_config.json", "model_max_length", 0),
+        ("tokenizer/tokenizer_config.json", "model_max_length", None),
+    ],
+)
+def test_numbers_out_of_proportion_and_foreign_code_are_named(base, file, key, value):
+    edit(base / file, **{key: value})
+    said = refused(base)
+    assert file in said and f"{key}: expected" in said
+
+
+def test_tokenizers_are_missed_by_name(base):
+    shutil.rmtree(base / "tokenizer_2")
+    assert "tokenizer_2: expected a tokenizer's files" in refused(base)
+
+
+def test_a_base_with_an_adapter_of_its_own_is_refused(base):
+    (base / "text_encoder" / "adapter_config.json").write_text('{"base_model_name_or_path": "someone/else"}')
+    assert "adapter_config.json" in refused(base)
+
+
+@pytest.mark.parametrize("value", [["transformers", "AutoModel"], {"a": 1}, None, 7])
+def test_other_classes_are_refused(base, value):
+    edit(base / "model_index.json", text_encoder=value)
+    assert "text_encoder: expected CLIPTextModel, found " in refused(base)
