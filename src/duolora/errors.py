@@ -13,6 +13,10 @@ class DuoLoRAError(Exception):
     """The job could not be done; the message says why and what to do."""
 
 
+class Notice(UserWarning):
+    """Something is done otherwise than one may expect; the commands print it as one line on stderr."""
+
+
 class FileRefused(DuoLoRAError):
     """An input file is missing, damaged, unsafe or of a kind that we do not read."""
 

@@ -16,6 +16,7 @@ from duolora.lora.write.uniform import uniform
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.defaults import STEPS
 from duolora.model.images import as_image
+from duolora.model.prompts import identifiers, refuse_unread, unread
 from duolora.model.sample import draw
 from duolora.provenance import versions
 
@@ -65,6 +66,8 @@ def generate(
     folder = new_folder(out)
     check_list(folder)
     loaded = opened(base)
+    if any(unread(loaded.parts, prompt) for prompt in prompts):
+        refuse_unread(loaded.parts, prompts, identifiers(loaded.parts, _learnt(loras)))
     seeds = [seed + k for _ in prompts for k in range(num)]
     with applied(loaded, loras, weights):
         pictures = draw(loaded, [p for p in prompts for _ in range(num)], seeds, steps, guidance, progress=progress)
@@ -77,6 +80,16 @@ def generate(
         weights=weights, steps=steps, guidance=guidance, versions=versions(),
     )  # fmt: skip
     return files
+
+
+def _learnt(loras: Sequence[str | Path]) -> list[str]:
+    """The words of the prompts that LoRA files were made with, as far as they say."""
+    words: list[str] = []
+    for path in loras:
+        said = read_adapter(Path(path).expanduser()).recipe.items()
+        for prompt in (value for key, value in said if "prompt" in key and isinstance(value, str)):
+            words += prompt.split()
+    return words
 
 
 def new_folder(out: str | Path) -> Path:

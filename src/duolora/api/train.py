@@ -25,6 +25,7 @@ from duolora.model.defaults import FITS, Fit
 from duolora.model.image_files import picture_files
 from duolora.model.images import read_pictures
 from duolora.model.predict import noise_schedule
+from duolora.model.prompts import refuse_unread
 from duolora.model.sample import draw
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
@@ -88,6 +89,7 @@ def train(
         raise InputError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     files = picture_files(images)
     loaded = opened(base)
+    refuse_unread(loaded.parts, [prompt])
     options = options or default_options(loaded.name)
     recipe: dict[str, object] = {
         "made_by": "duolora train",

@@ -1,13 +1,14 @@
 """How every command speaks: one clear line for an error, the proof in words, JSON where it is asked for."""
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
-from duolora.errors import DuoLoRAError
+from duolora.errors import DuoLoRAError, Notice
 
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
@@ -38,7 +39,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 def one_line() -> Iterator[None]:
     """Turn an error that a person can act on into one line on stderr and exit status 1."""
     try:
-        yield
+        with _told():
+            yield
     except DuoLoRAError as error:
         typer.echo(f"duolora: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None
@@ -56,6 +58,25 @@ def one_line() -> Iterator[None]:
             "duolora: the device's memory is full; try --offload model, a smaller batch or --device cpu", err=True
         )
         raise typer.Exit(1) from None
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Print each notice of the package once, as one line on stderr."""
+    with warnings.catch_warnings():
+        others = warnings.showwarning
+        seen: set[str] = set()
+
+        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+            if not issubclass(category, Notice):
+                others(message, category, *where)
+            elif str(message) not in seen:
+                seen.add(str(message))
+                typer.echo(f"duolora: {printable(str(message))}", err=True)
+
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = show
+        yield
 
 
 def printable(text: str) -> str:

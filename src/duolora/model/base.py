@@ -18,6 +18,7 @@ from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.blocks import layer_shapes
 from duolora.model.device import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
 from duolora.model.files import read_pipeline, refusing
+from duolora.model.prompts import tell_unread
 
 PIXELS_AT_ONCE = 1024 * 1024
 
@@ -95,9 +96,10 @@ class Base:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
-        """The prompts in the vectors of both text encoders, in the UNet's dtype."""
+        """The prompts in the vectors of both text encoders, in the UNet's dtype; warns of words that are not read."""
         if not prompts:
             raise InputError("expected at least one prompt, got none")
+        tell_unread(self.parts, prompts)
         self._bring(self.parts.text_encoder, self.parts.text_encoder_2)
         embeds, _, pooled, _ = self.parts.encode_prompt(
             list(prompts), device=self.device, do_classifier_free_guidance=False

@@ -11,6 +11,7 @@ from torch import Tensor
 from duolora.errors import InputError
 from duolora.model.base import Base, PromptEmbeds
 from duolora.model.mount import Mount
+from duolora.model.prompts import refuse_unread
 from duolora.paper.choices import Gate
 from duolora.paper.constyle import Process
 
@@ -159,6 +160,7 @@ class MountedDenoise(MountedUNet):
 def mounted_unet(base: Base, mount: Mount, prompts: Sequence[str], height: int, width: int) -> MountedUNet:
     """A base's UNet with its mounted adapters; the prompts are encoded here, once. Height and width are in pixels."""
     known = tuple(dict.fromkeys(prompts))
+    refuse_unread(base.parts, known)
     embeds = base.encode_prompts(known)
     base.bring_unet()
     return MountedUNet(base.unet, mount, known, embeds, base.time_ids(1, height, width))

@@ -9,6 +9,7 @@ from tqdm import tqdm
 
 from duolora.model.base import Base, is_atelier
 from duolora.model.defaults import ATELIER_GUIDANCE, GUIDANCE, STEPS
+from duolora.model.prompts import tell_unread
 
 
 def guidance_of(base: Base, guidance: float | None = None) -> float:
@@ -32,6 +33,7 @@ def draw(
     `guidance` is that of classifier-free guidance; by default what suits the base, 1 is none.
     `before_step` is called before each denoising step with the share of the steps that are done.
     """
+    tell_unread(base.parts, prompts)
     drawn = []
     starts = range(0, len(prompts), batch)
 

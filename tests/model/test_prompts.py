@@ -1,0 +1,91 @@
+"""Prompts that are longer than the encoders take: the words that are cut off are named, and never an identifier."""
+
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import typer
+
+from duolora.atelier.architecture import save_tokenizer
+from duolora.cli.common import one_line
+from duolora.errors import InputError, Notice
+from duolora.model.prompts import identifiers, refuse_unread, tell_unread, unread
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """The tokenizers of a pipeline: every word of `red cat …` is a token, any other falls apart."""
+    words = ["red", "cat", "house", "in"]
+    folders = [tmp_path_factory.mktemp(name) for name in ("one", "two")]
+    return SimpleNamespace(
+        **dict(zip(("tokenizer", "tokenizer_2"), (save_tokenizer(f, words) for f in folders), strict=True))
+    )
+
+
+def most(parts) -> int:
+    return parts.tokenizer.model_max_length - 2
+
+
+def test_the_words_beyond_the_limit_are_the_ones_that_change_nothing(parts):
+    words = ["red", "cat", "in", "house"] * 40
+    for count in (most(parts) - 1, most(parts), most(parts) + 1, most(parts) + 7):
+        prompt = " ".join(words[:count])
+        lost = unread(parts, prompt)
+        assert lost == words[most(parts) : count]
+        read = parts.tokenizer(prompt, truncation=True, max_length=most(parts) + 2).input_ids
+        kept = " ".join(words[: count - len(lost)])
+        assert read == parts.tokenizer(kept, truncation=True, max_length=most(parts) + 2).input_ids
+
+
+def test_a_word_that_is_cut_in_two_is_not_read(parts):
+    assert unread(parts, "red " * (most(parts) - 1) + "zwx cat") == ["zwx", "cat"]
+    assert unread(parts, "red " * (most(parts) - 3) + "zwx") == []
+    assert unread(parts, "") == []
+
+
+def test_the_shorter_of_two_encoders_decides(parts):
+    short = SimpleNamespace(tokenizer=parts.tokenizer, tokenizer_2=_shorter(parts.tokenizer_2))
+    assert unread(short, "red cat in house red cat") == ["house", "red", "cat"]
+
+
+def _shorter(tokenizer):
+    class Shorter:
+        model_max_length = 5
+
+        def __call__(self, *args, **given):
+            return tokenizer(*args, **given)
+
+    return Shorter()
+
+
+def test_what_is_not_read_is_told(parts):
+    long = "red " * most(parts) + "cat in house"
+    with pytest.warns(Notice, match="3 words are not read: 'cat in house': put what matters first"):
+        tell_unread(parts, [long, long])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tell_unread(parts, ["red cat", ""])
+
+
+def test_an_identifier_that_is_not_read_is_refused(parts):
+    long = "red " * most(parts)
+    with pytest.raises(InputError, match="the identifier 'zwx' is among them"):
+        refuse_unread(parts, ["red cat", long + "in zwx, house"])
+    refuse_unread(parts, [long + "in house", "a zwx cat"])
+    assert identifiers(parts, ["red", "zwx,", "--", "cat."]) == {"zwx"}
+    with pytest.raises(InputError, match="the identifier 'house'"):
+        refuse_unread(parts, [long + "in house"], {"house"})
+    refuse_unread(parts, [long + "in zwx house"], {"sks"})
+
+
+def test_commands_say_it_in_one_line_once(parts, capsys):
+    long = "red " * most(parts) + "cat"
+    with one_line():
+        tell_unread(parts, [long])
+        tell_unread(parts, [long])
+        warnings.warn("another", RuntimeWarning, stacklevel=1)
+    said = capsys.readouterr().err
+    assert said.count("1 word is not read: 'cat'") == 1
+    assert said.startswith("duolora: prompt: longer than the text encoders read")
+    with pytest.raises(typer.Exit), one_line():
+        refuse_unread(parts, [long], {"cat"})
