@@ -17,9 +17,10 @@ def drawing(monkeypatch):
     """`generate` without a network."""
 
     class Loaded:
-        name = "none"
+        name, parts = "none", None
 
     monkeypatch.setattr(module, "opened", lambda base: Loaded())
+    monkeypatch.setattr(module, "unread", lambda parts, prompt: [])
     monkeypatch.setattr(module, "applied", lambda *_: torch.no_grad())
     monkeypatch.setattr(module, "draw", lambda base, prompts, *_, **__: torch.zeros(len(prompts), 3, 8, 8))
 

@@ -21,7 +21,7 @@ from duolora.lora.write.atomic import check_writable
 from duolora.lora.write.file import write_adapter
 from duolora.model.base import Base, BaseChoice, is_atelier, opened
 from duolora.model.blocks import modules_within
-from duolora.model.defaults import FITS, Fit
+from duolora.model.defaults import FITS
 from duolora.model.image_files import picture_files
 from duolora.model.images import read_pictures
 from duolora.model.predict import noise_schedule
@@ -31,6 +31,7 @@ from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
 from duolora.training.callbacks import Watcher, wants_preview
 from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
+from duolora.training.finite import check_loss, check_values
 from duolora.training.options import ATELIER_TRAINING, TrainOptions
 from duolora.training.prior_preservation import Kept, beside, kept
 
@@ -63,7 +64,7 @@ def train(
     options: TrainOptions | None = None,
     progress: bool = True,
     watch: Watcher | None = None,
-    fit: Fit = "crop",
+    fit: str = "crop",
 ) -> Trained:
     """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
 
@@ -198,6 +199,7 @@ def _optimise(
             )[0]
         loss = F.mse_loss(predicted[: options.batch].float(), target[: options.batch])
         changed = F.mse_loss(predicted[options.batch :].float(), target[options.batch :]) if others else 0.0
+        check_loss(loss + changed, optimiser, step)
         (loss + changed).backward()
         optimiser.step()
         optimiser.zero_grad()
@@ -210,4 +212,5 @@ def _optimise(
             base.release_encoders()
         if (step + 1) % 100 == 0 and step + 1 < options.steps:
             save_checkpoint(checkpoint, parameters, optimiser, step + 1)
+    check_values(parameters.values(), optimiser, options.steps)
     return [float(loss) for loss in losses]

@@ -21,6 +21,7 @@ from duolora.model.sample import draw
 from duolora.paper.constyle import Prompts, constyle, overall
 from duolora.training.callbacks import Watcher, wants_preview
 from duolora.training.checkpoint import load_checkpoint, losses_before, save_checkpoint, step_generator
+from duolora.training.finite import check_loss
 
 Images = str | Path | None
 
@@ -101,6 +102,7 @@ class Learner:
         draw = step % pool if pool else step
         self.denoise.begin(draw if pool else None)
         terms = self._losses(step_generator(self.options.seed, draw))
+        check_loss(terms["loss"], self.optimiser, step)
         terms["loss"].backward()
         self.optimiser.step()
         self.optimiser.zero_grad()

@@ -1,6 +1,4 @@
-"""Defaults and choices that help texts name as well; nothing heavy is imported."""
-
-from typing import Literal
+"""Defaults and choices that help texts name as well; nothing is imported."""
 
 STEPS = 25
 """Denoising steps of a picture."""
@@ -9,7 +7,6 @@ GUIDANCE = 5.0
 ATELIER_GUIDANCE = 3.0
 """Under more guidance than this, LoRAs on the small base overshoot (`docs/log.md`)."""
 
-Fit = Literal["crop", "pad", "resize"]
 FITS: dict[str, str] = {
     "crop": "the square about the centre of each is used",
     "pad": "each is used whole, with white beside it",

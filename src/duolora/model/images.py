@@ -10,11 +10,11 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from duolora.errors import InputError
-from duolora.model.defaults import FITS, Fit
+from duolora.model.defaults import FITS
 from duolora.model.image_files import picture_files, read_image
 
 
-def read_picture(path: Path, size: int, fit: Fit = "crop") -> Float[Tensor, "3 size size"]:
+def read_picture(path: Path, size: int, fit: str = "crop") -> Float[Tensor, "3 size size"]:
     """A picture (see `read_image`) as RGB in [-1, 1], made a square as `FITS` says.
 
     Raises:
@@ -33,7 +33,7 @@ def read_picture(path: Path, size: int, fit: Fit = "crop") -> Float[Tensor, "3 s
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def read_pictures(where: str | Path, size: int, fit: Fit = "crop") -> Float[Tensor, "n 3 size size"]:
+def read_pictures(where: str | Path, size: int, fit: str = "crop") -> Float[Tensor, "n 3 size size"]:
     """All pictures of a folder, or the one of a file, as RGB in [-1, 1], made squares as `FITS` says."""
     return torch.stack([read_picture(path, size, fit) for path in picture_files(where)])
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from duolora.errors import FileRefused
+from duolora.training.finite import check_values
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -41,7 +42,11 @@ def save_checkpoint(
     """Write tensors, the optimiser's state, the step and, as JSON, the losses so far.
 
     The old checkpoint stays until the new one is whole.
+
+    Raises:
+        DuoLoRAError: the tensors hold NaN or infinite values; the old checkpoint stays.
     """
+    check_values(tensors.values(), optimiser, step)
     state = {f"value.{k}": v.detach() for k, v in tensors.items()}
     for number, entries in optimiser.state_dict()["state"].items():
         state |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entries.items()}
@@ -65,6 +70,8 @@ def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.
         values = {key.removeprefix("value."): value for key, value in stored.items() if key.startswith("value.")}
         if step < 0 or _shapes(values) != _shapes(tensors):
             raise ValueError("its tensors are not those of this run")
+        if not all(torch.isfinite(value).all() for value in values.values()):
+            raise ValueError("it holds NaN or infinite values")
         state = _optimiser_state(stored, optimiser)
     with torch.no_grad():
         for key, value in tensors.items():

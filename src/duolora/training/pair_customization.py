@@ -27,6 +27,7 @@ from duolora.model.predict import MountedUNet, noise_schedule
 from duolora.model.sample import guidance_of
 from duolora.paper.lowrank import LowRank
 from duolora.training.checkpoint import step_generator
+from duolora.training.finite import check_loss
 from duolora.training.options import TrainOptions
 from duolora.training.prior_preservation import beside, kept
 
@@ -75,6 +76,7 @@ def train_pair(
                 )[0].float()
                 loss = F.mse_loss(predicted[: options.batch], target[: options.batch])
                 changed = F.mse_loss(predicted[options.batch :], target[options.batch :]) if others else 0.0
+                check_loss(loss + changed, optimiser, step)
                 (loss + changed).backward()
             optimiser.step()
             optimiser.zero_grad()
