@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from diffusers import AutoencoderKL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
@@ -119,3 +120,15 @@ def test_a_run_goes_on_from_its_state(run, tmp_path):
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
     base.save_average(tmp_path, run, 1)
     assert load_file(tmp_path / "average.safetensors").keys() == expected.keys()
+
+
+def test_the_trained_vae_keeps_images():
+    """When it was made: 37 dB on 100 scenes, 33 on 100 images of nothing."""
+    network = AutoencoderKL.from_pretrained("recipes/atelier/weights/vae").float()
+    with torch.no_grad():
+        found = network.encode(images(60)).latent_dist.mean
+        torch.testing.assert_close(found, latents.encode(images(60)), rtol=0, atol=3e-2)
+        error = (network.decode(found).sample.clamp(-1, 1) - images(60)) / 2
+    decibels = -10 * error.square().mean((1, 2, 3)).log10()
+    assert decibels[::2].mean() > 34
+    assert decibels[1::2].mean() > 28
