@@ -38,7 +38,7 @@ def test_a_module_of_one_lora_goes_to_that_lora():
 
 
 def test_extreme_strengths_are_the_loras_alone(base, loras):
-    both = sources(base, *(read_adapter(path) for path in loras), MergeOptions())
+    both = sources(base.architecture, *(read_adapter(path) for path in loras), MergeOptions())
     prompt, seeds = ["a sks cat in zwx style"], [3]
     plain = draw(base, prompt, seeds, steps=3)
     drawn = []

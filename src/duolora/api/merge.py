@@ -1,9 +1,11 @@
-"""Merge a content LoRA and a style LoRA into one ordinary LoRA file."""
+"""Merge a content LoRA and a style LoRA into one ordinary LoRA file: read, align, masks, fold, write."""
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+
+import torch
 
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
@@ -11,18 +13,68 @@ from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.verify import Proof
 from duolora.merging.baselines import combined
-from duolora.merging.export import check_export, dtype_of, export, export_of
-from duolora.merging.fold import folded, rest
-from duolora.merging.inputs import Masks, Sources, first_masks, prompts_of, sources
-from duolora.merging.learn import Calibration, Learnt, calibration, learn
-from duolora.merging.mask_file import MaskFile, content_ranks_of
+from duolora.merging.export import Export, Exported, check_export, dtype_of, export, export_of
+from duolora.merging.fold import Folded, folded, rest
+from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, prompts_of, sources
+from duolora.merging.learn import Calibration, Images, Learnt, calibration, learn
+from duolora.merging.mask_file import MaskFile
 from duolora.merging.options import METHODS, MergeOptions, check_options
+from duolora.model.architectures import Architecture
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
 from duolora.provenance import tensor_hash, versions, weights_hash
 from duolora.training.callbacks import Watcher
 from duolora.training.checkpoint import checkpoint_path
+
+Metadata = dict[str, object]
+
+
+@dataclass(frozen=True, eq=False)
+class MergeInputs:
+    """All that a merge is made from and for; every step reads it, none changes it."""
+
+    content: Path
+    style: Path
+    out: Path
+    method: str
+    options: MergeOptions
+    base: str | BaseChoice | Base | None = None
+    content_images: Images = None
+    style_images: Images = None
+    content_prompt: str | None = None
+    style_prompt: str | None = None
+    merged_prompt: str | None = None
+    format: Export = "diffusers"
+    dtype: torch.dtype = torch.float16
+    progress: bool = True
+    announce: Callable[[Mapping[str, Role]], object] | None = None
+    watch: Watcher | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Read:
+    """What was read: the two LoRAs, the base if one is needed, and the architecture of either."""
+
+    content: Adapter
+    style: Adapter
+    base: Base | None
+    architecture: Architecture
+    prompts: Prompts | None
+    """None where neither the caller nor the files name any, and no step needs them."""
+
+    @property
+    def left_out(self) -> tuple[str, ...]:
+        """Parts of the two files that are not carried over."""
+        return (*self.content.left_out, *self.style.left_out)
+
+
+@dataclass(frozen=True, eq=False)
+class Masked:
+    """The masks of a merge, as trained or as they begin, and the checkpoint of the training, if there was any."""
+
+    learnt: Learnt
+    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -53,7 +105,7 @@ def merge(
     style: str | Path,
     out: str | Path,
     method: str = "duolora",
-    base: str | BaseChoice | Base = "atelier",
+    base: str | BaseChoice | Base | None = None,
     content_images: str | Path | None = None,
     style_images: str | Path | None = None,
     content_prompt: str | None = None,
@@ -76,10 +128,12 @@ def merge(
         style: the style LoRA, likewise.
         out: the .safetensors file to write.
         method: a key of `METHODS`.
-        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
+        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base. By default there is
+            none for a method without masks, since names and shapes of the modules say all that it needs, and `atelier`
+            for the others.
         content_images: pictures of the content, a file or folder.
         style_images: pictures of the style, a file or folder.
-        content_prompt: what brings out the content; by default the prompt in the file's recipe.
+        content_prompt: what brings out the content; by default the prompt in the file's metadata.
         style_prompt: what brings out the style, likewise.
         merged_prompt: the prompt for both; by default the content's subject with the style's ending.
         options: everything else; by default the method's own.
@@ -93,55 +147,128 @@ def merge(
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
     started = time.perf_counter()
-    out, options = Path(out).expanduser(), options or options_of(method)
-    check_options(options)
-    exported_as, precision = export_of(format), dtype_of(dtype)
-    check_export(out, exported_as)
-    files = {"content": Path(content).expanduser(), "style": Path(style).expanduser()}
-    adapters = {kind: read_adapter(path) for kind, path in files.items()}
-    loaded = opened(base)
-    for kind, adapter in adapters.items():
-        check_fits(adapter, loaded.lora_shapes(), files[kind])
-    both = sources(loaded, adapters["content"], adapters["style"], options)
-    recipe = _recipe(method, loaded, options, both) | {kind: source_hash(path) for kind, path in files.items()}
-    if left_out := tuple(part for adapter in adapters.values() for part in adapter.left_out):
-        recipe["left_out"] = list(left_out)
-    if announce is not None:
-        announce(both.roles)
-    prompts = _prompts(options, adapters, content_prompt, style_prompt, merged_prompt)
-    if prompts is not None:
-        recipe |= {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
-    if options.masks == "none" or prompts is None:
-        learnt, checkpoint = Learnt(*first_masks(both, options, loaded.device), 0.0, []), None
-    else:
-        data = calibration(loaded, both, options, prompts, content_images, style_images, progress)
-        checkpoint = checkpoint_path(out, recipe | _learnt_from(loaded, data))
-        learnt = learn(loaded, both, options, data, checkpoint, progress, watch)
-    masks, others = None, rest(both, options)
-    if options.combine == "masks":
-        merged = folded(both, learnt.content_masks, learnt.style_masks, options) | others
-        masks = MaskFile({"content": learnt.content_masks, "style": learnt.style_masks}, dict(recipe))
-        recipe[CONTENT_RANKS] = content_ranks_of(merged, both, learnt.content_masks, options)
-    else:
-        merged = combined(both, options) | others
-    done = export(out, Adapter(merged, recipe), exported_as, precision, masks, (files["content"], files["style"]))
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
-    numbers = (learnt.trainable if checkpoint else 0, learnt.moved, time.perf_counter() - started, learnt.losses)
-    masked = (learnt.content_masks, learnt.style_masks)
-    return Merged(done.paths[0], done.proof, *numbers, *masked, left_out, len(others), done.paths)
+    asked = MergeInputs(
+        Path(content).expanduser(), Path(style).expanduser(), Path(out).expanduser(), method,
+        options or options_of(method), base, content_images, style_images, content_prompt, style_prompt, merged_prompt,
+        export_of(format), dtype_of(dtype), progress, announce, watch,
+    )  # fmt: skip
+    check_options(asked.options)
+    check_export(asked.out, asked.format)
+    found = _read(asked)
+    both = _align(asked, found)
+    metadata = _metadata(asked, found, both)
+    masked = _masks(asked, found, both, metadata)
+    done = _write(asked, masked, _fold(asked, both, masked.learnt), metadata)
+    learnt = masked.learnt
+    return Merged(
+        path=done.paths[0],
+        proof=done.proof,
+        trainable=learnt.trainable if masked.checkpoint else 0,
+        moved=learnt.moved,
+        seconds=time.perf_counter() - started,
+        losses=learnt.losses,
+        content_masks=learnt.content_masks,
+        style_masks=learnt.style_masks,
+        left_out=found.left_out,
+        rest=len(rest(both, asked.options)),
+        paths=done.paths,
+    )
 
 
-def _prompts(
-    options: MergeOptions, adapters: Mapping[str, Adapter], content: str | None, style: str | None, merged: str | None
-) -> Prompts | None:
-    """The prompts; a merge that learns nothing can do without them."""
+def _read(asked: MergeInputs) -> Read:
+    """The two files, and the base where a step needs one or the caller names one."""
+    content, style = read_adapter(asked.content), read_adapter(asked.style)
+    name = asked.base or ("atelier" if asked.options.asks_network else None)
+    base = None if name is None else opened(name)
+    if base is not None:
+        for adapter, path in ((content, asked.content), (style, asked.style)):
+            check_fits(adapter, base.lora_shapes(), path)
+    architecture = architecture_of_files(content, style) if base is None else base.architecture
+    return Read(content, style, base, architecture, _prompts(asked, content, style))
+
+
+def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | None:
+    """The prompts; a merge that asks no network can do without them."""
+    adapters = {"content": content, "style": style}
     try:
-        return prompts_of(adapters, content, style, merged)
+        return prompts_of(adapters, asked.content_prompt, asked.style_prompt, asked.merged_prompt)
     except InputError:
-        if options.masks != "none":
+        if asked.options.asks_network:
             raise
         return None
+
+
+def _align(asked: MergeInputs, found: Read) -> Sources:
+    """The modules of both side by side, in the basis in which masks act, each with its role."""
+    both = sources(found.architecture, found.content, found.style, asked.options)
+    if asked.announce is not None:
+        asked.announce(both.roles)
+    return both
+
+
+def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
+    """What the file says of its making."""
+    base, prompts = found.base, found.prompts
+    made_for: Metadata = {"architecture": found.architecture.name}
+    if base is not None:
+        networks = (base.unet, base.vae, base.parts.text_encoder, base.parts.text_encoder_2)
+        made_for = {"base": base.name, "base_weights": weights_hash(*networks)}
+    said: Metadata = {}
+    if prompts is not None:
+        said = {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
+    return {
+        "made_by": "duolora merge",
+        "method": asked.method,
+        **made_for,
+        "options": asdict(asked.options),
+        "blocks": {name.split(".attentions")[0]: role for name, role in both.roles.items()},
+        "versions": versions(),
+        "content": source_hash(asked.content),
+        "style": source_hash(asked.style),
+        **({"left_out": list(found.left_out)} if found.left_out else {}),
+        **said,
+    }
+
+
+def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -> Masked:
+    """The masks, trained where the method trains any."""
+    options, base, prompts = asked.options, found.base, found.prompts
+    if not options.asks_network or base is None or prompts is None:
+        first = first_masks(both, options, torch.device("cpu") if base is None else base.device)
+        return Masked(Learnt(*first, moved=0.0, losses=[]))
+    data = calibration(base, both, options, prompts, asked.content_images, asked.style_images, asked.progress)
+    checkpoint = checkpoint_path(asked.out, metadata | _learnt_from(base, data))
+    return Masked(learn(base, both, options, data, checkpoint, asked.progress, asked.watch), checkpoint)
+
+
+def _learnt_from(base: Base, data: Calibration) -> Metadata:
+    """What the masks are learnt from, beyond the metadata: a checkpoint of anything else is not gone on from."""
+    schedule = base.noise_scheduler
+    return {
+        "x_c": tensor_hash(data.x_c),
+        "x_s": tensor_hash(data.x_s),
+        "noise": tensor_hash(schedule.alphas_cumprod),
+        "prediction": schedule.config.prediction_type,
+    }
+
+
+def _fold(asked: MergeInputs, both: Sources, learnt: Learnt) -> Folded:
+    """Masks and LoRAs as one ordinary LoRA."""
+    if asked.options.combine != "masks":
+        return Folded(combined(both, asked.options) | rest(both, asked.options))
+    return folded(both, learnt.content_masks, learnt.style_masks, asked.options)
+
+
+def _write(asked: MergeInputs, masked: Masked, merged: Folded, metadata: Metadata) -> Exported:
+    """The files, read back and verified; the checkpoint has had its day then."""
+    ranks = {} if merged.content_ranks is None else {CONTENT_RANKS: merged.content_ranks}
+    parts = {"content": masked.learnt.content_masks, "style": masked.learnt.style_masks}
+    masks = MaskFile(parts, metadata) if ranks else None
+    adapter = Adapter(merged.modules, metadata | ranks)
+    done = export(asked.out, adapter, asked.format, asked.dtype, masks, (asked.content, asked.style))
+    if masked.checkpoint is not None:
+        masked.checkpoint.unlink(missing_ok=True)
+    return done
 
 
 def options_of(method: str, **changes: object) -> MergeOptions:
@@ -153,27 +280,3 @@ def options_of(method: str, **changes: object) -> MergeOptions:
     if method not in METHODS:
         raise InputError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
     return replace(METHODS[method], **changes)  # type: ignore[arg-type]
-
-
-def _recipe(method: str, base: Base, options: MergeOptions, both: Sources) -> dict[str, object]:
-    """What the file says of its making."""
-    return {
-        "made_by": "duolora merge",
-        "method": method,
-        "base": base.name,
-        "base_weights": weights_hash(base.unet, base.vae, base.parts.text_encoder, base.parts.text_encoder_2),
-        "options": asdict(options),
-        "blocks": {name.split(".attentions")[0]: role for name, role in both.roles.items()},
-        "versions": versions(),
-    }
-
-
-def _learnt_from(base: Base, data: Calibration) -> dict[str, object]:
-    """What the masks are learnt from, beyond the recipe: a checkpoint of anything else is not gone on from."""
-    schedule = base.noise_scheduler
-    return {
-        "x_c": tensor_hash(data.x_c),
-        "x_s": tensor_hash(data.x_s),
-        "noise": tensor_hash(schedule.alphas_cumprod),
-        "prediction": schedule.config.prediction_type,
-    }

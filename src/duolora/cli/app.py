@@ -209,7 +209,13 @@ def merge(
     style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "duolora",
-    base: BaseOption = "atelier",
+    base: Annotated[
+        str | None,
+        typer.Option(
+            help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id"
+            f"  [atelier; none for {', '.join(name for name, o in METHODS.items() if not o.asks_network)}]."
+        ),
+    ] = None,
     content_images: Annotated[
         Path | None, typer.Option(help="Images of the thing, cropped about the centre  [drawn with its LoRA].")
     ] = None,
@@ -259,7 +265,8 @@ def merge(
         given = {"steps": steps, "seed": seed} | assigned(option or [], options)
         options = _changed(options, **given)
         tell_images(quiet, content_images, style_images)
-        opened = chosen(base, device, base_dtype, offload, quiet)
+        name = base or ("atelier" if options.asks_network else None)
+        opened = None if name is None else chosen(name, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
                 content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,

@@ -1,9 +1,10 @@
 """Folding: masks and LoRAs become one ordinary LoRA, exactly."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from duolora.lora.parts import counted
 from duolora.merging.inputs import Loras, Masks, Sources
 from duolora.merging.options import MergeOptions
 from duolora.paper import ziplora, ziprank
@@ -14,14 +15,36 @@ Side = tuple[Loras, Masks, Kind]
 """A LoRA, its masks, and which of the two weights and of the two policies for the rest are its own."""
 
 
-def folded(both: Sources, m_c: Masks, m_s: Masks, options: MergeOptions) -> Loras:
-    """The masked merge as one ordinary LoRA; modules with nothing left are left out."""
-    sides: list[Side] = [(both.content, m_c, "content"), (both.style, m_s, "style")]
-    return folded_sides(both.roles, sides, options)
+@dataclass(frozen=True, eq=False)
+class Folded:
+    """A merge as one ordinary LoRA."""
+
+    modules: Loras
+    content_ranks: list[int] | None = None
+    """How many directions of each module are the content's (see `lora/parts.py`); None where there are no parts."""
+
+
+def folded(both: Sources, m_c: Masks, m_s: Masks, options: MergeOptions) -> Folded:
+    """The masked merge, each part folded once; modules with nothing left are left out.
+
+    Modules without masks go through by the policy `options.rest`.
+    """
+    parts = [
+        folded_sides(both.roles, [(loras, masks, kind)], options) | rest_of([(others, kind)], options)
+        for loras, masks, others, kind in _sides(both, m_c, m_s)
+    ]
+    names = dict.fromkeys((*both.roles, *parts[0], *parts[1]))
+    found = {name: total([part.get(name) for part in parts]) for name in names}
+    modules = {name: lora for name, lora in found.items() if lora is not None}
+    return Folded(modules, counted(modules, parts[0]))
+
+
+def _sides(both: Sources, m_c: Masks, m_s: Masks) -> list[tuple[Loras, Masks, Loras, Kind]]:
+    return [(both.content, m_c, both.content_rest, "content"), (both.style, m_s, both.style_rest, "style")]
 
 
 def folded_sides(names: Iterable[str], sides: Sequence[Side], options: MergeOptions) -> Loras:
-    """The same of any number of LoRAs with their masks; `names` are the modules in their order."""
+    """The masked merge of any number of LoRAs; `names` are the modules in their order."""
     weights = {"content": options.content_weight, "style": options.style_weight}
     out = {}
     for name in names:

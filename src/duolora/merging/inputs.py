@@ -6,11 +6,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from duolora.errors import InputError
+from duolora.errors import BaseMismatch, InputError
 from duolora.lora.adapter import Adapter
 from duolora.merging.options import MaskAxis, MergeOptions
-from duolora.model.base import Base
-from duolora.model.blocks import roles, target_modules
+from duolora.model.architectures import PROJECTION, Architecture, recognised
+from duolora.model.blocks import block_roles
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import initial_masks
@@ -34,17 +34,38 @@ class Sources:
     roles: dict[str, Role]
 
 
-def sources(base: Base, content: Adapter, style: Adapter, options: MergeOptions) -> Sources:
-    """The two adapters, sorted by whether a module may have masks on this base."""
-    (of_content, content_rest), (of_style, style_rest) = (parted(base, each, options) for each in (content, style))
-    found = roles(base.unet, options.block_map)
+def sources(architecture: Architecture, content: Adapter, style: Adapter, options: MergeOptions) -> Sources:
+    """The two adapters, sorted by whether a module may have masks."""
+    sides = (parted(architecture, each, options) for each in (content, style))
+    (of_content, content_rest), (of_style, style_rest) = sides
+    if options.needs_roles or architecture.levels is not None:
+        found = block_roles(architecture, options.block_map)
+    else:
+        found = dict.fromkeys(architecture.shapes, "neutral")
     covered = {name: role for name, role in found.items() if name in of_content or name in of_style}
     return Sources(of_content, of_style, content_rest, style_rest, covered)
 
 
-def parted(base: Base, adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
-    """The modules that may have masks on this base, in the basis in which masks act, and all others as they came."""
-    targets = set(target_modules(base.unet))
+def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
+    """The architecture of two LoRAs, from the names and shapes of their modules alone.
+
+    Raises:
+        BaseMismatch: they have a module in different shapes.
+    """
+    shapes: dict[str, tuple[int, int]] = {}
+    for name, lora in (*content.modules.items(), *style.modules.items()):
+        shape = (lora.d_out, lora.d_in)
+        if shapes.setdefault(name, shape) != shape:
+            raise BaseMismatch(
+                f"{name}: expected one shape in both files, found {shapes[name]} (outputs, inputs) in the content LoRA "
+                f"and {shape} in the style LoRA; they were made for different bases"
+            )
+    return recognised({name: shape for name, shape in shapes.items() if PROJECTION.fullmatch(name)})
+
+
+def parted(architecture: Architecture, adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
+    """The modules that may have masks, in the basis in which masks act, and all others as they came."""
+    targets = architecture.shapes
     inside = {n: lora for n, lora in adapter.modules.items() if n in targets}
     outside = {n: lora for n, lora in adapter.modules.items() if n not in targets}
     return {n: svd_basis(x) for n, x in inside.items()} if options.basis == "svd" else inside, outside

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
-from duolora.lora.parts import CONTENT_RANKS, counted
+from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter, read_tensors, source_hash
 from duolora.lora.read.header import read_header
 from duolora.lora.read.keys import RECIPE
@@ -21,7 +21,7 @@ from duolora.lora.read.peft_config import json_object
 from duolora.lora.read.unsupported import MASKS
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.file import laid_out
-from duolora.merging.fold import folded, rest
+from duolora.merging.fold import folded
 from duolora.merging.inputs import Loras, Masks, Sources
 from duolora.merging.options import Basis, MaskAxis, MergeOptions, Rest
 from duolora.paper.choices import Role
@@ -110,15 +110,8 @@ def rebuilt(
     (of_content, content_rest), (of_style, style_rest) = (_parted(sides[k], stored.masks[k], k, options) for k in KINDS)
     names: dict[str, Role] = {name: "neutral" for kind in KINDS for name in stored.masks[kind]}
     both = Sources(of_content, of_style, content_rest, style_rest, names)
-    modules = folded(both, stored.masks["content"], stored.masks["style"], options) | rest(both, options)
-    counts = content_ranks_of(modules, both, stored.masks["content"], options)
-    return Adapter(modules, stored.recipe | {CONTENT_RANKS: counts})
-
-
-def content_ranks_of(merged: Loras, both: Sources, m_c: Masks, options: MergeOptions) -> list[int]:
-    """How many directions of each module of a folded merge are the content's (see `lora/parts.py`)."""
-    alone = Sources(both.content, {}, both.content_rest, {}, both.roles)
-    return counted(merged, folded(alone, m_c, {}, options) | rest(alone, options))
+    merged = folded(both, stored.masks["content"], stored.masks["style"], options)
+    return Adapter(merged.modules, stored.recipe | {CONTENT_RANKS: merged.content_ranks})
 
 
 def _parted(adapter: Adapter, masks: Masks, kind: str, options: MergeOptions) -> tuple[Loras, Loras]:

@@ -108,6 +108,16 @@ class MergeOptions:
     rest: Rest = "sum"
     """What becomes of modules outside the attention layers, which have no masks."""
 
+    @property
+    def asks_network(self) -> bool:
+        """Whether the masks are found with the base; where there are none, a merge needs the two files only."""
+        return self.masks != "none"
+
+    @property
+    def needs_roles(self) -> bool:
+        """Whether anything depends on which LoRA leads in a module."""
+        return self.asks_network or self.init == "split" or self.neutral != 1
+
 
 METHODS: dict[str, MergeOptions] = {
     "naive": MergeOptions(masks="none"),

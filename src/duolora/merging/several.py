@@ -15,7 +15,7 @@ from duolora.merging.inputs import Loras, parted
 from duolora.merging.learn import latents_of
 from duolora.merging.options import MergeOptions
 from duolora.model.base import Base
-from duolora.model.blocks import roles
+from duolora.model.blocks import block_roles
 
 
 @dataclass(frozen=True, eq=False)
@@ -39,11 +39,12 @@ def merged_at_once(base: Base, taught: Sequence[Taught], options: MergeOptions, 
     """
     if options.masks != "rank":
         raise InputError(f"masks: many LoRAs at once need 'rank', got {options.masks!r}")
-    sides = [parted(base, each.adapter, options) for each in taught]
+    architecture = base.architecture
+    sides = [parted(architecture, each.adapter, options) for each in taught]
     drawn = [(loras, each.prompt, each.images) for each, (loras, _) in zip(taught, sides, strict=True)]
     latents = latents_of(base, drawn, options, progress)
     parts = [Part(loras, each.kind, x, each.prompt) for each, (loras, _), x in zip(taught, sides, latents, strict=True)]
-    found_roles = roles(base.unet, options.block_map)
+    found_roles = block_roles(architecture, options.block_map)
     masks = one_shot(base, parts, found_roles, options, progress)
     folding = [(loras, m, each.kind) for each, (loras, _), m in zip(taught, sides, masks, strict=True)]
     covered = [name for name in found_roles if any(name in loras for loras, _ in sides)]

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from duolora.errors import InputError
 from duolora.lora.names import TEXT_ENCODERS
-from duolora.model.blocks import layer_shapes
+from duolora.model.architectures import Architecture
+from duolora.model.blocks import architecture_of, layer_shapes
 from duolora.model.device import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
 from duolora.model.files import read_pipeline, refusing
 from duolora.model.prompts import tell_unread
@@ -61,6 +62,11 @@ class Base:
     def resolution(self) -> int:
         """Height and width, in pixels, that the base was made for."""
         return int(self.unet.config.sample_size * self.parts.vae_scale_factor)
+
+    @property
+    def architecture(self) -> Architecture:
+        """The UNet's attention projections."""
+        return architecture_of(self.unet, self.name)
 
     def lora_shapes(self) -> dict[str, tuple[int, int]]:
         """See `lora_shapes` below."""

@@ -21,14 +21,23 @@ from torch import nn
 
 from duolora.errors import InputError
 from duolora.lora.names import TEXT_ENCODERS
+from duolora.model.architectures import PROJECTION, Architecture
 from duolora.paper.choices import BlockMap, Role
-
-_TARGET = re.compile(r".+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)")
 
 
 def target_modules(unet: UNet2DConditionModel) -> list[str]:
     """The names of the query, key, value and output projections of every attention, in the network's order."""
-    return [name for name, m in unet.named_modules() if isinstance(m, nn.Linear) and _TARGET.fullmatch(name)]
+    return list(architecture_of(unet).shapes)
+
+
+def architecture_of(unet: UNet2DConditionModel, name: str = "") -> Architecture:
+    """The attention projections of a UNet, which may be on the meta device."""
+    shapes = {
+        path: (m.out_features, m.in_features)
+        for path, m in unet.named_modules()
+        if isinstance(m, nn.Linear) and PROJECTION.fullmatch(path)
+    }
+    return Architecture(name, shapes, len(unet.config["down_block_types"]))
 
 
 def modules_within(unet: UNet2DConditionModel, blocks: Sequence[str] = ()) -> list[str]:
@@ -67,17 +76,23 @@ BLORA: dict[str, Role] = {"up_blocks.0.attentions.0": "content", "up_blocks.0.at
 
 
 def roles(unet: UNet2DConditionModel, kind: str | Mapping[str, str] = "resolution") -> dict[str, Role]:
-    """The role of every target module, in the network's order; works on the meta device.
+    """The role of every target module, in the network's order; works on the meta device (see `block_roles`)."""
+    return block_roles(architecture_of(unet), kind)
+
+
+def block_roles(architecture: Architecture, kind: str | Mapping[str, str] = "resolution") -> dict[str, Role]:
+    """The role of every attention projection, in the network's order.
 
     Args:
-        unet: an SDXL-shaped UNet.
+        architecture: of an SDXL-shaped UNet.
         kind: the name of a map above (`BlockMap`), or a table {beginning of a module's path: role}; the longest match
             counts.
 
     Raises:
-        InputError: there is no such map, or a table names what the UNet does not have.
+        InputError: there is no such map, a table names what the UNet does not have, or the map goes by levels of which
+            nobody knows how many there are.
     """
-    names = target_modules(unet)
+    names = list(architecture.shapes)
     if not isinstance(kind, str):
         table = {prefix: _checked(prefix, role, names) for prefix, role in kind.items()}
         return {name: _longest(table, name) for name in names}
@@ -85,7 +100,12 @@ def roles(unet: UNet2DConditionModel, kind: str | Mapping[str, str] = "resolutio
         raise InputError(f"block map: expected one of {', '.join(get_args(BlockMap))} or a table, got {kind!r}")
     if kind in ("literal", "blora"):
         return {name: _longest(LITERAL if kind == "literal" else BLORA, name) for name in names}
-    levels = len(unet.config["down_block_types"])
+    levels = architecture.levels
+    if levels is None:
+        raise InputError(
+            f"block map: {kind!r} goes by the levels of the UNet, and the LoRA's modules are of none that we know; "
+            "name the base, or a block map by names (literal, blora or a table)"
+        )
     lowest = max((_level(name, levels) for name in names), default=0)
     by_level: dict[int, Role] = {lowest: "content", lowest - 1: "style"}
     found = {name: by_level.get(_level(name, levels), "neutral") for name in names}

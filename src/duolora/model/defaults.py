@@ -1,4 +1,7 @@
-"""Defaults and choices that help texts name as well; nothing is imported."""
+"""Where a base lies, and defaults and choices that help texts name as well; nothing heavy is imported."""
+
+from importlib import resources
+from pathlib import Path
 
 STEPS = 25
 """Denoising steps of a picture."""
@@ -13,3 +16,9 @@ FITS: dict[str, str] = {
     "resize": "each is used whole, its sides made equal",
 }
 """How an image becomes a square."""
+
+
+def base_place(base: str) -> Path:
+    """The folder of the base that ships, or the path itself."""
+    shipped = resources.files("duolora").joinpath("atelier", "weights", "base")
+    return Path(str(shipped)) if base == "atelier" else Path(base).expanduser()

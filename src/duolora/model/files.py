@@ -5,7 +5,6 @@ import os
 import reprlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from safetensors import SafetensorError, safe_open
 
 from duolora.errors import FileRefused, InputError
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
+from duolora.model.defaults import base_place
 from duolora.provenance import sampled_hash
 from duolora.textfiles import read_json
 
-ATELIER = ("atelier", "weights", "base")
 CLASSES = {
     "unet": "UNet2DConditionModel",
     "vae": "AutoencoderKL",
@@ -48,7 +47,7 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> StableD
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
-    path = _place(base)
+    path = base_place(base)
     if base == "atelier" and not path.is_dir():
         raise InputError("atelier: its weights are missing from this installation of duolora; install it again")
     if os.path.isfile(path):
@@ -58,14 +57,9 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> StableD
     return _from_folder(path, dtype)
 
 
-def _place(base: str) -> Path:
-    """Where a base lies: the one that ships, or the path itself."""
-    return Path(str(resources.files("duolora").joinpath(*ATELIER))) if base == "atelier" else Path(base).expanduser()
-
-
 def weights_mark(base: str) -> str | None:
     """A quick hash of a base's weight files, in hexadecimal; None for a hub id, or where no such file is."""
-    place = _place(base)
+    place = base_place(base)
     files = [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
     marks = [f"{file.relative_to(place)} {sampled_hash(file)}" for file in files]
     return hashlib.sha256("\n".join(marks).encode()).hexdigest() if marks else None

@@ -184,7 +184,7 @@ def drawn_with(
     base, how = shared_base(base_name), row.how
     if how == "klora":
         content, style = (read_adapter(loras[kind].path) for kind in ("content", "style"))
-        both = sources(base, content, style, MergeOptions())
+        both = sources(base.architecture, content, style, MergeOptions())
         with klora(base, both, **row.changes) as chooser:  # type: ignore[arg-type]
             return draw(base, asked, seeds, before_step=chooser).clamp(-1, 1)
     alone = [loras[ALONE[how]].path] if how in ALONE else []

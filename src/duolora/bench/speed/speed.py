@@ -172,7 +172,7 @@ def _peak_apart(setting: Setting, method: str, way: Way) -> dict[str, float]:
 
 def folded_bytes(made: Scene, options: MergeOptions) -> int:
     """The size of the merged file's numbers, at two bytes each."""
-    loras = folded(made.both, *first_masks(made.both, options, made.base.device), options)
+    loras = folded(made.both, *first_masks(made.both, options, made.base.device), options).modules
     return sum(2 * (lora.up.numel() + lora.down.numel()) for lora in loras.values())
 
 

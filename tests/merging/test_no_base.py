@@ -1,0 +1,111 @@
+"""Merges that ask no network need no base: names and shapes of the modules say all."""
+
+import pytest
+import torch
+from diffusers import UNet2DConditionModel
+
+from duolora.api import merge as verb
+from duolora.api.merge import merge, options_of
+from duolora.errors import BaseMismatch, InputError
+from duolora.lora.adapter import Adapter
+from duolora.lora.read.file import read_adapter
+from duolora.lora.write.file import write_adapter
+from duolora.merging.options import METHODS
+from duolora.model.architectures import ARCHITECTURES, attention_shapes, known_architectures, recognised, unet_config
+from duolora.model.blocks import architecture_of, block_roles, roles
+from duolora.paper.lowrank import LowRank
+
+PLAIN = [name for name, options in METHODS.items() if not options.asks_network]
+
+
+@pytest.fixture
+def no_base(monkeypatch):
+    """Loading a base is an error."""
+
+    def refuse(base):
+        raise AssertionError(f"asked for {base}")
+
+    monkeypatch.setattr(verb, "opened", refuse)
+
+
+def lora(shapes, seed, prompt):
+    rng = torch.Generator().manual_seed(seed)
+    modules = {n: LowRank(torch.randn(o, 1, generator=rng), torch.randn(1, i, generator=rng)) for n, (o, i) in shapes}
+    return Adapter(modules, {"prompt": prompt})
+
+
+@pytest.fixture(scope="module")
+def of_vega(tmp_path_factory):
+    folder, shapes = tmp_path_factory.mktemp("vega"), attention_shapes(ARCHITECTURES["segmind-vega"])
+    for k, kind in enumerate(("content", "style")):
+        write_adapter(folder / f"{kind}.safetensors", lora(list(shapes.items())[::3], k, f"a sks {kind} in zwx style"))
+    return folder / "content.safetensors", folder / "style.safetensors"
+
+
+def meta(config):
+    with torch.device("meta"):
+        return UNet2DConditionModel(**config)
+
+
+@pytest.mark.parametrize("width", [None, 32])
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_projections_by_arithmetic_are_those_of_the_network_in_its_order(name, width):
+    config = unet_config(name, width)
+    found = architecture_of(meta(config), name)
+    assert list(attention_shapes(config).items()) == list(found.shapes.items())
+    if width is None:
+        assert found in known_architectures()
+        assert recognised(found.shapes).name == name
+        assert block_roles(found) == roles(meta(config))
+
+
+def test_tiny_config_with_one_layer_a_block(base):
+    assert attention_shapes(base.unet.config) == base.architecture.shapes
+
+
+def test_modules_of_no_known_unet_are_recognised_as_such():
+    shapes = dict(attention_shapes(ARCHITECTURES["sdxl"]))
+    assert recognised(shapes | {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": (8, 8)}).levels is None
+    assert recognised({}).levels is None
+    turned = {f"{name}.": shape for name, shape in reversed(shapes.items())}
+    assert [name[:-1] for name in recognised(turned).shapes] == list(shapes)
+
+
+@pytest.mark.parametrize("method", PLAIN)
+def test_a_merge_without_a_base_is_the_merge_with_it(base, loras, tmp_path, no_base, monkeypatch, method):
+    options = options_of(method, block_map="literal") if method == "split" else None
+    without = merge(*loras, tmp_path / "without.safetensors", method, options=options, progress=False)
+    monkeypatch.undo()
+    with_base = merge(*loras, tmp_path / "with.safetensors", method, base, options=options, progress=False)
+    one, other = (read_adapter(done.path) for done in (without, with_base))
+    assert set(one.modules) == set(other.modules)
+    for name, expected in other.modules.items():
+        torch.testing.assert_close(one.modules[name].delta(), expected.delta(), rtol=1e-5, atol=1e-6)
+    assert without.proof.diffusers is not None
+    assert "base" not in one.recipe and one.recipe["architecture"] == "unknown"
+    assert other.recipe["base"] == base.name
+
+
+def test_roles_of_a_known_architecture_need_no_base(of_vega, tmp_path, no_base):
+    done = merge(*of_vega, tmp_path / "x.safetensors", "split", progress=False)
+    found = read_adapter(done.path)
+    assert found.recipe["architecture"] == "segmind-vega"
+    expected = block_roles(recognised(attention_shapes(ARCHITECTURES["segmind-vega"])))
+    sources = {kind: read_adapter(path).modules for kind, path in zip(("content", "style"), of_vega, strict=True)}
+    for name, module in found.modules.items():
+        torch.testing.assert_close(module.delta(), sources[expected[name]][name].delta(), rtol=5e-3, atol=1e-2)
+
+
+def test_levels_that_nobody_knows_are_asked_for(loras, tmp_path, no_base):
+    with pytest.raises(InputError, match=r"'resolution' goes by the levels.*name the base"):
+        merge(*loras, tmp_path / "x.safetensors", "split", progress=False)
+
+
+def test_files_for_different_bases_are_told_apart(loras, of_vega, tmp_path, no_base):
+    with pytest.raises(BaseMismatch, match=r"expected one shape in both files, found \(.*different bases"):
+        merge(loras[0], of_vega[1], tmp_path / "x.safetensors", "naive", progress=False)
+
+
+def test_masks_are_not_trained_without_a_base(loras, tmp_path, no_base):
+    with pytest.raises(AssertionError, match="asked for atelier"):
+        merge(*loras, tmp_path / "x.safetensors", "ziprank", progress=False)
