@@ -155,24 +155,24 @@ def test_bad_lora_is_one_line_and_exit_1(kind, folder, loras, tmp_path):
     [
         (["--set", "magic=1"], "magic=1: no option of that name"),
         (["--set", "__class__=1"], "no option of that name"),
-        (["--set", "lr"], "expected lr to be a number"),
-        (["--set", "lr=fast"], "expected lr to be a number"),
-        (["--set", "lr=nan"], "lr: expected a finite number, got nan"),
-        (["--set", "lr=0"], "lr: expected a number above 0, got 0.0"),
+        (["--set", "lr"], "lr=: expected a number above 0"),
+        (["--set", "lr=fast"], "lr=fast: expected a number above 0"),
+        (["--set", "lr=nan"], "lr: expected a finite number above 0, got nan"),
+        (["--set", "lr=0"], "lr: expected a finite number above 0, got 0.0"),
         (["--set", "style_weight=inf"], "style_weight: expected a finite number"),
         (["--set", "norm=banana"], "norm: expected one of diag, vector, got 'banana'"),
         (["--set", "init=banana"], "init: expected one of ones, values, all-ones, split, oneshot"),
         (["--set", "block_map=banana"], "block_map: expected one of resolution"),
-        (["--set", "hinge=banana"], "expected hinge to be true or false"),
-        (["--set", "batch=0"], "batch: expected 1 or more, got 0"),
-        (["--set", "batch=1.5"], "expected batch to be a whole number"),
-        (["--steps", "-1"], "steps: expected 0 or more, got -1"),
-        (["--set", "steps=-1"], "steps: expected 0 or more, got -1"),
-        (["--set", "threshold=-1e-9"], "threshold: expected 0 or more"),
-        (["--set", "density=0"], "density: expected a number above 0"),
-        (["--set", "density=1.01"], "density: expected a share of at most 1"),
-        (["--set", "T_content=2"], "T_content: expected a share of at most 1"),
-        (["--set", "lambda_cycle=-1"], "lambda_cycle: expected 0 or more"),
+        (["--set", "hinge=banana"], "hinge=banana: expected true or false"),
+        (["--set", "batch=0"], "batch: expected a whole number, 1 or more, got 0"),
+        (["--set", "batch=1.5"], "batch=1.5: expected a whole number, 1 or more"),
+        (["--steps", "-1"], "steps: expected a whole number, 0 or more, got -1"),
+        (["--set", "steps=-1"], "steps: expected a whole number, 0 or more, got -1"),
+        (["--set", "threshold=-1e-9"], "threshold: expected a finite number, 0 or more"),
+        (["--set", "density=0"], "density: expected a finite number above 0 and at most 1"),
+        (["--set", "density=1.01"], "density: expected a finite number above 0 and at most 1"),
+        (["--set", "T_content=2"], "T_content: expected a finite number from 0 to 1, got 2.0"),
+        (["--set", "lambda_cycle=-1"], "lambda_cycle: expected a finite number, 0 or more"),
         (["--weights", "table10"], "section4"),
         (["--method", "magic"], "naive"),
         (["--format", "magic"], "diffusers"),
@@ -204,7 +204,7 @@ def test_numbers_that_nothing_can_be_made_with_are_one_line(photos, tmp_path):
     none, out = tmp_path / "none", tmp_path / "x.safetensors"
     told = ["train", "--prompt", "a cat", "--images", photos, "--out", out, "--base", none]
     refused([*told, "--lr", "nan"], "lr: expected a finite number above 0, got nan")
-    refused([*told, "--unconditional", "nan"], "unconditional: expected a chance")
+    refused([*told, "--unconditional", "nan"], "unconditional: expected a finite number from 0 to below 1, got nan")
     told = ["generate", "--prompt", "a cat", "--out", tmp_path / "p", "--base", none]
     refused([*told, "--steps", 0], "steps: expected 1 or more, got 0")
     refused([*told, "--num", 0], "num 0")

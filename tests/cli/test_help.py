@@ -105,7 +105,7 @@ def test_every_option_is_listed_with_type_default_and_text():
     assert set(entries) == set(MergeOptions.__dataclass_fields__)
     assert all(len(text.partition(" [")[0]) > 15 for text in entries.values()), "a text for each"
     assert entries["norm"].endswith("[one of diag, vector]")
-    assert entries["lr"].endswith("[a number]")
-    assert entries["batch"].endswith("[a whole number]")
+    assert entries["lr"].endswith("[a number above 0]")
+    assert entries["batch"].endswith("[a whole number, 1 or more]")
     assert entries["masks"].endswith("output for ziplora]")
     assert "singular ones (Def. 2's U Σ Vᵀ)" in entries["basis"]

@@ -15,9 +15,10 @@ from duolora.lora.write.atomic import check_writable
 from duolora.lora.write.file import FORMATS, Format, write_adapter
 from duolora.merging.export import dtype_of
 from duolora.merging.fold import Kind
-from duolora.merging.options import MergeOptions, check_options
+from duolora.merging.options import MergeOptions
 from duolora.merging.several import Taught, merged_at_once
 from duolora.model.base import Base, BaseChoice, opened
+from duolora.options import check
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.provenance import versions
 
@@ -148,7 +149,7 @@ def compose_at_once(
     if len(paths) < 2:
         raise InputError(f"expected at least two LoRA files to merge, got {len(paths)}")
     options, written = options or one_shot_options(kinds), (dtype_of(dtype), format_of(format))
-    check_options(options)
+    check(options)
     for name, given in (("prompts", prompts), ("images", images), ("kinds", kinds)):
         if given and len(given) != len(paths):
             raise InputError(f"{name}: expected {len(paths)}, one for each file, got {len(given)}")

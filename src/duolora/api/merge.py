@@ -18,9 +18,10 @@ from duolora.merging.fold import Folded, folded, rest
 from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, prompts_of, sources
 from duolora.merging.learn import Calibration, Images, Learnt, calibration, learn
 from duolora.merging.mask_file import MaskFile
-from duolora.merging.options import METHODS, MergeOptions, check_options
+from duolora.merging.options import METHODS, MergeOptions
 from duolora.model.architectures import Architecture
 from duolora.model.base import Base, BaseChoice, opened
+from duolora.options import check
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
 from duolora.provenance import tensor_hash, versions, weights_hash
@@ -152,7 +153,7 @@ def merge(
         options or options_of(method), base, content_images, style_images, content_prompt, style_prompt, merged_prompt,
         export_of(format), dtype_of(dtype), progress, announce, watch,
     )  # fmt: skip
-    check_options(asked.options)
+    check(asked.options)
     check_export(asked.out, asked.format)
     found = _read(asked)
     both = _align(asked, found)

@@ -27,6 +27,7 @@ from duolora.model.images import read_pictures
 from duolora.model.predict import noise_schedule
 from duolora.model.prompts import refuse_unread
 from duolora.model.sample import draw
+from duolora.options import check
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
 from duolora.training.callbacks import Watcher, wants_preview
@@ -119,14 +120,8 @@ def _check(prompt: str, out: Path, options: TrainOptions | None) -> None:
     if not prompt.strip():
         raise InputError("prompt: expected words that say what the pictures show, got none")
     check_writable(out)
-    if options is None:
-        return
-    for name in ("rank", "steps", "batch", "lr"):
-        value = getattr(options, name)
-        if not 0 < value < float("inf"):
-            raise InputError(f"{name}: expected a finite number above 0, got {value}")
-    if not 0 <= options.unconditional < 1:
-        raise InputError(f"unconditional: expected a chance from 0 to below 1, got {options.unconditional}")
+    if options is not None:
+        check(options)
 
 
 @contextmanager

@@ -1,16 +1,15 @@
 """The methods: one loop, and a table of which masks, which losses and which beginning.
 
-Every field is an option of `duolora merge`; the text under it, which `duolora merge --set help` shows, says what it
-does and where its default comes from. `docs/paper.md` says where the paper is open and what was chosen; presets of its
-loss weights are in `WEIGHTS`.
+Every field is an option of `duolora merge`; its metadata, which `duolora merge --set help` shows, say what it does,
+what it can be and where its default comes from. `docs/paper.md` says where the paper is open and what was chosen;
+presets of its loss weights are in `WEIGHTS`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import isfinite
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal
 
-from duolora.errors import InputError
+from duolora.options import option
 from duolora.paper.choices import BlockMap, Cycles, Init, Multiplies, Norm, Reading, Reduction, Similarity
 
 MaskAxis = Literal["none", "rank", "output", "input"]
@@ -24,89 +23,104 @@ First = Init | Literal["oneshot"]
 class MergeOptions:
     """How two LoRAs are merged."""
 
-    masks: MaskAxis = "rank"
-    """What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's own)."""
-    basis: Basis = "svd"
-    """The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file."""
-    init: First = "all-ones"
-    """How masks begin (Sec. 3.3.2), or `oneshot`: at the closed form (options below), for rank masks only."""
-    T_content: float = 0.1
-    """From 0 to 1: where the mask of the adapter that does not lead begins with ones (Table 8's row with
-    initialisation)."""
-    T_style: float = 0.0
-    """The same for the mask of the adapter that leads."""
-    block_map: BlockMap | Mapping[str, str] = "resolution"
-    """Which LoRA leads where: a map by its name, or a table {beginning of a module's path: role}."""
-    neutral: float = 1.0
-    """What multiplies the first masks of modules without a role."""
+    masks: MaskAxis = option(
+        "rank",
+        "What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's own).",
+    )
+    basis: Basis = option(
+        "svd",
+        "The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file.",
+    )
+    init: First = option(
+        "all-ones",
+        "How masks begin, or `oneshot`: at the closed form (options below), for rank masks only.",
+        section="Sec. 3.3.2",
+    )
+    T_content: float = option(
+        0.1,
+        "Where the mask of the adapter that does not lead begins with ones (Table 8's row with initialisation).",
+        least=0,
+        most=1,
+    )
+    T_style: float = option(0.0, "The same for the mask of the adapter that leads.", least=0, most=1)
+    block_map: BlockMap | Mapping[str, str] = option(
+        "resolution",
+        "Which LoRA leads where: a map by its name, or a table {beginning of a module's path: role}.",
+    )
+    neutral: float = option(1.0, "What multiplies the first masks of modules without a role.", least=0)
 
-    lambda_layer_prior: float = 0.0
-    """Weight of the layer prior (Eq. 1) in the loss."""
-    prior_lambda: float = 1.0
-    """λ inside Eq. 1, before the hinge."""
-    sparsity: float = 1.0
-    """What multiplies Eq. 1's first term, ‖m_dominant‖₁."""
-    norm: Norm = "diag"
-    """‖m‖_* of Eq. 1: of the diagonal matrix, which is ‖m‖₁, or of the mask as a column, which is ‖m‖₂."""
-    hinge: bool = True
-    """Whether Eq. 1 takes max(0, ‖m_other‖_* − ‖m_dominant‖_*), or the difference also where it is negative."""
-    reduction: Reduction = "mean"
-    """How Eq. 1 of all modules becomes one number."""
+    lambda_layer_prior: float = option(0.0, "Weight of the layer prior in the loss.", section="Eq. 1", least=0)
+    prior_lambda: float = option(1.0, "λ inside Eq. 1, before the hinge.", least=0)
+    sparsity: float = option(1.0, "What multiplies Eq. 1's first term, ‖m_dominant‖₁.", least=0)
+    norm: Norm = option(
+        "diag",
+        "‖m‖_* of Eq. 1: of the diagonal matrix, which is ‖m‖₁, or of the mask as a column, which is ‖m‖₂.",
+    )
+    hinge: bool = option(
+        True,
+        "Whether Eq. 1 takes max(0, ‖m_other‖_* − ‖m_dominant‖_*), or the difference also where it is negative.",
+    )
+    reduction: Reduction = option("mean", "How Eq. 1 of all modules becomes one number.")
 
-    reading: Reading = "none"
-    """How the cycle reaches the masks (`paper/constyle.py`); `none` leaves the reconstruction terms only."""
-    lambda_cycle: float = 0.1
-    """Weight of the cycle (Sec. 3.4)."""
-    multiplies: Multiplies = "cycle"
-    """What `lambda_cycle` multiplies: the cycle's terms only, or all of Constyle, as printed."""
-    cycles: Cycles = "both"
-    """Which cycles there are: style added and removed again, content added and removed again, or both."""
+    reading: Reading = option(
+        "none",
+        "How the cycle reaches the masks (`paper/constyle.py`); `none` leaves the reconstruction terms only.",
+    )
+    lambda_cycle: float = option(0.1, "Weight of the cycle.", section="Sec. 3.4", least=0)
+    multiplies: Multiplies = option(
+        "cycle",
+        "What `lambda_cycle` multiplies: the cycle's terms only, or all of Constyle, as printed.",
+    )
+    cycles: Cycles = option(
+        "both",
+        "Which cycles there are: style added and removed again, content added and removed again, or both.",
+    )
 
-    lambda_similarity: float = 0.0
-    """Weight of ZipLoRA's term that keeps the two masks apart."""
-    similarity: Similarity = "product"
-    """That term: |m_c · m_s|, as in ziplora-pytorch, or a true cosine."""
+    lambda_similarity: float = option(0.0, "Weight of ZipLoRA's term that keeps the two masks apart.", least=0)
+    similarity: Similarity = option("product", "That term: |m_c · m_s|, as in ziplora-pytorch, or a true cosine.")
 
-    steps: int = 100
-    """Optimiser updates of the masks (Sec. 4); with 0 they stay as they begin."""
-    batch: int = 1
-    """Content pictures, and as many style pictures, in each update."""
-    pool: int = 25
-    """How many draws of pictures, timesteps and noise take turns, their teachers computed once; 0 is a new one each
-    update, which costs more and draws the same (`docs/log.md`)."""
-    lr: float = 0.01
-    """Learning rate of Adam (Sec. 4)."""
-    seed: int = 0
-    """The same seed and inputs give the same file."""
-    pictures: int = 8
-    """How many calibration pictures are drawn with each LoRA when none are given."""
+    steps: int = option(
+        100,
+        "Training steps of the masks; with 0 they stay as they begin.",
+        section="Sec. 4",
+        least=0,
+    )
+    batch: int = option(1, "Content images, and as many style images, in each step.", least=1)
+    pool: int = option(
+        25,
+        "How many samples of images, timesteps and noise take turns, their teachers computed once; 0 is a new one"
+        " each step, which costs more and changes nothing (`docs/log.md`).",
+        least=0,
+    )
+    lr: float = option(0.01, "Learning rate of Adam.", section="Sec. 4", above=0)
+    seed: int = option(0, "The same seed and inputs give the same file.")
+    pictures: int = option(8, "How many calibration images are generated with each LoRA when none are given.", least=1)
 
-    calls: int = 8
-    """One-shot: calibration calls of the UNet, each with one picture of every adapter."""
-    off_role: float = 1.0
-    """One-shot: weight of a teacher in the modules where the other one leads."""
-    ridge: float = 1e-3
-    """One-shot: the pull towards masks of ones, relative to the mean curvature of a module."""
-    upper: float = 1.5
-    """One-shot: the largest mask entry."""
+    calls: int = option(8, "One-shot: calibration calls of the UNet, each with one image of every adapter.", least=1)
+    off_role: float = option(1.0, "One-shot: weight of a teacher in the modules where the other one leads.", least=0)
+    ridge: float = option(
+        1e-3,
+        "One-shot: the pull towards masks of ones, relative to the mean curvature of a module.",
+        least=0,
+    )
+    upper: float = option(1.5, "One-shot: the largest mask entry.", above=0)
 
-    combine: Combine = "masks"
-    """How the two become one: by their masks, or without any by one of PEFT's ways, on the true ΔW."""
-    density: float = 0.5
-    """The share of entries of each ΔW that `ties` and `dare_ties` keep."""
-    rank: int = 0
-    """The rank that `svd`, `ties` and `dare_ties` end with; 0 is the sum of both ranks."""
-    content_weight: float = 1.0
-    """What multiplies the content half of the merge."""
-    style_weight: float = 1.0
-    """What multiplies the style half."""
-    threshold: float = 1e-3
-    """Directions whose mask is not above this are left out of the file. For rank masks only: an entry of an output or
-    input mask is no direction."""
-    binary: bool = False
-    """Directions that are left enter in full, whatever their mask; for rank masks only."""
-    rest: Rest = "sum"
-    """What becomes of modules outside the attention layers, which have no masks."""
+    combine: Combine = option(
+        "masks",
+        "How the two become one: by their masks, or without any by one of PEFT's ways, on the true ΔW.",
+    )
+    density: float = option(0.5, "The share of entries of each ΔW that `ties` and `dare_ties` keep.", above=0, most=1)
+    rank: int = option(0, "The rank that `svd`, `ties` and `dare_ties` end with; 0 is the sum of both ranks.", least=0)
+    content_weight: float = option(1.0, "What multiplies the content part of the merge.")
+    style_weight: float = option(1.0, "What multiplies the style part.")
+    threshold: float = option(
+        1e-3,
+        "Directions whose mask is not above this are left out of the file. For rank masks only: an entry of an "
+        "output or input mask is no direction.",
+        least=0,
+    )
+    binary: bool = option(False, "Directions that are left enter in full, whatever their mask; for rank masks only.")
+    rest: Rest = option("sum", "What becomes of modules outside the attention layers, which have no masks.")
 
     @property
     def asks_network(self) -> bool:
@@ -140,51 +154,3 @@ WEIGHTS: dict[str, dict[str, object]] = {
 }
 """Presets: the weights as Section 4 prints them, as the row of Table 9 that equals the headline numbers has them, and
 what the authors' program does differently."""
-
-_LEAST = dict.fromkeys(("batch", "pictures", "calls"), 1) | dict.fromkeys(
-    (
-        "lambda_layer_prior", "prior_lambda", "sparsity", "lambda_cycle", "lambda_similarity", "neutral",
-        "steps", "pool", "rank", "threshold", "off_role", "ridge",
-    ),
-    0,
-)  # fmt: skip
-_ABOVE_0 = ("lr", "upper", "density")
-_AT_MOST_1 = ("density", "T_content", "T_style")
-
-
-def check_options(options: MergeOptions) -> None:
-    """Refuse options that no merge can be made with, before anything is read or learnt.
-
-    Raises:
-        InputError: a name is not one of the choices, or a number is out of range or none.
-    """
-    for name in get_type_hints(MergeOptions):
-        value = getattr(options, name)
-        check_word(name, value)
-        if isinstance(value, float) and not isfinite(value):
-            raise InputError(f"{name}: expected a finite number, got {value}")
-        if name in _LEAST and value < _LEAST[name]:
-            raise InputError(f"{name}: expected {_LEAST[name]:g} or more, got {value}")
-        if name in _ABOVE_0 and value <= 0:
-            raise InputError(f"{name}: expected a number above 0, got {value}")
-        if name in _AT_MOST_1 and value > 1:
-            raise InputError(f"{name}: expected a share of at most 1, got {value}")
-
-
-def check_word(name: str, value: object) -> None:
-    """Refuse a word that is not among the choices of an option.
-
-    Raises:
-        InputError: it is not.
-    """
-    known = choices(name)
-    if known and isinstance(value, str) and value not in known:
-        raise InputError(f"{name}: expected one of {', '.join(known)}, got {value!r}")
-
-
-def choices(name: str) -> tuple[str, ...]:
-    """The words that an option can be; none for options that are no words."""
-    hint = get_type_hints(MergeOptions)[name]
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    return tuple(word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part))

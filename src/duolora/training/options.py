@@ -1,25 +1,35 @@
-"""How a LoRA is trained; help texts name the defaults as well, so nothing heavy is imported."""
+"""How a LoRA is trained; help texts are made from the fields, so nothing heavy is imported."""
 
 from dataclasses import dataclass
+
+from duolora.options import option
 
 
 @dataclass(frozen=True)
 class TrainOptions:
-    """How a LoRA is trained. The defaults are the paper's (Sec. 4), meant for SDXL."""
+    """How a LoRA is trained. The defaults are the paper's (Sec. 4), meant for SDXL; a base may have its own."""
 
-    rank: int = 64
-    steps: int = 1000
-    batch: int = 1
-    lr: float = 5e-4
-    unconditional: float = 0.0
-    """The chance that a picture is shown without its prompt, which guidance at sampling takes as its zero."""
-    mirror: bool = False
-    """Show each picture mirrored as well: a look is the same in a mirror, a thing with writing on it is not."""
-    seed: int = 0
-    blocks: tuple[str, ...] = ()
-    """Only the attention whose module paths begin so, as B-LoRA trains two blocks only; all when empty."""
-    keep: tuple[str, ...] = ()
-    """Prompts whose pictures by the base alone stay as they are (see `training/prior_preservation.py`)."""
+    rank: int = option(64, "Rank of the LoRA.", section="Sec. 4", least=1)
+    steps: int = option(1000, "Training steps.", section="Sec. 4", least=1)
+    batch: int = option(1, "Images in each step.", section="Sec. 4", least=1)
+    lr: float = option(5e-4, "Learning rate of Adam; 5e-5 is gentler.", section="Sec. 4", above=0)
+    unconditional: float = option(
+        0.0,
+        "Caption dropout: the chance that an image is shown without its prompt, which guidance takes as its zero.",
+        least=0,
+        below=1,
+    )
+    mirror: bool = option(
+        False,
+        "Horizontal flip: show each image flipped as well; good for a style, not for a subject with writing on it.",
+    )
+    seed: int = option(0, "The same seed and inputs give the same file.")
+    blocks: tuple[str, ...] = option(
+        (), "Only the attention whose module paths begin so, as B-LoRA trains two blocks only; all when empty."
+    )
+    keep: tuple[str, ...] = option(
+        (), "Prior preservation: prompts of class images by the base alone, whose predictions stay as they are."
+    )
 
 
 ATELIER_TRAINING = TrainOptions(rank=16, steps=400, batch=4, lr=5e-4, unconditional=0.1)

@@ -1,0 +1,126 @@
+"""Options are data: help, range, choices and source stand on the fields of one dataclass.
+
+The command line, its help and the checks are made from them; nothing heavy is imported.
+"""
+
+import reprlib
+from dataclasses import dataclass, field, fields
+from math import isfinite
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+from duolora.errors import InputError
+
+T = TypeVar("T")
+_TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "words"}
+
+
+@dataclass(frozen=True)
+class Range:
+    """Which numbers an option can be."""
+
+    least: float | None = None
+    above: float | None = None
+    most: float | None = None
+    below: float | None = None
+
+    def holds(self, value: float) -> bool:
+        """Whether a number is among them."""
+        return (
+            (self.least is None or value >= self.least)
+            and (self.above is None or value > self.above)
+            and (self.most is None or value <= self.most)
+            and (self.below is None or value < self.below)
+        )
+
+    def __str__(self) -> str:
+        """In words, as they follow "a number"."""
+        if self.least is not None:
+            if self.most is None and self.below is None:
+                return f", {self.least:g} or more"
+            return f" from {self.least:g} to " + (f"{self.most:g}" if self.below is None else f"below {self.below:g}")
+        ends = (("above", self.above), ("at most", self.most), ("below", self.below))
+        both = " and ".join(f"{word} {end:g}" for word, end in ends if end is not None)
+        return f" {both}" if both else ""
+
+
+def option(
+    default: T,
+    help: str,
+    *,
+    section: str = "",
+    least: float | None = None,
+    above: float | None = None,
+    most: float | None = None,
+    below: float | None = None,
+) -> T:
+    """A field of an options dataclass: its default, what it does, the paper's section, and its range."""
+    said = {"help": help, "section": section, "range": Range(least, above, most, below)}
+    found: T = field(default=default, metadata=said)
+    return found
+
+
+def choices(options: Any, name: str) -> tuple[str, ...]:
+    """The words that an option can be; none for options that are no words."""
+    hint = get_type_hints(options if isinstance(options, type) else type(options))[name]
+    if get_origin(hint) is Literal:
+        return get_args(hint)
+    return tuple(word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part))
+
+
+def kind(options: Any, name: str) -> str:
+    """What an option can be, in words: "one of sum, mean", "a number above 0"."""
+    if words := choices(options, name):
+        return f"one of {', '.join(words)}"
+    known = _field(options, name)
+    return f"{_KINDS[type(known.default)]}{known.metadata['range']}"
+
+
+def told(options: Any, name: str) -> str:
+    """What an option does, with the section of the paper that it comes from."""
+    said = _field(options, name).metadata
+    return f"{said['help'].removesuffix('.')} ({said['section']})." if said["section"] else str(said["help"])
+
+
+def check(options: Any) -> None:
+    """Refuse options that nothing can be made with, before anything is read or trained.
+
+    Raises:
+        InputError: a word is not one of the choices, or a number is out of range or none.
+    """
+    for known in fields(options):
+        check_value(options, known.name, getattr(options, known.name))
+
+
+def check_value(options: Any, name: str, value: object) -> None:
+    """Refuse a value that an option cannot have.
+
+    Raises:
+        InputError: it cannot.
+    """
+    expected = kind(options, name).replace("a number", "a finite number")
+    words = choices(options, name)
+    wrong_word = bool(words) and isinstance(value, str) and value not in words
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if wrong_word or (number and not (isfinite(value) and _field(options, name).metadata["range"].holds(value))):
+        raise InputError(f"{name}: expected {expected}, got {reprlib.repr(value)}")
+
+
+def parsed(options: Any, name: str, text: str) -> object:
+    """The value of an option from the command line's word for it.
+
+    Raises:
+        InputError: it has another type, or is not one of the choices.
+    """
+    of = type(getattr(options, name))
+    try:
+        found = _TRUTHS[text.lower()] if of is bool else of(text)
+    except (ValueError, KeyError):
+        raise InputError(f"{name}={text}: expected {kind(options, name)}") from None
+    if choices(options, name):
+        check_value(options, name, found)
+    return found
+
+
+def _field(options: Any, name: str) -> Any:
+    return next(known for known in fields(options) if known.name == name)
