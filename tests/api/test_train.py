@@ -8,10 +8,11 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from duolora.api.train import ATELIER_OPTIONS, TrainOptions, default_options, train
+from duolora.api.train import TrainOptions, default_options, train
 from duolora.errors import FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.model.blocks import target_modules
+from duolora.model.defaults import read_defaults
 from duolora.training.checkpoint import load_checkpoint, save_checkpoint
 
 OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)
@@ -81,12 +82,32 @@ def test_prompt_drop_out_matters_and_is_a_chance(base, photos, tmp_path):
         train(photos, "a cat", paths[0], base, replace(OPTIONS, unconditional=1.0), progress=False)
 
 
-def test_a_look_is_shown_mirrored_on_atelier_and_elsewhere_all_is_as_the_paper_has_it():
-    assert default_options("atelier", "style") == replace(ATELIER_OPTIONS, mirror=True)
-    for kind in ("content", "oracle", "twin"):
-        assert default_options("atelier", kind) == ATELIER_OPTIONS
-    for kind in ("content", "style"):
-        assert default_options("somewhere/else", kind) == TrainOptions()
+def test_defaults_are_those_that_the_base_has_in_its_folder_whatever_its_name(tmp_path):
+    own = {"training": {"rank": 16, "keep": ["a cat"]}, "style_training": {"mirror": True}, "guidance": 3.0}
+    (tmp_path / "any").mkdir()
+    (tmp_path / "any" / "duolora.json").write_text(json.dumps(own))
+    assert default_options(str(tmp_path / "any")) == TrainOptions(rank=16, keep=("a cat",))
+    assert default_options(str(tmp_path / "any"), "style") == TrainOptions(rank=16, keep=("a cat",), mirror=True)
+    assert read_defaults(str(tmp_path / "any")).guidance == 3.0
+    for name in ("somewhere/else", str(tmp_path / "atelier-ghibli")):
+        assert default_options(name) == default_options(name, "style") == TrainOptions()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "expected a JSON object of training"),
+        ("[]", "expected a JSON object"),
+        ('{"x": 1}', "it says 'x'"),
+        ('{"guidance": "high"}', "wrong type"),
+        ('{"training": {"width": 1}}', "training: .*width"),
+        ('{"training": {"rank": 0}}', "training: rank: expected a whole number, 1 or more, got 0"),
+    ],
+)
+def test_defaults_that_make_no_sense_are_refused(tmp_path, text, message):
+    (tmp_path / "duolora.json").write_text(text)
+    with pytest.raises(FileRefused, match=rf"duolora\.json.*{message}.*fix it"):
+        default_options(str(tmp_path))
 
 
 def test_only_the_named_blocks_learn(base, photos, tmp_path):

@@ -11,6 +11,7 @@ from duolora.api import train
 from duolora.bench import smaller
 from duolora.bench.cells import cell as cells
 from duolora.cli.app import app
+from duolora.model.defaults import BaseDefaults
 from duolora.training.distil import DistilRecipe
 
 plain_draw = cells.draw
@@ -18,7 +19,7 @@ plain_draw = cells.draw
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(train, "ATELIER_OPTIONS", train.TrainOptions(rank=2, steps=1, batch=1))
+    monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
     monkeypatch.setattr(cells, "COUNT", 1)
     monkeypatch.setattr(cells, "draw", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
     monkeypatch.setattr(smaller, "DistilRecipe", partial(DistilRecipe, pictures=2, batch=1))

@@ -25,6 +25,7 @@ from duolora.errors import InputError
 from duolora.metrics.datasets.manifests import Manifest, Pairing, write_manifest
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.similarity import all_pairs_mean
+from duolora.model.defaults import BaseDefaults
 from duolora.model.image_files import picture_files, read_image
 from duolora.provenance import sampled_hash
 
@@ -67,7 +68,7 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, places: Path, dino: Path):
-    monkeypatch.setattr(train, "ATELIER_OPTIONS", train.TrainOptions(rank=2, steps=1, batch=1))
+    monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
     monkeypatch.setattr(cells, "draw", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
 
     def run(*arguments: object, fails: bool = False) -> str:

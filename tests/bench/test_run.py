@@ -17,6 +17,7 @@ from duolora.bench.tables.tuning import TUNING
 from duolora.errors import InputError
 from duolora.lora.read.file import read_adapter
 from duolora.model.base import load_base
+from duolora.model.defaults import BaseDefaults
 
 ROWS = (
     Row("floor", how="floor"),
@@ -35,7 +36,7 @@ ROWS = (
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "ATELIER_OPTIONS", train.TrainOptions(rank=2, steps=1, batch=1))
+    monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
     monkeypatch.setattr(cells, "COUNT", 1)
     monkeypatch.setattr(cells, "draw", lambda *a, **k: cells_draw(*a, **k | {"steps": 2}))
 

@@ -20,6 +20,7 @@ from duolora.bench.run import measured
 from duolora.bench.tables.rows import FLOOR, Row
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
+from duolora.model.defaults import BaseDefaults
 from duolora.model.sample import draw
 
 
@@ -55,7 +56,7 @@ def test_a_small_base_shares_a_gpu_as_far_as_there_are_cores(monkeypatch, device
 
 def quickly(kind: type, *values: object) -> object:
     """A job as a worker unpickles it: it trains and draws in one step, and the first that draws is killed at that."""
-    train.ATELIER_OPTIONS = train.TrainOptions(rank=2, steps=1, batch=1)
+    train.read_defaults = lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1})
     cells.COUNT = 1
     job = kind(*values)
     with (job.out / "workers").open("a") as file:

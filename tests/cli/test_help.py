@@ -8,12 +8,12 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from duolora.api.train import ATELIER_OPTIONS
 from duolora.cli.app import app
 from duolora.cli.set_option import listed
 from duolora.merging.options import METHODS, WEIGHTS, MergeOptions
-from duolora.model.defaults import ATELIER_GUIDANCE, GUIDANCE
-from duolora.training.options import ATELIER_TRAINING, TrainOptions
+from duolora.model.defaults import GUIDANCE
+from duolora.options import told
+from duolora.training.options import TrainOptions
 
 WHOLE = typer.main.get_command(app)
 
@@ -76,9 +76,9 @@ def test_summaries_of_commands_are_not_cut_short(path):
 def test_defaults_in_the_help_are_the_real_ones():
     train, paper = flat(shown("train")), TrainOptions()
     for name in ("rank", "steps", "batch", "lr", "unconditional"):
-        assert f"[{getattr(paper, name):g};atelier{getattr(ATELIER_TRAINING, name):g}]" in train
-        assert getattr(ATELIER_OPTIONS, name) == getattr(ATELIER_TRAINING, name)
-    assert f"[{GUIDANCE:g};atelier{ATELIER_GUIDANCE:g}]" in flat(shown("generate"))
+        assert flat(f"[{getattr(paper, name):g}, or the base's own]") in train
+        assert flat(told(TrainOptions, name)) in train
+    assert flat(f"[{GUIDANCE:g}, or the base's own]") in flat(shown("generate"))
 
 
 def test_help_names_every_method_and_every_preset():

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -13,15 +13,14 @@ from peft.tuners.lora import LoraLayer
 from torch import Tensor
 from tqdm import tqdm
 
-from duolora.atelier.captions import varied_captions
 from duolora.errors import DuoLoRAError, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.verify import Proof
 from duolora.lora.write.atomic import check_writable
 from duolora.lora.write.file import write_adapter
-from duolora.model.base import Base, BaseChoice, is_atelier, opened
+from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.blocks import modules_within
-from duolora.model.defaults import FITS
+from duolora.model.defaults import FITS, read_defaults
 from duolora.model.image_files import picture_files
 from duolora.model.images import read_pictures
 from duolora.model.predict import noise_schedule
@@ -33,19 +32,15 @@ from duolora.provenance import file_hash, versions
 from duolora.training.callbacks import Watcher, wants_preview
 from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
 from duolora.training.finite import check_loss, check_values
-from duolora.training.options import ATELIER_TRAINING, TrainOptions
+from duolora.training.options import TrainOptions, training_of
 from duolora.training.prior_preservation import Kept, beside, kept
 
 _NAME = "learning"
-ATELIER_OPTIONS = replace(ATELIER_TRAINING, keep=tuple(varied_captions(48)))
-"""What suits the small base: it learns a thing or a look in about a minute on a core."""
 
 
 def default_options(base: str, kind: str = "content") -> TrainOptions:
-    """The options for a LoRA on a base: the paper's, or Atelier's own, which also show a look ("style") mirrored."""
-    if not is_atelier(base):
-        return TrainOptions()
-    return replace(ATELIER_OPTIONS, mirror=kind == "style")
+    """The options for a LoRA of a subject ("content") or a style on a base: the base's own, or the paper's."""
+    return training_of(read_defaults(base), kind)
 
 
 @dataclass(frozen=True)

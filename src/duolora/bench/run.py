@@ -20,7 +20,7 @@ from duolora.bench.tables.rows import ALL, MULTI, Row, Table, read_blocks, with_
 from duolora.bench.tables.tuning import tuned
 from duolora.bench.workers import crowd, run_all
 from duolora.errors import InputError
-from duolora.model.base import is_atelier
+from duolora.model.files import is_small
 from duolora.provenance import file_hash
 
 
@@ -140,7 +140,7 @@ def run_table(
         check_scoring(config.scoring)
     folder = (out if len(roots) > 1 else next(iter(roots.values()))) / config.name
     write_config(folder, config)
-    if workers is None and ray is None and all(map(is_atelier, config.bases.values())):
+    if workers is None and ray is None and all(map(is_small, config.bases.values())):
         workers = crowd()
     failed = measured([cell for _, cell in cells], workers, progress, ray)
     results = [

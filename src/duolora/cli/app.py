@@ -33,8 +33,9 @@ from duolora.cli.files import DtypeOption, FormatOption
 from duolora.cli.set_option import assigned, tell
 from duolora.errors import InputError
 from duolora.merging.options import METHODS, WEIGHTS
-from duolora.model.defaults import ATELIER_GUIDANCE, FITS, GUIDANCE, STEPS
-from duolora.training.options import ATELIER_TRAINING, TrainOptions
+from duolora.model.defaults import FITS, GUIDANCE, STEPS
+from duolora.options import told
+from duolora.training.options import TrainOptions
 
 
 class _Configured(TyperGroup):
@@ -74,12 +75,18 @@ app = typer.Typer(
     """,
 )
 
-PAPER = TrainOptions()
 TensorboardOption = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
 ]
 PREVIEWS = 50
 """With event files, a preview after so many updates."""
+
+
+def _of(name: str) -> str:
+    """The help of a training option, with the paper's default."""
+    default = getattr(TrainOptions(), name)
+    shown = ("no", "yes")[default] if isinstance(default, bool) else f"{default:g}"
+    return f"{told(TrainOptions, name)}  [{shown}, or the base's own]"
 
 
 def _changed(options: Any, **given: object) -> Any:
@@ -135,34 +142,20 @@ def train(
     ],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     base: BaseOption = "atelier",
-    rank: Annotated[
-        int | None, typer.Option(help=f"Rank of the LoRA  [{PAPER.rank}; atelier {ATELIER_TRAINING.rank}].")
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help=f"Optimiser updates  [{PAPER.steps}; atelier {ATELIER_TRAINING.steps}].")
-    ] = None,
-    batch: Annotated[
-        int | None, typer.Option(help=f"Pictures in each update  [{PAPER.batch}; atelier {ATELIER_TRAINING.batch}].")
-    ] = None,
-    lr: Annotated[
-        float | None,
-        typer.Option(help=f"Learning rate of Adam; 5e-5 is gentler  [{PAPER.lr:g}; atelier {ATELIER_TRAINING.lr:g}]."),
-    ] = None,
-    unconditional: Annotated[
-        float | None,
-        typer.Option(
-            help="Chance that a picture is shown without its prompt"
-            f"  [{PAPER.unconditional:g}; atelier {ATELIER_TRAINING.unconditional:g}]."
-        ),
-    ] = None,
-    mirror: Annotated[
-        bool, typer.Option("--mirror", help="Show each picture mirrored as well; good for looks.")
-    ] = False,
+    kind: Annotated[
+        str, typer.Option(help="content or style: what they show; a base may train the two otherwise.")
+    ] = "content",
+    rank: Annotated[int | None, typer.Option(help=_of("rank"))] = None,
+    steps: Annotated[int | None, typer.Option(help=_of("steps"))] = None,
+    batch: Annotated[int | None, typer.Option(help=_of("batch"))] = None,
+    lr: Annotated[float | None, typer.Option(help=_of("lr"))] = None,
+    unconditional: Annotated[float | None, typer.Option(help=_of("unconditional"))] = None,
+    mirror: Annotated[bool | None, typer.Option("--mirror/--no-mirror", help=_of("mirror"))] = None,
     keep: Annotated[
         Path | None,
         typer.Option(
             help="A text of prompts, one a line, whose pictures by the base alone are to stay as they are (prior"
-            " preservation); an empty file for none  [none; atelier 48 of its captions]."
+            " preservation); an empty file for none  [none, or the base's own]."
         ),
     ] = None,
     fit: Annotated[
@@ -187,11 +180,13 @@ def train(
         from duolora.training.prior_preservation import read_prompts
         from duolora.training.tensorboard import event_log
 
+        if kind not in ("content", "style"):
+            raise InputError(f"--kind: expected content or style, got {kind!r}")
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
         options = _changed(
-            default_options(base),
+            default_options(base, kind),
             **given,
-            mirror=mirror or None,
+            mirror=mirror,
             keep=None if keep is None else read_prompts(keep),
             blocks=tuple(blocks) if blocks else None,
         )
@@ -307,7 +302,7 @@ def generate(
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = STEPS,
     guidance: Annotated[
         float | None,
-        typer.Option(help=f"Classifier-free guidance; 1 is none  [{GUIDANCE:g}; atelier {ATELIER_GUIDANCE:g}]."),
+        typer.Option(help=f"Classifier-free guidance; 1 is none  [{GUIDANCE:g}, or the base's own]."),
     ] = None,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",

@@ -25,7 +25,7 @@ class MergeOptions:
 
     masks: MaskAxis = option(
         "rank",
-        "What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's own).",
+        "What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's).",
     )
     basis: Basis = option(
         "svd",

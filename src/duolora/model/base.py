@@ -5,7 +5,7 @@ Only safetensors are read, and no code that comes with a model is run.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from duolora.errors import InputError
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import Architecture
 from duolora.model.blocks import architecture_of, layer_shapes
+from duolora.model.defaults import BaseDefaults, read_defaults
 from duolora.model.device import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
 from duolora.model.files import read_pipeline, refusing
 from duolora.model.prompts import tell_unread
@@ -47,6 +48,8 @@ class Base:
     device: torch.device
     dtype: torch.dtype
     offload: Offload = "none"
+    defaults: BaseDefaults = field(default_factory=BaseDefaults)
+    """What suits it, by its own folder."""
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -231,11 +234,6 @@ def _at_once(area: int) -> int:
     return max(1, PIXELS_AT_ONCE // area)
 
 
-def is_atelier(base: str) -> bool:
-    """Whether a base, by its name or its folder's, is Atelier or a smaller one distilled from it (`atelier-…`)."""
-    return Path(base).name.split("-")[0] == "atelier"
-
-
 def load_base(
     base: str | Path = "atelier",
     device: str | torch.device = "auto",
@@ -248,8 +246,8 @@ def load_base(
     Args:
         base: `atelier`, a diffusers folder, a single .safetensors checkpoint, or a hub id such as `owner/name`.
         device: where it runs; "auto" is CUDA where there is one.
-        dtype: of UNet and text encoders; "auto" is float32 on the CPU, and elsewhere bfloat16 or, on GPUs that are too
-            old for it, float16.
+        dtype: of UNet and text encoders; "auto" is what the base's folder says, else float32 on the CPU, and elsewhere
+            bfloat16 or, on GPUs that are too old for it, float16.
         config: for a single file, a diffusers folder with the configs and tokenizers; otherwise they come from the hub.
         offload: none; model (networks take turns on the device); sequential (layers do, while pictures are drawn: slow,
             and hardly any memory); "auto" is by the device's free memory.
@@ -259,8 +257,8 @@ def load_base(
         InputError: it is not there, or an argument cannot be used.
     """
     check_offload(offload)
-    where = chosen_device(device)
-    kind = chosen_dtype(dtype, where)
+    where, defaults = chosen_device(device), read_defaults(str(base))
+    kind = chosen_dtype(defaults.dtype if dtype == "auto" else dtype, where)
     parts = read_pipeline(str(base), kind, None if config is None else Path(config))
     for module in (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2):
         module.requires_grad_(False).eval()
@@ -270,6 +268,6 @@ def load_base(
     parts.set_progress_bar_config(disable=True)
     with refusing(Path(base)):
         noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
-    found = Base(str(base), parts, noise_scheduler, where, kind, chosen_offload(offload, where, parts))
+    found = Base(str(base), parts, noise_scheduler, where, kind, chosen_offload(offload, where, parts), defaults)
     found.pipeline()
     return found

@@ -26,6 +26,7 @@ CLASSES = {
     "text_encoder": "CLIPTextModel",
     "text_encoder_2": "CLIPTextModelWithProjection",
 }
+SMALL = 256 * 1024 * 1024
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 CHECKPOINT_KEYS = (
@@ -63,6 +64,12 @@ def weights_mark(base: str) -> str | None:
     files = [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
     marks = [f"{file.relative_to(place)} {sampled_hash(file)}" for file in files]
     return hashlib.sha256("\n".join(marks).encode()).hexdigest() if marks else None
+
+
+def is_small(base: str) -> bool:
+    """Whether the weights of a base are here and at most `SMALL` bytes, so that several fit on one device."""
+    sizes = [file.stat().st_size for file in base_place(base).glob("*/*.safetensors")]
+    return 0 < sum(sizes) <= SMALL
 
 
 def check_folder(folder: Path) -> None:

@@ -7,14 +7,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from duolora.model.base import Base, is_atelier
-from duolora.model.defaults import ATELIER_GUIDANCE, GUIDANCE, STEPS
+from duolora.model.base import Base
+from duolora.model.defaults import STEPS
 from duolora.model.prompts import tell_unread
 
 
 def guidance_of(base: Base, guidance: float | None = None) -> float:
     """The guidance scale as given, or what suits the base."""
-    return (ATELIER_GUIDANCE if is_atelier(base.name) else GUIDANCE) if guidance is None else guidance
+    return base.defaults.guidance if guidance is None else guidance
 
 
 @torch.no_grad()

@@ -1,8 +1,10 @@
 """How a LoRA is trained; help texts are made from the fields, so nothing heavy is imported."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from duolora.options import option
+from duolora.errors import FileRefused, InputError
+from duolora.model.defaults import FILE, BaseDefaults
+from duolora.options import check, option
 
 
 @dataclass(frozen=True)
@@ -32,5 +34,17 @@ class TrainOptions:
     )
 
 
-ATELIER_TRAINING = TrainOptions(rank=16, steps=400, batch=4, lr=5e-4, unconditional=0.1)
-"""What suits the small base; what it keeps is added in `api/train.py`."""
+def training_of(defaults: BaseDefaults, kind: str = "content") -> TrainOptions:
+    """The options that suit a base; for a LoRA of a style (`kind`) they may differ.
+
+    Raises:
+        FileRefused: the base's own defaults name an option that there is not, or a value that it cannot have.
+    """
+    changes = {**defaults.training, **(defaults.style_training if kind == "style" else {})}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    try:
+        found = replace(TrainOptions(), **changes)
+        check(found)
+    except (TypeError, InputError) as error:
+        raise FileRefused(f"{FILE} of the base: training: {error}; fix it or delete it") from error
+    return found

@@ -170,7 +170,7 @@ class Studio:
             read_adapter(lora)
         elif images is not None:
             what = "the thing" if kind == "content" else "the look"
-            options = replace(default_options(asked.base, kind), seed=asked.seed, mirror=kind == "style")
+            options = replace(default_options(asked.base, kind), seed=asked.seed)
             options = replace(options, steps=asked.train_steps or options.steps)
             feed = Feed(f"Learning {what}", PREVIEWS["train"], tell)
             train(images, side.prompt, lora, base, options, progress=False, watch=feed)

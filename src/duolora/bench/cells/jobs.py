@@ -12,7 +12,7 @@ from PIL import Image
 from duolora.api.train import default_options, train
 from duolora.atelier.pairs import IDENTIFIERS, Pair, pictures
 from duolora.atelier.recognisers import Recogniser, load_recogniser
-from duolora.model.base import Base, is_atelier, load_base
+from duolora.model.base import Base, load_base
 from duolora.model.image_files import picture_files, read_image
 from duolora.training.options import TrainOptions
 
@@ -128,8 +128,8 @@ def train_lora(job: LoraJob, options: TrainOptions | None = None) -> None:
 
 @cache
 def shared_base(base: str) -> Base:
-    """A base, loaded once in each process; Atelier's family in float32 on a GPU, too: figures compare."""
-    return load_base(base, dtype="float32" if is_atelier(base) else "auto")
+    """A base, loaded once in each process."""
+    return load_base(base)
 
 
 @cache
