@@ -99,10 +99,13 @@ def check_value(options: Any, name: str, value: object) -> None:
         InputError: it cannot.
     """
     expected = kind(options, name).replace("a number", "a finite number")
-    words = choices(options, name)
-    wrong_word = bool(words) and isinstance(value, str) and value not in words
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wrong_word or (number and not (isfinite(value) and _field(options, name).metadata["range"].holds(value))):
+    wrong = False
+    if isinstance(value, str):
+        words = choices(options, name)
+        wrong = bool(words) and value not in words
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        wrong = not (isfinite(value) and _field(options, name).metadata["range"].holds(value))
+    if wrong:
         raise InputError(f"{name}: expected {expected}, got {reprlib.repr(value)}")
 
 

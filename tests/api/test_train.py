@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from duolora.api.train import TrainOptions, default_options, train
 from duolora.errors import FileRefused, InputError
 from duolora.lora.read.file import read_adapter
+from duolora.model.base import load_base
 from duolora.model.blocks import target_modules
 from duolora.model.defaults import read_defaults
 from duolora.training.checkpoint import load_checkpoint, save_checkpoint
@@ -51,7 +52,7 @@ def test_same_seed_same_bytes(base, photos, tmp_path):
 
 def test_stopped_run_goes_on_to_the_same_bytes(base, photos, tmp_path, monkeypatch):
     options = replace(OPTIONS, steps=130)
-    train(photos, "a cat", tmp_path / "whole.safetensors", base, options, progress=False)
+    whole = train(photos, "a cat", tmp_path / "whole.safetensors", base, options, progress=False)
     calls = 0
     original = torch.optim.Adam.step
 
@@ -67,9 +68,32 @@ def test_stopped_run_goes_on_to_the_same_bytes(base, photos, tmp_path, monkeypat
         train(photos, "a cat", tmp_path / "parts.safetensors", base, options, progress=False)
     assert not (tmp_path / "parts.safetensors").exists()
     monkeypatch.undo()
-    train(photos, "a cat", tmp_path / "parts.safetensors", base, options, progress=False)
+    again = train(photos, "a cat", tmp_path / "parts.safetensors", base, options, progress=False)
+    assert again.losses == whole.losses
     assert (tmp_path / "parts.safetensors").read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["parts.safetensors", "whole.safetensors"]
+
+
+def test_a_run_does_not_go_on_from_one_on_another_base_of_the_same_name(base, folder, photos, tmp_path, monkeypatch):
+    other, options, out = load_base(folder), replace(OPTIONS, steps=103), tmp_path / "x.safetensors"
+    assert other.name == base.name
+    with torch.no_grad():
+        other.unet.conv_in.weight[0, 0, 0, 0] += 0.5
+    calls, original = 0, torch.optim.Adam.step
+
+    def step(self, *args, **kwargs):
+        nonlocal calls
+        calls += 1
+        if calls == 102:
+            raise KeyboardInterrupt
+        return original(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    with pytest.raises(KeyboardInterrupt):
+        train(photos, "a cat", out, base, options, progress=False)
+    calls = -1000
+    train(photos, "a cat", out, other, options, progress=False)
+    assert calls == -1000 + options.steps
 
 
 def test_prompt_drop_out_matters_and_is_a_chance(base, photos, tmp_path):

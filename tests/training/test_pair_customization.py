@@ -1,8 +1,10 @@
 """PairCustomization: two LoRAs, orthogonal, learnt together, and the guidance by style."""
 
+import pytest
 import torch
 
 from duolora.api.train import TrainOptions
+from duolora.model.base import load_base
 from duolora.model.blocks import target_modules
 from duolora.model.images import read_pictures
 from duolora.training.pair_customization import draw_with_style_guidance, train_pair
@@ -28,6 +30,14 @@ def test_the_two_are_orthogonal_and_both_learn(base, photos):
     after = base.unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(before[k], after[k]) for k in before)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_narrow_base_trains_float32_factors(folder, photos, dtype):
+    pair = trained(load_base(folder, dtype=dtype), photos)
+    for lora in (lora for adapter in pair.values() for lora in adapter.modules.values()):
+        assert lora.up.dtype == torch.float32
+        assert lora.up.isfinite().all() and lora.up.abs().max() > 0
 
 
 def test_style_guidance_of_zero_leaves_the_content_alone(base, photos):

@@ -24,7 +24,7 @@ from duolora.model.base import Base, BaseChoice, opened
 from duolora.options import check
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
-from duolora.provenance import tensor_hash, versions, weights_hash
+from duolora.provenance import tensor_hash, versions
 from duolora.training.callbacks import Watcher
 from duolora.training.checkpoint import checkpoint_path
 
@@ -212,17 +212,17 @@ def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
     base, prompts = found.base, found.prompts
     made_for: Metadata = {"architecture": found.architecture.name}
     if base is not None:
-        networks = (base.unet, base.vae, base.parts.text_encoder, base.parts.text_encoder_2)
-        made_for = {"base": base.name, "base_weights": weights_hash(*networks)}
+        made_for = {"base": base.name, "base_weights": base.weights_hash()}
     said: Metadata = {}
+    if asked.options.needs_roles or found.architecture.levels is not None:
+        said["blocks"] = {name.split(".attentions")[0]: role for name, role in both.roles.items()}
     if prompts is not None:
-        said = {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
+        said |= {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
     return {
         "made_by": "duolora merge",
         "method": asked.method,
         **made_for,
         "options": asdict(asked.options),
-        "blocks": {name.split(".attentions")[0]: role for name, role in both.roles.items()},
         "versions": versions(),
         "content": source_hash(asked.content),
         "style": source_hash(asked.style),

@@ -6,12 +6,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.errors import DuoLoRAError, InputError
 from duolora.lora.adapter import Adapter
@@ -23,17 +20,14 @@ from duolora.model.blocks import modules_within
 from duolora.model.defaults import FITS, read_defaults
 from duolora.model.image_files import picture_files
 from duolora.model.images import read_pictures
-from duolora.model.predict import noise_schedule
 from duolora.model.prompts import refuse_unread
-from duolora.model.sample import draw
 from duolora.options import check
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
-from duolora.training.callbacks import Watcher, wants_preview
-from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
-from duolora.training.finite import check_loss, check_values
+from duolora.training.callbacks import Watcher
+from duolora.training.checkpoint import checkpoint_path
+from duolora.training.loop import Task, train_factors
 from duolora.training.options import TrainOptions, training_of
-from duolora.training.prior_preservation import Kept, beside, kept
 
 _NAME = "learning"
 
@@ -91,6 +85,7 @@ def train(
     recipe: dict[str, object] = {
         "made_by": "duolora train",
         "base": loaded.name,
+        "base_weights": loaded.weights_hash(),
         "prompt": prompt,
         "options": asdict(options),
         "fit": fit,
@@ -99,14 +94,15 @@ def train(
     }
     pixels = read_pictures(images, loaded.resolution, fit)
     latents = loaded.encode_images(torch.cat((pixels, pixels.flip(-1))) if options.mirror else pixels)
-    stays = kept(loaded, options.keep) if options.keep else None
+    checkpoint = checkpoint_path(out, recipe)
     with _lora(loaded, options) as factors:
-        losses = _optimise(
-            loaded, factors, latents, stays, prompt, options, checkpoint_path(out, recipe), progress, watch
-        )
+        trained = {
+            f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)
+        }
+        losses = train_factors(loaded, [Task(latents, prompt, (_NAME,))], trained, options, checkpoint, progress, watch)
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
     proof = write_adapter(out, Adapter(modules, recipe))
-    checkpoint_path(out, recipe).unlink(missing_ok=True)
+    checkpoint.unlink(missing_ok=True)
     return Trained(out, proof, losses)
 
 
@@ -140,67 +136,3 @@ def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor,
     finally:
         base.unet.unload_lora()
         base.unet.requires_grad_(False).eval()
-
-
-def _optimise(
-    base: Base,
-    factors: dict[str, tuple[Tensor, Tensor]],
-    latents: Float[Tensor, "n c h w"],
-    stays: Kept | None,
-    prompt: str,
-    options: TrainOptions,
-    checkpoint: Path,
-    progress: bool,
-    watch: Watcher | None = None,
-) -> list[float]:
-    """The denoising loss of the pictures, and the change of what stays, minimised in place by Adam.
-
-    Each step takes half as many draws of what stays as pictures. The loss of the pictures at every tenth step.
-    """
-    schedule = noise_schedule(base)
-    prompts = base.encode_prompts([prompt, *options.keep])
-    empty = base.empty_prompt()
-    others = 0 if stays is None else beside(options.batch)
-    time_ids = base.time_ids(options.batch + others, base.resolution, base.resolution)
-    base.release_encoders()
-    parameters = {f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)}
-    optimiser = torch.optim.Adam(parameters.values(), lr=options.lr)
-    start = load_checkpoint(checkpoint, parameters, optimiser) if checkpoint.exists() else 0
-    embeds, pooled = torch.cat((empty.embeds, prompts.embeds)), torch.cat((empty.pooled, prompts.pooled))
-    losses: list[Tensor] = []
-    bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
-    for step in bar:
-        rng = step_generator(options.seed, step)
-        rows = torch.randint(len(latents), (options.batch,), generator=rng)
-        noise = torch.randn((options.batch, *latents.shape[1:]), generator=rng).to(base.device)
-        t = schedule.sample_timesteps(options.batch, rng)
-        clean = latents[rows.to(latents.device)]
-        noisy, target = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t)
-        shown = (torch.rand(options.batch, generator=rng) >= options.unconditional).long()
-        if stays is not None:
-            some = stays.some(others, rng)
-            noisy, t = torch.cat((noisy, some.noisy)), torch.cat((t, some.t))
-            target, shown = torch.cat((target, some.predicted)), torch.cat((shown, some.prompt + 2))
-        shown = shown.to(base.device)
-        conditions = {"text_embeds": pooled[shown], "time_ids": time_ids}
-        with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
-            predicted = base.unet(
-                noisy.to(base.dtype), t, embeds[shown], added_cond_kwargs=conditions, return_dict=False
-            )[0]
-        loss = F.mse_loss(predicted[: options.batch].float(), target[: options.batch])
-        changed = F.mse_loss(predicted[options.batch :].float(), target[options.batch :]) if others else 0.0
-        check_loss(loss + changed, optimiser, step)
-        (loss + changed).backward()
-        optimiser.step()
-        optimiser.zero_grad()
-        if step % 10 == 0:
-            losses.append(loss.detach())
-            if watch is not None:
-                watch.losses(step + 1, options.steps, {"loss": float(loss.detach())})
-        if watch is not None and wants_preview(watch, step + 1, options.steps):
-            watch.preview(step + 1, draw(base, [prompt] * 2, [options.seed, options.seed + 1]))
-            base.release_encoders()
-        if (step + 1) % 100 == 0 and step + 1 < options.steps:
-            save_checkpoint(checkpoint, parameters, optimiser, step + 1)
-    check_values(parameters.values(), optimiser, options.steps)
-    return [float(loss) for loss in losses]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from duolora.errors import InputError
@@ -21,6 +21,7 @@ from duolora.model.defaults import BaseDefaults, read_defaults
 from duolora.model.device import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
 from duolora.model.files import read_pipeline, refusing
 from duolora.model.prompts import tell_unread
+from duolora.provenance import weights_hash
 
 PIXELS_AT_ONCE = 1024 * 1024
 
@@ -31,6 +32,11 @@ class PromptEmbeds:
 
     embeds: Float[Tensor, "n L d"]
     pooled: Float[Tensor, "n p"]
+
+    def rows(self, numbers: Int[Tensor, " batch"]) -> "PromptEmbeds":
+        """The prompts of these numbers, one for each sample of a batch."""
+        numbers = numbers.to(self.embeds.device)
+        return PromptEmbeds(self.embeds[numbers], self.pooled[numbers])
 
 
 @dataclass(eq=False)
@@ -74,6 +80,10 @@ class Base:
     def lora_shapes(self) -> dict[str, tuple[int, int]]:
         """See `lora_shapes` below."""
         return lora_shapes(self.parts)
+
+    def weights_hash(self) -> str:
+        """SHA-256 of all weights: what the base is, whatever it is called."""
+        return weights_hash(self.unet, *self._encoders())
 
     def _encoders(self) -> list[nn.Module]:
         return [self.parts.vae, self.parts.text_encoder, self.parts.text_encoder_2]

@@ -1,4 +1,7 @@
-"""The seam between the paper's equations and a network: its `Denoise` and its diffusion `Process`."""
+"""The seam between the paper's equations and a network: its `Denoise` and its diffusion `Process`.
+
+Whoever asks a UNet for a prediction does so by `predict`, and nowhere else.
+"""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +20,31 @@ from duolora.paper.constyle import Process
 
 TEACHERS: frozenset[Gate] = frozenset(("base", "content", "style"))
 GATES: tuple[Gate, ...] = ("base", "content", "style", "merged", "content_masked", "style_masked")
+
+
+def predict(
+    unet: UNet2DConditionModel,
+    x: Float[Tensor, "batch c h w"],
+    t: Int[Tensor, " batch"],
+    prompt: PromptEmbeds,
+    time_ids: Float[Tensor, "sizes 6"],
+    mixed: bool = False,
+) -> Float[Tensor, "batch c h w"]:
+    """The UNet's prediction in float32; one prompt or one size holds for the whole batch.
+
+    `mixed` is for trained float32 factors in a narrower network: the call runs under autocast then.
+    """
+    n = len(x)
+    conditions = {"text_embeds": prompt.pooled.expand(n, -1), "time_ids": time_ids.expand(n, -1)}
+    with torch.autocast(x.device.type, unet.dtype, enabled=mixed and unet.dtype != torch.float32):
+        y: Tensor = unet(
+            x.to(unet.dtype),
+            t,
+            encoder_hidden_states=prompt.embeds.expand(n, -1, -1),
+            added_cond_kwargs=conditions,
+            return_dict=False,
+        )[0]
+    return y.float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +141,8 @@ class MountedUNet:
     ) -> Float[Tensor, "batch c h w"]:
         """The UNet's prediction in float32, each sample with its prompt, and one gate row a sample or one for all."""
         rows = self._index(tuple(prompt), self.prompts)
-        conditions = {"text_embeds": self.embeds.pooled[rows], "time_ids": self.time_ids.expand(len(x), -1)}
         with self.mount.gating(gates):
-            y: Tensor = self.unet(
-                x.to(self.mount.dtype),
-                t,
-                encoder_hidden_states=self.embeds.embeds[rows],
-                added_cond_kwargs=conditions,
-                return_dict=False,
-            )[0]
-        return y.float()
+            return predict(self.unet, x, t, self.embeds.rows(rows), self.time_ids)
 
     def _index(self, names: tuple[str, ...], known: tuple[str, ...]) -> Tensor:
         """Positions of `names` in `known`, on the device; kept, since the same few batches come again every step."""

@@ -10,26 +10,23 @@ theirs) stays as it is under the content LoRA and under both.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from peft import LoraConfig
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.lora.adapter import Adapter
 from duolora.model.base import Base, PromptEmbeds
 from duolora.model.blocks import modules_within
 from duolora.model.defaults import STEPS
 from duolora.model.mount import Mount
-from duolora.model.predict import MountedUNet, noise_schedule
+from duolora.model.predict import MountedUNet
 from duolora.model.sample import guidance_of
 from duolora.paper.lowrank import LowRank
-from duolora.training.checkpoint import step_generator
-from duolora.training.finite import check_loss
+from duolora.training.loop import Task, train_factors
 from duolora.training.options import TrainOptions
-from duolora.training.prior_preservation import beside, kept
 
 KINDS = ("content", "style")
 STYLE_GUIDANCE = 3.0
@@ -45,48 +42,19 @@ def train_pair(
     progress: bool = True,
 ) -> dict[str, Adapter]:
     """The content and the style LoRA of pictures and their stylised twins, trained together."""
-    x = {"content": base.encode_images(content), "style": base.encode_images(style)}
-    stays, others = (kept(base, options.keep), beside(options.batch)) if options.keep else (None, 0)
-    said = dict(zip(KINDS, (content_prompt, style_prompt), strict=True))
-    embeds = {kind: base.encode_prompts([prompt, *options.keep]) for kind, prompt in said.items()}
-    schedule = noise_schedule(base)
-    time_ids = base.time_ids(options.batch + others, base.resolution, base.resolution)
+    active = {"content": KINDS[:1], "style": KINDS}
+    shown = {"content": (content, content_prompt), "style": (style, style_prompt)}
+    tasks = [Task(base.encode_images(pixels), prompt, active[kind]) for kind, (pixels, prompt) in shown.items()]
     names = modules_within(base.unet, options.blocks)
-    base.bring_unet()
     with _orthogonal(base, names, options) as ups:
-        optimiser = torch.optim.Adam(ups, lr=options.lr)
-        for step in tqdm(range(options.steps), "Training the pair", disable=not progress):
-            rng = step_generator(options.seed, step)
-            rows = torch.randint(len(content), (options.batch,), generator=rng)
-            noise = torch.randn((options.batch, *x["content"].shape[1:]), generator=rng).to(base.device)
-            t = schedule.sample_timesteps(options.batch, rng)
-            for kind, active in (("content", KINDS[:1]), ("style", KINDS)):
-                base.unet.set_adapters(list(active))
-                clean = x[kind][rows.to(base.device)]
-                noisy, target, at = schedule.add_noise(clean, noise, t), schedule.target(clean, noise, t), t
-                shown = torch.zeros(options.batch, dtype=torch.long)
-                if stays is not None:
-                    some = stays.some(others, rng)
-                    noisy, at = torch.cat((noisy, some.noisy)), torch.cat((t, some.t))
-                    target, shown = torch.cat((target, some.predicted)), torch.cat((shown, some.prompt + 1))
-                told, shown = embeds[kind], shown.to(base.device)
-                conditions = {"text_embeds": told.pooled[shown], "time_ids": time_ids}
-                predicted = base.unet(
-                    noisy.to(base.dtype), at, told.embeds[shown], added_cond_kwargs=conditions, return_dict=False
-                )[0].float()
-                loss = F.mse_loss(predicted[: options.batch], target[: options.batch])
-                changed = F.mse_loss(predicted[options.batch :], target[options.batch :]) if others else 0.0
-                check_loss(loss + changed, optimiser, step)
-                (loss + changed).backward()
-            optimiser.step()
-            optimiser.zero_grad()
+        train_factors(base, tasks, ups, replace(options, unconditional=0.0), progress=progress)
         return {kind: Adapter(_factors(base, names, kind)) for kind in KINDS}
 
 
 @contextmanager
-def _orthogonal(base: Base, names: list[str], options: TrainOptions) -> Iterator[list[torch.nn.Parameter]]:
+def _orthogonal(base: Base, names: list[str], options: TrainOptions) -> Iterator[dict[str, Tensor]]:
     """Two LoRAs with orthogonal frozen `down` factors on the base's attention; what learns is yielded."""
-    ups = []
+    ups: dict[str, Tensor] = {}
     config = LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules=names)
     for kind in KINDS:
         base.unet.add_adapter(config, adapter_name=kind)
@@ -97,9 +65,11 @@ def _orthogonal(base: Base, names: list[str], options: TrainOptions) -> Iterator
                 layer = base.unet.get_submodule(name)
                 rows, _ = torch.linalg.qr(torch.randn(layer.in_features, 2 * options.rank, generator=rng))
                 for kind, part in zip(KINDS, rows.T.to(base.device).split(options.rank), strict=True):
+                    layer.lora_A[kind].float()
+                    layer.lora_B[kind].float()
                     layer.lora_A[kind].weight.copy_(part).requires_grad_(False)
                     layer.lora_B[kind].weight.zero_().requires_grad_(True)
-                    ups.append(layer.lora_B[kind].weight)
+                    ups[f"{name}.{kind}"] = layer.lora_B[kind].weight
         yield ups
     finally:
         base.unet.unload_lora()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from duolora.errors import FileRefused, InputError
 from duolora.model.base import Base
-from duolora.model.predict import noise_schedule
+from duolora.model.predict import noise_schedule, predict
 from duolora.model.sample import draw
 from duolora.textfiles import read_text
 from duolora.training.checkpoint import step_generator
@@ -71,22 +71,8 @@ def kept(base: Base, prompts: tuple[str, ...], seed: int = 0) -> Kept:
     t = schedule.sample_timesteps(len(prompt), rng)
     noise = torch.randn((len(prompt), *latents.shape[1:]), generator=rng).to(base.device)
     noisy = schedule.add_noise(latents.repeat(DRAWS, 1, 1, 1), noise, t)
-    predicted = []
+    predicted, time_ids = [], base.time_ids(1, base.resolution, base.resolution)
     for i in range(0, len(prompt), _AT_ONCE):
         part = slice(i, i + _AT_ONCE)
-        rows = prompt[part].to(base.device)
-        conditions = {
-            "text_embeds": embeds.pooled[rows],
-            "time_ids": base.time_ids(len(rows), base.resolution, base.resolution),
-        }
-        with torch.autocast(base.device.type, base.dtype, enabled=base.dtype != torch.float32):
-            predicted.append(
-                base.unet(
-                    noisy[part].to(base.dtype),
-                    t[part],
-                    embeds.embeds[rows],
-                    added_cond_kwargs=conditions,
-                    return_dict=False,
-                )[0].float()
-            )
+        predicted.append(predict(base.unet, noisy[part], t[part], embeds.rows(prompt[part]), time_ids, mixed=True))
     return Kept(noisy, t, prompt, torch.cat(predicted))

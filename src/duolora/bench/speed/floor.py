@@ -11,6 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from duolora.bench.speed.scenes import Scene
 from duolora.merging.options import MergeOptions
+from duolora.model.predict import predict
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Floor:
         hook = first.register_forward_hook(_begin)
         try:
             for batch in needed.learning:
-                self._call(batch).float().square().mean().backward()
+                self._call(batch).square().mean().backward()
         finally:
             hook.remove()
         return {}
@@ -68,19 +69,9 @@ class Floor:
 
     def _call(self, batch: int) -> Tensor:
         base, data = self.scene.base, self.scene.data
-        x = data.x_c[:1].expand(batch, -1, -1, -1).to(base.dtype)
-        embeds = self._embeds()
-        y: Tensor = base.unet(
-            x,
-            torch.full((batch,), 500, device=base.device),
-            encoder_hidden_states=embeds.embeds.expand(batch, -1, -1),
-            added_cond_kwargs={
-                "text_embeds": embeds.pooled.expand(batch, -1),
-                "time_ids": base.time_ids(batch, base.resolution, base.resolution),
-            },
-            return_dict=False,
-        )[0]
-        return y
+        x = data.x_c[:1].expand(batch, -1, -1, -1)
+        t = torch.full((batch,), 500, device=base.device)
+        return predict(base.unet, x, t, self._embeds(), base.time_ids(1, base.resolution, base.resolution))
 
     def _embeds(self) -> Any:
         if "embeds" not in self.__dict__:

@@ -17,7 +17,7 @@ from duolora.merging.inputs import Loras, Masks, Sources
 from duolora.merging.learn import Calibration
 from duolora.merging.options import MergeOptions
 from duolora.model.base import Base, PromptEmbeds
-from duolora.model.predict import NoiseSchedule, noise_schedule
+from duolora.model.predict import NoiseSchedule, noise_schedule, predict
 from duolora.paper.choices import Role
 from duolora.training.checkpoint import step_generator
 
@@ -74,15 +74,7 @@ class DenseUNet:
         self.using = using
         row = self.prompts.index(prompt)
         embeds = PromptEmbeds(self.embeds.embeds[row : row + 1], self.embeds.pooled[row : row + 1])
-        conditions = {"text_embeds": embeds.pooled.expand(len(x), -1), "time_ids": self._time_ids.expand(len(x), -1)}
-        y: Tensor = self.base.unet(
-            x.to(self.base.dtype),
-            t,
-            encoder_hidden_states=embeds.embeds.expand(len(x), -1, -1),
-            added_cond_kwargs=conditions,
-            return_dict=False,
-        )[0]
-        return y.float()
+        return predict(self.base.unet, x, t, embeds, self._time_ids)
 
 
 @dataclass(frozen=True, eq=False)

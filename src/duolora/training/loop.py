@@ -1,0 +1,144 @@
+"""LoRA training: one loop, for a LoRA alone and for PairCustomization's two.
+
+    loss = Σ_tasks ‖target − prediction(x_t, p)‖² + ‖prediction of the base − prediction‖² on class images
+
+The second term is prior preservation, where the options ask for it. Only the given factors are trained.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm import tqdm
+
+from duolora.model.base import Base, PromptEmbeds
+from duolora.model.predict import NoiseSchedule, noise_schedule, predict
+from duolora.model.sample import draw
+from duolora.training.callbacks import Watcher, wants_preview
+from duolora.training.checkpoint import load_checkpoint, losses_before, save_checkpoint, step_generator
+from duolora.training.finite import check_loss, check_values
+from duolora.training.options import TrainOptions
+from duolora.training.prior_preservation import Kept, beside, kept
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Images with a prompt, and which of PEFT's adapters are active while they are shown."""
+
+    latents: Float[Tensor, "n c h w"]
+    prompt: str
+    adapters: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Sample:
+    """What all tasks of a step share: numbers of images, timesteps, noise, and which prompts are not dropped."""
+
+    rows: Int[Tensor, " batch"]
+    t: Int[Tensor, " batch"]
+    noise: Float[Tensor, "batch c h w"]
+    shown: Int[Tensor, " batch"]
+
+
+def train_factors(
+    base: Base,
+    tasks: Sequence[Task],
+    factors: Mapping[str, Tensor],
+    options: TrainOptions,
+    checkpoint: Path | None = None,
+    progress: bool = True,
+    watch: Watcher | None = None,
+) -> list[float]:
+    """Train the factors in place by Adam; the loss of the images at every tenth step.
+
+    Every step has a backward pass for each task. Goes on from `checkpoint` if that file is there, with its losses, and
+    writes it every 100 steps. In float16 the gradients are scaled.
+
+    Raises:
+        DuoLoRAError: the loss is no longer finite.
+    """
+    schedule, preserved = noise_schedule(base), kept(base, options.keep) if options.keep else None
+    empty = base.empty_prompt()
+    prompts = [_after(empty, base.encode_prompts([task.prompt, *options.keep])) for task in tasks]
+    base.release_encoders()
+    optimiser = torch.optim.Adam(list(factors.values()), lr=options.lr)
+    scaler = torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
+    scaling = _scaling(scaler)
+    start, losses = 0, list[Tensor]()
+    if checkpoint and checkpoint.exists():
+        start = load_checkpoint(checkpoint, {**factors, **scaling}, optimiser)
+        losses = [torch.tensor(loss) for loss in losses_before(checkpoint)]
+        _restore(scaler, scaling)
+    bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
+    for step in bar:
+        rng = step_generator(options.seed, step)
+        sample, seen = _sample(schedule, tasks[0].latents, options, rng), []
+        for task, prompt in zip(tasks, prompts, strict=True):
+            if len(tasks) > 1:
+                base.unet.set_adapters(list(task.adapters))
+            some = None if preserved is None else preserved.some(beside(options.batch), rng)
+            loss, changed = _losses(base, schedule, task, prompt, sample, some)
+            check_loss(loss + changed, optimiser, step)
+            scaler.scale(loss + changed).backward()
+            seen.append(loss.detach())
+        scaler.step(optimiser)
+        scaler.update()
+        optimiser.zero_grad()
+        if step % 10 == 0:
+            losses.append(torch.stack(seen).sum())
+            if watch is not None:
+                watch.losses(step + 1, options.steps, {"loss": float(losses[-1])})
+        if watch is not None and wants_preview(watch, step + 1, options.steps):
+            watch.preview(step + 1, draw(base, [tasks[-1].prompt] * 2, [options.seed, options.seed + 1]))
+            base.release_encoders()
+        if checkpoint and (step + 1) % 100 == 0 and step + 1 < options.steps:
+            save_checkpoint(
+                checkpoint, {**factors, **_scaling(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]
+            )
+    check_values(factors.values(), optimiser, options.steps)
+    return [float(loss) for loss in losses]
+
+
+def _after(empty: PromptEmbeds, prompts: PromptEmbeds) -> PromptEmbeds:
+    """The prompts by their numbers from 1 on; number 0 is the dropped caption."""
+    return PromptEmbeds(torch.cat((empty.embeds, prompts.embeds)), torch.cat((empty.pooled, prompts.pooled)))
+
+
+def _sample(schedule: NoiseSchedule, latents: Tensor, options: TrainOptions, rng: torch.Generator) -> _Sample:
+    rows = torch.randint(len(latents), (options.batch,), generator=rng)
+    noise = torch.randn((options.batch, *latents.shape[1:]), generator=rng).to(latents.device)
+    t = schedule.sample_timesteps(options.batch, rng)
+    shown = (torch.rand(options.batch, generator=rng) >= options.unconditional).long()
+    return _Sample(rows, t, noise, shown)
+
+
+def _losses(
+    base: Base, schedule: NoiseSchedule, task: Task, prompts: PromptEmbeds, sample: _Sample, preserved: Kept | None
+) -> tuple[Tensor, Tensor]:
+    """The denoising loss of the images, and the change of the class images' predictions."""
+    n, clean = len(sample.t), task.latents[sample.rows.to(task.latents.device)]
+    noisy, target = schedule.add_noise(clean, sample.noise, sample.t), schedule.target(clean, sample.noise, sample.t)
+    t, shown = sample.t, sample.shown
+    if preserved is not None:
+        noisy, t = torch.cat((noisy, preserved.noisy)), torch.cat((t, preserved.t))
+        target, shown = torch.cat((target, preserved.predicted)), torch.cat((shown, preserved.prompt + 2))
+    time_ids = base.time_ids(1, base.resolution, base.resolution)
+    predicted = predict(base.unet, noisy, t, prompts.rows(shown), time_ids, mixed=True)
+    loss = F.mse_loss(predicted[:n], target[:n])
+    return loss, F.mse_loss(predicted[n:], target[n:]) if preserved is not None else torch.zeros_like(loss)
+
+
+def _scaling(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    """The state of gradient scaling for a checkpoint; nothing where there is none."""
+    state = scaler.state_dict()
+    return {"gradient scaling": torch.tensor([state["scale"], state["_growth_tracker"]])} if state else {}
+
+
+def _restore(scaler: torch.amp.GradScaler, scaling: Mapping[str, Tensor]) -> None:
+    for values in scaling.values():
+        scale, tracker = values.tolist()
+        scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})
