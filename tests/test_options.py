@@ -3,9 +3,10 @@
 from dataclasses import dataclass, fields, replace
 
 import pytest
+import torch
 
 from duolora.errors import InputError
-from duolora.merging.options import METHODS, MergeOptions
+from duolora.merging.options import METHODS, WEIGHTS, MergeOptions
 from duolora.options import Range, check, choices, kind, option, parsed, told
 from duolora.paper.choices import Norm
 from duolora.training.options import TrainOptions
@@ -62,3 +63,21 @@ def test_all_options_have_help_and_all_methods_are_sound():
         check(method)
     check(TrainOptions())
     assert choices(MergeOptions, "init") == ("ones", "values", "all-ones", "split", "oneshot")
+
+
+@pytest.mark.parametrize("preset", WEIGHTS)
+def test_presets_weigh_the_cycle_only_and_average_layers(preset):
+    options = replace(METHODS["duolora"], **WEIGHTS[preset])
+    check(options)
+    assert (options.multiplies, options.reduction) == ("cycle", "mean")
+
+
+def test_rows_of_zero_weights_are_ziprank_in_what_they_minimise():
+    """Table 9's row 0/0 has a loss: the reconstruction, which is ZipRank's."""
+    from duolora.paper.constyle import ConstyleTerms, overall
+
+    one, two, three = (torch.tensor(float(k)) for k in (1, 2, 3))
+    terms = ConstyleTerms(one, two, three)
+    zero = replace(METHODS["duolora"], lambda_layer_prior=0.0, lambda_cycle=0.0)
+    loss = overall(terms, torch.tensor(7.0), 0.0, zero.lambda_cycle, zero.multiplies, zero.cycles)
+    assert loss == terms.reconstruction
