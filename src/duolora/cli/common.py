@@ -4,7 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -67,9 +67,16 @@ def _told() -> Iterator[None]:
         others = warnings.showwarning
         seen: set[str] = set()
 
-        def show(message: Warning | str, category: type[Warning], *where: Any) -> None:
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
             if not issubclass(category, Notice):
-                others(message, category, *where)
+                others(message, category, filename, lineno, file, line)
             elif str(message) not in seen:
                 seen.add(str(message))
                 typer.echo(f"duolora: {printable(str(message))}", err=True)

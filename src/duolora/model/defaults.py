@@ -29,6 +29,7 @@ class BaseDefaults:
     dtype: str = "auto"
     """The compute dtype, as `--dtype` names it."""
 
+
 FITS: dict[str, str] = {
     "crop": "the square about the centre of each is used",
     "pad": "each is used whole, with white beside it",
