@@ -245,3 +245,20 @@ def test_bench_lists_its_tables_quickly():
     done = run("bench", "--help")
     assert done.exit_code == 0
     assert all(name in done.stdout for name in ("table1", "table8", "figure3", "tuning"))
+
+
+def test_train_says_what_it_used_of_which_images(folder, photos, tmp_path):
+    there = tmp_path / "photos"
+    (there / "more").mkdir(parents=True)
+    for path in photos.iterdir():
+        (there / path.name).write_bytes(path.read_bytes())
+    (there / "notes.txt").touch()
+    told = ["train", "--images", there, "--prompt", "a sks cat", "--base", folder, "--steps", 1, "--rank", 1]
+    done = run(*told, "--out", tmp_path / "a.safetensors")
+    assert done.exit_code == 0, done.output
+    count = f"{there}: {len(list(photos.iterdir()))} images are used; "
+    assert done.stderr.count(f"{count}left out: more/ (a folder), notes.txt") == 1
+    assert f"{count}the square about the centre of each is used (--fit)" in done.stderr
+    assert run(*told, "--out", tmp_path / "b.safetensors", "--fit", "pad").exit_code == 0
+    assert (tmp_path / "a.safetensors").read_bytes() != (tmp_path / "b.safetensors").read_bytes()
+    refused([*told, "--out", tmp_path / "c.safetensors", "--fit", "stretch"], "fit: expected one of crop, pad, resize")

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageCms, PngImagePlugin, features
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, Notice
 from duolora.model import image_files
 from duolora.model.image_files import HEIF_SUFFIXES, LARGEST, REDUCED, images_of, picture_files, read_image
 
@@ -135,6 +135,8 @@ def test_what_is_left_out_is_named_and_what_is_used_counted(tmp_path):
     found = images_of(tmp_path)
     assert found.left_out == ("IMG_1.xheic", "empty/ (a folder)", "more/ (a folder with 2 images)", "notes.txt")
     assert str(found) == f"{tmp_path}: 1 image is used; left out: {', '.join(found.left_out)}"
+    with pytest.warns(Notice, match="1 image is used; left out: IMG_1.xheic, empty/"):
+        assert picture_files(tmp_path) == [tmp_path / "a.png"]
     for k in range(20):
         (tmp_path / f"z{k}.txt").write_text("")
     assert str(images_of(tmp_path)).endswith("z1.txt and 18 more")

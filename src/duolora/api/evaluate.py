@@ -179,7 +179,7 @@ def evaluate(
     files = {
         name: picture_files(where) for name, where in (("content", content), ("style", style)) if where is not None
     }
-    pictures = list(generated_images(generated).files)
+    pictures = list(generated_images(generated).tell().files)
     kept = None if cache is False else Cache(cache if isinstance(cache, Path) else None)
     loaded = {} if embedders is None else embedders
     scores = []

@@ -190,10 +190,10 @@ def train(
             keep=None if keep is None else read_prompts(keep),
             blocks=tuple(blocks) if blocks else None,
         )
-        tell_images(quiet, images, fit=fit)
         opened = chosen(base, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit)
+        tell_images(quiet, images, fit=fit)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
 
@@ -259,7 +259,6 @@ def merge(
         options = options_of(method, **WEIGHTS.get(weights or "", {}))
         given = {"steps": steps, "seed": seed} | assigned(option or [], options)
         options = _changed(options, **given)
-        tell_images(quiet, content_images, style_images)
         name = base or ("atelier" if options.asks_network else None)
         opened = None if name is None else chosen(name, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
@@ -269,6 +268,7 @@ def merge(
                 announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
                 format=format, dtype=dtype, watch=log,
             )  # fmt: skip
+        tell_images(quiet, content_images, style_images)
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
         if done.trainable:
             text += (

@@ -82,7 +82,7 @@ def _told() -> Iterator[None]:
                 typer.echo(f"duolora: {printable(str(message))}", err=True)
 
         warnings.simplefilter("always", Notice)
-        warnings.showwarning = show
+        warnings.showwarning = show  # type: ignore[assignment]  # whatever else a warning has is passed on
         yield
 
 
@@ -108,15 +108,14 @@ def proof_facts(proof: Any) -> dict[str, object]:
 
 
 def tell_images(quiet: bool, *places: Any, fit: str | None = None) -> None:
-    """Say on stderr which images are used, and how; when quiet, only where some of a folder's files are not."""
+    """Say on stderr how many images were used, and how; what was left out has been told when they were read."""
     from duolora.model.defaults import FITS
     from duolora.model.image_files import images_of
 
     for place in places:
-        found = place if place is None or hasattr(place, "left_out") else images_of(place)
-        if found is not None and (found.left_out or not quiet):
+        if place is not None and not quiet:
             how = f"; {FITS[fit]} (--fit)" if fit in FITS else ""
-            typer.echo(printable(f"{found}{how}"), err=True)
+            typer.echo(printable(f"{images_of(place).used()}{how}"), err=True)
 
 
 def report(as_json: bool, text: str, **facts: object) -> None:

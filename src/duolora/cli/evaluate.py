@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from duolora.cli.common import JsonOption, QuietOption, SeedOption, one_line, report, tell_images
+from duolora.cli.common import JsonOption, QuietOption, SeedOption, one_line, report
 from duolora.cli.examples import examples
 
 
@@ -35,10 +35,8 @@ def evaluate(
     with one_line():
         from duolora.api.evaluate import evaluate as run
         from duolora.api.evaluate import named_checkpoints
-        from duolora.api.generated import generated_images
 
         places = named_checkpoints(checkpoint or [])
-        tell_images(quiet, generated_images(generated), content, style)
         done = run(generated, content, style, prompt, metrics, places, device, not no_cache, progress=not quiet)
         report(as_json, done.table(), **done.facts())
 

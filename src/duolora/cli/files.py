@@ -114,7 +114,6 @@ def compose(
         elif method == "oneshot":
             if weights is not None:
                 raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
-            tell_images(quiet, *(images or ()))
             chosen_base = chosen(base, device, base_dtype, offload, quiet)
             plain = one_shot_options(kind or (), seed=seed)
             options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
@@ -122,6 +121,7 @@ def compose(
                 files, out, chosen_base, prompt or (), images or (), kind or (), merged_prompt, options, format, dtype,
                 progress=not quiet,
             )  # fmt: skip
+            tell_images(quiet, *(images or ()))
         else:
             raise InputError(f"--method: expected sum or oneshot, got {method!r}")
         text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"

@@ -14,7 +14,7 @@ from threading import Lock
 import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, Notice
 
 with suppress(ImportError):  # the extra `heif`
     from pillow_heif import register_heif_opener
@@ -54,8 +54,17 @@ class Found:
     """Other files by name, and sub-folders with the number of their images."""
 
     def __str__(self) -> str:
-        images = "1 image is" if len(self.files) == 1 else f"{len(self.files)} images are"
-        return f"{self.where}: {images} used" + (f"; left out: {self._left()}" if self.left_out else "")
+        return f"{self.used()}; left out: {self._left()}" if self.left_out else self.used()
+
+    def used(self) -> str:
+        """How many images are used, in words."""
+        return f"{self.where}: {'1 image is' if len(self.files) == 1 else f'{len(self.files)} images are'} used"
+
+    def tell(self) -> "Found":
+        """Itself; warns of what is left out."""
+        if self.left_out:
+            warnings.warn(str(self), Notice, stacklevel=3)
+        return self
 
     def _left(self) -> str:
         more = len(self.left_out) - _NAMED
@@ -91,8 +100,11 @@ _LITTER = ("Thumbs.db", "desktop.ini", GENERATED)
 
 
 def picture_files(where: str | Path) -> list[Path]:
-    """The image files of a folder in the order of their names, or the one file itself (see `images_of`)."""
-    return list(images_of(where).files)
+    """The image files of a folder in the order of their names, or the one file itself (see `images_of`).
+
+    Warns of what is left out.
+    """
+    return list(images_of(where).tell().files)
 
 
 def images_in(folder: Path) -> tuple[Path, ...]:
