@@ -1,6 +1,7 @@
 """Where a file came from: hashes of its sources and the versions that made it."""
 
 import hashlib
+from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -36,11 +37,19 @@ def tensor_hash(tensor: Tensor) -> str:
 
 def weights_hash(*networks: nn.Module) -> str:
     """SHA-256 of all weights of networks, with their names, types and shapes, in hexadecimal."""
+    return _hash(item for network in networks for item in network.state_dict().items())
+
+
+def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all tensors of a file, with their names, types and shapes, in hexadecimal."""
+    return _hash(sorted(tensors.items()))
+
+
+def _hash(named: Iterable[tuple[str, Tensor]]) -> str:
     found = hashlib.sha256()
-    for network in networks:
-        for name, tensor in network.state_dict().items():
-            found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-            found.update(_bytes(tensor))
+    for name, tensor in named:
+        found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode("utf-8", "backslashreplace"))
+        found.update(_bytes(tensor))
     return found.hexdigest()
 
 

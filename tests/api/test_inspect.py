@@ -39,7 +39,7 @@ def test_energy_and_norms_are_those_of_the_dense_update(loras):
     assert facts["blocks"]["mid_block"]["role"] == "content"
     assert facts["recipe"]["prompt"] == "a sks cat in flat style"
     assert len(facts["sha256"]) == 64
-    assert set(facts["proof"]) == {"dtype", "error", "diffusers"}
+    assert set(facts["proof"]) == {"dtype", "error", "diffusers", "tensors"}
 
 
 def test_cosine_is_that_of_the_dense_updates(loras):

@@ -25,8 +25,8 @@ def mixed(unet) -> Adapter:
     names = [*target_modules(unet)[1:], "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"]
     modules: dict[str, LowRank] = {}
     for k, name in enumerate(names):
-        (lora,) = random_adapter(unet, [name], rank=1 + k % 5, seed=k, scale=(0.25, 1 / 3, 1.0, -0.7)[k % 4]).values()
-        modules[name] = LowRank(lora.up.half().float(), lora.down.half().float(), lora.scale)
+        (lora,) = random_adapter(unet, [name], rank=1 + k % 5, seed=k, scale=(0.25, 0.5, 1.0, -2.0)[k % 4]).values()
+        modules[name] = LowRank((lora.up * 256).round() / 256, (lora.down * 256).round() / 256, lora.scale)
     return Adapter(modules, {"prompt": "a sks cup", "options": {"seed": 3, "lr": 0.01}})
 
 

@@ -10,10 +10,7 @@ from duolora.errors import FileRefused, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.parts import CONTENT_RANKS, halves
 from duolora.lora.read.file import read_adapter
-from duolora.lora.read.header import read_header
-from duolora.lora.read.peft_config import json_object
 from duolora.lora.verify import inner, norm
-from duolora.lora.write.file import PROOF
 from duolora.merging.mask_file import MaskFile, is_mask_file, read_masks
 from duolora.model.blocks import blocks_of
 from duolora.paper.lowrank import LowRank, svd_basis
@@ -86,7 +83,7 @@ def _about(adapter: Adapter, path: Path) -> Facts:
         "modules": len(squares),
         "rank": [min(ranks), max(ranks)],
         "norm": math.sqrt(whole),
-        "proof": json_object(read_header(path)[1], PROOF, str(path)) if os.path.isfile(path) else {},
+        "proof": adapter.proof,
         "blocks": blocks,
         "energy_by_role": roles,
         "left_out": list(adapter.left_out),

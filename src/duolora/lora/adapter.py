@@ -15,3 +15,5 @@ class Adapter:
     """What the file says of its making; only what JSON can hold."""
     left_out: tuple[str, ...] = ()
     """Parts of the file that were not read, such as bundled embeddings."""
+    proof: dict[str, object] = field(default_factory=dict)
+    """What the header of the file says of its proof; nothing where the tensors are not those that were proved."""

@@ -31,7 +31,8 @@ def content_ranks(adapter: Adapter, file: object) -> dict[str, int]:
     if not isinstance(counts, list) or len(counts) != len(names):
         raise FileRefused(
             f"{file}: expected a merge whose header says which directions are the content's ({CONTENT_RANKS}), found "
-            "none; give the file as `duolora merge` wrote it, neither squeezed nor composed"
+            "none; give the file as `duolora merge` wrote it, neither squeezed nor composed nor rewritten by another "
+            "program"
         )
     for name, count in zip(names, counts, strict=True):
         if type(count) is not int or not 0 <= count <= adapter.modules[name].rank:

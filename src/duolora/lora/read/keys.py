@@ -25,11 +25,13 @@ from torch import Tensor
 from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import KOHYA_PREFIXES, from_kohya, from_sgm, is_module
+from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.peft_config import ADAPTER_METADATA, PeftConfig, json_object, peft_configs
 from duolora.lora.read.unsupported import refuse_foreign, refuse_other_base
 from duolora.paper.lowrank import LowRank
+from duolora.provenance import tensors_hash
 
-RECIPE = "duolora"
+RECIPE, PROOF = "duolora", "duolora_proof"
 _FACTOR = re.compile(r"(?P<stem>.+)\.(?P<side>lora_A|lora_B|lora_down|lora_up|lora_mid)(?:\.default)?\.weight")
 _SIDES = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up", "lora_mid": "mid"}
 _OLD = (
@@ -74,7 +76,9 @@ def adapter_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], fil
             f"{file}: expected LoRAs of modules, found {len(left_out)} other parts only; give a LoRA file"
         )
     refuse_other_base(modules, metadata, file)
-    return Adapter(modules, _recipe(metadata, file), tuple(left_out))
+    proof = json_object(metadata, PROOF, file)
+    ours = "tensors" in proof and proof["tensors"] == tensors_hash(tensors)
+    return Adapter(modules, _recipe(metadata, ours, file), tuple(left_out), proof if ours else {})
 
 
 def _parts(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, _Parts], list[str]]:
@@ -201,8 +205,13 @@ def _refuse_two_strengths(with_alpha: list[str], configs: Mapping[str, PeftConfi
         )
 
 
-def _recipe(metadata: Mapping[str, str], file: str) -> dict[str, object]:
-    """How the file was made: our own recipe, or the trigger words of another program's header."""
+def _recipe(metadata: Mapping[str, str], ours: bool, file: str) -> dict[str, object]:
+    """How the file was made: our own recipe, or the trigger words of another program's header.
+
+    Programs that rewrite a file copy its header. Which directions are the content's is known of our own tensors only.
+    """
     recipe = json_object(metadata, RECIPE, file)
+    if not ours:
+        recipe.pop(CONTENT_RANKS, None)
     words = metadata.get("modelspec.trigger_phrase", "").strip()
     return recipe or ({"prompt": words} if words else {})

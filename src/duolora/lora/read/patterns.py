@@ -4,7 +4,7 @@ All patterns of a config are one automaton (Thompson 1968) that is run once over
 time: it never goes back, as Python's own engine does, for which `([\w.]+)+!` takes longer than anybody waits. What is
 found out about one name is kept for the next, since names begin alike.
 
-Known: letters, `.`, `\\.`, `\\d`, `\\w`, classes, groups, `|`, `*`, `+`, `?`, `^` and `$`. Trainers write no others.
+Known: letters, `.`, `\.`, `\d`, `\w`, classes, groups, `|`, `*`, `+`, `?`, `^` and `$`. Trainers write no others.
 """
 
 import string

@@ -13,22 +13,25 @@ from torch import Tensor
 from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
-from duolora.lora.read.keys import RECIPE, adapter_from
+from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
 from duolora.lora.verify import TOLERANCE, Proof, identical, proof
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
 from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
 from duolora.lora.write.kohya import kohya_metadata, kohya_tensors
 from duolora.lora.write.uniform import uniform
+from duolora.provenance import tensors_hash
 
 Format = Literal["diffusers", "kohya", "uniform"]
-PROOF = "duolora_proof"
 Writer = Callable[[Adapter, torch.dtype, str], tuple[dict[str, Tensor], dict[str, str]]]
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
 def _diffusers(adapter: Adapter, dtype: torch.dtype, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return diffusers_tensors(adapter, dtype), diffusers_metadata(adapter)
+    """Strengths are in `up`: diffusers before 0.34, OneTrainer and ComfyUI do not read them in the header."""
+    unit = {name: replace(lora, up=lora.scale * lora.up, scale=1.0) for name, lora in adapter.modules.items()}
+    folded = replace(adapter, modules=unit)
+    return diffusers_tensors(folded, dtype), diffusers_metadata(folded)
 
 
 def _kohya(adapter: Adapter, dtype: torch.dtype, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -77,13 +80,14 @@ def staged_adapter(
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
     meant = adapter_from(tensors, metadata, str(path))
     expected = proof(adapter, meant, dtype, path)
-    said = _said(dtype, expected.error, expected.error)
+    written = tensors_hash(tensors)
+    said = _said(dtype, expected.error, expected.error, written)
     metadata |= {RECIPE: _json(adapter.recipe), PROOF: _json(said)}
     draft = stage(path, laid_out(tensors, metadata))
     back, size = read_adapter(draft), draft.stat().st_size
     found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
     found = _in_diffusers(draft, adapter, found, dtype, path, format)
-    if (known := _said(dtype, expected.error, found.diffusers)) != said:
+    if (known := _said(dtype, expected.error, found.diffusers, written)) != said:
         size = stage(path, laid_out(tensors, metadata | {PROOF: _json(known)})).stat().st_size
     return replace(found, size=size)
 
@@ -110,10 +114,10 @@ def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtyp
     return replace(found, diffusers=error)
 
 
-def _said(dtype: torch.dtype, error: float, in_diffusers: float | None) -> dict[str, str | None]:
-    """What the header says of the proof."""
+def _said(dtype: torch.dtype, error: float, in_diffusers: float | None, tensors: str) -> dict[str, str | None]:
+    """What the header says of the proof, and of which tensors."""
     through = None if in_diffusers is None else _rounded(in_diffusers)
-    return {"dtype": _NAMES[dtype], "error": _rounded(error), "diffusers": through}
+    return {"dtype": _NAMES[dtype], "error": _rounded(error), "diffusers": through, "tensors": tensors}
 
 
 def _rounded(error: float) -> str:
