@@ -17,3 +17,5 @@ class Adapter:
     """Parts of the file that were not read, such as bundled embeddings."""
     proof: dict[str, object] = field(default_factory=dict)
     """What the header of the file says of its proof; nothing where the tensors are not those that were proved."""
+    notes: dict[str, str] = field(default_factory=dict)
+    """What people wrote about it, by keys of headers (see `read.notes`); files that are made of it carry it along."""

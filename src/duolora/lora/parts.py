@@ -58,7 +58,7 @@ def halves(adapter: Adapter, file: object) -> tuple[Adapter, Adapter]:
             kept = slice(0, counts[name]) if half == "content" else slice(counts[name], lora.rank)
             if lora.up[:, kept].numel():
                 modules[name] = replace(lora, up=lora.up[:, kept], down=lora.down[kept])
-        parted.append(Adapter(modules, recipe | {"half": half}))
+        parted.append(Adapter(modules, recipe | {"half": half}, notes=adapter.notes))
     return parted[0], parted[1]
 
 
@@ -75,4 +75,4 @@ def weighed(adapter: Adapter, content_weight: float, style_weight: float, file: 
         weights[: counts[name]] = content_weight
         modules[name] = replace(lora, up=lora.up * weights)
     chosen = {"content": content_weight, "style": style_weight}
-    return Adapter(modules, adapter.recipe | {"weights": chosen}, adapter.left_out)
+    return replace(adapter, modules=modules, recipe=adapter.recipe | {"weights": chosen})

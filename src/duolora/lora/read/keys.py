@@ -26,6 +26,7 @@ from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import KOHYA_PREFIXES, from_kohya, from_sgm, is_module
 from duolora.lora.parts import CONTENT_RANKS
+from duolora.lora.read.notes import notes_of
 from duolora.lora.read.peft_config import ADAPTER_METADATA, PeftConfig, json_object, peft_configs
 from duolora.lora.read.unsupported import refuse_foreign, refuse_other_base
 from duolora.paper.lowrank import LowRank
@@ -78,7 +79,8 @@ def adapter_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], fil
     refuse_other_base(modules, metadata, file)
     proof = json_object(metadata, PROOF, file)
     ours = "tensors" in proof and proof["tensors"] == tensors_hash(tensors)
-    return Adapter(modules, _recipe(metadata, ours, file), tuple(left_out), proof if ours else {})
+    recipe = _recipe(metadata, ours, file)
+    return Adapter(modules, recipe, tuple(left_out), proof if ours else {}, notes_of(metadata))
 
 
 def _parts(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, _Parts], list[str]]:

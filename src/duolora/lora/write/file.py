@@ -82,7 +82,7 @@ def staged_adapter(
     expected = proof(adapter, meant, dtype, path)
     written = tensors_hash(tensors)
     said = _said(dtype, expected.error, expected.error, written)
-    metadata |= {RECIPE: _json(adapter.recipe), PROOF: _json(said)}
+    metadata |= adapter.notes | {RECIPE: _json(adapter.recipe), PROOF: _json(said)}
     draft = stage(path, laid_out(tensors, metadata))
     back, size = read_adapter(draft), draft.stat().st_size
     found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
