@@ -82,7 +82,7 @@ def _told() -> Iterator[None]:
                 typer.echo(f"duolora: {printable(str(message))}", err=True)
 
         warnings.simplefilter("always", Notice)
-        warnings.showwarning = show  # type: ignore[assignment]  # whatever else a warning has is passed on
+        warnings.showwarning = show
         yield
 
 
