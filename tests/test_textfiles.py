@@ -1,11 +1,15 @@
 """Texts as Windows' editors save them, and files that are no texts."""
 
+import json
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from duolora.cli.config import options_of_file
 from duolora.errors import FileRefused, InputError
+from duolora.lora.read.file import PEFT_CONFIG, PEFT_WEIGHTS, read_adapter
 from duolora.textfiles import DEEPEST, LARGEST, read_json, read_text
 
 
@@ -52,3 +56,12 @@ def test_only_regular_files_of_bounded_size_are_read(tmp_path):
             read_text(tmp_path / name)
     with pytest.raises(FileNotFoundError):
         read_text(tmp_path / "none")
+
+
+def test_a_peft_folder_may_have_one(tmp_path):
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    tensors = {f"base_model.model.{name}.lora_A.weight": torch.ones(2, 8)}
+    save_file(tensors | {f"base_model.model.{name}.lora_B.weight": torch.ones(8, 2)}, tmp_path / PEFT_WEIGHTS)
+    config = json.dumps({"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": [name]})
+    (tmp_path / PEFT_CONFIG).write_text(config, "utf-8-sig")
+    assert read_adapter(tmp_path).modules[name].scale == 2

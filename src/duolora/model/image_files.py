@@ -22,13 +22,13 @@ with suppress(ImportError):  # the extra `heif`
     register_heif_opener()
 
 _READ = (
-    "PNG", "JPEG", "MPO", "WEBP", "AVIF", "HEIF", "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM", "TGA", "ICO", "PSD",
+    "PNG", "JPEG", "WEBP", "AVIF", "HEIF", "GIF", "TIFF", "BMP", "DIB", "JPEG2000", "PPM", "TGA", "ICO", "PSD",
     "SGI", "QOI", "PCX",
 )  # fmt: skip
 """Pillow's formats of pixels; of the others some hand a file to another program, as EPS does."""
 Image.init()
 FORMATS = tuple(name for name in _READ if name in Image.OPEN)
-SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items() if name in FORMATS)
+SUFFIXES = tuple(suffix for suffix, name in Image.registered_extensions().items() if name in (*FORMATS, "MPO"))
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
 HEIF_HELP = "install duolora[heif] to read HEIC, or save it as JPEG"
 
