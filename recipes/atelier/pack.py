@@ -14,6 +14,7 @@ from transformers import CLIPTokenizer
 from duolora.provenance import file_hash, versions
 from recipes.atelier.base import TextToImage
 from recipes.atelier.world.architecture import new_scheduler
+from recipes.atelier.world.captions import varied_captions
 from recipes.atelier.world.data import renderer_hash
 
 
@@ -35,9 +36,20 @@ def pipeline_of(base: Path, vae: Path) -> StableDiffusionXLPipeline:
     )
 
 
+DEFAULTS = {
+    "training": {"rank": 16, "steps": 400, "batch": 4, "lr": 5e-4, "unconditional": 0.1},
+    "style_training": {"mirror": True},
+    "guidance": 3.0,
+    "dtype": "float32",
+}
+"""What suits LoRAs on the base, as on the one before; class images are added."""
+
+
 def save(pipeline: StableDiffusionXLPipeline, out: Path) -> None:
     """Write the pipeline folder in float16, with configs that load as float32."""
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
+    training = DEFAULTS["training"] | {"keep": varied_captions(48)}  # type: ignore[operator]
+    (out / "duolora.json").write_text(json.dumps(DEFAULTS | {"training": training}, indent=1) + "\n")
     for name in ("text_encoder", "text_encoder_2"):  # transformers would load what is stored as float16 as that
         config = out / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
