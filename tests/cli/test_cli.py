@@ -11,8 +11,8 @@ import typer
 from safetensors import safe_open
 
 from command import run
-from duolora.api import train as module
 from duolora.cli.common import one_line
+from duolora.training import loop as module
 
 
 def refused(arguments, message):
