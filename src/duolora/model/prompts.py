@@ -14,14 +14,15 @@ _SHOWN = 12
 
 def unread(parts: Any, prompt: str) -> list[str]:
     """The words of a prompt that lie, whole or in part, beyond what either text encoder of a pipeline reads."""
-    words = prompt.split()
-    if len(prompt.encode()) + 2 <= min(each.model_max_length for each in _tokenizers(parts)):
+    words, tokenizers = prompt.split(), _tokenizers(parts)
+    if all(len(prompt.encode()) + 2 <= each.model_max_length for each in tokenizers):
         return []  # no token is shorter than a byte
-    return max((words[_fitting(each, words) :] for each in _tokenizers(parts)), key=len)
+    return max((words[_fitting(each, words) :] for each in tokenizers), key=len)
 
 
 def _tokenizers(parts: Any) -> list[Any]:
-    return [parts.tokenizer, parts.tokenizer_2]
+    """Those that there are: a base for timing has none."""
+    return [each for each in (parts.tokenizer, parts.tokenizer_2) if each is not None]
 
 
 def _fitting(tokenizer: Any, words: Sequence[str]) -> int:
