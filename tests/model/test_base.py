@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from duolora.errors import FileRefused, InputError
+from duolora.model import defaults
 from duolora.model import files as base_files
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base import load_base
@@ -45,7 +46,7 @@ def test_folder_and_single_file_are_the_same_base(base, base_folder, base_file):
 
 
 def test_atelier_is_read_from_the_package(base, base_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr(base_files.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr(defaults.resources, "files", lambda package: tmp_path)
     with pytest.raises(InputError, match=r"atelier.*install it again"):
         load_base("atelier", "cpu")
     shutil.copytree(base_folder, tmp_path.joinpath("atelier", "weights", "base"))
