@@ -1,5 +1,7 @@
 """How the weights are made: exact latents, a written encoder, Muon, and a run that goes on from its state."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -124,7 +126,7 @@ def test_a_run_goes_on_from_its_state(run, tmp_path):
 
 def test_the_trained_vae_keeps_images():
     """When it was made: 37 dB on 100 scenes, 33 on 100 images of nothing."""
-    network = AutoencoderKL.from_pretrained("recipes/atelier/weights/vae").float()
+    network = AutoencoderKL.from_pretrained(Path(vae.__file__).parent / "weights" / "vae").float()
     with torch.no_grad():
         found = network.encode(images(60)).latent_dist.mean
         torch.testing.assert_close(found, latents.encode(images(60)), rtol=0, atol=3e-2)
