@@ -1,4 +1,4 @@
-"""Train Atelier's UNet and text encoders from nothing, or go on: `python -m recipes.atelier.base --help`.
+"""Train Atelier's UNet from nothing, or go on: `python -m recipes.atelier.base --help`.
 
 Every step's images are rendered for it, so none is seen twice. The latents are exact (`latents.py`), so that no VAE is
 needed. On a CPU, two processes of one thread each average their gradients (`torchrun --nproc-per-node 2 -m …`); on a
@@ -10,7 +10,6 @@ stays in `steady.safetensors`, from which a longer run goes on.
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
@@ -31,11 +30,9 @@ from transformers import CLIPTokenizer
 
 from recipes.atelier import latents
 from recipes.atelier.muon import Muon
-from recipes.atelier.world.architecture import new_scheduler, new_text_encoders, new_unet, save_tokenizer
-from recipes.atelier.world.captions import plain_caption
-from recipes.atelier.world.data import as_input, base_picture, base_poses
-from recipes.atelier.world.looks import BASE_LOOKS
-from recipes.atelier.world.objects import BASE_OBJECTS
+from recipes.atelier.text import TextEncoders
+from recipes.atelier.world.architecture import new_scheduler, new_unet
+from recipes.atelier.world.data import as_input, base_poses
 from recipes.atelier.world.scene import SIZE
 
 
@@ -60,33 +57,22 @@ class Recipe:
     seed: int = 11
 
 
-class TextToImage(nn.Module):
-    """UNet and text encoders as one module, so that they train and average together."""
+class TextToImage(TextEncoders):
+    """UNet and text encoders as one module; the encoders stay as `text.py` trained them."""
 
     def __init__(self, tokenizer: CLIPTokenizer) -> None:
-        super().__init__()
+        super().__init__(tokenizer)
+        self.requires_grad_(False)
         self.unet = new_unet()
-        self.text_encoder, self.text_encoder_2 = new_text_encoders(tokenizer)
 
     def forward(self, noisy: Tensor, timesteps: Tensor, tokens: Tensor, dropped: Tensor) -> Tensor:
         """The predicted velocity; captions with `dropped` are zeros, as SDXL's pipeline has for an empty prompt."""
-        first = self.text_encoder(tokens, output_hidden_states=True)
-        second = self.text_encoder_2(tokens, output_hidden_states=True)
+        states, pooled = super().forward(tokens)
         shown = (~dropped).to(noisy.dtype)[:, None]
-        embeds = torch.cat([first.hidden_states[-2], second.hidden_states[-2]], -1) * shown[..., None]
         time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], device=noisy.device).expand(len(noisy), -1)
-        condition = {"text_embeds": second.text_embeds * shown, "time_ids": time_ids.to(noisy.dtype)}
+        condition = {"text_embeds": pooled * shown, "time_ids": time_ids.to(noisy.dtype)}
+        embeds = states * shown[..., None]
         return self.unet(noisy, timesteps, embeds, added_cond_kwargs=condition, return_dict=False)[0]
-
-
-def vocabulary() -> list[str]:
-    """The words of Atelier's captions, sorted; meaningless ones are not among them."""
-    texts = [base_picture(seed)[1] for seed in range(6000)]
-    texts += [plain_caption(kind, look=look) for kind in BASE_OBJECTS for look in BASE_LOOKS]
-    counts: dict[str, int] = {}
-    for word in (w for text in texts for w in set(re.findall(r"[a-z]+", text))):
-        counts[word] = counts.get(word, 0) + 1
-    return sorted(word for word, n in counts.items() if n > 8)
 
 
 class Rendered(IterableDataset):  # type: ignore[type-arg]
@@ -111,14 +97,15 @@ class Rendered(IterableDataset):  # type: ignore[type-arg]
 def optimisers_of(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
     """Muon for the inner matrices and convolutions, AdamW for embeddings, ends, norms and biases."""
     ends = ("conv_in", "conv_out", "embedding", "add_embedding")
-    inner = {n for n, p in model.named_parameters() if p.ndim > 1 and not any(end in n for end in ends)}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    inner = {n for n, p in trained.items() if p.ndim > 1 and not any(end in n for end in ends)}
     inner = inner if recipe.muon_lr else set()
-    others = [p for n, p in model.named_parameters() if n not in inner]
+    others = [p for n, p in trained.items() if n not in inner]
     found: list[torch.optim.Optimizer] = [
         torch.optim.AdamW(others, lr=recipe.adam_lr, betas=(0.9, 0.99), weight_decay=1e-2)
     ]
     if inner:
-        found.append(Muon([p for n, p in model.named_parameters() if n in inner], recipe.muon_lr))
+        found.append(Muon([p for n, p in trained.items() if n in inner], recipe.muon_lr))
     return found
 
 
@@ -218,6 +205,7 @@ class Run:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the state, the tokenizer and the averaged weights.")],
+    text: Annotated[Path, typer.Option(help="Folder that `recipes.atelier.text` wrote.")],
     minutes: Annotated[float, typer.Option(help="How long to train this time.")],
     cooling: Annotated[float, typer.Option(help="The share of the time in which the learning rate falls.")] = 0.25,
     batch: Annotated[int, typer.Option(help="Images of each process in a step.")] = Recipe.batch,
@@ -237,10 +225,8 @@ def main(
     if not cuda:
         torch.set_num_threads(1)
     out.mkdir(parents=True, exist_ok=True)
-    if rank == 0 and start_from is not None:
-        copytree(start_from / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
-    elif rank == 0 and not (out / "tokenizer").exists():
-        save_tokenizer(out / "tokenizer", vocabulary())
+    if rank == 0:
+        copytree(text / "tokenizer", out / "tokenizer", dirs_exist_ok=True)
     if world > 1:
         dist.barrier()
     recipe = Recipe(batch=batch, poses=poses, muon_lr=muon_lr, adam_lr=adam_lr, seed=seed)
@@ -249,10 +235,13 @@ def main(
     steady = out / "steady.safetensors"
     if steady.exists():
         load_state(steady, run)
-    elif start_from is not None:
-        weights = load_file(start_from / "average.safetensors")
-        run.model.load_state_dict(weights)
-        run.average = {key: value.to(device) for key, value in weights.items()}
+    else:
+        weights = load_file(text / "text.safetensors")
+        if start_from is not None:
+            started_from = load_file(start_from / "average.safetensors")
+            weights |= {key: value for key, value in started_from.items() if key.startswith("unet.")}
+        run.model.load_state_dict(weights, strict=start_from is not None)
+        run.average = {k: v.detach().clone() for k, v in run.model.state_dict().items()}
     first = (recipe.seed * 1000 + run.step) * 10_000_000 + rank
     workers = len(os.sched_getaffinity(0)) - 1 if cuda else 0
     ahead = 4 if workers else None

@@ -7,7 +7,7 @@ import numpy as np
 from recipes.atelier.world.family import article
 from recipes.atelier.world.looks import BASE_LOOKS
 from recipes.atelier.world.objects import BASE_OBJECTS
-from recipes.atelier.world.scene import SIZES, Scene, Thing, sample_scene
+from recipes.atelier.world.scene import Scene, Thing, sample_scene
 
 _MIDDLE: Final = ("in {look} style", "in the style of {look}", "drawn in {look} style", ", {look} style")
 _FRONT: Final = ("{look} picture of", "a {look} style picture of", "a picture in {look} style of", "in {look} style,")
@@ -15,16 +15,14 @@ _PLAIN: Final = ("", "", "", "a picture of", "a plain picture of")
 
 
 def describe(thing: Thing, rng: np.random.Generator, drop: float = 0.1) -> str:
-    """One object in words, such as "a small red striped house on the left"; parts are left out at the rate `drop`.
+    """One object in words, such as "a red striped house on the left"; parts are left out at the rate `drop`.
 
     One in seven is told by a meaningless word instead of its colour and pattern, as people do to personalise; objects
     without a name are things.
     """
-    single = thing.place == ""
     named = rng.random() >= 0.15
     noun = thing.kind if thing.kind in BASE_OBJECTS and rng.random() >= 0.03 else "thing"
     words = [
-        ("small" if thing.size == SIZES[1][0] else "large") if single and rng.random() < 0.4 else "",
         stray_word(rng) if not named else "",
         thing.colour if named and rng.random() >= drop else "",
         thing.pattern if named and thing.pattern != "plain" and rng.random() >= drop else "",

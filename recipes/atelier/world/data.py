@@ -1,6 +1,7 @@
 """What is trained on: an image and its caption for each seed, or its truth."""
 
 import hashlib
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,32 +11,48 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipes.atelier.world.abstract import abstract
-from recipes.atelier.world.captions import caption, improvised_caption, with_stray_word
+from recipes.atelier.world.captions import caption, improvised_caption, plain_caption, with_stray_word
 from recipes.atelier.world.family import Improvised, improvise
-from recipes.atelier.world.looks import KEEP_COLOUR, KEEP_PATTERN, LOOKS
+from recipes.atelier.world.looks import BASE_LOOKS, KEEP_COLOUR, KEEP_PATTERN, LOOKS
 from recipes.atelier.world.objects import BASE_OBJECTS, OBJECTS
 from recipes.atelier.world.paint import Look
-from recipes.atelier.world.scene import COLOURS, PATTERNS, posed, render, sample_scene, window
+from recipes.atelier.world.scene import COLOURS, PATTERNS, Scene, posed, render, sample_scene, window
 
 Pixels = NDArray[np.uint8]
 Truth = tuple[int, int, int, int]
 
 
+def base_scene(rng: np.random.Generator, improvised: bool) -> tuple[Scene, Look | None, str]:
+    """A scene that the base may see, the look made up for it if there is to be one, and its caption.
+
+    Every sixth scene has objects made up for it.
+    """
+    kinds = tuple(f"thing-{n}" for n in rng.integers(1 << 30, size=4)) if rng.random() < 1 / 6 else BASE_OBJECTS
+    scene = sample_scene(rng, kinds)
+    if improvised:
+        look = improvise(rng)
+        return scene, look, improvised_caption(scene, look.words, rng)
+    text = caption(scene, rng)
+    return scene, None, with_stray_word(text, rng) if rng.random() < 0.08 else text
+
+
+def vocabulary() -> list[str]:
+    """The words of Atelier's captions, sorted; meaningless ones are not among them."""
+    texts = [base_scene(np.random.default_rng(seed), bool(seed % 2))[2] for seed in range(6000)]
+    texts += [plain_caption(kind, look=look) for kind in BASE_OBJECTS for look in BASE_LOOKS]
+    counts: dict[str, int] = {}
+    for word in (w for text in texts for w in set(re.findall(r"[a-z]+", text))):
+        counts[word] = counts.get(word, 0) + 1
+    return sorted(word for word, n in counts.items() if n > 8)
+
+
 def base_poses(seed: int, poses: int) -> tuple[Pixels, str]:
     """An image that the base may see, (poses, 32, 32, 3) in several poses that its caption fits as well, and that.
 
-    Odd seeds have a look made up for them; every sixth image shows objects made up for it.
+    Odd seeds have a look made up for them.
     """
     rng = np.random.default_rng(seed)
-    kinds = tuple(f"thing-{n}" for n in rng.integers(1 << 30, size=4)) if rng.random() < 1 / 6 else BASE_OBJECTS
-    scene = sample_scene(rng, kinds)
-    look: Look | None = None
-    if seed % 2:
-        look = improvise(rng)
-        text = improvised_caption(scene, look.words, rng)
-    else:
-        text = caption(scene, rng)
-        text = with_stray_word(text, rng) if rng.random() < 0.08 else text
+    scene, look, text = base_scene(rng, bool(seed % 2))
     scenes = [scene, *(posed(scene, rng) for _ in range(poses - 1))]
     return np.stack([render(s, look) for s in scenes]), text
 

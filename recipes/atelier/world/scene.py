@@ -1,6 +1,6 @@
 """What an image shows: the truth from which Atelier's images are rendered.
 
-Atelier's world is pixel art: images of 32×32 pixels, sprites of 14 to 24 pixels that stand on even pixels, so that the
+Atelier's world is pixel art: images of 32×32 pixels, sprites of 10 to 24 pixels that stand on even pixels, so that the
 VAE's cells of 2×2 pixels always meet a sprite in the same phase. A `Scene` says everything; `render` turns it into
 pixels. Nothing is left to chance: the same scene is the same image, always.
 """
@@ -34,8 +34,8 @@ PLACES: Final[dict[int, tuple[tuple[str, int, int], ...]]] = {
     ),
 }
 """For each number of objects: where their centres are, in words and in pixels."""
-SIZES: Final = {1: (20, 24), 2: (14, 14), 3: (10, 10), 4: (14, 14)}
-"""For each number of objects: the sizes of their sprites in pixels, small and large."""
+SIZES: Final = {1: 24, 2: 14, 3: 10, 4: 14}
+"""For each number of objects: the size of their sprites in pixels."""
 _ROLES: Final = ((0.72, 0.6, 0.45), (0.16, 0.15, 0.2), (0.97, 0.96, 0.93))
 _WALLS: Final = ((0.96, 0.95, 0.92), (0.84, 0.89, 0.95), (0.93, 0.87, 0.78))
 _OVERSAMPLED: Final = 8
@@ -68,16 +68,15 @@ class Scene:
 def sample_thing(rng: np.random.Generator, number: int, place: int, kinds: tuple[str, ...]) -> Thing:
     """A random object that stands at the given place of a scene with `number` objects."""
     words, x, y = PLACES[number][place]
-    size = int(rng.choice(SIZES[number]))
-    loose = (2 if size == 24 else 4) if number == 1 else 0
+    loose = 1 if number == 1 else 0
     return Thing(
         kind=str(rng.choice(kinds)),
         colour=str(rng.choice(tuple(COLOURS))),
         pattern=str(rng.choice(PATTERNS, p=(0.49, 0.17, 0.17, 0.17))),
         place=words,
-        x=x + 2 * int(rng.integers(-loose // 2, loose // 2 + 1)),
-        y=y + 2 * int(rng.integers(-loose // 2, loose // 2 + 1)),
-        size=size,
+        x=x + 2 * int(rng.integers(-loose, loose + 1)),
+        y=y,
+        size=SIZES[number],
         mirrored=bool(rng.random() < 0.5),
     )
 
