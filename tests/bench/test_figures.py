@@ -16,7 +16,7 @@ from duolora.bench.figures import dominant, figure3, figure4
 from duolora.bench.grids import SHOWN, SIDE, figure_of
 from duolora.bench.tables.rows import TABLES, read_blocks
 from duolora.errors import InputError
-from duolora.merging.mask_file import write_masks
+from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.model.base import load_base
 from duolora.model.blocks import target_modules
 from duolora.model.images import tiled
@@ -82,7 +82,7 @@ def test_ranks_by_block_over_many_merges(tmp_path):
         content = {name: torch.tensor([1.0, 0.9, -0.8, 0.1][:4]) * (torch.arange(4) < rank) for name in names}
         style = {name: torch.ones(4) if name.startswith("down_blocks.1") else torch.zeros(4) for name in names}
         cell.folder.mkdir(parents=True)
-        write_masks(cell.folder / "masks.safetensors", {"content": content, "style": style}, {})
+        write_masks(cell.folder / "masks.safetensors", MaskFile({"content": content, "style": style}, {}))
     assert figure_of("ranks", cells, tmp_path / "figure4").stat().st_size > 1000
     with (tmp_path / "figure4" / "ranks.csv").open() as file:
         rows = [(r["block"], r["role"], r["adapter"], int(r["rank"]), int(r["modules"])) for r in csv.DictReader(file)]

@@ -24,7 +24,7 @@ def source(tmp_path):
 def again(source, tmp_path, **changes):
     recipe = {"content": source_hash(source), "style": source_hash(source), "options": SOUND | changes}
     masks = {kind: {MODULE: torch.ones(2)} for kind in ("content", "style")}
-    write_masks(tmp_path / "m.safetensors", masks, recipe)
+    write_masks(tmp_path / "m.safetensors", MaskFile(masks, recipe))
     stored: MaskFile = read_masks(tmp_path / "m.safetensors")
     return rebuilt(stored, source, source)
 

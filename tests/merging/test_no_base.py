@@ -1,12 +1,16 @@
 """Merges that ask no network need no base: names and shapes of the modules say all."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
 from duolora.api import merge as verb
+from duolora.api.compose import compose
+from duolora.api.convert import convert
 from duolora.api.merge import merge, options_of
-from duolora.errors import BaseMismatch, InputError
+from duolora.errors import BaseMismatch, InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
 from duolora.lora.write.file import write_adapter
@@ -94,6 +98,34 @@ def test_roles_of_a_known_architecture_need_no_base(of_vega, tmp_path, no_base):
     sources = {kind: read_adapter(path).modules for kind, path in zip(("content", "style"), of_vega, strict=True)}
     for name, module in found.modules.items():
         torch.testing.assert_close(module.delta(), sources[expected[name]][name].delta(), rtol=5e-3, atol=1e-2)
+
+
+@pytest.fixture
+def written(of_vega, tmp_path):
+    """Two LoRAs of which people said whose they are and what may be done with them."""
+    said = {
+        "content": {"modelspec.author": "Ayla", "modelspec.license": "CC BY-ND 4.0", "modelspec.title": "Teapot"},
+        "style": {"modelspec.author": "Bo", "modelspec.license": "MIT"},
+    }
+    for path in of_vega:
+        write_adapter(tmp_path / path.name, replace(read_adapter(path), notes=said[path.stem]))
+    return tmp_path / "content.safetensors", tmp_path / "style.safetensors"
+
+
+@pytest.mark.parametrize("way", ["diffusers", "kohya", "split", "masks", "compose"])
+def test_a_merge_carries_along_whose_its_sources_are(written, tmp_path, no_base, way):
+    out = tmp_path / "x.safetensors"
+    with pytest.warns(Notice, match=r"(content|LoRA 1): its licence seems to forbid merging: CC BY-ND"):
+        if way == "compose":
+            paths = [compose(written, out).path]
+        else:
+            paths = merge(*written, out, "naive", progress=False, format=way).paths
+    if way == "masks":
+        paths = convert(out, tmp_path / "y.safetensors", content=written[0], style=written[1]).paths
+    for path in paths:
+        found = read_adapter(path).notes
+        assert (found["modelspec.author"], found["modelspec.license"]) == ("Ayla; Bo", "CC BY-ND 4.0; MIT")
+        assert found["modelspec.description"].startswith("A merge of Teapot (")
 
 
 def test_levels_that_nobody_knows_are_asked_for(loras, tmp_path, no_base):

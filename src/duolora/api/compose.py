@@ -10,7 +10,7 @@ from duolora.api.merge import options_of
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
-from duolora.lora.read.notes import notes_of_merge
+from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
 from duolora.lora.write.atomic import check_writable
 from duolora.lora.write.file import FORMATS, Format, write_adapter
@@ -102,8 +102,11 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict
                 shapes = f"{(first[0].d_out, first[0].d_in)} and {(lora.d_out, lora.d_in)}"
                 raise InputError(f"{name}: expected one shape in all files, found {shapes}; they are for other bases")
             first.append(replace(lora, scale=weight * lora.scale))
-    notes = notes_of_merge({str(k): adapter.notes for k, adapter in enumerate(adapters, 1)})
-    return Adapter({name: concatenate(loras) for name, loras in found.items()}, recipe, notes=notes)
+    return Adapter({name: concatenate(loras) for name, loras in found.items()}, recipe, notes=_notes(adapters))
+
+
+def _notes(adapters: Sequence[Adapter]) -> dict[str, str]:
+    return carried({f"LoRA {k}": adapter for k, adapter in enumerate(adapters, 1)})
 
 
 def _weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
@@ -177,7 +180,7 @@ def compose_at_once(
         "options": asdict(options), "versions": versions(),
     }  # fmt: skip
     left_out = left_out_of(adapters, recipe)
-    return Composed(target, write_adapter(target, Adapter(modules, recipe), *written), left_out)
+    return Composed(target, write_adapter(target, Adapter(modules, recipe, notes=_notes(adapters)), *written), left_out)
 
 
 def one_shot_options(kinds: Sequence[str], **changes: object) -> MergeOptions:

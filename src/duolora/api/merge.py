@@ -11,6 +11,7 @@ from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
+from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
 from duolora.merging.baselines import combined
 from duolora.merging.export import Export, Exported, check_export, dtype_of, export, export_of
@@ -61,6 +62,8 @@ class Read:
     style: Adapter
     base: Base | None
     architecture: Architecture
+    notes: dict[str, str]
+    """What people wrote about the two."""
     prompts: Prompts | None
     """None where neither the caller nor the files name any, and no step needs them."""
 
@@ -159,7 +162,7 @@ def merge(
     both = _align(asked, found)
     metadata = _metadata(asked, found, both)
     masked = _masks(asked, found, both, metadata)
-    done = _write(asked, masked, _fold(asked, both, masked.learnt), metadata)
+    done = _write(asked, found, masked, _fold(asked, both, masked.learnt), metadata)
     learnt = masked.learnt
     return Merged(
         path=done.paths[0],
@@ -185,7 +188,8 @@ def _read(asked: MergeInputs) -> Read:
         for adapter, path in ((content, asked.content), (style, asked.style)):
             check_fits(adapter, base.lora_shapes(), path)
     architecture = architecture_of_files(content, style) if base is None else base.architecture
-    return Read(content, style, base, architecture, _prompts(asked, content, style))
+    notes = carried({"content": content, "style": style})
+    return Read(content, style, base, architecture, notes, _prompts(asked, content, style))
 
 
 def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | None:
@@ -260,12 +264,12 @@ def _fold(asked: MergeInputs, both: Sources, learnt: Learnt) -> Folded:
     return folded(both, learnt.content_masks, learnt.style_masks, asked.options)
 
 
-def _write(asked: MergeInputs, masked: Masked, merged: Folded, metadata: Metadata) -> Exported:
+def _write(asked: MergeInputs, found: Read, masked: Masked, merged: Folded, metadata: Metadata) -> Exported:
     """The files, read back and verified; the checkpoint has had its day then."""
     ranks = {} if merged.content_ranks is None else {CONTENT_RANKS: merged.content_ranks}
     parts = {"content": masked.learnt.content_masks, "style": masked.learnt.style_masks}
-    masks = MaskFile(parts, metadata) if ranks else None
-    adapter = Adapter(merged.modules, metadata | ranks)
+    masks = MaskFile(parts, metadata, found.notes) if ranks else None
+    adapter = Adapter(merged.modules, metadata | ranks, notes=found.notes)
     done = export(asked.out, adapter, asked.format, asked.dtype, masks, (asked.content, asked.style))
     if masked.checkpoint is not None:
         masked.checkpoint.unlink(missing_ok=True)

@@ -88,7 +88,7 @@ def export(
         if format == "masks":
             if masks is None or sources is None:
                 raise InputError(f"{out}: expected a merge that has masks, got none; write masks when you merge")
-            draft = staged_masks(stage, out, masks.masks, masks.recipe)
+            draft = staged_masks(stage, out, masks)
             found = proof(adapter, rebuilt(read_masks(draft), *sources), torch.float32, out, draft.stat().st_size)
             return Exported((out,), found)
         if format in SPLITS:

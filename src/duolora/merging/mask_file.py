@@ -4,7 +4,7 @@ import json
 import os
 import reprlib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,6 +17,7 @@ from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter, read_tensors, source_hash
 from duolora.lora.read.header import read_header
 from duolora.lora.read.keys import RECIPE
+from duolora.lora.read.notes import notes_of
 from duolora.lora.read.peft_config import json_object
 from duolora.lora.read.unsupported import MASKS
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
@@ -36,6 +37,8 @@ class MaskFile:
 
     masks: dict[str, Masks]
     recipe: dict[str, object]
+    notes: dict[str, str] = field(default_factory=dict)
+    """What people wrote about the two sources (see `lora.read.notes`)."""
 
 
 def is_mask_file(path: Path) -> bool:
@@ -43,23 +46,23 @@ def is_mask_file(path: Path) -> bool:
     return os.path.isfile(path) and MASKS in read_header(path)[1]
 
 
-def write_masks(path: Path, masks: Mapping[str, Masks], recipe: Mapping[str, object]) -> int:
+def write_masks(path: Path, found: MaskFile) -> int:
     """Write the masks, in float32 one after another; returns the size of the file.
 
     Raises:
         DuoLoRAError: it cannot be written; nothing is changed.
     """
     with whole_files() as stage:
-        return staged_masks(stage, path, masks, recipe).stat().st_size
+        return staged_masks(stage, path, found).stat().st_size
 
 
-def staged_masks(stage: Stage, path: Path, masks: Mapping[str, Masks], recipe: Mapping[str, object]) -> Path:
+def staged_masks(stage: Stage, path: Path, found: MaskFile) -> Path:
     """Write a draft of the masks, which takes its name when the stage ends well; returns where the draft is."""
     check_writable(path)
-    table = {kind: {name: mask.numel() for name, mask in sorted(masks[kind].items())} for kind in KINDS}
-    flat = {kind: _flat([masks[kind][name] for name in table[kind]]) for kind in KINDS}
-    kept = {key: value for key, value in recipe.items() if key != CONTENT_RANKS}
-    header = {"format": "pt", MASKS: _json(table), RECIPE: _json(kept)}
+    table = {kind: {name: mask.numel() for name, mask in sorted(found.masks[kind].items())} for kind in KINDS}
+    flat = {kind: _flat([found.masks[kind][name] for name in table[kind]]) for kind in KINDS}
+    kept = {key: value for key, value in found.recipe.items() if key != CONTENT_RANKS}
+    header = found.notes | {"format": "pt", MASKS: _json(table), RECIPE: _json(kept)}
     draft = stage(path, laid_out(flat, header))
     read_masks(draft)
     return draft
@@ -76,7 +79,7 @@ def read_masks(path: Path) -> MaskFile:
         raise FileRefused(f"{path}: expected masks only, as `duolora merge --format masks` writes them, found none")
     tensors, table = read_tensors(path), json_object(metadata, MASKS, str(path))
     masks = {kind: _parted_masks(table.get(kind), tensors.get(kind), f"{path}: {kind}") for kind in KINDS}
-    return MaskFile(masks, json_object(metadata, RECIPE, str(path)))
+    return MaskFile(masks, json_object(metadata, RECIPE, str(path)), notes_of(metadata))
 
 
 def _parted_masks(sizes: Any, flat: Tensor | None, where: str) -> Masks:
@@ -111,7 +114,7 @@ def rebuilt(
     names: dict[str, Role] = {name: "neutral" for kind in KINDS for name in stored.masks[kind]}
     both = Sources(of_content, of_style, content_rest, style_rest, names)
     merged = folded(both, stored.masks["content"], stored.masks["style"], options)
-    return Adapter(merged.modules, stored.recipe | {CONTENT_RANKS: merged.content_ranks})
+    return Adapter(merged.modules, stored.recipe | {CONTENT_RANKS: merged.content_ranks}, notes=stored.notes)
 
 
 def _parted(adapter: Adapter, masks: Masks, kind: str, options: MergeOptions) -> tuple[Loras, Loras]:

@@ -20,7 +20,7 @@ from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
 from duolora.merging.export import half_paths
 from duolora.merging.inputs import Masks
-from duolora.merging.mask_file import write_masks
+from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.model.base import Base, load_base
 from duolora.model.images import as_image
 from duolora.model.sample import draw
@@ -255,10 +255,10 @@ class Studio:
             raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
         out = made.folder / f"duolora-{format}.safetensors"
         if format == "masks":
-            recipe = read_adapter(made.merged).recipe
-            if CONTENT_RANKS not in recipe:
+            merged = read_adapter(made.merged)
+            if CONTENT_RANKS not in merged.recipe:
                 raise InputError(f"masks: expected a method with masks, {made.asked.method} has none; choose another")
-            write_masks(out, made.masks, recipe)
+            write_masks(out, MaskFile(made.masks, merged.recipe, merged.notes))
             return [out]
         done = convert(made.merged, out, format, content_weight=content, style_weight=style)
         return [path for path in done.paths if path.exists()]

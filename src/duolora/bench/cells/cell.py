@@ -23,7 +23,7 @@ from duolora.bench.tables.rows import ALONE, Row
 from duolora.lora.read.file import read_adapter
 from duolora.merging.inputs import sources
 from duolora.merging.klora import klora
-from duolora.merging.mask_file import write_masks
+from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.merging.options import MergeOptions
 from duolora.model.images import as_image, read_pictures, tiled
 from duolora.model.sample import draw
@@ -166,7 +166,7 @@ def merged_into(
     )  # fmt: skip
     if options.masks == "rank":
         masks = {"content": merged.content_masks, "style": merged.style_masks}
-        write_masks(folder / "masks.safetensors", masks, {})
+        write_masks(folder / "masks.safetensors", MaskFile(masks, {}))
     return {
         "options": asdict(options),
         "trainable": merged.trainable,

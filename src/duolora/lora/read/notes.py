@@ -4,7 +4,11 @@
 """
 
 import re
+import warnings
 from collections.abc import Iterable, Mapping
+
+from duolora.errors import Notice
+from duolora.lora.adapter import Adapter
 
 _PREFIXES = ("modelspec.", "ss_", "ssmd_")
 _COMPUTED = {
@@ -67,6 +71,14 @@ def notes_of_merge(sources: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     return found
 
 
+def carried(sources: Mapping[str, Adapter]) -> dict[str, str]:
+    """The notes of what is made of these LoRAs; a notice for each licence that seems to forbid it."""
+    notes = {kind: adapter.notes for kind, adapter in sources.items()}
+    for line in forbidden(notes):
+        warnings.warn(line, Notice, stacklevel=2)
+    return notes_of_merge(notes)
+
+
 def forbidden(sources: Mapping[str, Mapping[str, str]]) -> list[str]:
     """A line for each source whose licence seems to forbid merging it, or selling what is made with it."""
     lines = []
@@ -74,7 +86,7 @@ def forbidden(sources: Mapping[str, Mapping[str, str]]) -> list[str]:
         licence = notes.get("modelspec.license", "")
         for what, pattern in _FORBIDS.items():
             if pattern.search(licence):
-                lines.append(f"the licence of the {kind} LoRA seems to forbid {what}: {licence[:80]}")
+                lines.append(f"{kind}: its licence seems to forbid {what}: {licence[:80]}")
     return lines
 
 
