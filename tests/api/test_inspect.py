@@ -88,7 +88,7 @@ def test_commands_on_files(loras, both, tmp_path):
         "convert", both, "--out", tmp_path / "k.safetensors", "--format", "kohya", "--dtype", "float32", "--json"
     )
     assert json.loads(done.stdout)["error"] < 1e-6
-    done = run("convert", both, "--out", tmp_path / "k.safetensors", "--rank", 2)
+    done = run("convert", both, "--out", tmp_path / "k.safetensors", "--rank", 2, "--overwrite")
     assert "ΔW has lost" in done.stdout
     done = run("compose", *loras, "--out", tmp_path / "c.safetensors", "--weights", "0.7,0.3")
     assert done.exit_code == 0, done.output

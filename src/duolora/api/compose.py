@@ -12,13 +12,13 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
-from duolora.lora.write.atomic import check_writable
+from duolora.lora.write.atomic import check_out
 from duolora.lora.write.file import FORMATS, Format, write_adapter
 from duolora.merging.export import dtype_of
 from duolora.merging.fold import Kind
 from duolora.merging.options import MergeOptions
 from duolora.merging.several import Taught, merged_at_once
-from duolora.model.base import Base, BaseChoice, opened
+from duolora.model.base import Base, BaseChoice, opened, place_of
 from duolora.options import check
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.provenance import versions
@@ -40,6 +40,7 @@ def compose(
     weights: Sequence[float] | None = None,
     format: str = "diffusers",
     dtype: str = "float16",
+    overwrite: bool = True,
 ) -> Composed:
     """Write Σ αᵢ ΔWᵢ of the LoRA files to `out`; the rank of a module is the sum of its ranks.
 
@@ -49,6 +50,7 @@ def compose(
         weights: αᵢ of each file; by default 1/n, as the paper has it.
         format: diffusers, kohya or uniform.
         dtype: float16, bfloat16 or float32.
+        overwrite: whether a file that is there already is replaced; an input never is.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
@@ -56,7 +58,7 @@ def compose(
     paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
     chosen = _weights(paths, weights)
     kind = format_of(format)
-    check_writable(target)
+    check_out(target, paths, overwrite)
     adapters = [read_adapter(path) for path in paths]
     sources = [
         {"file": source_hash(path), "weight": weight, "prompt": adapter.recipe.get("prompt")}
@@ -130,6 +132,7 @@ def compose_at_once(
     format: str = "diffusers",
     dtype: str = "float16",
     progress: bool = True,
+    overwrite: bool = True,
 ) -> Composed:
     """Merge any number of LoRAs at once, each with masks in closed form (`merge` with the method oneshot, for more).
 
@@ -146,6 +149,7 @@ def compose_at_once(
         format: diffusers, kohya or uniform.
         dtype: float16, bfloat16 or float32.
         progress: show bars on stderr.
+        overwrite: whether a file that is there already is replaced; an input never is.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
@@ -158,7 +162,7 @@ def compose_at_once(
     for name, given in (("prompts", prompts), ("images", images), ("kinds", kinds)):
         if given and len(given) != len(paths):
             raise InputError(f"{name}: expected {len(paths)}, one for each file, got {len(given)}")
-    check_writable(target)
+    check_out(target, [*paths, place_of(base)], overwrite)
     adapters = [read_adapter(path) for path in paths]
     said = _prompts(paths, adapters, prompts)
     loaded = opened(base)

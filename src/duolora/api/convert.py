@@ -36,6 +36,7 @@ def convert(
     threshold: float | None = None,
     energy: float | None = None,
     rank: int | None = None,
+    overwrite: bool = True,
 ) -> Converted:
     """Write the LoRA in `file` to `out` in another format.
 
@@ -51,6 +52,7 @@ def convert(
         threshold: leaves out directions with at most this share of the strength of their module's strongest.
         energy: keeps the singular directions with this share of each module's ‖ΔW‖².
         rank: keeps at most so many singular directions.
+        overwrite: whether a file that is there already is replaced; an input never is.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
@@ -62,7 +64,7 @@ def convert(
         raise InputError(
             f"{path}: a file holds no masks any more once it is folded; use `duolora merge --format masks`"
         )
-    check_export(target, kind)
+    check_export(target, kind, (path, content, style), overwrite)
     adapter = _read(path, content, style, content_weight, style_weight)
     small = adapter if threshold is None else pruned(adapter, threshold)
     if energy is not None or rank is not None:

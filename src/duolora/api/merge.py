@@ -21,7 +21,7 @@ from duolora.merging.learn import Calibration, Images, Learnt, calibration, lear
 from duolora.merging.mask_file import MaskFile
 from duolora.merging.options import METHODS, MergeOptions
 from duolora.model.architectures import Architecture
-from duolora.model.base import Base, BaseChoice, opened
+from duolora.model.base import Base, BaseChoice, opened, place_of
 from duolora.options import check
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
@@ -52,6 +52,7 @@ class MergeInputs:
     progress: bool = True
     announce: Callable[[Mapping[str, Role]], object] | None = None
     watch: Watcher | None = None
+    overwrite: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,6 +122,7 @@ def merge(
     format: str = "diffusers",
     dtype: str = "float16",
     watch: Watcher | None = None,
+    overwrite: bool = True,
 ) -> Merged:
     """Merge two LoRA files into one that draws the content in the style, and write it to `out`.
 
@@ -146,6 +148,7 @@ def merge(
         format: diffusers, kohya, uniform, split or split-kohya (two files, see `merging.export`) or masks.
         dtype: float16, bfloat16 or float32.
         watch: is told the losses and the masks as they are learnt, and shown previews of the merged prompt.
+        overwrite: whether a file that is there already is replaced; an input never is.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
@@ -154,10 +157,10 @@ def merge(
     asked = MergeInputs(
         Path(content).expanduser(), Path(style).expanduser(), Path(out).expanduser(), method,
         options or options_of(method), base, content_images, style_images, content_prompt, style_prompt, merged_prompt,
-        export_of(format), dtype_of(dtype), progress, announce, watch,
+        export_of(format), dtype_of(dtype), progress, announce, watch, overwrite,
     )  # fmt: skip
     check(asked.options)
-    check_export(asked.out, asked.format)
+    check_export(asked.out, asked.format, (asked.content, asked.style, place_of(base)), overwrite)
     found = _read(asked)
     both = _align(asked, found)
     metadata = _metadata(asked, found, both)

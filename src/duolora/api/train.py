@@ -13,9 +13,9 @@ from torch import Tensor
 from duolora.errors import DuoLoRAError, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.verify import Proof
-from duolora.lora.write.atomic import check_writable
+from duolora.lora.write.atomic import check_out
 from duolora.lora.write.file import write_adapter
-from duolora.model.base import Base, BaseChoice, opened
+from duolora.model.base import Base, BaseChoice, opened, place_of
 from duolora.model.blocks import modules_within
 from duolora.model.defaults import FITS, read_defaults
 from duolora.model.image_files import picture_files
@@ -55,6 +55,7 @@ def train(
     progress: bool = True,
     watch: Watcher | None = None,
     fit: str = "crop",
+    overwrite: bool = True,
 ) -> Trained:
     """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
 
@@ -70,12 +71,14 @@ def train(
         progress: show a bar on stderr.
         watch: is told the losses, and shown previews of the prompt.
         fit: how an image becomes a square: crop (about its centre), pad (with white) or resize.
+        overwrite: whether a file that is there already is replaced; an input never is.
 
     Raises:
         DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
     """
     out = Path(out).expanduser()
-    _check(prompt, out, options)
+    _check(prompt, options)
+    check_out(out, [place_of(base)], overwrite)
     if fit not in FITS:
         raise InputError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
     files = picture_files(images)
@@ -106,11 +109,10 @@ def train(
     return Trained(out, proof, losses)
 
 
-def _check(prompt: str, out: Path, options: TrainOptions | None) -> None:
+def _check(prompt: str, options: TrainOptions | None) -> None:
     """Refuse what no LoRA can be trained with, before anything is read."""
     if not prompt.strip():
         raise InputError("prompt: expected words that say what the pictures show, got none")
-    check_writable(out)
     if options is not None:
         check(options)
 

@@ -17,6 +17,7 @@ from duolora.cli.common import (
     JsonOption,
     MergeBaseDtypeOption,
     OffloadOption,
+    OverwriteOption,
     QuietOption,
     SeedOption,
     chosen,
@@ -170,6 +171,7 @@ def train(
     ] = None,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -192,7 +194,9 @@ def train(
         )
         opened = chosen(base, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
-            done = run(images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit)
+            done = run(
+                images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, overwrite=overwrite
+            )
         tell_images(quiet, images, fit=fit)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
@@ -241,6 +245,7 @@ def merge(
     offload: OffloadOption = "auto",
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -266,7 +271,7 @@ def merge(
                 content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
                 merged_prompt, options, progress=not quiet,
                 announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
-                format=format, dtype=dtype, watch=log,
+                format=format, dtype=dtype, watch=log, overwrite=overwrite,
             )  # fmt: skip
         tell_images(quiet, content_images, style_images)
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"

@@ -22,6 +22,8 @@ OffloadOption = Annotated[
     str, typer.Option(help="auto, none, model (networks take turns on the device) or sequential (layers do: slow).")
 ]
 
+OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
+
 
 def chosen(base: str, device: str, dtype: str, offload: str, quiet: bool) -> Any:
     """The base, to be loaded when it is needed, and then announced on stderr."""

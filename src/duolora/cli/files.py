@@ -12,6 +12,7 @@ from duolora.cli.common import (
     JsonOption,
     MergeBaseDtypeOption,
     OffloadOption,
+    OverwriteOption,
     QuietOption,
     chosen,
     one_line,
@@ -44,6 +45,7 @@ def convert(
     ] = None,
     energy: Annotated[float | None, typer.Option(help="Keep this share of each module's energy, by SVD.")] = None,
     rank: Annotated[int | None, typer.Option(help="Keep at most so many directions of each module, by SVD.")] = None,
+    overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a LoRA in another format, strength or size, and prove it."""
@@ -51,7 +53,7 @@ def convert(
         from duolora.api.convert import convert as run
 
         done = run(
-            file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank
+            file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank, overwrite
         )  # fmt: skip
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}{_not_carried(done.left_out)}"
         facts = {"paths": done.paths, "left_out": done.left_out, **proof_facts(done.proof)}
@@ -95,6 +97,7 @@ def compose(
     base_dtype: MergeBaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     seed: Annotated[int, typer.Option(help="oneshot: the same seed and inputs give the same file.", min=0)] = 0,
+    overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -110,7 +113,7 @@ def compose(
             asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt}
             if given := [name for name, value in (asked | {"--set": option}).items() if value]:
                 raise InputError(f"{given[0]}: the exact sum learns nothing; leave it out, or give --method oneshot")
-            done = run(files, out, None if weights is None else _numbers(weights), format, dtype)
+            done = run(files, out, None if weights is None else _numbers(weights), format, dtype, overwrite)
         elif method == "oneshot":
             if weights is not None:
                 raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
@@ -119,7 +122,7 @@ def compose(
             options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
             done = compose_at_once(
                 files, out, chosen_base, prompt or (), images or (), kind or (), merged_prompt, options, format, dtype,
-                progress=not quiet,
+                progress=not quiet, overwrite=overwrite,
             )  # fmt: skip
             tell_images(quiet, *(images or ()))
         else:

@@ -1,5 +1,6 @@
 """A finished merge on disk, as one file, as two halves, or as masks only."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, get_args
@@ -10,7 +11,7 @@ from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.parts import halves
 from duolora.lora.verify import Proof, proof
-from duolora.lora.write.atomic import check_writable, whole_files
+from duolora.lora.write.atomic import check_out, whole_files
 from duolora.lora.write.file import Format, staged_adapter
 from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, staged_masks
 
@@ -58,14 +59,14 @@ def half_paths(out: Path) -> tuple[Path, Path]:
     return out.with_suffix(".content.safetensors"), out.with_suffix(".style.safetensors")
 
 
-def check_export(out: Path, format: Export) -> None:
-    """Make sure, before any work, that the files can be put there.
+def check_export(out: Path, format: Export, inputs: Iterable[str | Path | None], overwrite: bool) -> None:
+    """Make sure, before any work, that the files can and may be put there.
 
     Raises:
-        InputError: one of them cannot.
+        InputError: one of them cannot, is an input, or is there already and may not be replaced.
     """
     for path in half_paths(out) if format in SPLITS else (out,):
-        check_writable(path)
+        check_out(path, inputs, overwrite)
 
 
 def export(

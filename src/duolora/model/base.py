@@ -17,7 +17,7 @@ from duolora.errors import InputError
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import Architecture
 from duolora.model.blocks import architecture_of, layer_shapes
-from duolora.model.defaults import BaseDefaults, read_defaults
+from duolora.model.defaults import BaseDefaults, base_place, read_defaults
 from duolora.model.device import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
 from duolora.model.files import read_pipeline, refusing
 from duolora.model.prompts import tell_unread
@@ -224,6 +224,13 @@ def opened(base: "str | Path | BaseChoice | Base") -> Base:
     if base.announce is not None:
         base.announce(loaded.described())
     return loaded
+
+
+def place_of(base: "str | Path | BaseChoice | Base | None") -> Path | None:
+    """Where a base is, or would be if it were no hub id."""
+    if base is None:
+        return None
+    return base_place(base.name if isinstance(base, Base) else str(base.base if isinstance(base, BaseChoice) else base))
 
 
 def lora_shapes(parts: StableDiffusionXLPipeline) -> dict[str, tuple[int, int]]:

@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from errno import EACCES
 from glob import escape
@@ -40,6 +40,24 @@ def check_writable(path: Path) -> None:
     if os.path.exists(path) and not os.access(path, os.W_OK):
         raise InputError(f"{path}: expected a file that may be replaced, found a read-only one; name another")
     _check_place(path, path.parent)
+
+
+def check_out(path: Path, inputs: Iterable[str | Path | None], overwrite: bool) -> None:
+    """Make sure, before any work, that a result can and may be put at `path`.
+
+    Raises:
+        InputError: it cannot (see `check_writable`), or what is there is an input, or may not be replaced.
+    """
+    check_writable(path)
+    if not os.path.lexists(path):
+        return
+    for given in (Path(one).expanduser() for one in inputs if one is not None):
+        for file in given.iterdir() if os.path.isdir(given) else [given]:
+            with suppress(OSError):
+                if os.path.samefile(path, file):
+                    raise InputError(f"{path}: it is one of the inputs, which are never replaced; name another file")
+    if not overwrite:
+        raise InputError(f"{path}: there is a file already; name another one, or replace it with --overwrite")
 
 
 def check_folder(folder: Path) -> None:
