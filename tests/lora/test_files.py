@@ -65,7 +65,7 @@ def refusal(path: Path) -> str:
 
 def test_diffusers_loads_a_mixed_file_at_its_exact_strength(mixed, tmp_path):
     path = tmp_path / "mixed.safetensors"
-    write_adapter(path, mixed, torch.float32)
+    write_adapter(path, mixed, torch.float32, "diffusers")
     assert len({lora.rank for lora in mixed.modules.values()}) == 5
     assert_change(fused_change(tiny_pipeline(tmp_path), path), mixed.modules)
 
@@ -73,7 +73,7 @@ def test_diffusers_loads_a_mixed_file_at_its_exact_strength(mixed, tmp_path):
 def test_a_file_without_its_header_has_its_strength_too(mixed, tmp_path):
     """Of a program that copies tensors only; diffusers before 0.40 still reads mixed ranks wrongly then."""
     path, bare = tmp_path / "mixed.safetensors", tmp_path / "bare.safetensors"
-    write_adapter(path, mixed, torch.float32)
+    write_adapter(path, mixed, torch.float32, "diffusers")
     save_file(load_file(path), bare)
     assert_change(fused_change(tiny_pipeline(tmp_path), bare), mixed.modules)
 
@@ -84,7 +84,7 @@ def test_modules_whose_names_end_alike_keep_their_own_rank(unet, tmp_path):
     d_out, d_in = unet.get_submodule(names[0]).weight.shape
     modules = {n: LowRank(torch.randn(d_out, r), torch.randn(r, d_in), 0.5) for n, r in zip(names, (3, 7), strict=True)}
     path = tmp_path / "alike.safetensors"
-    write_adapter(path, Adapter(modules), torch.float32)
+    write_adapter(path, Adapter(modules), torch.float32, "diffusers")
     unet_before = {n: unet.get_submodule(n).weight.clone() for n in names}
     unet.load_lora_adapter(str(tmp_path), weight_name=path.name, prefix="unet")
     unet.fuse_lora()
@@ -118,7 +118,7 @@ def test_bytes_depend_on_the_adapter_alone(mixed, tmp_path):
 
 def test_safetensors_itself_reads_what_we_lay_out(mixed, tmp_path):
     path = tmp_path / "a.safetensors"
-    proof = write_adapter(path, mixed, torch.bfloat16)
+    proof = write_adapter(path, mixed, torch.bfloat16, "diffusers")
     with safe_open(path, "pt") as file:
         assert set(file.metadata()) == {"format", "lora_adapter_metadata", "duolora", "duolora_proof"}
         assert json.loads(file.metadata()["duolora"]) == mixed.recipe
@@ -130,7 +130,7 @@ def test_safetensors_itself_reads_what_we_lay_out(mixed, tmp_path):
 def test_what_reads_no_header_reads_the_strength(mixed, tmp_path):
     """diffusers 0.31 to 0.33, OneTrainer and ComfyUI take the factors of a diffusers file as they are."""
     path = tmp_path / "a.safetensors"
-    write_adapter(path, mixed, torch.float32)
+    write_adapter(path, mixed, torch.float32, "diffusers")
     tensors = load_file(path)
     for name, lora in mixed.modules.items():
         up, down = (tensors[f"unet.{name}.lora_{side}.weight"] for side in "BA")
@@ -172,7 +172,7 @@ def test_many_ranks_need_few_patterns(tmp_path):
         for r in [1 + k % 3]
     }
     path = tmp_path / "a.safetensors"
-    write_adapter(path, Adapter(modules))
+    write_adapter(path, Adapter(modules), format="diffusers")
     with safe_open(path, "pt") as file:
         config = json.loads(file.metadata()["lora_adapter_metadata"])
     assert len(config["unet.rank_pattern"]) == len(config["unet.alpha_pattern"]) == 2
@@ -233,7 +233,7 @@ def test_a_failed_write_changes_nothing(lora, tmp_path, monkeypatch, target, fau
         path.write_bytes(b"what was there before")
     monkeypatch.setattr(target, fault)
     with pytest.raises(DuoLoRAError, match=message):
-        write_adapter(path, Adapter({MODULE: lora}))
+        write_adapter(path, Adapter({MODULE: lora}), format="diffusers")
     assert [p.name for p in tmp_path.iterdir()] == ([path.name] if old else [])
     assert not old or path.read_bytes() == b"what was there before"
 
@@ -259,9 +259,9 @@ def test_what_cannot_be_written_is_named(lora, tmp_path):
     with pytest.raises(DuoLoRAError, match="nothing to write"):
         write_adapter(path, Adapter({}))
     with pytest.raises(DuoLoRAError, match=rf"{re.escape(MODULE)}.*too large for torch.float16"):
-        write_adapter(path, Adapter({MODULE: replace(lora, up=lora.up * 1e6)}))
+        write_adapter(path, Adapter({MODULE: replace(lora, up=lora.up * 1e6)}), format="diffusers")
     with pytest.raises(DuoLoRAError, match="off by.*write it in float32"):
-        write_adapter(path, Adapter({MODULE: replace(lora, up=lora.up * 1e-14)}))
+        write_adapter(path, Adapter({MODULE: replace(lora, up=lora.up * 1e-14)}), format="diffusers")
     with pytest.raises(InputError, match="got a folder"):
         write_adapter(tmp_path, Adapter({MODULE: lora}))
     (tmp_path / "file").write_bytes(b"")
@@ -327,7 +327,7 @@ def test_missing_folder_and_damaged_files_are_refused(lora, tmp_path):
 @pytest.mark.parametrize("key", ["lora_A", "lora_B"])
 def test_values_that_are_not_finite_are_refused(lora, tmp_path, key, value):
     path = tmp_path / "a.safetensors"
-    write_adapter(path, Adapter({MODULE: lora}))
+    write_adapter(path, Adapter({MODULE: lora}), format="diffusers")
     tensors = load_file(path)
     tensors[f"unet.{MODULE}.{key}.weight"][1, 1] = value
     save_file(tensors, path)

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import StableDiffusionXLPipeline
+from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -17,6 +18,7 @@ from duolora.lora.read.file import read_adapter
 from duolora.lora.verify import relative_error
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors, stored_factors
 from duolora.lora.write.file import FORMATS, write_adapter
+from duolora.merging.export import export
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base import lora_shapes
 from duolora.model.blocks import target_modules
@@ -97,13 +99,14 @@ def test_a_file_that_diffusers_would_load_at_another_strength_is_not_written(tmp
     """A header that we understand and diffusers does not: alphas that only our own reader finds."""
     adapter, path = awkward(tiny_pipeline(tmp_path)), tmp_path / "a.safetensors"
 
-    def hidden(adapter: Adapter, dtype: torch.dtype, title: str):
+    def hidden(adapter: Adapter, dtype: torch.dtype):
         tensors, metadata = diffusers_tensors(adapter, dtype), diffusers_metadata(adapter)
         return tensors, {"lora_adapter_metadata": metadata["lora_adapter_metadata"].replace("unet.", "")}
 
     monkeypatch.setitem(FORMATS, "diffusers", hidden)
+    modules = {n: x for n, x in adapter.modules.items() if not n.startswith("text")}
     with pytest.raises(DuoLoRAError, match="diffusers"):
-        write_adapter(path, Adapter({n: x for n, x in adapter.modules.items() if not n.startswith("text")}))
+        write_adapter(path, Adapter(modules), format="diffusers")
     assert [p.name for p in tmp_path.glob("*.safetensors")] == []
 
 
@@ -191,14 +194,53 @@ def test_kohya_header_says_what_programs_look_for(tmp_path):
         header = file.metadata()
     assert header["modelspec.sai_model_spec"] == "1.0.1"
     assert header["modelspec.architecture"] == "stable-diffusion-xl-v1-base/lora"
-    assert header["modelspec.title"] == header["ss_output_name"] == "look"
-    assert header["modelspec.trigger_phrase"] == "a sks cat"
+    assert header["modelspec.title"] == header["modelspec.trigger_phrase"] == "a sks cat"
+    assert "ss_output_name" not in header, "A1111 calls a LoRA by it, whatever the file is called later"
     assert (header["ss_network_dim"], header["ss_network_module"]) == ("Dynamic", "networks.lora")
     data = (tmp_path / "look.safetensors").read_bytes()
     import hashlib
 
     start = 8 + int.from_bytes(data[:8], "little")
     assert header["modelspec.hash_sha256"] == "0x" + hashlib.sha256(data[start:]).hexdigest()
+
+
+def test_the_header_names_the_alpha_of_convolutions(tmp_path):
+    """One alpha serves the whole file; kohya's resize_lora.py takes the convolutions' from here."""
+    write_adapter(tmp_path / "a.safetensors", awkward(tiny_pipeline(tmp_path)), format="kohya")
+    with safe_open(tmp_path / "a.safetensors", "pt") as file:
+        said = json.loads(file.metadata()["ss_network_args"])
+        alphas = {float(file.get_tensor(key)) for key in file.keys() if key.endswith(".alpha")}  # noqa: SIM118
+    assert alphas == {float(said["conv_alpha"])}
+    assert said["conv_dim"] != said["conv_alpha"]
+
+
+def test_a_line_says_where_a_format_does_not_work(tmp_path):
+    adapter = awkward(tiny_pipeline(tmp_path), text=False)
+    lines = {f: proven(write_adapter(tmp_path / "a.safetensors", adapter, format=f)).splitlines()[1:] for f in FORMATS}
+    assert "diffusers 0.32" in lines["kohya"][0] and "--format uniform" in lines["kohya"][0]
+    assert all("ComfyUI and Forge load about half" in lines[f][0] for f in ("diffusers", "uniform"))
+    alike = Adapter({n: x for n, x in adapter.modules.items() if x.rank == 2})
+    assert len(proven(write_adapter(tmp_path / "a.safetensors", alike, format="kohya")).splitlines()) == 1
+
+
+def test_peft_itself_loads_a_folder_at_its_strength(tmp_path):
+    pipeline = tiny_pipeline(tmp_path)
+    adapter, out = awkward(pipeline, text=False), tmp_path / "peft"
+    done = export(out, adapter, "peft", torch.float32)
+    assert done.proof.error < 1e-6
+    assert {path.name for path in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert read_adapter(out).recipe == adapter.recipe
+    before = weights(pipeline)
+    merged = PeftModel.from_pretrained(pipeline.unet, str(out)).merge_and_unload()
+    for name, lora in adapter.modules.items():
+        there = merged.get_submodule(name).weight - before[f"{name}.weight"]
+        torch.testing.assert_close(there.flatten(1), lora.delta(), rtol=1e-4, atol=1e-6)
+
+
+def test_a_folder_of_peft_is_of_the_unet(tmp_path):
+    with pytest.raises(DuoLoRAError, match="of one model, the UNet"):
+        export(tmp_path / "peft", awkward(tiny_pipeline(tmp_path)), "peft")
+    assert not (tmp_path / "peft").exists()
 
 
 def test_a_prompt_that_is_no_unicode_is_written_all_the_same(tmp_path):

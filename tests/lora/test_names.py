@@ -37,6 +37,15 @@ def test_where_blocks_may_have_one_layer_only_their_names_are_diffusers():
     assert kohya_names([*one, "up_blocks.0.attentions.2.proj_in"])[one[0]] == "lora_unet_input_blocks_4_1_proj_in"
 
 
+def test_a_few_blocks_of_sdxls_widths_have_sdxls_own_numbers():
+    """As sd-scripts' merge_lora looks for them, in B-LoRAs too; narrower ones are of another UNet."""
+    name = "up_blocks.0.attentions.1.transformer_blocks.0.attn1.to_q"
+    for width, stem in ((1280, "lora_unet_output_blocks_1_1_"), (64, "lora_unet_up_blocks_0_attentions_1_")):
+        modules = {name: LowRank(torch.ones(width, 2), torch.ones(2, width))}
+        wide = {name.replace("attn1.to_q", "ff.net.0.proj"): LowRank(torch.ones(8 * width, 2), torch.ones(2, width))}
+        assert all(key.startswith(stem) for key in kohya_tensors(Adapter(modules | wide), torch.float16))
+
+
 @pytest.mark.parametrize(
     "stem",
     [

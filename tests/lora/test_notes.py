@@ -85,6 +85,7 @@ def test_a_merge_names_its_sources_and_whose_they_are():
         "modelspec.author": "Ayla; Bo",
         "modelspec.license": "CC BY-NC 4.0; MIT",
         "modelspec.tags": "teapot, blue, ink",
+        "modelspec.resolution": "1024x1024",
         "modelspec.description": "A merge of Grandmother's teapot (content) and a LoRA without a title (style).",
     }
     assert notes_of_merge({"content": {}, "style": {}}) == {}

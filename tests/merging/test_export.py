@@ -57,7 +57,7 @@ def test_masks_that_cannot_be_rebuilt_are_not_left_behind(tmp_path):
 
 
 @pytest.mark.parametrize("content", [0, 4])
-@pytest.mark.parametrize("format", ["split", "split-kohya"])
+@pytest.mark.parametrize("format", ["split", "split-diffusers"])
 def test_there_are_always_two_halves(tmp_path, format, content):
     """An old style half beside a new content half would be taken for its partner."""
     out, whole = tmp_path / "x.safetensors", halved(content=content)
@@ -68,7 +68,7 @@ def test_there_are_always_two_halves(tmp_path, format, content):
     torch.testing.assert_close(sum(deltas), whole.modules[MODULE].delta())
     assert not deltas[0 if content == 0 else 1].any()
     with safe_open(done.paths[0], "pt") as file:
-        assert any("lora_down" in key for key in file.keys()) == (format == "split-kohya")  # noqa: SIM118
+        assert any("lora_down" in key for key in file.keys()) == (format == "split")  # noqa: SIM118
 
 
 def test_drafts_of_killed_runs_are_removed_and_those_of_others_are_not(tmp_path):

@@ -9,6 +9,7 @@ from typing import get_args
 from duolora.api.merge import options_of
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
+from duolora.lora.names import DEFAULT_FORMAT
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
@@ -38,7 +39,7 @@ def compose(
     loras: Sequence[str | Path],
     out: str | Path,
     weights: Sequence[float] | None = None,
-    format: str = "diffusers",
+    format: str = DEFAULT_FORMAT,
     dtype: str = "float16",
     overwrite: bool = True,
 ) -> Composed:
@@ -48,7 +49,7 @@ def compose(
         loras: two or more LoRA files, such as merges of several contents with one style.
         out: the .safetensors file to write.
         weights: αᵢ of each file; by default 1/n, as the paper has it.
-        format: diffusers, kohya or uniform.
+        format: kohya, diffusers or uniform.
         dtype: float16, bfloat16 or float32.
         overwrite: whether a file that is there already is replaced; an input never is.
 
@@ -129,7 +130,7 @@ def compose_at_once(
     kinds: Sequence[str] = (),
     merged_prompt: str | None = None,
     options: MergeOptions | None = None,
-    format: str = "diffusers",
+    format: str = DEFAULT_FORMAT,
     dtype: str = "float16",
     progress: bool = True,
     overwrite: bool = True,
@@ -146,7 +147,7 @@ def compose_at_once(
             leads anywhere.
         merged_prompt: the prompt for all together, for the file's recipe; by default all prompts in a row.
         options: everything else; by default `one_shot_options`.
-        format: diffusers, kohya or uniform.
+        format: kohya, diffusers or uniform.
         dtype: float16, bfloat16 or float32.
         progress: show bars on stderr.
         overwrite: whether a file that is there already is replaced; an input never is.

@@ -7,6 +7,7 @@ from pathlib import Path
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.compress import Lost, lost, pruned, squeezed
+from duolora.lora.names import DEFAULT_FORMAT
 from duolora.lora.parts import weighed
 from duolora.lora.read.file import read_adapter
 from duolora.lora.verify import Proof
@@ -27,7 +28,7 @@ class Converted:
 def convert(
     file: str | Path,
     out: str | Path,
-    format: str = "diffusers",
+    format: str = DEFAULT_FORMAT,
     dtype: str = "float16",
     content: str | Path | None = None,
     style: str | Path | None = None,
@@ -42,8 +43,9 @@ def convert(
 
     Args:
         file: a LoRA in any dialect, or the masks of a merge.
-        out: the .safetensors file to write; the splits write two, with `.content` and `.style` in their names.
-        format: diffusers, kohya, uniform, split or split-kohya.
+        out: the .safetensors file to write, for peft a folder; the splits write two, with `.content` and `.style` in
+            their names.
+        format: kohya, diffusers, uniform, split, split-diffusers or peft (a folder).
         dtype: float16, bfloat16 or float32.
         content: for masks, the content LoRA that was merged.
         style: for masks, the style LoRA.

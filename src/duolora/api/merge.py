@@ -9,6 +9,7 @@ import torch
 
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
+from duolora.lora.names import DEFAULT_FORMAT
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
@@ -47,7 +48,7 @@ class MergeInputs:
     content_prompt: str | None = None
     style_prompt: str | None = None
     merged_prompt: str | None = None
-    format: Export = "diffusers"
+    format: Export = DEFAULT_FORMAT
     dtype: torch.dtype = torch.float16
     progress: bool = True
     announce: Callable[[Mapping[str, Role]], object] | None = None
@@ -119,7 +120,7 @@ def merge(
     options: MergeOptions | None = None,
     progress: bool = True,
     announce: Callable[[Mapping[str, Role]], object] | None = None,
-    format: str = "diffusers",
+    format: str = DEFAULT_FORMAT,
     dtype: str = "float16",
     watch: Watcher | None = None,
     overwrite: bool = True,
@@ -145,7 +146,7 @@ def merge(
         options: everything else; by default the method's own.
         progress: show bars on stderr.
         announce: called with the role of every module before anything is learnt.
-        format: diffusers, kohya, uniform, split or split-kohya (two files, see `merging.export`) or masks.
+        format: kohya, diffusers, uniform, split or split-diffusers (two files), peft (a folder) or masks.
         dtype: float16, bfloat16 or float32.
         watch: is told the losses and the masks as they are learnt, and shown previews of the merged prompt.
         overwrite: whether a file that is there already is replaced; an input never is.

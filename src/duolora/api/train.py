@@ -65,7 +65,7 @@ def train(
     Args:
         images: a folder of pictures, or one picture.
         prompt: what the pictures show, with an identifier in it, such as "a sks teapot in flat style".
-        out: the .safetensors file to write, in diffusers' format.
+        out: the .safetensors file to write.
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
         progress: show a bar on stderr.
@@ -104,7 +104,8 @@ def train(
         }
         losses = train_factors(loaded, [Task(latents, prompt, (_NAME,))], trained, options, checkpoint, progress, watch)
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
-    proof = write_adapter(out, Adapter(modules, recipe))
+    size = {"modelspec.resolution": f"{loaded.resolution}x{loaded.resolution}"}
+    proof = write_adapter(out, Adapter(modules, recipe, notes=size))
     checkpoint.unlink(missing_ok=True)
     return Trained(out, proof, losses)
 

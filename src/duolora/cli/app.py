@@ -33,6 +33,7 @@ from duolora.cli.examples import examples
 from duolora.cli.files import DtypeOption, FormatOption
 from duolora.cli.set_option import assigned, tell
 from duolora.errors import InputError
+from duolora.lora.names import DEFAULT_FORMAT
 from duolora.merging.options import METHODS, WEIGHTS
 from duolora.model.defaults import FITS, GUIDANCE, STEPS
 from duolora.options import told
@@ -206,7 +207,7 @@ def train(
 def merge(
     content: Annotated[Path, typer.Option(help="The LoRA of the thing.")],
     style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write; for peft a folder.")],
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "duolora",
     base: Annotated[
         str | None,
@@ -238,7 +239,7 @@ def merge(
             help="Any other option; `--set help` lists them, with their defaults.",
         ),
     ] = None,
-    format: FormatOption = "diffusers",
+    format: FormatOption = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",
     base_dtype: MergeBaseDtypeOption = "auto",

@@ -93,6 +93,13 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
+_ELSEWHERE = dict.fromkeys(
+    ("diffusers", "uniform"),
+    "for diffusers only: ComfyUI and Forge load about half of it, sd-scripts nothing; --format kohya is for all",
+) | {"peft": "for PEFT only, and the UNet only; --format kohya is for all programs"}
+"""Where the files of a format do not work."""
+
+
 def proven(proof: Any) -> str:
     """What reading a written file back has shown, in words."""
     low, high = proof.ranks
@@ -101,12 +108,16 @@ def proven(proof: Any) -> str:
     text = f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
     if proof.diffusers is not None:
         text += f", as diffusers loads it by {proof.diffusers:.0e}"
-    return text + (f"; diffusers does not load it: {printable(proof.unloadable)}" if proof.unloadable else "")
+    text += f"; diffusers does not load it: {printable(proof.unloadable)}" if proof.unloadable else ""
+    elsewhere = _ELSEWHERE.get(proof.format, "")
+    if proof.format == "kohya" and low != high:
+        elsewhere = "diffusers 0.32 takes mixed ranks at a wrong strength: --format uniform is for it"
+    return text + (f"\n{elsewhere}" if elsewhere else "")
 
 
 def proof_facts(proof: Any) -> dict[str, object]:
     """The proof of a written file for JSON."""
-    return {"bytes": proof.size, "error": proof.error, "error_in_diffusers": proof.diffusers}
+    return {"bytes": proof.size, "error": proof.error, "error_in_diffusers": proof.diffusers, "format": proof.format}
 
 
 def tell_images(quiet: bool, *places: Any, fit: str | None = None) -> None:

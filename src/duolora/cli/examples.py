@@ -16,7 +16,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'duolora generate --prompt "a red cat" --num 16 --guidance 5 --out pictures',
     ),
     "convert": (
-        "duolora convert both.safetensors --out both-kohya.safetensors --format kohya",
+        "duolora convert both.safetensors --out both-diffusers.safetensors --format diffusers",
         "duolora convert both.safetensors --out softer.safetensors --style-weight 0.7",
     ),
     "compose": (

@@ -24,17 +24,17 @@ from duolora.cli.common import (
 )
 from duolora.cli.set_option import assigned
 from duolora.errors import InputError
+from duolora.lora.names import DEFAULT_FORMAT
 
-FormatOption = Annotated[str, typer.Option("--format", help="diffusers, kohya, uniform, split, split-kohya or masks.")]
+_FORMATS = "kohya (for every program), diffusers, uniform (for old diffusers), split or split-diffusers (two halves)"
+FormatOption = Annotated[str, typer.Option("--format", help=f"{_FORMATS}, peft (a folder) or masks.")]
 DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
 
 
 def convert(
     file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
-    out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    format: Annotated[
-        str, typer.Option("--format", help="diffusers, kohya, uniform, split or split-kohya.")
-    ] = "diffusers",
+    out: Annotated[Path, typer.Option(help="The .safetensors file to write; for peft a folder.")],
+    format: Annotated[str, typer.Option("--format", help=f"{_FORMATS}, or peft (a folder).")] = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
     content: Annotated[Path | None, typer.Option(help="For masks: the content LoRA that was merged.")] = None,
     style: Annotated[Path | None, typer.Option(help="For masks: the style LoRA that was merged.")] = None,
@@ -91,7 +91,7 @@ def compose(
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="oneshot: as in `duolora merge --set help`."),
     ] = None,
-    format: Annotated[str, typer.Option("--format", help="diffusers, kohya or uniform.")] = "diffusers",
+    format: Annotated[str, typer.Option("--format", help="kohya, diffusers or uniform.")] = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",
     base_dtype: MergeBaseDtypeOption = "auto",

@@ -10,7 +10,11 @@ and Segmind-Vega have two layers in a block (three in the up blocks), however de
 
 import re
 from collections.abc import Iterable
+from typing import Literal
 
+Format = Literal["kohya", "diffusers", "uniform"]
+DEFAULT_FORMAT: Format = "kohya"
+"""The one that every program loads whole and at its strength (`docs/log.md`)."""
 TEXT_ENCODERS = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 """A module of a text encoder is named `text_encoder.text_model.…`, and begins with this in kohya's files."""
 KOHYA_PREFIXES = {
@@ -143,7 +147,7 @@ def from_kohya(stem: str) -> str:
     return name if name in _OUTER or _BLOCK.fullmatch(name) else from_sgm(name)
 
 
-def kohya_names(modules: Iterable[str]) -> dict[str, str]:
+def kohya_names(modules: Iterable[str], certain: bool = False) -> dict[str, str]:
     """Kohya's name of each module: sgm's blocks where they are certain, else diffusers' in all of them.
 
     Blocks with one layer only (or of which no second one is known) are numbered otherwise by readers that know the
@@ -151,7 +155,8 @@ def kohya_names(modules: Iterable[str]) -> dict[str, str]:
     """
     modules = list(modules)
     numbered = any(re.match(r"down_blocks\.\d+\.\w+\.1\.|up_blocks\.\d+\.\w+\.2\.", name) for name in modules)
-    certain = numbered or all(name in _OUTER or name.startswith(("mid_block", "text_encoder")) for name in modules)
+    unnumbered = all(name in _OUTER or name.startswith(("mid_block", "text_encoder")) for name in modules)
+    certain = certain or numbered or unnumbered
     return {name: _kohya(name, certain) for name in modules}
 
 

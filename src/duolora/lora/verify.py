@@ -31,6 +31,8 @@ class Proof:
     """The largest error once diffusers' own `load_lora_weights` has loaded the file; None where it has not."""
     unloadable: str = ""
     """Why diffusers does not load it, where it should and does not."""
+    format: str = ""
+    """In which format the file is."""
 
 
 def proof(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size: int = 0) -> Proof:

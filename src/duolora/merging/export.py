@@ -9,15 +9,17 @@ import torch
 
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
+from duolora.lora.names import DEFAULT_FORMAT, Format
 from duolora.lora.parts import halves
 from duolora.lora.verify import Proof, proof
 from duolora.lora.write.atomic import check_out, whole_files
-from duolora.lora.write.file import Format, staged_adapter
+from duolora.lora.write.file import staged_adapter
+from duolora.lora.write.peft import peft_files, staged_peft
 from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, staged_masks
 
-Export = Literal["diffusers", "kohya", "uniform", "split", "split-kohya", "masks"]
-SINGLE: dict[str, Format] = {"diffusers": "diffusers", "kohya": "kohya", "uniform": "uniform"}
-SPLITS: dict[str, Format] = {"split": "diffusers", "split-kohya": "kohya"}
+Export = Literal["kohya", "diffusers", "uniform", "split", "split-diffusers", "peft", "masks"]
+SINGLE: dict[str, Format] = {"kohya": "kohya", "diffusers": "diffusers", "uniform": "uniform"}
+SPLITS: dict[str, Format] = {"split": "kohya", "split-diffusers": "diffusers"}
 """In which format the halves are."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -65,14 +67,14 @@ def check_export(out: Path, format: Export, inputs: Iterable[str | Path | None],
     Raises:
         InputError: one of them cannot, is an input, or is there already and may not be replaced.
     """
-    for path in half_paths(out) if format in SPLITS else (out,):
+    for path in half_paths(out) if format in SPLITS else peft_files(out)[:1] if format == "peft" else (out,):
         check_out(path, inputs, overwrite)
 
 
 def export(
     out: Path,
     adapter: Adapter,
-    format: Export = "diffusers",
+    format: Export = DEFAULT_FORMAT,
     dtype: torch.dtype = torch.float16,
     masks: MaskFile | None = None,
     sources: tuple[Path, Path] | None = None,
@@ -92,6 +94,8 @@ def export(
             draft = staged_masks(stage, out, masks)
             found = proof(adapter, rebuilt(read_masks(draft), *sources), torch.float32, out, draft.stat().st_size)
             return Exported((out,), found)
+        if format == "peft":
+            return Exported((out,), staged_peft(stage, out, adapter, dtype))
         if format in SPLITS:
             paths, kind = half_paths(out), SPLITS[format]
             parts = [_at_least_nothing(half, adapter) for half in halves(adapter, out)]

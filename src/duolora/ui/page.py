@@ -8,6 +8,7 @@ from threading import Event
 from typing import Any
 
 from duolora.errors import DuoLoRAError, InputError
+from duolora.lora.names import DEFAULT_FORMAT
 from duolora.merging.options import METHODS
 from duolora.ui.work import FORMATS, Asked, Made, News, Side, Streamed, Studio
 
@@ -193,7 +194,7 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
         gr.Markdown("## Download")
         with gr.Row():
             format = gr.Dropdown(
-                list(FORMATS), value="diffusers", label="Format", info="with the strengths above", elem_id="format"
+                list(FORMATS), value=DEFAULT_FORMAT, label="Format", info="with the strengths above", elem_id="format"
             )
             write = gr.Button("Write the file", elem_id="export")
         files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files", height=130)

@@ -25,7 +25,7 @@ from duolora.model.base import Base, load_base
 from duolora.model.images import as_image
 from duolora.model.sample import draw
 
-FORMATS = ("diffusers", "kohya", "uniform", "split", "masks")
+FORMATS = ("kohya", "diffusers", "uniform", "split", "masks")
 PREVIEWS = {"train": 50, "merge": 25}
 """A preview after so many updates."""
 T = TypeVar("T")

@@ -37,7 +37,7 @@ def read_adapter(path: Path) -> Adapter:
     config = weights.with_name(PEFT_CONFIG)
     of_peft = bool(entries) and all(key.startswith(PEFT_PREFIX) for key in entries) and config.is_file()
     if of_peft:
-        metadata = {ADAPTER_METADATA: _peft_metadata(config), **metadata}
+        metadata = {ADAPTER_METADATA: peft_metadata(config), **metadata}
     prefix = PEFT_PREFIX if of_peft else ""
     refuse_foreign([key.removeprefix(prefix) for key in entries], metadata, str(path))
     tensors = {key.removeprefix(prefix): value for key, value in read_tensors(weights).items()}
@@ -63,7 +63,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _peft_metadata(config: Path) -> str:
+def peft_metadata(config: Path) -> str:
     """PEFT's adapter_config.json as diffusers would put it into a header."""
     try:
         found: Any = read_json(config)

@@ -11,6 +11,8 @@ from duolora.errors import Notice
 from duolora.lora.adapter import Adapter
 
 _PREFIXES = ("modelspec.", "ss_", "ssmd_")
+UNTITLED = "LoRA"
+"""The title of what has none; the standard asks for one."""
 _COMPUTED = {
     "modelspec.sai_model_spec",
     "modelspec.architecture",
@@ -44,11 +46,11 @@ def notes_of(metadata: Mapping[str, str]) -> dict[str, str]:
     for key, text in sorted(metadata.items()):
         if not key.startswith(_PREFIXES) or key in _COMPUTED or not text.strip() or len(text) > _LONGEST:
             continue
-        if key == "modelspec.title" and text == metadata.get("ss_output_name"):
-            continue  # the name that the file had
+        if key == "modelspec.title" and text in (metadata.get("ss_output_name"), UNTITLED):
+            continue  # the name that the file had, or none
         letters += len(key) + len(text)
         if letters <= _MOST:
-            found[_plain(key)] = _plain(text)
+            found[plain(key)] = plain(text)
     return found
 
 
@@ -64,6 +66,8 @@ def notes_of_merge(sources: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     tags = _distinct(tag.strip() for notes in sources.values() for tag in notes.get("modelspec.tags", "").split(","))
     if tags:
         found["modelspec.tags"] = ", ".join(tags)
+    if len(sizes := _distinct(notes.get("modelspec.resolution") for notes in sources.values())) == 1:
+        found["modelspec.resolution"] = sizes[0]
     titles = {kind: notes.get("modelspec.title") for kind, notes in sources.items()}
     if any(titles.values()):
         named = [f"{title or 'a LoRA without a title'} ({kind})" for kind, title in titles.items()]
@@ -94,6 +98,6 @@ def _distinct(texts: Iterable[str | None]) -> list[str]:
     return list(dict.fromkeys(text for text in texts if text))
 
 
-def _plain(text: str) -> str:
+def plain(text: str) -> str:
     """The text without control characters and without lone surrogates, which safetensors refuses."""
     return _CONTROL.sub("", text).encode("utf-8", "replace").decode()

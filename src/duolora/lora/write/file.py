@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
+from duolora.lora.names import DEFAULT_FORMAT, Format
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
 from duolora.lora.verify import TOLERANCE, Proof, identical, proof
@@ -22,32 +22,31 @@ from duolora.lora.write.kohya import kohya_metadata, kohya_tensors
 from duolora.lora.write.uniform import uniform
 from duolora.provenance import tensors_hash
 
-Format = Literal["diffusers", "kohya", "uniform"]
-Writer = Callable[[Adapter, torch.dtype, str], tuple[dict[str, Tensor], dict[str, str]]]
+Writer = Callable[[Adapter, torch.dtype], tuple[dict[str, Tensor], dict[str, str]]]
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
 
-def _diffusers(adapter: Adapter, dtype: torch.dtype, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _diffusers(adapter: Adapter, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Strengths are in `up`: diffusers before 0.34, OneTrainer and ComfyUI do not read them in the header."""
     unit = {name: replace(lora, up=lora.scale * lora.up, scale=1.0) for name, lora in adapter.modules.items()}
     folded = replace(adapter, modules=unit)
     return diffusers_tensors(folded, dtype), diffusers_metadata(folded)
 
 
-def _kohya(adapter: Adapter, dtype: torch.dtype, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
+def _kohya(adapter: Adapter, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = kohya_tensors(adapter, dtype)
-    return tensors, kohya_metadata(adapter, tensors, dtype, title)
+    return tensors, kohya_metadata(adapter, tensors, dtype)
 
 
-def _uniform(adapter: Adapter, dtype: torch.dtype, title: str) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return _diffusers(uniform(adapter), dtype, title)
+def _uniform(adapter: Adapter, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
+    return _diffusers(uniform(adapter), dtype)
 
 
-FORMATS: dict[Format, Writer] = {"diffusers": _diffusers, "kohya": _kohya, "uniform": _uniform}
+FORMATS: dict[Format, Writer] = {"kohya": _kohya, "diffusers": _diffusers, "uniform": _uniform}
 
 
 def write_adapter(
-    path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = "diffusers"
+    path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = DEFAULT_FORMAT
 ) -> Proof:
     """Write the adapter and prove it; the same adapter gives the same bytes.
 
@@ -63,7 +62,7 @@ def write_adapter(
 
 
 def staged_adapter(
-    stage: Stage, path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = "diffusers"
+    stage: Stage, path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = DEFAULT_FORMAT
 ) -> Proof:
     """Write and prove a draft of the file, which takes its name together with the stage's others.
 
@@ -74,22 +73,22 @@ def staged_adapter(
     check_writable(path)
     if not adapter.modules:
         raise DuoLoRAError(f"{path}: there is nothing to write: the adapter covers no module; lower the threshold")
-    tensors, metadata = FORMATS[format](adapter, dtype, path.stem)
+    tensors, metadata = FORMATS[format](adapter, dtype)
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
     meant = adapter_from(tensors, metadata, str(path))
     expected = proof(adapter, meant, dtype, path)
     written = tensors_hash(tensors)
-    said = _said(dtype, expected.error, expected.error, written)
-    metadata |= adapter.notes | {RECIPE: _json(adapter.recipe), PROOF: _json(said)}
+    said = said_of(dtype, expected.error, expected.error, written)
+    metadata |= adapter.notes | {RECIPE: header_json(adapter.recipe), PROOF: header_json(said)}
     draft = stage(path, laid_out(tensors, metadata))
     back, size = read_adapter(draft), draft.stat().st_size
     found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
     found = _in_diffusers(draft, adapter, found, dtype, path, format)
-    if (known := _said(dtype, expected.error, found.diffusers, written)) != said:
-        size = stage(path, laid_out(tensors, metadata | {PROOF: _json(known)})).stat().st_size
-    return replace(found, size=size)
+    if (known := said_of(dtype, expected.error, found.diffusers, written)) != said:
+        size = stage(path, laid_out(tensors, metadata | {PROOF: header_json(known)})).stat().st_size
+    return replace(found, size=size, format=format)
 
 
 def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtype, path: Path, format: Format) -> Proof:
@@ -114,7 +113,7 @@ def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtyp
     return replace(found, diffusers=error)
 
 
-def _said(dtype: torch.dtype, error: float, in_diffusers: float | None, tensors: str) -> dict[str, str | None]:
+def said_of(dtype: torch.dtype, error: float, in_diffusers: float | None, tensors: str) -> dict[str, str | None]:
     """What the header says of the proof, and of which tensors."""
     through = None if in_diffusers is None else _rounded(in_diffusers)
     return {"dtype": _NAMES[dtype], "error": _rounded(error), "diffusers": through, "tensors": tensors}
@@ -135,5 +134,6 @@ def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list
     return [len(text).to_bytes(8, "little"), text, memoryview(data)[end:]]
 
 
-def _json(value: object) -> str:
+def header_json(value: object) -> str:
+    """A value as headers hold it: the same text for the same value."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

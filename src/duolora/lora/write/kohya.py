@@ -15,26 +15,43 @@ from torch import Tensor
 
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import kohya_names
+from duolora.lora.read.notes import UNTITLED, plain
 from duolora.lora.write.diffusers import alpha, stored_factors
 from duolora.paper.lowrank import LowRank
 
 MODEL_SPEC = "1.0.1"
 ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
+_WIDTHS = {
+    "down_blocks.0.": 320,
+    "down_blocks.1.": 640,
+    "down_blocks.2.": 1280,
+    "mid_block.": 1280,
+    "up_blocks.0.": 1280,
+    "up_blocks.1.": 640,
+    "up_blocks.2.": 320,
+}
+"""Outputs of the layers in SDXL's blocks; a feed-forward layer has eight times as many."""
 
 
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, and alphas in float32, under kohya's names."""
     tensors = {}
     modules = _one_alpha(adapter.modules)
-    for name, stem in kohya_names(modules).items():
+    for name, stem in kohya_names(modules, _is_sdxl(modules)).items():
         up, down = stored_factors(modules[name], dtype)
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
         tensors[f"{stem}.alpha"] = torch.tensor(alpha(modules[name]), dtype=torch.float32)
     return tensors
 
 
-def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch.dtype, title: str) -> dict[str, str]:
-    """The header: what kohya's trainer and the standard would say of such a file."""
+def _is_sdxl(modules: Mapping[str, LowRank]) -> bool:
+    """Whether all blocks that are covered have SDXL's widths, and so its numbers: a B-LoRA covers two of them."""
+    widths = {name: width for name in modules for block, width in _WIDTHS.items() if name.startswith(block)}
+    return bool(widths) and all(modules[name].d_out in (width, 8 * width) for name, width in widths.items())
+
+
+def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, str]:
+    """The header: what kohya's trainer and the standard would say of such a file, whatever its name is."""
     ranks = {lora.rank for lora in adapter.modules.values()}
     alphas = [value for key, value in tensors.items() if key.endswith(".alpha")]
     prompt = adapter.recipe.get("prompt")
@@ -45,19 +62,18 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{float(alphas[0]):g}",
-        "ss_output_name": title,
         "sshs_model_hash": _weights_hash(tensors),
         "modelspec.sai_model_spec": MODEL_SPEC,
         "modelspec.architecture": ARCHITECTURE,
         "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
-        "modelspec.title": title,
+        "modelspec.title": UNTITLED,
         "modelspec.hash_sha256": "0x" + _weights_hash(tensors),
     }
     if convolutions:
-        conv = {"conv_dim": str(max(convolutions)), "conv_alpha": str(max(convolutions))}
+        conv = {"conv_dim": str(max(convolutions)), "conv_alpha": found["ss_network_alpha"]}
         found["ss_network_args"] = json.dumps(conv, sort_keys=True)
     if isinstance(prompt, str):
-        found["modelspec.trigger_phrase"] = prompt.encode("utf-8", "replace").decode()  # no lone surrogates
+        found["modelspec.trigger_phrase"] = found["modelspec.title"] = plain(prompt)
     return found
 
 

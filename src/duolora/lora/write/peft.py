@@ -1,0 +1,52 @@
+"""An adapter as a folder of PEFT's, which `PeftModel.from_pretrained(unet, folder)` loads: weights and a config."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from duolora.errors import DuoLoRAError
+from duolora.lora.adapter import Adapter
+from duolora.lora.names import TEXT_ENCODERS
+from duolora.lora.read.file import PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, peft_metadata, read_tensors
+from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
+from duolora.lora.read.peft_config import ADAPTER_METADATA
+from duolora.lora.verify import Proof, proof
+from duolora.lora.write.atomic import Stage
+from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
+from duolora.lora.write.file import header_json, laid_out, said_of
+from duolora.provenance import tensors_hash
+
+
+def peft_files(folder: Path) -> tuple[Path, Path]:
+    """The files of a folder of PEFT's."""
+    return folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
+
+
+def staged_peft(stage: Stage, folder: Path, adapter: Adapter, dtype: torch.dtype) -> Proof:
+    """Write and prove drafts of both files; they take their names together.
+
+    Raises:
+        DuoLoRAError: it has modules of text encoders, which are other models, or its values do not survive `dtype`.
+    """
+    if spoken := [name for name in adapter.modules if name.partition(".")[0] in TEXT_ENCODERS]:
+        raise DuoLoRAError(f"{folder}: a folder of PEFT's is of one model, the UNet, and {spoken[0]} is of another")
+    if not adapter.modules:
+        raise DuoLoRAError(f"{folder}: there is nothing to write: the adapter covers no module; lower the threshold")
+    unit = {name: replace(lora, up=lora.scale * lora.up, scale=1.0) for name, lora in adapter.modules.items()}
+    folded = replace(adapter, modules=unit)
+    tensors = {key.removeprefix("unet."): value for key, value in diffusers_tensors(folded, dtype).items()}
+    found = json.loads(diffusers_metadata(folded)[ADAPTER_METADATA])
+    config = {key.removeprefix("unet."): value for key, value in found.items()} | {"peft_type": "LORA"}
+    stored = {f"{PEFT_PREFIX}{key}": value for key, value in tensors.items()}
+    weights, described = peft_files(folder)
+    there = stage(described, [json.dumps(config, indent=1, sort_keys=True).encode()])
+    header = {ADAPTER_METADATA: peft_metadata(there)}
+    error = proof(adapter, adapter_from(tensors, header, str(folder)), dtype, folder).error
+    said = {PROOF: header_json(said_of(dtype, error, None, tensors_hash(tensors)))}
+    notes = adapter.notes | {"format": "pt", RECIPE: header_json(adapter.recipe)}
+    draft = stage(weights, laid_out(stored, notes | said))
+    back = {key.removeprefix(PEFT_PREFIX): value for key, value in read_tensors(draft).items()}
+    size = draft.stat().st_size + there.stat().st_size
+    return replace(proof(adapter, adapter_from(back, header, str(folder)), dtype, folder, size), format="peft")
