@@ -4,12 +4,17 @@ import warnings
 from types import SimpleNamespace
 
 import pytest
+import torch
 import typer
 
+from duolora.atelier import architecture
 from duolora.atelier.architecture import save_tokenizer
 from duolora.cli.common import one_line
 from duolora.errors import InputError, Notice
-from duolora.model.prompts import identifiers, refuse_unread, tell_unread, unread
+from duolora.model.base import load_base
+from duolora.model.prompts import chunks, identifiers, refuse_unread, tell_unread, unread
+from duolora.model.sample import draw
+from tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -89,3 +94,48 @@ def test_commands_say_it_in_one_line_once(parts, capsys):
     assert said.startswith("duolora: prompt: longer than the text encoders read")
     with pytest.raises(typer.Exit), one_line():
         refuse_unread(parts, [long], {"cat"})
+
+
+@pytest.fixture(scope="module")
+def of_clip(tmp_path_factory):
+    """A base whose text encoders have CLIP's length, as SDXL's."""
+    folder = tmp_path_factory.mktemp("clip")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(architecture, "MAX_TOKENS", 77)
+        tiny_pipeline(folder / "tokenizers").save_pretrained(folder / "base")
+    return load_base(folder / "base")
+
+
+LONG = " ".join(["cat", "in", "house"] * 40)  # 120 tokens
+
+
+def test_long_prompts_are_read_in_chunks_as_sdxls_users_expect(of_clip):
+    found = chunks(of_clip.parts, LONG)
+    assert [len(chunk.split()) for chunk in found] == [75, 45] and " ".join(found) == LONG
+    assert unread(of_clip.parts, LONG) == []
+    together, (first, second) = (
+        of_clip.encode_prompts([LONG, "cat"]),
+        map(of_clip.encode_prompts, ([found[0]], [found[1]])),
+    )
+    short, nothing = of_clip.encode_prompts(["cat"]), of_clip.encode_prompts([""])
+    torch.testing.assert_close(together.embeds[0], torch.cat([first.embeds[0], second.embeds[0]]))
+    torch.testing.assert_close(together.embeds[1], torch.cat([short.embeds[0], nothing.embeds[0]]))
+    torch.testing.assert_close(together.pooled, torch.cat([first.pooled, short.pooled]))
+    behind = together.after(of_clip.empty_prompt())
+    assert behind.embeds.shape == (3, 154, together.embeds.shape[2])
+
+
+def test_words_after_the_first_chunk_change_the_image(of_clip):
+    one, other, again = draw(of_clip, [f"{LONG} cat", f"{LONG} house", f"{LONG} cat"], [0, 0, 0], 2)
+    assert torch.equal(one, again) and not torch.equal(one, other)
+
+
+def test_a_word_across_two_chunks_goes_to_the_second_and_a_book_is_cut(of_clip):
+    word = "zwx"  # three tokens
+    assert chunks(of_clip.parts, f"{'cat ' * 74}{word} in")[1] == f"{word} in"
+    assert unread(of_clip.parts, "z" * 100 + " cat") == ["z" * 100, "cat"]
+    assert len(unread(of_clip.parts, "cat " * 2000)) == 2000 - 16 * 75
+
+
+def test_other_encoders_read_no_chunks(parts):
+    assert chunks(parts, LONG) == [LONG] and unread(parts, LONG)

@@ -20,7 +20,7 @@ from duolora.model.blocks import architecture_of, layer_shapes
 from duolora.model.defaults import BaseDefaults, base_place, read_defaults
 from duolora.model.device import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
 from duolora.model.files import read_pipeline, refusing
-from duolora.model.prompts import tell_unread
+from duolora.model.prompts import chunks, tell_unread
 from duolora.provenance import weights_hash
 
 PIXELS_AT_ONCE = 1024 * 1024
@@ -37,6 +37,11 @@ class PromptEmbeds:
         """The prompts of these numbers, one for each sample of a batch."""
         numbers = numbers.to(self.embeds.device)
         return PromptEmbeds(self.embeds[numbers], self.pooled[numbers])
+
+    def after(self, empty: "PromptEmbeds") -> "PromptEmbeds":
+        """These prompts behind the empty one, which is number 0, in as many chunks as they have."""
+        same = empty.embeds.repeat(1, self.embeds.shape[1] // empty.embeds.shape[1], 1)
+        return PromptEmbeds(torch.cat((same, self.embeds)), torch.cat((empty.pooled, self.pooled)))
 
 
 @dataclass(eq=False)
@@ -115,15 +120,22 @@ class Base:
 
     @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
-        """The prompts in the vectors of both text encoders, in the UNet's dtype; warns of words that are not read."""
+        """The prompts in the vectors of both text encoders, in the UNet's dtype; warns of words that are not read.
+
+        Long prompts are read in chunks where the base allows, the others filled up with empty ones; the pooled vector
+        is the first chunk's.
+        """
         if not prompts:
             raise InputError("expected at least one prompt, got none")
         tell_unread(self.parts, prompts)
         self._bring(self.parts.text_encoder, self.parts.text_encoder_2)
-        embeds, _, pooled, _ = self.parts.encode_prompt(
-            list(prompts), device=self.device, do_classifier_free_guidance=False
+        parts = [chunks(self.parts, prompt) for prompt in prompts]
+        most = max(map(len, parts))
+        texts = [text for part in parts for text in (*part, *[""] * (most - len(part)))]
+        embeds, _, pooled, _ = self.parts.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
+        return PromptEmbeds(
+            embeds.to(self.dtype).reshape(len(parts), -1, embeds.shape[2]), pooled[::most].to(self.dtype)
         )
-        return PromptEmbeds(embeds.to(self.dtype), pooled.to(self.dtype))
 
     def empty_prompt(self) -> PromptEmbeds:
         """What the pipeline's guidance takes as the prompt that says nothing: zeros, where the pipeline says so."""
@@ -208,6 +220,8 @@ class BaseChoice:
     offload: str = "auto"
     announce: Callable[[str], object] | None = None
     """Called with a line about the base once it is loaded."""
+    config: str | Path | None = None
+    """For a single checkpoint (see `load_base`)."""
 
 
 def opened(base: "str | Path | BaseChoice | Base") -> Base:
@@ -220,7 +234,7 @@ def opened(base: "str | Path | BaseChoice | Base") -> Base:
         return base
     if not isinstance(base, BaseChoice):
         return load_base(base)
-    loaded = load_base(base.base, base.device, base.dtype, offload=base.offload)
+    loaded = load_base(base.base, base.device, base.dtype, base.config, base.offload)
     if base.announce is not None:
         base.announce(loaded.described())
     return loaded
@@ -265,7 +279,8 @@ def load_base(
         device: where it runs; "auto" is CUDA where there is one.
         dtype: of UNet and text encoders; "auto" is what the base's folder says, else float32 on the CPU, and elsewhere
             bfloat16 or, on GPUs that are too old for it, float16.
-        config: for a single file, a diffusers folder with the configs and tokenizers; otherwise they come from the hub.
+        config: for a single file, a diffusers folder with the configs and tokenizers; by default SDXL's, SSD-1B's or
+            Segmind-Vega's own.
         offload: none; model (networks take turns on the device); sequential (layers do, while pictures are drawn: slow,
             and hardly any memory); "auto" is by the device's free memory.
 
@@ -276,7 +291,7 @@ def load_base(
     check_offload(offload)
     where, defaults = chosen_device(device), read_defaults(str(base))
     kind = chosen_dtype(defaults.dtype if dtype == "auto" else dtype, where)
-    parts = read_pipeline(str(base), kind, None if config is None else Path(config))
+    parts = read_pipeline(str(base), kind, None if config is None else Path(config).expanduser())
     for module in (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2):
         module.requires_grad_(False).eval()
     parts.vae.to(torch.float32)

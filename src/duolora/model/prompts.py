@@ -1,4 +1,8 @@
-"""What of a prompt the text encoders read: so many tokens, and not a word more."""
+"""What of a prompt the text encoders read: so many tokens, and long prompts in chunks where the encoders are CLIP's.
+
+SDXL's users write prompts of any length: ComfyUI, A1111 and Forge encode 75 tokens at a time and put these chunks
+in a row.
+"""
 
 import string
 import warnings
@@ -9,30 +13,48 @@ from duolora.errors import InputError, Notice
 
 RARE = 40_000
 """CLIP numbers its tokens by how common they are; identifiers such as "sks" are chosen from the last."""
+_CLIP = 77
+"""Tokens of CLIP's text encoders, whose UNets are known to attend to several chunks."""
+_MOST = 16
+"""Chunks of a prompt."""
 _SHOWN = 12
 
 
 def unread(parts: Any, prompt: str) -> list[str]:
     """The words of a prompt that lie, whole or in part, beyond what either text encoder of a pipeline reads."""
+    return _packed(parts, prompt)[1]
+
+
+def chunks(parts: Any, prompt: str) -> list[str]:
+    """A prompt as it is encoded, one part after another: whole words, 75 tokens at most."""
+    found, _ = _packed(parts, prompt)
+    return [prompt] if len(found) == 1 else [" ".join(words) for words in found]
+
+
+def _packed(parts: Any, prompt: str) -> tuple[list[list[str]], list[str]]:
+    """The words of each chunk, and those that are not read; tokens never reach over a space."""
     words, tokenizers = prompt.split(), _tokenizers(parts)
-    if all(len(prompt.encode()) + 2 <= each.model_max_length for each in tokenizers):
-        return []  # no token is shorter than a byte
-    return max((words[_fitting(each, words) :] for each in tokenizers), key=len)
+    lengths = [each.model_max_length for each in tokenizers]
+    if all(len(prompt.encode()) + 2 <= length for length in lengths):
+        return [words], []  # no token is shorter than a byte
+    most = _MOST if set(lengths) == {_CLIP} else 1
+    whole = min(lengths) - 2  # the first token and the last are not the prompt's
+    found, room = list[list[str]]([[]]), whole
+    for k, word in enumerate(words):
+        size = max(len(_tokens(each, word)) for each in tokenizers)
+        if room < size <= whole and len(found) < most:
+            found.append([])
+            room = whole
+        if size > room:
+            return found, words[k:]
+        found[-1].append(word)
+        room -= size
+    return found, []
 
 
 def _tokenizers(parts: Any) -> list[Any]:
     """Those that there are: a base for timing has none."""
     return [each for each in (parts.tokenizer, parts.tokenizer_2) if each is not None]
-
-
-def _fitting(tokenizer: Any, words: Sequence[str]) -> int:
-    """How many of the words a tokenizer's encoder takes; tokens never reach over a space."""
-    left = tokenizer.model_max_length - 2  # the first token and the last are not the prompt's
-    for k, word in enumerate(words):
-        left -= len(_tokens(tokenizer, word))
-        if left < 0:
-            return k
-    return len(words)
 
 
 def _tokens(tokenizer: Any, word: str) -> list[int]:

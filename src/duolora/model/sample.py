@@ -1,6 +1,7 @@
 """Pictures from prompts and seeds, by the base's own pipeline."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -9,7 +10,7 @@ from tqdm import tqdm
 
 from duolora.model.base import Base
 from duolora.model.defaults import STEPS
-from duolora.model.prompts import tell_unread
+from duolora.model.prompts import chunks, tell_unread
 
 
 def guidance_of(base: Base, guidance: float | None = None) -> float:
@@ -34,7 +35,7 @@ def draw(
     `before_step` is called before each denoising step with the share of the steps that are done.
     """
     tell_unread(base.parts, prompts)
-    drawn = []
+    drawn, conditions = [], _conditions(base, prompts)
     starts = range(0, len(prompts), batch)
 
     def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -48,7 +49,7 @@ def draw(
                 before_step(0.0)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch]]
             latents = pipeline(
-                prompt=list(prompts[i : i + batch]),
+                **{name: values[i : i + batch] for name, values in conditions.items()},
                 height=base.resolution,
                 width=base.resolution,
                 num_inference_steps=steps,
@@ -59,3 +60,19 @@ def draw(
             ).images
             drawn.append(latents)
     return torch.cat([base.decode(latents).cpu() for latents in drawn])
+
+
+def _conditions(base: Base, prompts: Sequence[str]) -> dict[str, Any]:
+    """The prompts for the pipeline, which cuts long ones: where there are some, what they are encoded to."""
+    if all(len(chunks(base.parts, prompt)) == 1 for prompt in dict.fromkeys(prompts)):
+        return {"prompt": list(prompts)}
+    known = list(dict.fromkeys(prompts))
+    encoded = base.encode_prompts(known).after(base.empty_prompt())
+    rows = encoded.rows(torch.tensor([1 + known.index(prompt) for prompt in prompts]))
+    none = encoded.rows(torch.zeros(len(prompts), dtype=torch.long))
+    return {
+        "prompt_embeds": rows.embeds,
+        "pooled_prompt_embeds": rows.pooled,
+        "negative_prompt_embeds": none.embeds,
+        "negative_pooled_prompt_embeds": none.pooled,
+    }

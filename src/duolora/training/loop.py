@@ -62,8 +62,8 @@ def train_factors(
         DuoLoRAError: the loss is no longer finite.
     """
     schedule, preserved = noise_schedule(base), kept(base, options.keep) if options.keep else None
-    empty = base.empty_prompt()
-    prompts = [_after(empty, base.encode_prompts([task.prompt, *options.keep])) for task in tasks]
+    empty = base.empty_prompt()  # number 0, the dropped caption
+    prompts = [base.encode_prompts([task.prompt, *options.keep]).after(empty) for task in tasks]
     base.release_encoders()
     optimiser = torch.optim.Adam(list(factors.values()), lr=options.lr)
     scaler = torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
@@ -99,13 +99,8 @@ def train_factors(
             save_checkpoint(
                 checkpoint, {**factors, **_scaling(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]
             )
-    check_values(factors.values(), optimiser, options.steps)
+    check_values(factors.values(), optimiser)
     return [float(loss) for loss in losses]
-
-
-def _after(empty: PromptEmbeds, prompts: PromptEmbeds) -> PromptEmbeds:
-    """The prompts by their numbers from 1 on; number 0 is the dropped caption."""
-    return PromptEmbeds(torch.cat((empty.embeds, prompts.embeds)), torch.cat((empty.pooled, prompts.pooled)))
 
 
 def _sample(schedule: NoiseSchedule, latents: Tensor, options: TrainOptions, rng: torch.Generator) -> _Sample:

@@ -18,7 +18,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from duolora.lora.adapter import Adapter
-from duolora.model.base import Base, PromptEmbeds
+from duolora.model.base import Base
 from duolora.model.blocks import modules_within
 from duolora.model.defaults import STEPS
 from duolora.model.mount import Mount
@@ -98,8 +98,7 @@ def draw_with_style_guidance(
     """Pictures of the content in the style, by the three-way guidance above; one for each style prompt and seed."""
     w, n = guidance_of(base, guidance), len(seeds)
     known = ("", content_prompt, *dict.fromkeys(style_prompts))
-    said, empty = base.encode_prompts(known[1:]), base.empty_prompt()
-    embeds = PromptEmbeds(torch.cat([empty.embeds, said.embeds]), torch.cat([empty.pooled, said.pooled]))
+    embeds = base.encode_prompts(known[1:]).after(base.empty_prompt())
     scheduler = type(base.parts.scheduler).from_config(base.parts.scheduler.config)
     scheduler.set_timesteps(steps, device=base.device)
     shape = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
