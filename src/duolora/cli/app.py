@@ -11,6 +11,7 @@ from duolora.cli import evaluate as scores
 from duolora.cli import files
 from duolora.cli.bench import bench
 from duolora.cli.common import (
+    BaseConfigOption,
     BaseDtypeOption,
     BaseOption,
     DeviceOption,
@@ -166,6 +167,7 @@ def train(
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    base_config: BaseConfigOption = None,
     blocks: Annotated[
         list[str] | None,
         typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
@@ -193,7 +195,7 @@ def train(
             keep=None if keep is None else read_prompts(keep),
             blocks=tuple(blocks) if blocks else None,
         )
-        opened = chosen(base, device, base_dtype, offload, quiet)
+        opened = chosen(base, device, base_dtype, offload, quiet, base_config)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
                 images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, overwrite=overwrite
@@ -244,6 +246,7 @@ def merge(
     device: DeviceOption = "auto",
     base_dtype: MergeBaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    base_config: BaseConfigOption = None,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     overwrite: OverwriteOption = False,
@@ -266,7 +269,7 @@ def merge(
         given = {"steps": steps, "seed": seed} | assigned(option or [], options)
         options = _changed(options, **given)
         name = base or ("atelier" if options.asks_network else None)
-        opened = None if name is None else chosen(name, device, base_dtype, offload, quiet)
+        opened = None if name is None else chosen(name, device, base_dtype, offload, quiet, base_config)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
                 content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
@@ -313,6 +316,7 @@ def generate(
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    base_config: BaseConfigOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -321,7 +325,7 @@ def generate(
     with one_line():
         from duolora.api.generate import generate as run
 
-        place = chosen(base, device, base_dtype, offload, quiet)
+        place = chosen(base, device, base_dtype, offload, quiet, base_config)
         files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
         report(as_json, "\n".join(map(str, files)), files=files)
 

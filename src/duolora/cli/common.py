@@ -4,6 +4,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -22,14 +23,20 @@ OffloadOption = Annotated[
     str, typer.Option(help="auto, none, model (networks take turns on the device) or sequential (layers do: slow).")
 ]
 
+BaseConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        help="For a single checkpoint: a diffusers folder with its configs and tokenizers  [SDXL's, SSD-1B's, Vega's]."
+    ),
+]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
 
 
-def chosen(base: str, device: str, dtype: str, offload: str, quiet: bool) -> Any:
+def chosen(base: str, device: str, dtype: str, offload: str, quiet: bool, config: Path | None = None) -> Any:
     """The base, to be loaded when it is needed, and then announced on stderr."""
     from duolora.model.base import BaseChoice
 
-    return BaseChoice(base, device, dtype, offload, None if quiet else lambda line: typer.echo(line, err=True))
+    return BaseChoice(base, device, dtype, offload, None if quiet else lambda line: typer.echo(line, err=True), config)
 
 
 SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.", min=0, max=2**32 - 1)]

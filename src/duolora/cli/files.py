@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from duolora.cli.common import (
+    BaseConfigOption,
     BaseOption,
     DeviceOption,
     JsonOption,
@@ -96,6 +97,7 @@ def compose(
     device: DeviceOption = "auto",
     base_dtype: MergeBaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    base_config: BaseConfigOption = None,
     seed: Annotated[int, typer.Option(help="oneshot: the same seed and inputs give the same file.", min=0)] = 0,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -117,7 +119,7 @@ def compose(
         elif method == "oneshot":
             if weights is not None:
                 raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
-            chosen_base = chosen(base, device, base_dtype, offload, quiet)
+            chosen_base = chosen(base, device, base_dtype, offload, quiet, base_config)
             plain = one_shot_options(kind or (), seed=seed)
             options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
             done = compose_at_once(

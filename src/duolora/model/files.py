@@ -3,9 +3,10 @@
 import hashlib
 import os
 import reprlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import diffusers
@@ -17,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from duolora.errors import FileRefused, InputError
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import base_place
+from duolora.model.sdxl import architecture_of_keys, write_configs
 from duolora.provenance import sampled_hash
 from duolora.textfiles import read_json
 
@@ -109,18 +111,30 @@ def check_folder(folder: Path) -> None:
         raise FileRefused(f"{folder}: expected a scheduler with betas, as SDXL's, found {found}; use {BASES}")
 
 
-def check_single_file(path: Path) -> None:
-    """Refuse a single file that is a pickle, damaged, or not a whole SDXL checkpoint.
+def check_single_file(path: Path) -> tuple[set[str], dict[str, Any]]:
+    """The keys of a single file, and what they say of its scheduler.
 
     Raises:
-        FileRefused: with the reason.
+        FileRefused: it is a pickle, damaged, or not a whole SDXL checkpoint.
     """
     if path.suffix.lower() in PICKLES:
         raise FileRefused(f"{path}: pickled weights are never opened; get the model as a .safetensors file")
     with refusing(path), safe_open(path, "pt") as file:
-        keys = set(file.keys())
+        keys, metadata = set(file.keys()), file.metadata() or {}
     if missing := [key for key in CHECKPOINT_KEYS if key not in keys]:
         raise FileRefused(f"{path}: expected a whole SDXL checkpoint, but {missing[0]} is not in it; use {BASES}")
+    if edm := [key for key in sorted(keys) if key.startswith("edm_")]:
+        raise FileRefused(
+            f"{path}: {edm[0]} says that it has EDM's noise levels, which nothing here knows; use {BASES}"
+        )
+    return keys, _schedule(keys, metadata)
+
+
+def _schedule(keys: set[str], metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a single file says of its scheduler: empty tensors mark velocity and zero terminal signal (ztsnr)."""
+    velocity = "v_pred" in keys or metadata.get("modelspec.prediction_type") in ("v", "v_prediction")
+    found = {"prediction_type": "v_prediction"} if velocity else {}
+    return found | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if "ztsnr" in keys else {})
 
 
 def _check_configs(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
@@ -163,7 +177,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
 
 
 def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDiffusionXLPipeline:
-    check_single_file(path)
+    keys, schedule = check_single_file(path)
     if config is not None and not (config / "model_index.json").is_file():
         raise InputError(f"{config}: expected a diffusers folder with model_index.json")
     if config is not None:
@@ -171,18 +185,13 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDif
         check_configs(
             {file: _json(file) for file in config.glob("*/*config.json") if file.parent.name not in TOKENIZERS}
         )
-    try:
-        with refusing(path):
-            parts = StableDiffusionXLPipeline.from_single_file(
-                str(path), dtype=dtype, config=None if config is None else str(config)
-            )
-    except FileRefused as error:
-        if config is not None:
-            raise
-        raise FileRefused(
-            f"{error} (a single file holds no configs: they come from the hub, or from a diffusers folder "
-            "given as `config`)"
-        ) from error
+    with refusing(path), TemporaryDirectory() as facts:
+        if config is None:
+            write_configs(Path(facts), architecture_of_keys(keys, path))
+        parts = StableDiffusionXLPipeline.from_single_file(
+            str(path), dtype=dtype, config=str(config or facts), local_files_only=True
+        )
+        parts.scheduler = type(parts.scheduler).from_config(parts.scheduler.config, **schedule)
     return _complete(path, parts, {})
 
 
