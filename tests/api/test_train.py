@@ -1,15 +1,17 @@
 """Training LoRAs: it learns, it resumes exactly, it leaves the base alone, it says what is wrong."""
 
 import json
+import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from duolora.api.train import TrainOptions, default_options, train
-from duolora.errors import FileRefused, InputError
+from duolora.errors import DuoLoRAError, FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.model.base import load_base
 from duolora.model.blocks import target_modules
@@ -160,14 +162,33 @@ def test_checkpoint_holds_tensors_and_optimiser(tmp_path):
     save_checkpoint(tmp_path / "c.safetensors", {"v": value}, optimiser, 1)
     step(value, optimiser)
     other, its_optimiser = fresh()
-    assert load_checkpoint(tmp_path / "c.safetensors", {"v": other}, its_optimiser) == 1
+    assert load_checkpoint(tmp_path / "c.safetensors", {"v": other}, its_optimiser, 2) == 1
     step(other, its_optimiser)
     assert torch.equal(value, other)
 
 
 @pytest.mark.parametrize(
     "damage",
-    ["cut", "text", "folder", "no progress", "negative step", "other shape", "tensor missing", "other optimiser"],
+    [
+        "cut",
+        "text",
+        "folder",
+        "pipe",
+        "no progress",
+        "other shape",
+        "tensor missing",
+        "other optimiser",
+        "no optimiser",
+        "part of the optimiser",
+        "-1",
+        "3",
+        "1000000000",
+        "1e400",
+        "0.5",
+        '"1"',
+        "other losses",
+        "deep",
+    ],
 )
 def test_checkpoints_that_do_not_fit_are_refused_and_change_nothing(tmp_path, damage):
     path = tmp_path / "c.safetensors"
@@ -175,8 +196,9 @@ def test_checkpoints_that_do_not_fit_are_refused_and_change_nothing(tmp_path, da
     optimiser = torch.optim.Adam([value], lr=0.1)
     value.sum().backward()
     optimiser.step()
-    save_checkpoint(path, {"v": value}, optimiser, 1)
+    save_checkpoint(path, {"v": value}, optimiser, 1, [0.25])
     with safe_open(path, "pt") as file:
+        progress = file.metadata()["progress"]
         tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
     if damage == "cut":
         path.write_bytes(path.read_bytes()[:-3])
@@ -185,19 +207,42 @@ def test_checkpoints_that_do_not_fit_are_refused_and_change_nothing(tmp_path, da
     elif damage == "folder":
         path.unlink()
         path.mkdir()
+    elif damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
     else:
         changes = {
             "other shape": {"value.v": torch.ones(1)},
             "tensor missing": {"value.v": None},
             "other optimiser": {"optimiser.0.exp_avg": torch.ones(4)},
+            "no optimiser": dict.fromkeys(key for key in tensors if key.startswith("optimiser")),
+            "part of the optimiser": {"optimiser.0.exp_avg_sq": None},
         }.get(damage, {})
         kept = {key: tensor for key, tensor in (tensors | changes).items() if tensor is not None}
-        step = -1 if damage == "negative step" else 1
-        save_file(kept, path, None if damage == "no progress" else {"progress": json.dumps({"step": step})})
+        if damage[0] in '-0123456789"':
+            progress = progress.replace('"step": 1,', f'"step": {damage},')
+        progress = progress.replace("0.25", "0.5") if damage == "other losses" else progress
+        progress = "[" * 100_000 if damage == "deep" else progress
+        save_file(kept, path, None if damage == "no progress" else {"progress": progress})
     before = value.detach().clone()
     with pytest.raises(FileRefused, match=r"c\.safetensors: no whole checkpoint of this run .*delete it"):
-        load_checkpoint(path, {"v": value}, optimiser)
+        load_checkpoint(path, {"v": value}, optimiser, 2)
     assert torch.equal(value, before)
+
+
+def test_a_full_disk_at_a_checkpoint_is_one_line_and_keeps_the_last_one(tmp_path, monkeypatch):
+    def full(tensors, path, metadata):
+        Path(path).write_bytes(b"half")
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    path, value = tmp_path / "c.safetensors", torch.nn.Parameter(torch.ones(3))
+    optimiser = torch.optim.Adam([value], lr=0.1)
+    save_checkpoint(path, {"v": value}, optimiser, 1)
+    whole = path.read_bytes()
+    monkeypatch.setattr("duolora.training.checkpoint.save_file", full)
+    with pytest.raises(DuoLoRAError, match=r"c\.safetensors: the checkpoint cannot .*No space left.*make room"):
+        save_checkpoint(path, {"v": value}, optimiser, 2)
+    assert path.read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def test_a_spoilt_checkpoint_is_not_resumed(tmp_path, monkeypatch):
     monkeypatch.setattr("duolora.training.checkpoint.check_values", lambda *_: None)
     save_checkpoint(path, {"v": spoilt}, optimiser, 100)
     with pytest.raises(FileRefused, match="NaN or infinite values.*delete it"):
-        load_checkpoint(path, {"v": state(1.0)[0]}, state(1.0)[1])
+        load_checkpoint(path, {"v": state(1.0)[0]}, state(1.0)[1], 100)
 
 
 @pytest.mark.parametrize("loss", [float("nan"), float("inf"), -float("inf")])

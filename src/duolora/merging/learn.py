@@ -182,7 +182,8 @@ def learn(
         begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
         start = 0
         if checkpoint and checkpoint.exists():
-            start, losses = load_checkpoint(checkpoint, masks, learning.optimiser), losses_before(checkpoint)
+            start = load_checkpoint(checkpoint, masks, learning.optimiser, o.steps)
+            losses = losses_before(checkpoint)
         bar = tqdm(range(start, o.steps), "Merging", initial=start, total=o.steps, disable=not progress, leave=False)
         for step in bar:
             terms = learning.update(step)

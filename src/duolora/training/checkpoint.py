@@ -7,8 +7,9 @@ not the run was stopped before it.
 import hashlib
 import json
 import os
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from duolora.errors import FileRefused
+from duolora.errors import DuoLoRAError, FileRefused
+from duolora.provenance import tensors_hash
 from duolora.training.finite import check_values
 
 
@@ -44,31 +46,43 @@ def save_checkpoint(
     The old checkpoint stays until the new one is whole.
 
     Raises:
-        DuoLoRAError: the tensors hold NaN or infinite values; the old checkpoint stays.
+        DuoLoRAError: the tensors hold NaN or infinite values, or the disk is full; the old checkpoint stays.
     """
     check_values(tensors.values(), optimiser, step)
     state = {f"value.{k}": v.detach() for k, v in tensors.items()}
     for number, entries in optimiser.state_dict()["state"].items():
         state |= {f"optimiser.{number}.{k}": torch.as_tensor(v) for k, v in entries.items()}
-    path.parent.mkdir(parents=True, exist_ok=True)
+    state = {key: value.contiguous().cpu().clone() for key, value in state.items()}
+    progress = json.dumps({"step": step, "losses": list(losses), "mark": _mark(state, step, list(losses))})
     part = path.with_name(path.name + ".part")
-    progress = json.dumps({"step": step, "losses": list(losses)})
-    save_file({k: v.contiguous().cpu().clone() for k, v in state.items()}, part, {"progress": progress})
-    os.replace(part, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(state, part, {"progress": progress})
+        os.replace(part, path)
+    except (OSError, SafetensorError) as error:
+        with suppress(OSError):
+            part.unlink(missing_ok=True)
+        raise DuoLoRAError(
+            f"{path}: the checkpoint cannot be written ({error}); make room, and give the same command again, which "
+            "goes on from the last one"
+        ) from error
 
 
-def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer) -> int:
-    """Copy a checkpoint into `tensors` and the optimiser, in place; returns the number of steps that were done.
+def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, steps: int) -> int:
+    """Copy a checkpoint into `tensors` and the optimiser, in place; returns how many of `steps` were done.
 
     Raises:
         FileRefused: it is damaged, or of another run; nothing is changed then.
     """
     with _refusing(path):
         with safe_open(path, "pt") as file:
-            step = int(_progress(file)["step"])
+            progress = _progress(file)
+            step = progress["step"]
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         values = {key.removeprefix("value."): value for key, value in stored.items() if key.startswith("value.")}
-        if step < 0 or _shapes(values) != _shapes(tensors):
+        if type(step) is not int or not 0 <= step <= steps:
+            raise ValueError(f"it says step {reprlib.repr(step)} of {steps}")
+        if progress["mark"] != _mark(stored, step, progress["losses"]) or _shapes(values) != _shapes(tensors):
             raise ValueError("its tensors are not those of this run")
         if not all(torch.isfinite(value).all() for value in values.values()):
             raise ValueError("it holds NaN or infinite values")
@@ -93,6 +107,8 @@ def losses_before(path: Path) -> list[Any]:
 @contextmanager
 def _refusing(path: Path) -> Iterator[None]:
     try:
+        if not path.is_file():
+            raise ValueError("no regular file")
         yield
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise FileRefused(f"{path}: no whole checkpoint of this run ({error}); delete it to begin anew") from error
@@ -100,6 +116,11 @@ def _refusing(path: Path) -> Iterator[None]:
 
 def _progress(file: Any) -> dict[str, Any]:
     return json.loads((file.metadata() or {})["progress"])
+
+
+def _mark(tensors: Mapping[str, Tensor], step: int, losses: list[Any]) -> str:
+    """A hash of all that a checkpoint holds: less of it, or other values, would go on to other bytes."""
+    return hashlib.sha256(f"{tensors_hash(tensors)} {json.dumps([step, losses])}".encode()).hexdigest()
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:

@@ -119,7 +119,7 @@ def _learn(base: Base, student: UNet2DConditionModel, recipe: DistilRecipe, chec
     latents = torch.cat([base.encode_images(as_input(pixels[k : k + 128])).cpu() for k in parts])
     optimiser = torch.optim.AdamW(student.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2)
     tensors = student.state_dict()
-    start = load_checkpoint(checkpoint, tensors, optimiser) if checkpoint.exists() else 0
+    start = load_checkpoint(checkpoint, tensors, optimiser, recipe.updates) if checkpoint.exists() else 0
     for step in tqdm(range(start, recipe.updates), f"Distilling {shape}", initial=start, total=recipe.updates):
         loss = _loss(base, student, recipe, latents, texts, step_generator(recipe.seed, step))
         loss.backward()

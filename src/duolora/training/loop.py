@@ -70,7 +70,7 @@ def train_factors(
     scaling = _scaling(scaler)
     start, losses = 0, list[Tensor]()
     if checkpoint and checkpoint.exists():
-        start = load_checkpoint(checkpoint, {**factors, **scaling}, optimiser)
+        start = load_checkpoint(checkpoint, {**factors, **scaling}, optimiser, options.steps)
         losses = [torch.tensor(loss) for loss in losses_before(checkpoint)]
         _restore(scaler, scaling)
     bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
@@ -99,7 +99,7 @@ def train_factors(
             save_checkpoint(
                 checkpoint, {**factors, **_scaling(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]
             )
-    check_values(factors.values(), optimiser)
+    check_values(factors.values(), optimiser, options.steps)
     return [float(loss) for loss in losses]
 
 
