@@ -9,12 +9,12 @@ from typing import get_args
 from duolora.api.merge import options_of
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
-from duolora.lora.names import DEFAULT_FORMAT
+from duolora.lora.names import DEFAULT_FORMAT, Format
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
 from duolora.lora.write.atomic import check_out
-from duolora.lora.write.file import FORMATS, Format, write_adapter
+from duolora.lora.write.file import FORMATS, write_adapter
 from duolora.merging.export import dtype_of
 from duolora.merging.fold import Kind
 from duolora.merging.options import MergeOptions
@@ -60,14 +60,16 @@ def compose(
     chosen = _weights(paths, weights)
     kind = format_of(format)
     check_out(target, paths, overwrite)
-    adapters = [read_adapter(path) for path in paths]
+    adapters = [read_adapter(path, as_stored=True) for path in paths]
     sources = [
         {"file": source_hash(path), "weight": weight, "prompt": adapter.recipe.get("prompt")}
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
     recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
     left_out = left_out_of(adapters, recipe)
-    proof = write_adapter(target, composed(adapters, chosen, recipe), dtype_of(dtype), kind)
+    whole = composed(adapters, chosen, recipe)
+    del adapters  # before the file is written
+    proof = write_adapter(target, whole, dtype_of(dtype), kind)
     return Composed(target, proof, left_out)
 
 
@@ -105,7 +107,12 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict
                 shapes = f"{(first[0].d_out, first[0].d_in)} and {(lora.d_out, lora.d_in)}"
                 raise InputError(f"{name}: expected one shape in all files, found {shapes}; they are for other bases")
             first.append(replace(lora, scale=weight * lora.scale))
-    return Adapter({name: concatenate(loras) for name, loras in found.items()}, recipe, notes=_notes(adapters))
+    modules = {name: concatenate([_wide(lora) for lora in loras]) for name, loras in found.items()}
+    return Adapter(modules, recipe, notes=_notes(adapters))
+
+
+def _wide(lora: LowRank) -> LowRank:
+    return replace(lora, up=lora.up.float(), down=lora.down.float())
 
 
 def _notes(adapters: Sequence[Adapter]) -> dict[str, str]:

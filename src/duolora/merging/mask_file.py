@@ -21,7 +21,7 @@ from duolora.lora.read.notes import notes_of
 from duolora.lora.read.peft_config import json_object
 from duolora.lora.read.unsupported import MASKS
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
-from duolora.lora.write.file import laid_out
+from duolora.lora.write.layout import laid_out
 from duolora.merging.fold import folded
 from duolora.merging.inputs import Loras, Masks, Sources
 from duolora.merging.options import Basis, MaskAxis, MergeOptions, Rest

@@ -5,10 +5,9 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from duolora.errors import BaseMismatch, FileRefused
@@ -20,11 +19,31 @@ from duolora.lora.read.unsupported import refuse_foreign
 from duolora.provenance import file_hash
 from duolora.textfiles import read_json
 
+DTYPES = {
+    "F64": torch.float64,
+    "I64": torch.int64,
+    "U64": torch.uint64,
+    "F32": torch.float32,
+    "I32": torch.int32,
+    "U32": torch.uint32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I16": torch.int16,
+    "U16": torch.uint16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+"""As safetensors names them; all that `read_header` lets through."""
 PEFT_CONFIG, PEFT_WEIGHTS, PEFT_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
 
 
-def read_adapter(path: Path) -> Adapter:
-    """The adapter in a .safetensors file (diffusers', kohya's or ComfyUI's names) or a PEFT folder, in float32.
+def read_adapter(path: Path, as_stored: bool = False) -> Adapter:
+    """The adapter in a .safetensors file (diffusers', kohya's or ComfyUI's names) or a PEFT folder.
+
+    Factors are float32 or, to be combined module by module, as they are stored.
 
     Nothing of the tensors is read before the header has shown that they can be a LoRA.
 
@@ -41,19 +60,21 @@ def read_adapter(path: Path) -> Adapter:
     prefix = PEFT_PREFIX if of_peft else ""
     refuse_foreign([key.removeprefix(prefix) for key in entries], metadata, str(path))
     tensors = {key.removeprefix(prefix): value for key, value in read_tensors(weights).items()}
-    return adapter_from(tensors, metadata, str(path))
+    return adapter_from(tensors, metadata, str(path), as_stored)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file whose header has been read.
+    """All tensors of a file; read, and never mapped, since a file that somebody shortens meanwhile kills who maps it.
 
     Raises:
-        FileRefused: safetensors cannot read it, or a value is not finite.
+        FileRefused: it is not whole, or a value is not finite.
     """
+    entries, _ = read_header(path)
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, OSError, AttributeError, ValueError, RuntimeError) as error:
+        with path.open("rb") as file:
+            start = 8 + int.from_bytes(file.read(8), "little")
+            tensors = {key: _tensor(file, start, entry) for key, entry in entries.items()}
+    except (OSError, ValueError) as error:
         raise FileRefused(
             f"{path}: expected a whole .safetensors file, but it cannot be read ({error}); get it again"
         ) from error
@@ -61,6 +82,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         if value.is_floating_point() and not torch.isfinite(value.float()).all():
             raise FileRefused(f"{path}: {key} holds NaN or infinite values; expected finite ones; get a sound copy")
     return tensors
+
+
+def _tensor(file: BinaryIO, start: int, entry: Mapping[str, Any]) -> Tensor:
+    """One tensor, by its entry in the header, of a file whose data begin at `start`."""
+    begin, end = entry["data_offsets"]
+    data = bytearray(end - begin)
+    file.seek(start + begin)
+    if file.readinto(data) != len(data):  # type: ignore[attr-defined]
+        raise ValueError("it has become shorter")
+    kind = DTYPES[entry["dtype"]]
+    return (torch.frombuffer(data, dtype=kind) if data else torch.empty(0, dtype=kind)).reshape(entry["shape"])
 
 
 def peft_metadata(config: Path) -> str:

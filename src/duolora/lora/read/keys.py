@@ -61,8 +61,10 @@ class _Parts:
     alpha: float | None = None
 
 
-def adapter_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: str) -> Adapter:
-    """The adapter that the tensors and the header of a file spell out; factors in float32.
+def adapter_from(
+    tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: str, as_stored: bool = False
+) -> Adapter:
+    """The adapter that the tensors and the header of a file spell out; factors in float32, or as they are stored.
 
     Raises:
         FileRefused: it is not a plain LoRA for an SDXL-shaped UNet, or its keys do not make whole LoRAs.
@@ -71,6 +73,9 @@ def adapter_from(tensors: Mapping[str, Tensor], metadata: Mapping[str, str], fil
     configs = peft_configs(metadata, file)
     parts, left_out = _parts(tensors, file)
     _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], configs, file)
+    if not as_stored:
+        for part in parts.values():
+            part.factors = {side: value.float() for side, value in part.factors.items()}
     modules = {name: _lora(name, part, configs, file) for name, part in sorted(parts.items())}
     if not modules:
         raise FileRefused(
@@ -120,7 +125,7 @@ def _stem_and_side(key: str, file: str) -> tuple[str, str]:
 def _module(stem: str, file: str) -> str:
     """The path in diffusers' UNet or text encoders of what a key names."""
     try:
-        return _translated(stem)
+        return module_of(stem)
     except ValueError as error:
         raise FileRefused(
             f"{file}: {stem} is not a module of SDXL's UNet or text encoders in kohya's or diffusers' names; "
@@ -129,7 +134,8 @@ def _module(stem: str, file: str) -> str:
 
 
 @cache
-def _translated(stem: str) -> str:
+def module_of(stem: str) -> str:
+    """The path in diffusers' UNet or text encoders of what a key without its end names; ValueError if it is none."""
     if stem.startswith(tuple(KOHYA_PREFIXES)):
         name = from_kohya(stem)
     else:
@@ -155,7 +161,7 @@ def _checked(value: Tensor, key: str, file: str) -> Tensor:
         raise FileRefused(f"{file}: {key}: expected float16, bfloat16 or float32, got {value.dtype}; save it as one")
     if value.ndim not in (2, 4) or not value.numel():
         raise FileRefused(f"{file}: {key}: expected 2 or 4 sizes over 0, got {tuple(value.shape)}; get it again")
-    return value.float()
+    return value
 
 
 def _lora(name: str, part: _Parts, configs: Mapping[str, PeftConfig], file: str) -> LowRank:
@@ -187,7 +193,7 @@ def _whole_down(name: str, factors: Mapping[str, Tensor], file: str) -> Tensor:
         raise FileRefused(
             f"{file}: {name}: expected mid (r, r, h, w) and down (r, c, 1, 1), got {shapes}; get the file again"
         )
-    return torch.einsum("pqhw,qi->pihw", mid, down[..., 0, 0])
+    return torch.einsum("pqhw,qi->pihw", mid.float(), down[..., 0, 0].float())
 
 
 def _scale(name: str, part: _Parts, configs: Mapping[str, PeftConfig], rank: int) -> float:

@@ -127,7 +127,7 @@ def _factors(network: nn.Module, prefix: str) -> dict[str, LowRank]:
             bare = name.removeprefix("text_model.")
             full = bare if not prefix or bare == "text_projection" else f"text_model.{bare}"
             scale = float(layer.scaling[_NAME])
-            found[f"{prefix}{full}"] = LowRank(up.flatten(1).float(), down.flatten(1).float(), scale, kernel)
+            found[f"{prefix}{full}"] = LowRank(up.flatten(1), down.flatten(1), scale, kernel)
     return found
 
 

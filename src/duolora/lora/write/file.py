@@ -1,12 +1,11 @@
 """LoRA files, written whole or not at all, and proved before they take their name."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from duolora.errors import DuoLoRAError
@@ -19,6 +18,7 @@ from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
 from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
 from duolora.lora.write.kohya import kohya_metadata, kohya_tensors
+from duolora.lora.write.layout import laid_out
 from duolora.lora.write.uniform import uniform
 from duolora.provenance import tensors_hash
 
@@ -77,14 +77,16 @@ def staged_adapter(
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
-    meant = adapter_from(tensors, metadata, str(path))
+    meant = adapter_from(tensors, metadata, str(path), as_stored=True)
     expected = proof(adapter, meant, dtype, path)
     written = tensors_hash(tensors)
     said = said_of(dtype, expected.error, expected.error, written)
     metadata |= adapter.notes | {RECIPE: header_json(adapter.recipe), PROOF: header_json(said)}
     draft = stage(path, laid_out(tensors, metadata))
-    back, size = read_adapter(draft), draft.stat().st_size
+    size = draft.stat().st_size
+    back = read_adapter(draft, as_stored=True)
     found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
+    del back  # before diffusers holds the file, too
     found = _in_diffusers(draft, adapter, found, dtype, path, format)
     if (known := said_of(dtype, expected.error, found.diffusers, written)) != said:
         size = stage(path, laid_out(tensors, metadata | {PROOF: header_json(known)})).stat().st_size
@@ -122,16 +124,6 @@ def said_of(dtype: torch.dtype, error: float, in_diffusers: float | None, tensor
 def _rounded(error: float) -> str:
     """One digit, so that the header does not depend on the order in which a machine adds up."""
     return f"{max(error, 1e-9):.0e}"
-
-
-def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list[bytes | memoryview]:
-    """A .safetensors file in pieces; safetensors itself would write the header's metadata in random order."""
-    data = save(dict(tensors))
-    end = 8 + int.from_bytes(data[:8], "little")
-    header = {"__metadata__": dict(sorted(metadata.items())), **json.loads(data[8:end])}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return [len(text).to_bytes(8, "little"), text, memoryview(data)[end:]]
 
 
 def header_json(value: object) -> str:

@@ -10,13 +10,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import kohya_names
 from duolora.lora.read.notes import UNTITLED, plain
 from duolora.lora.write.diffusers import alpha, stored_factors
+from duolora.lora.write.layout import data_of
 from duolora.paper.lowrank import LowRank
 
 MODEL_SPEC = "1.0.1"
@@ -35,12 +35,12 @@ _WIDTHS = {
 
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, and alphas in float32, under kohya's names."""
-    tensors = {}
-    modules = _one_alpha(adapter.modules)
-    for name, stem in kohya_names(modules, _is_sdxl(modules)).items():
-        up, down = stored_factors(modules[name], dtype)
+    tensors, common = {}, _common_alpha(adapter.modules)
+    for name, stem in kohya_names(adapter.modules, _is_sdxl(adapter.modules)).items():
+        lora = _with_alpha(adapter.modules[name], common)
+        up, down = stored_factors(lora, dtype)
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
-        tensors[f"{stem}.alpha"] = torch.tensor(alpha(modules[name]), dtype=torch.float32)
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha(lora), dtype=torch.float32)
     return tensors
 
 
@@ -79,21 +79,21 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
 
 def _weights_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of all bytes of tensors, in the file's order: as the standard has it, what follows the header."""
-    data = save(dict(tensors))
-    start = 8 + int.from_bytes(data[:8], "little")
-    return hashlib.sha256(memoryview(data)[start:]).hexdigest()
+    found = hashlib.sha256()
+    for piece in data_of(tensors).values():
+        found.update(piece)
+    return found.hexdigest()
 
 
-def _one_alpha(modules: Mapping[str, LowRank]) -> dict[str, LowRank]:
-    """The same ΔW with one alpha in the whole file, the commonest, and what is left of the strength in `up`.
-
-    Where alphas differ, diffusers gives some modules the alpha of others (`docs/log.md`).
-    """
+def _common_alpha(modules: Mapping[str, LowRank]) -> float:
+    """One alpha for the whole file: where they differ, diffusers gives some modules those of others (`docs/log.md`)."""
     counts = Counter(alpha(lora) for lora in modules.values())
-    common = min(counts, key=lambda value: (value == 0, -counts[value], value)) or 1.0
-    found = dict(modules)
-    for name, lora in modules.items():
-        if alpha(lora) != common:
-            scale = common / lora.rank
-            found[name] = replace(lora, up=lora.up * (lora.scale / scale), scale=scale)
-    return found
+    return min(counts, key=lambda value: (value == 0, -counts[value], value)) or 1.0
+
+
+def _with_alpha(lora: LowRank, common: float) -> LowRank:
+    """The same ΔW with this alpha, and what is left of the strength in `up`."""
+    if alpha(lora) == common:
+        return lora
+    scale = common / lora.rank
+    return replace(lora, up=lora.up * (lora.scale / scale), scale=scale)

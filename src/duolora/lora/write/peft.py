@@ -15,7 +15,8 @@ from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.verify import Proof, proof
 from duolora.lora.write.atomic import Stage
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
-from duolora.lora.write.file import header_json, laid_out, said_of
+from duolora.lora.write.file import header_json, said_of
+from duolora.lora.write.layout import laid_out
 from duolora.provenance import tensors_hash
 
 
