@@ -44,6 +44,11 @@ def test_a_file_is_replaced_when_that_is_asked_for_and_an_input_never(loras, tmp
     assert out.read_bytes() != b"work of a night"
 
 
+def test_a_home_that_nobody_has_is_one_line(loras):
+    done = run(*told("compose", *loras, "~nobody-of-that-name/x.safetensors"))
+    assert done.exit_code == 1 and len(done.stderr.strip().splitlines()) == 1 and "begins with ~" in done.stderr
+
+
 def test_a_half_of_a_merge_is_a_file_too(loras, tmp_path):
     half = tmp_path / "out.style.safetensors"
     half.write_bytes(b"work of a night")

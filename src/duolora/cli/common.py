@@ -61,6 +61,9 @@ def one_line() -> Iterator[None]:
         typer.echo(f"duolora: {reason}; check the path, its permissions and the disk", err=True)
         raise typer.Exit(1) from None
     except RuntimeError as error:
+        if "home directory" in str(error):  # of a path such as ~nobody/x
+            typer.echo("duolora: a path begins with ~ and a name that nobody has here; write it out", err=True)
+            raise typer.Exit(1) from None
         if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported for this
             raise
         typer.echo(
