@@ -1,6 +1,6 @@
 """How many directions of each half are left in a merged file, block by block (Figure 4), from its header alone."""
 
-import json
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from statistics import mean
@@ -8,31 +8,28 @@ from typing import Any
 
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.header import read_header
-from duolora.lora.read.keys import RECIPE
+from duolora.lora.read.keys import RECIPE, module_of
+from duolora.lora.read.peft_config import json_object
 from duolora.model.blocks import blocks_of
 
 Ranks = dict[str, dict[str, float]]
+_DOWN = re.compile(r"\.(?:lora_A|lora_down)\.weight$")
 
 
 def recipe_of(path: Path) -> dict[str, Any]:
     """The recipe in a file's header; empty where there is none."""
-    text = read_header(path)[1].get(RECIPE)
-    return json.loads(text) if text else {}
+    return json_object(read_header(path)[1], RECIPE, str(path))
 
 
 def ranks_of(path: Path) -> Ranks | None:
     """Mean rank in each block, {"content": {block: rank}, …}; None for a file that does not part its halves.
 
-    A file in diffusers' format, as `duolora merge` writes it.
+    A file in diffusers' or kohya's format, as `duolora merge` writes it.
     """
     entries, metadata = read_header(path)
-    counts = json.loads(metadata.get(RECIPE, "{}")).get(CONTENT_RANKS)
-    end = ".lora_A.weight"
-    ranks = {
-        key.removeprefix("unet.").removesuffix(end): entry["shape"][0]
-        for key, entry in entries.items()
-        if key.endswith(end)
-    }
+    counts = json_object(metadata, RECIPE, str(path)).get(CONTENT_RANKS)
+    downs = {key: _DOWN.sub("", key) for key in entries if _DOWN.search(key)}
+    ranks = {module_of(stem): entries[key]["shape"][0] for key, stem in downs.items()}
     if not isinstance(counts, list) or len(counts) != len(ranks):
         return None
     content = dict(zip(sorted(ranks), counts, strict=True))
