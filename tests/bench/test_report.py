@@ -1,19 +1,25 @@
 """The report, from a folder as the bench leaves it: nothing from outside, nothing unescaped, no number out of place."""
 
 import json
+import os
+import random
 import re
 from html.parser import HTMLParser
 
 import pytest
+import torch
 from PIL import Image
 
 from duolora.bench.cells.pairs import suite
 from duolora.bench.report.page import report
 from duolora.bench.report.paper_numbers import PAPER, printed
 from duolora.bench.report.plots import Point, frontier, scatter, spans
-from duolora.bench.report.ranks import mean_ranks
+from duolora.bench.report.ranks import mean_ranks, ranks_of
 from duolora.bench.report.runs import read_runs
 from duolora.errors import FileRefused, InputError
+from duolora.lora.adapter import Adapter
+from duolora.lora.write.file import write_adapter
+from duolora.paper.lowrank import LowRank
 
 NAIVE = {"label": "naive", "method": "naive", "changes": {}, "how": "merge"}
 
@@ -125,6 +131,55 @@ def test_curves_alone_are_a_run(tmp_path):
     text = report([tmp_path], tmp_path / "report.html").read_text("utf-8")
     assert text.count("<svg") == 2
     assert "mid_block" in text
+
+
+CASES = int(os.environ.get("DUOLORA_FUZZ_CASES", "500")) // 25
+DAMAGE = ["7", '"x"', "null", "{}", "[]", "[[]]", "1e400", "-1", '{"x": [1]}', "[1, 2, 3]", '["a", "b", "c"]']
+
+
+@pytest.mark.parametrize("file", ["table.json", "run.json", "curves.json", "result.json"])
+def test_damaged_results_are_one_line_or_a_page(run, tmp_path, file):
+    """Any value of any file is another one."""
+    if file == "curves.json":
+        (run / "table.json").unlink()
+        curve = {"alpha": [0.0, 1.0], "object": [0.1, 0.9], "look": [0.5, 0.6]}
+        (run / file).write_text(json.dumps({"level 1": curve}))
+    (path,) = [*run.glob(file), *(run.parent / "cells").glob(f"*/*/{file}")]
+    whole, refused = json.loads(path.read_text()), 0
+    cases = [(place, damage) for place in [(), *places(whole)] for damage in DAMAGE]
+    for place, damage in random.Random(0).sample(cases, min(CASES, len(cases))):
+        path.write_text(json.dumps(put(whole, place, "\0")).replace('"\\u0000"', damage))
+        try:
+            report([run], tmp_path / "report.html")
+        except (FileRefused, InputError) as error:
+            refused += 1
+            assert "\n" not in str(error) and str(tmp_path) in str(error)
+    assert refused
+
+
+def places(value, before=()):
+    entries = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, part in entries:
+        yield (*before, key)
+        if len(before) < 2:
+            yield from places(part, (*before, key))
+
+
+def put(value, place, new):
+    if not place:
+        return new
+    copy = value.copy()
+    copy[place[0]] = put(value[place[0]], place[1:], new)
+    return copy
+
+
+@pytest.mark.parametrize("format", ["diffusers", "kohya"])
+def test_ranks_are_read_in_either_spelling(tmp_path, format):
+    names = [f"down_blocks.1.attentions.{k}.transformer_blocks.0.attn1.to_q" for k in (0, 1)]
+    modules = {name: LowRank(torch.randn(8, 3), torch.randn(3, 8)) for name in names}
+    write_adapter(tmp_path / "a.safetensors", Adapter(modules, {"content_ranks": [1, 2]}), format=format)
+    found = ranks_of(tmp_path / "a.safetensors")
+    assert {half: sum(found[half].values()) for half in found} == {"content": 1.5, "style": 1.5}
 
 
 def test_a_folder_without_a_run_and_a_damaged_one(tmp_path):

@@ -19,7 +19,7 @@ from PIL import Image
 from duolora.bench.report.paper_numbers import paper_base, printed
 from duolora.bench.report.plots import Point, bars, colour, curves, scatter
 from duolora.bench.report.ranks import Ranks, mean_ranks, ranks_of, recipe_of
-from duolora.bench.report.runs import Line, Measured, Run, read_runs
+from duolora.bench.report.runs import Line, Measured, Run, read_runs, undamaged
 from duolora.bench.tables.rows import TABLES
 from duolora.errors import FileRefused, InputError
 from duolora.model.image_files import SUFFIXES
@@ -46,7 +46,10 @@ def report(folders: Sequence[str | Path], out: str | Path, title: str = "DuoLoRA
         DuoLoRAError: a folder holds no run, or the report cannot be written.
     """
     path = Path(out).expanduser()
-    runs = [_Page(run, k, path.absolute().parent).view() for k, run in enumerate(read_runs([Path(f) for f in folders]))]
+    runs = []
+    for k, run in enumerate(read_runs([Path(f) for f in folders])):
+        with undamaged(run.folder):
+            runs.append(_Page(run, k, path.absolute().parent).view())
     made = datetime.date.today().isoformat()
     text = environment().get_template("report.html.j2").render(title=title, runs=runs, made=made)
     return written(path, text)
@@ -78,7 +81,7 @@ def embedded(path: Path, most: int = LARGEST) -> str:
             shown = image.convert("RGB")
             shown.thumbnail((most, most))
             shown.save(file, "WEBP", quality=90, method=4)
-    except OSError as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise FileRefused(f"{path}: not a readable picture ({error}); delete its folder and run it again") from error
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
@@ -98,7 +101,8 @@ class _Page:
         return {
             "anchor": self.anchor, "title": run.title, "base": run.base,
             "atelier": run.base == "atelier" and "encoders" not in run.about,
-            "paper": bool(paper_base(run.base)), "metrics": run.metrics, "failed": dict(run.about.get("failed", {})),
+            "paper": bool(paper_base(run.base)), "metrics": run.metrics,
+            "failed": {str(cell): str(why) for cell, why in run.about.get("failed", {}).items()},
             "tables": [self._table(d) for d in run.datasets], "plots": self._plots(), "cases": self._cases(),
             "environment": self._environment(),
         }  # fmt: skip

@@ -1,7 +1,8 @@
 """Finished runs, read back from their folders: the lines of a table, its cells, its curves, how it was made."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,9 @@ from duolora.bench.tables.render import COSTS, LABELS
 from duolora.bench.tables.rows import TABLES, row_of
 from duolora.bench.tables.tuning import TUNING
 from duolora.errors import FileRefused, InputError
+from duolora.textfiles import read_json
 
+_DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError)
 Interval = tuple[float, float, float]
 """A mean and the ends of its interval over pairs, which are not numbers (NaN) where there is none."""
 
@@ -105,7 +108,16 @@ def _is_run(path: Path) -> bool:
 
 
 def read_run(folder: Path) -> Run:
-    """One run."""
+    """One run.
+
+    Raises:
+        FileRefused: one of its files is damaged.
+    """
+    with undamaged(folder):
+        return _run(folder)
+
+
+def _run(folder: Path) -> Run:
     about = _json(folder / "run.json") if (folder / "run.json").exists() else {}
     name = str(about.get("table", folder.name))
     curves = _json(folder / "curves.json") if (folder / "curves.json").exists() else None
@@ -122,9 +134,22 @@ def read_run(folder: Path) -> Run:
 
 def _json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
-        raise FileRefused(f"{path}: not readable as JSON ({error}); run the benchmark again") from error
+        return read_json(path)
+    except FileRefused as error:
+        raise FileRefused(str(error).replace("get it again", "run the benchmark again")) from error
+
+
+@contextmanager
+def undamaged(folder: Path) -> Iterator[None]:
+    """Turn whatever a run makes of values that no benchmark writes into one line about its folder."""
+    try:
+        yield
+    except _DAMAGED as error:
+        raise FileRefused(f"{folder}: not as a benchmark leaves it ({_short(error)}); run it again") from error
+
+
+def _short(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip() or 'no more is known'}".splitlines()[0][:200]
 
 
 def _line(entry: Mapping[str, Any], folder: Path) -> Line:
@@ -135,7 +160,7 @@ def _line(entry: Mapping[str, Any], folder: Path) -> Line:
         return Line(entry["dataset"], entry["row"], entry["pairs"], metrics, {k: rest.get(k) for k in COSTS})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileRefused(
-            f"{folder / 'table.json'}: expected lines with dataset, row and intervals ({error}); run it again"
+            f"{folder / 'table.json'}: expected lines with dataset, row and intervals ({_short(error)}); run it again"
         ) from error
 
 
@@ -181,4 +206,6 @@ def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
             path.parent, case, cell.dataset, labels.get(_key(described(row)), row.label), result, tuple(jobs.values())
         )
     except (KeyError, TypeError) as error:
-        raise FileRefused(f"{path}: expected a finished cell, {error}; delete its folder and run it again") from error
+        raise FileRefused(
+            f"{path}: expected a finished cell ({_short(error)}); delete its folder and run it again"
+        ) from error
