@@ -22,20 +22,14 @@ pytestmark = pytest.mark.browser
 
 SERVER = """
 import sys
-from functools import partial
 from pathlib import Path
-from duolora.merging import learn
-from duolora.sampling import draw
-from duolora.ui import page, work
-from duolora.verbs import train
+from duolora.ui import page
 
-for module in (learn, train, work):
-    module.draw = partial(draw, steps=2)
 served, url = page.serve(Path(sys.argv[1]), block=False)
 print(url, flush=True)
 sys.stdin.read()
 """
-"""The page in a process of its own, as people have it, but drawing in two steps."""
+"""The page in a process of its own, as people have it."""
 
 
 @pytest.fixture(scope="module")

@@ -1,16 +1,21 @@
 """What the page does, on a tiny base, without the page."""
 
+import asyncio
+import os
+import time
 from threading import Event
 
 import numpy as np
 import pytest
+import torch
 
 from duolora.api.train import TrainOptions
-from duolora.errors import FileRefused, InputError
+from duolora.errors import DuoLoRAError, FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.merging.mask_file import read_masks, rebuilt
 from duolora.ui import work
-from duolora.ui.work import Asked, News, Side, Stopped, Streamed, Studio
+from duolora.ui.page import KnownHosts
+from duolora.ui.work import Asked, News, Side, Stopped, Studio, Worker
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +67,7 @@ def test_every_format(studio, made):
     whole = read_adapter(made.merged)
     for name, lora in again.modules.items():
         assert (lora.delta() - whole.modules[name].delta()).abs().max() < 1e-3
-    with pytest.raises(InputError, match="expected one of diffusers"):
+    with pytest.raises(InputError, match="expected one of kohya"):
         studio.export(made, "zip")
 
 
@@ -91,30 +96,94 @@ def test_what_cannot_be_made(studio, made, folder, tmp_path):
         studio.compare(made, [], made.prompt, 1, 0, lambda _: None)
 
 
-def test_news_arrive_one_after_another_and_stop_stops():
-    def counting(tell):
-        for k in range(3):
-            tell(News("counting", k, 3))
-        return "done"
+class Odd:
+    """A studio that counts, fails, goes on and on, and hangs."""
 
-    stop = Event()
-    work_ = Streamed(counting, stop)
-    assert [news.done for news in work_] == [0, 1, 2]
-    assert work_.result == "done"
+    def __init__(self, folder):
+        self.folder = folder
 
-    def endless(tell):
+    def make(self, what, tell):
+        tell(News("begun"))
+        if what == "count":
+            for k in range(3):
+                tell(News("counting", k, 3))
+            return {"masks": torch.ones(2)}
+        if what == "fail":
+            raise InputError("no")
+        if what == "die":
+            os._exit(9)
         while True:
-            tell(News("on and on"))
+            tell(News("on and on")) if what == "talk" else time.sleep(0.01)
 
-    seen = 0
-    with pytest.raises(Stopped):
-        for _ in Streamed(endless, stop):
-            seen += 1
-            stop.set()
-    assert seen
+    def draw(self, what):
+        return f"drawn {what}"
 
-    def failing(tell):
-        raise InputError("no")
 
-    with pytest.raises(InputError, match="no"):
-        list(Streamed(failing, stop))
+@pytest.fixture(scope="module")
+def worker(tmp_path_factory):
+    made = Worker(Odd, tmp_path_factory.mktemp("odd"), patience=0.5)
+    yield made
+    made.end()
+
+
+def told(worker, stop, what, at_last=lambda: None):
+    """The news of a job, and its result or error; `at_last` is called after the first."""
+    work, news = worker.run(stop, "make", what), []
+    try:
+        while True:
+            news.append(next(work))
+            at_last()
+    except StopIteration as end:
+        return news, end.value
+    except DuoLoRAError as error:
+        return news, error
+
+
+def test_news_arrive_one_after_another_and_results_and_errors_too(worker):
+    news, result = told(worker, Event(), "count")
+    assert [each.done for each in news[1:]] == [0, 1, 2] and torch.equal(result["masks"], torch.ones(2))
+    assert worker.result(Event(), "draw", "it") == "drawn it"
+    _, error = told(worker, Event(), "fail")
+    assert isinstance(error, InputError) and str(error) == "no"
+
+
+@pytest.mark.parametrize("what", ["talk", "hang"])
+def test_stop_stops_even_what_hangs_and_the_next_job_works(worker, what):
+    worker.start()
+    stop, process = Event(), worker._process
+    _, error = told(worker, stop, what, stop.set)
+    assert isinstance(error, Stopped)
+    assert (worker._process is process) == (what == "talk"), "what stops by itself keeps its base"
+    assert worker.result(Event(), "draw", "it") == "drawn it"
+
+
+def test_work_that_dies_is_told_and_the_next_job_works(worker):
+    _, error = told(worker, Event(), "die")
+    assert "ended by itself" in str(error)
+    assert worker.result(Event(), "draw", "it") == "drawn it"
+
+
+def answer(host, kind="http"):
+    """What a page on this machine answers to a request with that Host header."""
+    sent = []
+
+    async def app(scope, receive, send):
+        sent.append("passed on")
+
+    async def send(message):
+        sent.append(message.get("status", message["type"]))
+
+    headers = [(b"host", host.encode())] if host is not None else []
+    asyncio.run(KnownHosts(app, "127.0.0.1")({"type": kind, "headers": headers}, None, send))
+    return sent[0]
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860", "192.168.0.7"])
+def test_the_page_answers_to_its_own_names(host):
+    assert answer(host) == "passed on"
+
+
+@pytest.mark.parametrize("host", ["evil.example:7860", "127.0.0.1.evil.example", "localhost.evil.example", "", None])
+def test_the_page_does_not_answer_to_names_that_others_point_here(host):
+    assert answer(host) == 421
+    assert answer(host, "websocket") == "websocket.close"

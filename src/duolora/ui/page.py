@@ -1,8 +1,10 @@
 """The page itself, in Gradio: nothing is sent anywhere, nothing is fetched from anywhere."""
 
 import os
+import socket
 from collections.abc import Callable, Iterator
 from html import escape
+from ipaddress import ip_address
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -10,7 +12,7 @@ from typing import Any
 from duolora.errors import DuoLoRAError, InputError
 from duolora.lora.names import DEFAULT_FORMAT
 from duolora.merging.options import METHODS
-from duolora.ui.work import FORMATS, Asked, Made, News, Side, Streamed, Studio
+from duolora.ui.work import FORMATS, Asked, Made, News, Side, Studio, Worker
 
 CSS = """
 footer { display: none !important; }
@@ -27,6 +29,8 @@ img { image-rendering: pixelated; }
 @media (max-width: 600px) { :is(#previews, #pictures) .grid-container { --grid-cols: 2 !important; } }
 #side-by-side .grid-container { max-width: calc(var(--grid-cols) * 260px); }
 """
+LARGEST_UPLOAD = "2gb"
+"""Of one file; an SDXL LoRA of rank 256 has 1.4 GB."""
 COMPARED = ("naive", "ziplora", "duolora")
 
 
@@ -47,6 +51,38 @@ def gradio() -> Any:
     return found
 
 
+class KnownHosts:
+    """An ASGI application that answers to the names of this machine only, and to addresses.
+
+    A page of somebody else's, whose name is made to mean this machine (DNS rebinding), speaks to it under that name.
+    """
+
+    def __init__(self, app: Any, host: str) -> None:
+        """`host` is what the page listens on."""
+        own = socket.gethostname().lower()
+        self.app, self.names = app, {"localhost", host.lower(), own, f"{own}.local"}
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request on, or refuse it."""
+        said = [value.decode("latin-1") for key, value in scope.get("headers", ()) if key == b"host"]
+        if scope["type"] == "lifespan" or (len(said) == 1 and self.knows(said[0])):
+            await self.app(scope, receive, send)
+        elif scope["type"] == "websocket":
+            await send({"type": "websocket.close", "code": 1008})
+        else:
+            headers = [(b"content-type", b"text/plain")]
+            await send({"type": "http.response.start", "status": 421, "headers": headers})
+            await send({"type": "http.response.body", "body": b"This page is not served under that name."})
+
+    def knows(self, host: str) -> bool:
+        """Whether a Host header is an address or one of this machine's names."""
+        name = host.rpartition("]")[0].lstrip("[") if host.startswith("[") else host.partition(":")[0]
+        try:
+            return bool(ip_address(name))
+        except ValueError:
+            return name.lower().rstrip(".") in self.names
+
+
 def serve(
     folder: Path, base: str = "atelier", host: str = "127.0.0.1", port: int | None = None, block: bool = True
 ) -> tuple[Any, str]:
@@ -56,13 +92,18 @@ def serve(
         InputError: Gradio is not installed, or the port is taken.
     """
     gr = gradio()
+    from starlette.middleware import Middleware  # Gradio's own
+
     folder = folder.expanduser().absolute()
-    page = built(gr, Studio(folder), base)
+    worker = Worker(Studio, folder)
+    worker.start()
+    page = built(gr, worker, base)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
         _, url, _ = page.queue(default_concurrency_limit=1).launch(
             server_name=host, server_port=port, share=False, quiet=True, show_error=True, ssr_mode=False,
             footer_links=[], run_history=False, prevent_thread_lock=True, allowed_paths=[str(folder)],
+            max_file_size=LARGEST_UPLOAD, app_kwargs={"middleware": [Middleware(KnownHosts, host=host)]},
             theme=gr.themes.Default(**fonts), css=CSS,
         )  # fmt: skip
     except OSError as error:
@@ -90,7 +131,7 @@ def status(news: News) -> str:
     return text
 
 
-def built(gr: Any, studio: Studio, base: str) -> Any:
+def built(gr: Any, worker: Worker, base: str) -> Any:
     """The page: what to bring, how it goes, what came out."""
     stop = Event()
 
@@ -106,39 +147,43 @@ def built(gr: Any, studio: Studio, base: str) -> Any:
         return run
 
     def make(*inputs: Any) -> Iterator[tuple[Any, ...]]:
-        work = Streamed(lambda tell: studio.make(_asked(*inputs), tell), stop)
-        same = gr.skip()
+        work, same = worker.run(stop, "make", _asked(*inputs)), gr.skip()
         try:
-            for news in work:
+            while True:
+                news = next(work)
                 yield status(news), list(news.pictures) or same, same, same, same
+        except StopIteration as end:
+            made = end.value
         except DuoLoRAError as error:
             yield f'<p class="bad" role="alert">{escape(str(error))}</p>', same, same, same, same
             return
-        made = work.result
+        finally:
+            work.close()
         yield "<p>Drawing …</p>", same, same, same, same
-        pictures = studio.draw(made, made.prompt) if made.prompt else same
+        pictures = worker.result(stop, "draw", made, made.prompt) if made.prompt else same
         text = f'<p role="status">Done: {escape(made.text)}. All files are in {escape(str(made.folder))}</p>'
         yield text, same, made, made.prompt, pictures
 
     def redraw(made: Made | None, prompt: str, content: float, style: float, count: float, seed: float) -> Any:
-        return studio.draw(_there(made), prompt, content, style, int(count), int(seed))
+        return worker.result(stop, "draw", _there(made), prompt, content, style, int(count), int(seed))
 
     def compare(
         made: Made | None, methods: list[str], prompt: str, count: float, seed: float
     ) -> Iterator[tuple[Any, Any]]:
         try:
-            there = _there(made)
-            work = Streamed(lambda tell: studio.compare(there, methods, prompt, int(count), int(seed), tell), stop)
-            for news in work:
-                yield status(news), gr.skip()
+            work = worker.run(stop, "compare", _there(made), methods, prompt, int(count), int(seed))
+            while True:
+                yield status(next(work)), gr.skip()
+        except StopIteration as end:
+            found = end.value
         except DuoLoRAError as error:
             yield f'<p class="bad" role="alert">{escape(str(error))}</p>', gr.skip()
             return
-        rows = [(picture, name) for name, pictures in work.result.items() for picture in pictures]
+        rows = [(picture, name) for name, pictures in found.items() for picture in pictures]
         yield "", gr.Gallery(rows, columns=max(1, int(count)), fit_columns=False)
 
     def export(made: Made | None, format: str, content: float, style: float) -> list[str]:
-        return [str(path) for path in studio.export(_there(made), format, content, style)]
+        return [str(path) for path in worker.result(stop, "export", _there(made), format, content, style)]
 
     with gr.Blocks(title="DuoLoRA", analytics_enabled=False) as page:
         made = gr.State()

@@ -1,12 +1,16 @@
 """What the page does, without the page: train, merge, draw, compare and export, telling how far it is."""
 
+import math
+import pickle
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from multiprocessing import get_context
+from multiprocessing.process import BaseProcess
 from pathlib import Path
-from queue import Queue
-from threading import Event, Thread
-from typing import Generic, TypeVar
+from threading import Event
+from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -28,7 +32,7 @@ from duolora.model.sample import draw
 FORMATS = ("kohya", "diffusers", "uniform", "split", "masks")
 PREVIEWS = {"train": 50, "merge": 25}
 """A preview after so many updates."""
-T = TypeVar("T")
+STOPPED = "stopped; nothing was written"
 
 
 class Stopped(DuoLoRAError):
@@ -258,46 +262,101 @@ class Studio:
             merged = read_adapter(made.merged)
             if CONTENT_RANKS not in merged.recipe:
                 raise InputError(f"masks: expected a method with masks, {made.asked.method} has none; choose another")
-            write_masks(out, MaskFile(made.masks, merged.recipe, merged.notes))
+            write_masks(out, MaskFile(dict(made.masks), merged.recipe, merged.notes))
             return [out]
         done = convert(made.merged, out, format, content_weight=content, style_weight=style)
         return [path for path in done.paths if path.exists()]
 
 
-class Streamed(Generic[T]):
-    """Work in a thread of its own, as news one after another; `result` is there when they have ended."""
+class Worker:
+    """A studio in a process of its own: whatever it does, and even if it hangs, it can be stopped."""
 
-    result: T
+    def __init__(self, studio: Callable[[Path], Any], folder: Path, patience: float = 5.0) -> None:
+        """`studio` makes the studio there; `patience` is how long, in seconds, it may take to stop by itself."""
+        self.studio, self.folder, self.patience = studio, folder, patience
+        self._process: BaseProcess | None = None
 
-    def __init__(self, work: Callable[[Tell], T], stop: Event) -> None:
-        """`work` is given whom to tell; it is stopped at its next word once `stop` is set."""
-        self.work, self.stop = work, stop
+    def start(self) -> None:
+        """Begin the process, if there is none."""
+        if self._process is None or not self._process.is_alive():
+            context = get_context("spawn")
+            self._pipe, other = context.Pipe()
+            self._halt = context.Event()
+            given = (self.studio, self.folder, other, self._halt)
+            self._process = context.Process(target=_serve, args=given, daemon=True)
+            self._process.start()
+            other.close()
 
-    def __iter__(self) -> Iterator[News]:
-        """The news; what the work raises is raised here."""
-        self.stop.clear()
-        queue: Queue[News | None] = Queue()
-        failed: list[BaseException] = []
+    def end(self) -> None:
+        """End the process, whatever it does."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+            self._pipe.close()
+            self._process = None
 
-        def tell(news: News) -> None:
-            if self.stop.is_set():
-                raise Stopped("stopped; nothing was written")
-            queue.put(news)
+    def run(self, stop: Event, name: str, *given: object) -> Generator[News, None, Any]:
+        """The news of one of the studio's methods, as it comes, until `stop` is set; returns what the method returns.
 
-        def run() -> None:
-            try:
-                self.result = self.work(tell)
-            except BaseException as error:  # raised again where the news are read
-                failed.append(error)
-            queue.put(None)
-
-        thread = Thread(target=run, daemon=True)
-        thread.start()
+        Raises:
+            DuoLoRAError: the method does, or it was stopped, or its process has died.
+        """
+        stop.clear()
+        self.start()
+        self._halt.clear()
+        self._pipe.send_bytes(pickle.dumps((name, given)))
+        late, ended = math.inf, False
         try:
-            while (news := queue.get()) is not None:
-                yield news
+            while time.monotonic() < late:
+                if stop.is_set() and late == math.inf:
+                    self._halt.set()
+                    late = time.monotonic() + self.patience
+                if not self._pipe.poll(0.1):
+                    continue
+                try:
+                    kind, value = pickle.loads(self._pipe.recv_bytes())
+                except (EOFError, OSError) as error:
+                    raise DuoLoRAError("the work has ended by itself; its memory may have been full") from error
+                ended = kind != "news"
+                if kind == "failed":
+                    raise value
+                if kind == "done":
+                    return value
+                yield value
+            raise Stopped(STOPPED)
         finally:
-            self.stop.set()
-            thread.join()
-        if failed:
-            raise failed[0]
+            if not ended:
+                self.end()
+
+    def result(self, stop: Event, name: str, *given: object) -> Any:
+        """What a method returns that has no news (see `run`)."""
+        work = self.run(stop, name, *given)
+        while True:
+            try:
+                next(work)
+            except StopIteration as end:
+                return end.value
+
+
+def _serve(studio: Callable[[Path], Any], folder: Path, pipe: Any, halt: Any) -> None:
+    """What the process of a `Worker` does: one method after another, until the page is gone."""
+    made = studio(folder)
+
+    def tell(news: News) -> None:
+        if halt.is_set():
+            raise Stopped(STOPPED)
+        pipe.send_bytes(pickle.dumps(("news", news)))
+
+    while True:
+        try:
+            name, given = pickle.loads(pipe.recv_bytes())
+        except EOFError:
+            return
+        try:
+            more = (tell,) if name in ("make", "compare") else ()
+            said = ("done", getattr(made, name)(*given, *more))
+        except DuoLoRAError as error:
+            said = ("failed", error)
+        except Exception as error:  # told to the person, whatever it is
+            said = ("failed", DuoLoRAError(f"{type(error).__name__}: {error}"))
+        pipe.send_bytes(pickle.dumps(said))
