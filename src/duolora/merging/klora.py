@@ -34,8 +34,10 @@ class Scores:
     style: dict[str, float]
 
     def content_wins(self, name: str, strength: float) -> bool:
-        """Whether the content LoRA is taken in a module where the style's strength is S(t)."""
-        return self.content.get(name, 0.0) >= strength * self.style.get(name, 0.0)
+        """Whether the content LoRA is taken in a module where the style's strength is S(t); what is alone wins."""
+        if name not in self.content or name not in self.style:
+            return name in self.content
+        return self.content[name] >= strength * self.style[name]
 
 
 def scores(both: Sources, k: int | None = None) -> Scores:
