@@ -26,7 +26,7 @@ from duolora.model.image_files import SUFFIXES
 
 LARGEST, REFERENCE = 8192, 512
 """Pixels on the longer side of a sheet of pictures, and of a photo, in a page."""
-COST_NAMES = {"trainable": "masks", "moved": "moved", "bytes": "kB", "seconds": "s"}
+COST_NAMES = {"trainable": "masks", "storage": "masks, kB", "moved": "moved", "bytes": "kB", "seconds": "s"}
 AXES = (("object", "look", "joint"), ("dino", "csd-s", None))
 """Content, style and overall quality: Atelier's, and the paper's."""
 
@@ -238,7 +238,12 @@ def _slug(text: str) -> str:
 def _cost(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    said = {"bytes": f"{value / 1000:,.0f}", "seconds": f"{value:.1f}", "moved": f"{value:.3f}"}
+    said = {
+        "storage": f"{value / 1000:,.1f}",
+        "bytes": f"{value / 1000:,.0f}",
+        "seconds": f"{value:.1f}",
+        "moved": f"{value:.3f}",
+    }
     return said.get(name, f"{value:,.0f}")
 
 
