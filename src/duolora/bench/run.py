@@ -1,6 +1,7 @@
 """Run a table: train the LoRAs that it needs, then its cells; what is there already is never run again."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,14 +13,14 @@ from duolora.bench.cells.cell import Cell, described
 from duolora.bench.cells.jobs import Training
 from duolora.bench.cells.multi import GroupCell, groups
 from duolora.bench.cells.pairs import Case
-from duolora.bench.cells.photo_cell import check_scoring, photo_cells
+from duolora.bench.cells.photo_cell import PhotoCell, check_scoring, photo_cells
 from duolora.bench.config import Config, marked, write_config
 from duolora.bench.record import facts, write
 from duolora.bench.tables.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
 from duolora.bench.tables.rows import ALL, MULTI, Row, Table, read_blocks, with_blora
 from duolora.bench.tables.tuning import tuned
 from duolora.bench.workers import crowd, run_all
-from duolora.errors import InputError
+from duolora.errors import InputError, Notice
 from duolora.model.files import is_small
 from duolora.provenance import file_hash
 
@@ -142,6 +143,10 @@ def run_table(
     write_config(folder, config)
     if workers is None and ray is None and all(map(is_small, config.bases.values())):
         workers = crowd()
+    waiting = [cell for _, cell in cells if isinstance(cell, PhotoCell) and not cell.done]
+    if waiting:
+        images = sum(cell.images for cell in waiting)
+        warnings.warn(f"{config.name}: {len(waiting)} cells, {images} images to generate", Notice, stacklevel=2)
     failed = measured([cell for _, cell in cells], workers, progress, ray)
     results = [
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
