@@ -21,7 +21,7 @@ from duolora.bench.tables.rows import ALL, MULTI, Row, Table, read_blocks, with_
 from duolora.bench.tables.tuning import tuned
 from duolora.bench.workers import crowd, run_all
 from duolora.errors import InputError, Notice
-from duolora.model.files import is_small
+from duolora.model.files import is_small, published_base
 from duolora.provenance import file_hash
 
 
@@ -161,6 +161,8 @@ def run_table(
     about: dict[str, object] = {"table": config.name, "bases": list(config.bases.values()), "cases": names}
     if encoders:
         about["encoders"] = encoders
+    if len(config.bases) == 1 and (known := published_base(next(iter(config.bases.values())))):
+        about["published"] = known
     about["rows"] = {row.label: described(row) for row in table.rows}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     write(folder / "run.json", about | {"failed": failed} | facts(device, seed))
