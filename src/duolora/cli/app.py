@@ -341,3 +341,4 @@ for command in (scores.evaluate, files.convert, files.compose, files.inspect):
     app.command(epilog=examples(command.__name__))(command)
 app.add_typer(bench, name="bench")
 app.add_typer(scores.datasets)
+app.add_typer(scores.checkpoints)

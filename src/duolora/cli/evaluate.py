@@ -17,6 +17,9 @@ def evaluate(
     content: Annotated[Path | None, typer.Option(help="The thing's photos.")] = None,
     style: Annotated[Path | None, typer.Option(help="The style picture; also measures what leaks from it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What was asked for.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="What was asked for of each image, a line each, in the order of their names.")
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="`atelier` (offline), `paper`, or names: dino,clip-i,clip-t,csd-s,leakage.")
     ] = "atelier",
@@ -35,11 +38,35 @@ def evaluate(
     """
     with one_line():
         from duolora.api.evaluate import evaluate as run
-        from duolora.api.evaluate import named_checkpoints
+        from duolora.api.evaluate import named_checkpoints, prompts_of
 
-        places = named_checkpoints(checkpoint or [])
-        done = run(generated, content, style, prompt, metrics, places, device, not no_cache, progress=not quiet)
+        places, asked = named_checkpoints(checkpoint or []), prompts_of(prompt, prompts)
+        done = run(generated, content, style, asked, metrics, places, device, not no_cache, progress=not quiet)
         report(as_json, done.table(), **done.facts())
+
+
+checkpoints = typer.Typer(name="checkpoints", no_args_is_help=True, help="Checkpoints of the metrics' encoders.")
+
+
+@checkpoints.command(epilog=examples("checkpoints convert"))
+def convert(
+    name: Annotated[str, typer.Argument(help="dino, dinov2, clip or csd.")],
+    source: Annotated[Path, typer.Argument(help="CSD's pickle, or a folder with config.json and pytorch_model.bin.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file (csd) or the folder to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a published pickle into safetensors, for `--checkpoint`.
+
+    Nothing in it is executed: it is read as tensors only, in a process of its own, and then loaded as a check.
+    """
+    with one_line():
+        from duolora.metrics.encoders import DEFAULTS
+        from duolora.metrics.pickled import convert as run
+
+        if name not in DEFAULTS:
+            raise InputError(f"checkpoint: expected one of {', '.join(DEFAULTS)}, got {name!r}")
+        path = run(name, source.expanduser(), out.expanduser())
+        report(as_json, f"{path}: use it by --checkpoint {name}={path}", path=path)
 
 
 datasets = typer.Typer(
