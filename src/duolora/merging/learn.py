@@ -115,11 +115,11 @@ class Learner:
 
     def _condition_gradient(self) -> None:
         """Add the gradients of tied entries, and keep the norm over all different ones within `clip`."""
-        if self.first is not None:
+        if self.first is not None and self.row.grad is not None:
             self.row.grad = torch.zeros_like(self.row).index_add(0, self.first, self.row.grad)
         if self.options.clip:
             torch.nn.utils.clip_grad_norm_([self.row], self.options.clip)
-        if self.first is not None:
+        if self.first is not None and self.row.grad is not None:
             self.row.grad = self.row.grad[self.first]
 
     def _losses(self, rng: torch.Generator) -> dict[str, Tensor]:

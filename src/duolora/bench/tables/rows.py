@@ -125,7 +125,7 @@ _OPEN: tuple[tuple[str, dict[str, object]], ...] = (
     ("init: values kept", {"init": "values"}),
     ("norm: of a column", {"norm": "vector"}),
     ("no hinge", {"hinge": False}),
-    *((f"λ of Eq. 1: {value:g}", {"prior_lambda": value}) for value in LAMBDAS),
+    *((f"λ of Eq. 1: {value:g}", dict[str, object](prior_lambda=value)) for value in LAMBDAS),
     ("sum over layers", {"reduction": "sum"}),
     ("directions of the file", {"basis": "raw"}),
     ("binary in the file", {"binary": True}),
