@@ -13,11 +13,13 @@ from duolora.cli.bench import bench
 from duolora.cli.common import (
     BaseDtypeOption,
     BaseOption,
+    CheckpointingOption,
     DeviceOption,
     JsonOption,
     MergeBaseDtypeOption,
     OffloadOption,
     QuietOption,
+    ResolutionOption,
     SeedOption,
     chosen,
     one_line,
@@ -85,7 +87,8 @@ PREVIEWS = 50
 def _of(name: str) -> str:
     """The help of a training option, with the paper's default."""
     default = getattr(TrainOptions(), name)
-    shown = ("no", "yes")[default] if isinstance(default, bool) else f"{default:g}"
+    shown = default if isinstance(default, str) else f"{default:g}"
+    shown = ("no", "yes")[default] if isinstance(default, bool) else shown
     return f"{told(TrainOptions, name)}  [{shown}, or the base's own]"
 
 
@@ -149,6 +152,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help=_of("steps"))] = None,
     batch: Annotated[int | None, typer.Option(help=_of("batch"))] = None,
     lr: Annotated[float | None, typer.Option(help=_of("lr"))] = None,
+    min_snr: Annotated[float | None, typer.Option(help=_of("min_snr"))] = None,
+    optimiser: Annotated[str | None, typer.Option(help=_of("optimiser"))] = None,
     unconditional: Annotated[float | None, typer.Option(help=_of("unconditional"))] = None,
     mirror: Annotated[bool | None, typer.Option("--mirror/--no-mirror", help=_of("mirror"))] = None,
     keep: Annotated[
@@ -164,6 +169,8 @@ def train(
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    gradient_checkpointing: CheckpointingOption = "auto",
+    resolution: ResolutionOption = None,
     blocks: Annotated[
         list[str] | None,
         typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
@@ -186,11 +193,13 @@ def train(
         options = _changed(
             default_options(base, kind),
             **given,
+            min_snr=min_snr,
+            optimiser=optimiser,
             mirror=mirror,
             keep=None if keep is None else read_prompts(keep),
             blocks=tuple(blocks) if blocks else None,
         )
-        opened = chosen(base, device, base_dtype, offload, quiet)
+        opened = chosen(base, device, base_dtype, offload, quiet, gradient_checkpointing, resolution)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit)
         tell_images(quiet, images, fit=fit)
@@ -239,6 +248,8 @@ def merge(
     device: DeviceOption = "auto",
     base_dtype: MergeBaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    gradient_checkpointing: CheckpointingOption = "auto",
+    resolution: ResolutionOption = None,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     quiet: QuietOption = False,
@@ -260,7 +271,9 @@ def merge(
         given = {"steps": steps, "seed": seed} | assigned(option or [], options)
         options = _changed(options, **given)
         name = base or ("atelier" if options.asks_network else None)
-        opened = None if name is None else chosen(name, device, base_dtype, offload, quiet)
+        opened = None
+        if name is not None:
+            opened = chosen(name, device, base_dtype, offload, quiet, gradient_checkpointing, resolution)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
                 content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
@@ -307,6 +320,7 @@ def generate(
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    resolution: ResolutionOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -315,7 +329,7 @@ def generate(
     with one_line():
         from duolora.api.generate import generate as run
 
-        place = chosen(base, device, base_dtype, offload, quiet)
+        place = chosen(base, device, base_dtype, offload, quiet, resolution=resolution)
         files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
         report(as_json, "\n".join(map(str, files)), files=files)
 

@@ -13,6 +13,7 @@ from duolora.cli.common import (
     MergeBaseDtypeOption,
     OffloadOption,
     QuietOption,
+    ResolutionOption,
     chosen,
     one_line,
     printable,
@@ -94,6 +95,7 @@ def compose(
     device: DeviceOption = "auto",
     base_dtype: MergeBaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
+    resolution: ResolutionOption = None,
     seed: Annotated[int, typer.Option(help="oneshot: the same seed and inputs give the same file.", min=0)] = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -114,7 +116,7 @@ def compose(
         elif method == "oneshot":
             if weights is not None:
                 raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
-            chosen_base = chosen(base, device, base_dtype, offload, quiet)
+            chosen_base = chosen(base, device, base_dtype, offload, quiet, resolution=resolution)
             plain = one_shot_options(kind or (), seed=seed)
             options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
             done = compose_at_once(
