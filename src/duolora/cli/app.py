@@ -118,7 +118,7 @@ def demo(
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the whole road: train two LoRAs, merge them, draw, compare.
+    """Show the whole road: train two LoRAs, merge, generate, compare.
 
     It takes about four minutes on two CPU cores; every method merges the same two.
     """
