@@ -9,7 +9,7 @@ import torch
 from typer.testing import CliRunner
 
 import duolora
-from duolora.api.evaluate import ATELIER, METRICS, PAPER, chosen, evaluate
+from duolora.api.evaluate import ATELIER, METRICS, PAPER, chosen, evaluate, prompts_of
 from duolora.cli.app import app
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import Cache, embed_files
@@ -59,6 +59,36 @@ def test_one_prompt_for_each_picture(pictures, clip):
     assert done["clip-t"] == pytest.approx(matched_mean(read(images(pictures)), read(prompts)), abs=1e-5)
     with pytest.raises(InputError, match="one for each of the 3 pictures, got 2"):
         evaluate(pictures, prompt=prompts[:2], metrics="clip-t", checkpoints=checkpoints, device="cpu", cache=False)
+
+
+def test_prompts_from_a_file(pictures, clip, tmp_path):
+    (tmp_path / "asked.txt").write_text("\ufeffa red cat\nhouse\n\na cat\n", "utf-8")
+    assert prompts_of(None, tmp_path / "asked.txt") == ["a red cat", "house", "a cat"]
+    given = [
+        "--generated",
+        str(pictures),
+        "--metrics",
+        "clip-t",
+        "--checkpoint",
+        f"clip={clip}",
+        "--no-cache",
+        "--json",
+    ]
+    done = CliRunner().invoke(app, ["evaluate", *given, "--prompts", str(tmp_path / "asked.txt")])
+    assert done.exit_code == 0, done.output
+    with pytest.raises(InputError, match="got both"):
+        prompts_of("a cat", tmp_path / "asked.txt")
+
+
+def test_a_missing_checkpoint_is_known_before_anything_is_embedded(pictures, content, style, dino, monkeypatch):
+    monkeypatch.setattr("duolora.api.evaluate.embed_files", lambda *_: pytest.fail("something was embedded"))
+    with pytest.raises(InputError, match="csd: expected"):
+        evaluate(pictures, content, style, metrics="dino,csd-s", checkpoints={"dino": dino}, device="cpu", cache=False)
+
+
+def test_words_that_atelier_lacks_lead_to_the_papers_metrics(pictures):
+    with pytest.raises(InputError, match="of photos, use --metrics paper"):
+        evaluate(pictures, prompt="a sks qwerty", metrics="atelier-text", device="cpu", cache=False)
 
 
 def test_ateliers_five_work_offline_and_are_labelled(pictures, content, style):

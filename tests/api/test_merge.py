@@ -97,7 +97,7 @@ def test_stopped_merge_goes_on_to_the_same_bytes(base, loras, photos, tmp_path, 
     expected = whole.read_bytes()
     whole.unlink()
     calls = 0
-    original = torch.optim.Adam.step
+    original = torch.optim.AdamW.step
 
     def step(self, *args, **kwargs):
         nonlocal calls
@@ -106,7 +106,7 @@ def test_stopped_merge_goes_on_to_the_same_bytes(base, loras, photos, tmp_path, 
             raise KeyboardInterrupt
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
     with pytest.raises(KeyboardInterrupt):
         merged(loras, base, tmp_path, "duolora", photos, steps=32)
     assert not whole.exists()

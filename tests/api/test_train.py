@@ -2,8 +2,10 @@
 
 import json
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -283,3 +285,47 @@ def test_text_is_no_picture(base, tmp_path):
     (tmp_path / "words.png").write_text("hello")
     with pytest.raises(FileRefused, match=r"words.png: not a readable image"):
         train(tmp_path, "a cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False)
+
+
+def trained(base, photos, path, **changes):
+    done = train(photos, "a cat", path, base, replace(OPTIONS, steps=3, **changes), progress=False)
+    return {name: lora.delta() for name, lora in read_adapter(done.path).modules.items()}
+
+
+def test_min_snr_changes_what_is_learnt_and_a_large_one_changes_nothing_of_noise(base, photos, tmp_path):
+    plain, bounded, free = (trained(base, photos, tmp_path / f"{g}.safetensors", min_snr=g) for g in (0.0, 0.1, 1e9))
+    assert any(not torch.allclose(plain[name], bounded[name], atol=1e-4) for name in plain)
+    for name, delta in plain.items():
+        torch.testing.assert_close(free[name], delta, atol=1e-3, rtol=0)
+
+
+def test_gradient_checkpointing_learns_the_same(folder, base, photos, tmp_path):
+    saving = load_base(folder, "cpu", gradient_checkpointing="on")
+    plain, twice = (trained(b, photos, tmp_path / f"{k}.safetensors") for k, b in enumerate((base, saving)))
+    for name, delta in plain.items():
+        torch.testing.assert_close(twice[name], delta, atol=1e-4, rtol=0)
+
+
+def test_at_another_resolution(folder, photos, tmp_path):
+    done = train(
+        photos, "a cat", tmp_path / "x.safetensors", load_base(folder, "cpu", resolution=24), OPTIONS, progress=False
+    )
+    assert read_adapter(done.path).recipe["resolution"] == 24
+
+
+def test_other_optimisers_are_those_of_their_libraries(base, photos, tmp_path, monkeypatch):
+    out = tmp_path / "x.safetensors"
+    for name, library in (("prodigy", "prodigyopt"), ("adam8bit", "bitsandbytes")):
+        monkeypatch.setitem(sys.modules, library, None)
+        with pytest.raises(InputError, match=f"optimiser {name}: expected the library {library}"):
+            train(photos, "a cat", out, base, replace(OPTIONS, optimiser=name), progress=False)
+    made = []
+
+    class Prodigy(torch.optim.SGD):
+        def __init__(self, parameters, lr):
+            made.append(lr)
+            super().__init__(parameters, lr=lr)
+
+    monkeypatch.setitem(sys.modules, "prodigyopt", SimpleNamespace(Prodigy=Prodigy))
+    trained(base, photos, out, optimiser="prodigy", lr=1.0)
+    assert made == [1.0]

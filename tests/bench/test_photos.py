@@ -15,7 +15,7 @@ from duolora.api import train
 from duolora.atelier.pairs import Pair, pictures
 from duolora.bench.cells import cell as cells
 from duolora.bench.cells.photo_cell import PhotoCell, scoring_of
-from duolora.bench.cells.photos import for_photos, photo_pairs
+from duolora.bench.cells.photos import captions_of, for_photos, photo_pairs
 from duolora.bench.config import marked, read_config
 from duolora.bench.report.page import report
 from duolora.bench.study.study import make
@@ -101,6 +101,7 @@ def test_a_table_from_photos_to_report(bench, places, dino):
     out = places / "out"
     results = {r["row"]["label"]: (p.parent, r) for p in out.rglob("result.json") for r in [json.loads(p.read_text())]}
     folder, naive = results["naive"]
+    assert naive["texts"] == ["a robot in gilded style", "a robot on a beach in gilded style"]
     assert naive["prompts"] == ["a sks robot in zwx style", "a sks robot on a beach in zwx style"]
     assert [results[row][1]["prompts"] for row in ROWS[1:3]] == [["a sks robot"], ["a picture in zwx style"]]
     drawn, see = [read_image(path) for path in picture_files(folder / "pictures")], load_embedder("dino", dino, "cpu")
@@ -139,6 +140,7 @@ def test_it_is_run_again_on_the_same(bench, places):
         app, ["bench", "rerun", str(out / "table1"), "--out", str(places / "again"), "--workers", "1"]
     )
     assert again.exit_code == 0, again.output
+    assert "table1: 1 cells, 4 images to generate" in again.stderr
     first, second = (next((root / "cells").rglob("result.json")) for root in (out, places / "again"))
     assert first.relative_to(out) == second.relative_to(places / "again")
     assert json.loads(first.read_text())["similarity"] == json.loads(second.read_text())["similarity"]
@@ -198,8 +200,8 @@ def test_published_layouts_say_what_is_asked_for(places):
         "prompt_filename": "prompts/c.txt",
     }
     (places / "concepts" / "dataset.json").write_text(json.dumps([concept]))
-    (places / "concepts" / "prompts" / "c.txt").write_text("a {} by a lake\n")
-    (places / "looks" / "data.json").write_text(json.dumps({"i_1.png": ["A house", "watercolor painting style"]}))
+    (places / "concepts" / "prompts" / "c.txt").write_text("A {} by a lake. \n{} oil painting.\n")
+    (places / "looks" / "data.json").write_text(json.dumps({"i_1.png": ["A house", "in watercolor painting style"]}))
     for place in ("concepts/benchmark_dataset/cat_1/1.png", "looks/data/i_1.png"):
         (places / place).write_bytes(picture.read_bytes())
     write_manifest(places / "own.json", Manifest("a table", (Pairing("cat_1", "i_1"),), (), (0,)))
@@ -207,17 +209,30 @@ def test_published_layouts_say_what_is_asked_for(places):
     assert pair.dataset == "a-table"
     assert (pair.content.prompt, pair.style.prompt) == ("a sks cat", "A house in zwx style")
     assert pair.merged_prompt == "a sks cat in zwx style"
-    assert [pair.drawn(p) for p in pair.prompts] == ["a sks cat by a lake in zwx style"]
-    assert [pair.told(p) for p in pair.prompts] == ["a cat by a lake in zwx style"]
-    assert [pair.said(p) for p in pair.prompts] == ["a cat by a lake in watercolor painting style"]
+    assert [pair.drawn(p) for p in pair.prompts] == ["A sks cat by a lake in zwx style"]
+    assert [pair.told(p) for p in pair.prompts] == ["A cat by a lake in zwx style"]
+    assert [pair.said(p) for p in pair.prompts] == ["A cat by a lake in watercolor painting style"]
     cell = PhotoCell(places, pair, TABLES["table1"].rows[3], scoring_of("paper", {}))
     again = pickle.loads(pickle.dumps(cell))
     assert again.folder == cell.folder
     assert [job.path for job in again.needs()] == [job.path for job in cell.needs()]
 
 
+def test_captions_as_the_paper_has_them(places):
+    (ours,), (theirs,) = (photo_pairs(places / "pairs.json", places, places, how) for how in ("class", "paper"))
+    assert (ours.content.prompt, ours.style.prompt) == ("a sks robot", "a picture in zwx style")
+    assert (theirs.content.prompt, theirs.style.prompt) == ("a sks object in vkt style", "a ohw object in zwx style")
+    assert theirs.merged_prompt == "a sks object in zwx style"
+    assert theirs.drawn(PROMPTS[1]) == "a sks object on a beach in zwx style"
+    assert theirs.said(PROMPTS[0]) == ours.said(PROMPTS[0]) == "a robot in gilded style"
+    assert {ours.content.about, ours.style.about}.isdisjoint({theirs.content.about, theirs.style.about})
+    with pytest.raises(InputError, match="--captions: expected one of class, paper, got 'sks'"):
+        captions_of("sks")
+
+
 def test_prompts_must_name_both(places):
-    write_manifest(places / "bad.json", Manifest("mine", (Pairing("robot", "gilded"),), ("a {thing}",), (0,)))
+    wrong = (places / "pairs.json").read_text().replace("a {thing} in {style}", "a {thing}")
+    (places / "bad.json").write_text(wrong)
     with pytest.raises(InputError, match=r"expected \{thing\} and \{style\} in each, found 'a \{thing\}'"):
         photo_pairs(places / "bad.json", places, places)
 

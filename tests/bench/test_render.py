@@ -27,7 +27,9 @@ SCORED = {"similarity": dict.fromkeys(SIMILARITY, 0.4)}
 RESULTS = [
     Result("several", "p", "base, no LoRA", result(0.0)),
     Result("several", "q", "base, no LoRA", result(0.2)),
-    Result("several", "p", "naive", result(0.25, trainable=0, bytes=1000, seconds=0.5, moved=0.0) | SCORED),
+    Result(
+        "several", "p", "naive", result(0.25, trainable=0, storage=350_000, bytes=1000, seconds=0.5, moved=0.0) | SCORED
+    ),
     Result("several", "q", "naive", result(0.75, trainable=0, bytes=3000, seconds=1.5, moved=0.0)),
     Result("several", "p", "oracle", result(0.8)),
     Result("several", "q", "oracle", result(1.0)),
@@ -53,7 +55,7 @@ def test_summary_averages_over_pairs():
     assert naive["pairs"] == 2
     assert naive["joint"][0] == pytest.approx(0.5)
     assert naive["colour"] is None
-    assert naive["bytes"] == 2000
+    assert (naive["bytes"], naive["storage"]) == (2000, 350_000)
     assert naive["way"][0] == pytest.approx((0.5 - 0.1) / (0.9 - 0.1))
     assert naive["atelier-style"][0] == 0.4, "the other pair's pictures are gone"
     assert next(line for line in summary(LABELS, RESULTS) if line["row"] == "oracle")["atelier-style"] is None
@@ -110,6 +112,8 @@ def test_each_pair_can_be_looked_up(tmp_path):
 def test_files_hold_every_row(tmp_path):
     text = render("A table", summary(LABELS, RESULTS), tmp_path)
     assert "| naive | 2 |" in text
+    assert "| masks | masks, kB | moved |" in text
+    assert "| 0 | 350.0 | 0.000 | 2 | 1.0 |" in text
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert [row["row"] for row in rows] == ["base, no LoRA", "naive", "oracle"]

@@ -6,6 +6,7 @@ import random
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -19,6 +20,7 @@ from duolora.bench.report.runs import read_runs
 from duolora.errors import FileRefused, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.write.file import write_adapter
+from duolora.model.files import SDXL
 from duolora.paper.lowrank import LowRank
 
 NAIVE = {"label": "naive", "method": "naive", "changes": {}, "how": "merge"}
@@ -90,6 +92,22 @@ def test_one_file_with_nothing_from_outside(run, tmp_path):
     assert "torch 9.9" in text
 
 
+def test_prompts_have_their_own_images_and_a_cell_weighs_little(run, tmp_path):
+    """A cell of 25 prompts and 4 seeds, noise at 256 pixels."""
+    cell = next((run.parent / "cells").glob("*/*"))
+    noise = np.random.default_rng(0).integers(0, 255, (25 * 258 - 2, 4 * 258 - 2, 3), np.uint8)
+    Image.fromarray(noise).save(cell / "pictures.png")
+    result = json.loads((cell / "result.json").read_text())
+    asked = {"prompts": [f"prompt {k}" for k in range(25)], "texts": [f"text {k}" for k in range(25)]}
+    (cell / "result.json").write_text(json.dumps(result | asked))
+    out = report([run], tmp_path / "report.html")
+    text = out.read_text("utf-8")
+    shown = re.findall(r'alt="naive: (prompt \d+)"', text)
+    assert shown == ["prompt 0", "prompt 6", "prompt 12", "prompt 18"]
+    assert "<q>text 3</q> and 21 more" in text
+    assert out.stat().st_size < 400_000
+
+
 def test_cells_find_their_rows_in_whatever_table_they_ran_first(run):
     (found,) = read_runs([run])
     assert [cell.row for cell in found.cells] == ["naive"]
@@ -100,10 +118,11 @@ def test_cells_find_their_rows_in_whatever_table_they_ran_first(run):
 def paper_like(run, base):
     lines = [line("DuoLoRA", None, None, None, dino=[0.4, 0.3, 0.5], **{"csd-s": [0.3, 0.2, 0.4], "object": [1, 1, 1]})]
     (run / "table.json").write_text(json.dumps(lines))
-    (run / "run.json").write_text(json.dumps({"table": "table1", "seed": 0, "cases": [], "bases": [base]}))
+    known = {"published": SDXL} if base == "my-copy/" else {}
+    (run / "run.json").write_text(json.dumps({"table": "table1", "seed": 0, "cases": [], "bases": [base]} | known))
 
 
-@pytest.mark.parametrize("base, shown", [("sdxl", True), ("stabilityai/stable-diffusion-xl-base-1.0", True),
+@pytest.mark.parametrize("base, shown", [("my-copy/", True), (SDXL, True), ("sdxl", False), ("sdxl/", False),
                                          ("atelier", False), ("somebody/else", False)])  # fmt: skip
 def test_the_papers_numbers_stand_beside_the_papers_base_only(run, tmp_path, base, shown):
     paper_like(run, base)
@@ -113,7 +132,7 @@ def test_the_papers_numbers_stand_beside_the_papers_base_only(run, tmp_path, bas
 
 
 def test_printed_numbers():
-    assert printed("table1", "sdxl", "everyday", "DuoLoRA") == {
+    assert printed("table1", SDXL, "everyday", "DuoLoRA") == {
         "dino": 0.61, "clip-i": 0.62, "clip-t": 0.316, "csd-s": 0.37
     }  # fmt: skip
     assert printed("table1", "segmind/SSD-1B", "several", "ZipLoRA")["csd-s"] == 0.46

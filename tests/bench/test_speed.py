@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 from duolora.api.merge import options_of
 from duolora.bench.speed.floor import Floor, operations, passes
 from duolora.bench.speed.growth import growth, slope
-from duolora.bench.speed.speed import WAYS, Setting, peak, timed, way_of
+from duolora.bench.speed.speed import LEARNT, WAYS, Setting, peak, timed, way_of
 from duolora.cli.app import app
 from duolora.errors import InputError
 from duolora.merging.options import METHODS
@@ -31,6 +31,10 @@ def test_command_writes_what_it_measured(tmp_path):
     assert row["trainable"] == 15_360 // 32 and row["samples"] == 8
     assert {"commit", "versions", "hardware", "seed", "clock", "matrix_rate"} <= found.keys()
     assert "| duolora |" in done.output
+
+
+def test_all_that_learn_by_updates_are_timed():
+    assert set(LEARNT) == {name for name, options in METHODS.items() if options.asks_network and options.steps}
 
 
 def test_every_way_takes_its_turns():

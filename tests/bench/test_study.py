@@ -12,10 +12,12 @@ from PIL import Image
 from duolora.bench.cells.pairs import suite
 from duolora.bench.study.agreement import fleiss_kappa, shares
 from duolora.bench.study.study import NONE, make, read_key, score
+from duolora.bench.tables.rows import blora_rows
 from duolora.errors import FileRefused, InputError
+from duolora.model.files import SDXL
 from duolora.model.images import tiled, untiled
 
-METHODS = {"naive": "naive", "B-LoRA (filter)": "blora", "ZipLoRA": "ziplora", "DuoLoRA": "duolora"}
+METHODS = {"naive": "naive", "B-LoRA": "blora", "ZipLoRA": "ziplora", "DuoLoRA": "duolora"}
 FLEISS_1971 = [
     [0, 0, 0, 0, 14], [0, 2, 6, 4, 2], [0, 0, 3, 5, 6], [0, 3, 9, 2, 0], [2, 2, 8, 1, 1],
     [7, 7, 0, 0, 0], [3, 2, 6, 3, 0], [2, 5, 3, 2, 2], [6, 5, 2, 1, 0], [0, 2, 2, 3, 7],
@@ -71,6 +73,7 @@ def run(tmp_path):
             pictures = [[Image.new("RGB", (8, 8), (k, row, column)) for column in range(3)] for row in range(2)]
             tiled(pictures).save(cell / "pictures.png")
             row = {"label": label, "method": method, "changes": {}, "how": "merge"}
+            row |= {"blocks": blora_rows()[1].blocks} if label == "B-LoRA" else {}
             prompts = ["a sks thing in zwx style", "a sks thing on a hill in zwx style"]
             (cell / "result.json").write_text(json.dumps({"case": asdict(case), "row": row, "prompts": prompts}))
     return folder
@@ -114,9 +117,38 @@ def test_from_runs_to_table_6(run, tmp_path):
     assert "paper" not in done.table(), "Atelier is not the paper's base"
 
 
+def test_a_question_weighs_little_and_names_no_identifier(run, tmp_path):
+    """Images of photos' cells at 1024 pixels, which are noise, the worst to compress."""
+    for k, cell in enumerate(sorted((run.parent / "cells").glob("*/*"))):
+        (cell / "pictures").mkdir()
+        for number in range(2):
+            noise = np.random.default_rng(10 * k + number).integers(0, 255, (1024, 1024, 3), np.uint8)
+            Image.fromarray(noise).save(cell / "pictures" / f"{number:04d}.png")
+        result = json.loads((cell / "result.json").read_text())
+        asked = ["a cube shaped sks dog in zwx style", "The sks dog in vkt style"]
+        (cell / "result.json").write_text(json.dumps(result | {"prompts": asked}))
+    page, where = make([run], tmp_path / "study", each=2)
+    key = read_key(where)
+    assert {q.prompt for q in key.questions} == {"a cube shaped dog in that style", "this dog in that style"}
+    assert page.stat().st_size < 300_000 * len(key.questions)
+
+
+def test_a_key_is_not_lost_and_answers_come_as_they_come(run, tmp_path):
+    _, where = make([run], tmp_path / "study")
+    key, before = read_key(where), where.read_text()
+    with pytest.raises(InputError, match="the key of another study"):
+        make([run], tmp_path / "study", seed=1)
+    make([run], tmp_path / "study")
+    assert where.read_text() == before
+    (tmp_path / "answers").mkdir()
+    sent = answer(tmp_path / "answers" / "mail.txt", key, "ann", lambda q: NONE)
+    sent.write_text("\ufeff" + sent.read_text(), "utf-8")
+    assert score([tmp_path / "answers"], where).people == 1
+
+
 def test_the_papers_shares_on_the_papers_base(run, tmp_path):
     about = json.loads((run / "run.json").read_text())
-    (run / "run.json").write_text(json.dumps(about | {"bases": ["sdxl"]}))
+    (run / "run.json").write_text(json.dumps(about | {"bases": ["sdxl/"], "published": SDXL}))
     _, where = make([run], tmp_path)
     sent = answer(tmp_path / "a.json", read_key(where), "ann", lambda q: of(q, "ZipLoRA"))
     assert "| ZipLoRA | 100.0% | 100.0% to 100.0% | 22% |" in score([sent], where).table()

@@ -4,7 +4,7 @@ import torch
 
 from duolora.lora.read.file import read_adapter
 from duolora.merging.inputs import Sources, sources
-from duolora.merging.klora import klora, scores
+from duolora.merging.klora import klora, ratio_of, scores, strength_at
 from duolora.merging.options import MergeOptions
 from duolora.model.mount import Mount
 from duolora.model.sample import draw
@@ -17,16 +17,33 @@ def test_scores_compare_the_largest_entries():
     gamma = 6 / 4
     assert found.content["x"] == 2.0
     assert found.style["x"] == gamma
-    assert found.content_wins("x", 0.0)
-    assert not found.content_wins("x", 1.0)
+    assert found.content_wins("x", 1.3)
+    assert not found.content_wins("x", 1.4)
+
+
+def test_gamma_is_the_mean_ratio_without_outliers():
+    assert ratio_of([1.0, 2.0, 3.0]) == 2.0
+    assert ratio_of([1.0, 1.0, 1.0, 2.0, 95.0]) == 1.25
+    assert ratio_of([]) == 1.0
+    sizes = {"a": (1.0, 1.0), "b": (6.0, 2.0), "c": (2.0, 1.0)}
+    content, style = (
+        {n: LowRank(torch.full((2, 1), s[k]), torch.ones(1, 2)) for n, s in sizes.items()} for k in (0, 1)
+    )
+    found = scores(Sources(content, style, {}, {}, dict.fromkeys(sizes, "content")))
+    assert found.style == {"a": 2.0, "b": 4.0, "c": 2.0}, "γ is (1 + 3 + 2) / 3, where totals would say 9 / 4"
+
+
+def test_the_strength_begins_high_and_wraps():
+    assert [round(strength_at(t), 3) for t in (0.0, 0.1, 0.2, 0.6, 1.0)] == [1.275, 1.425, 0.075, 0.675, 1.275]
+    assert strength_at(1.0, 1.5, 0.5, modulo=False) == 2.0
 
 
 def test_k_says_how_many_entries_count():
     peaked = LowRank(torch.tensor([[3.0], [0.0]]), torch.ones(1, 2))
     even = LowRank(torch.full((2, 1), 2.0), torch.ones(1, 2))
     both = Sources({"x": peaked}, {"x": even}, {}, {}, {"x": "content"})
-    assert scores(both, 1).content_wins("x", 0.0, alpha=0, beta=1)
-    assert not scores(both, 4).content_wins("x", 0.0, alpha=0, beta=1.1)
+    assert scores(both, 1).content_wins("x", 1.0)
+    assert not scores(both, 4).content_wins("x", 1.1)
     assert scores(both, 4).content == {"x": 6.0}
 
 
@@ -43,7 +60,7 @@ def test_extreme_strengths_are_the_loras_alone(base, loras):
     plain = draw(base, prompt, seeds, steps=3)
     drawn = []
     for beta in (0.0, 1e9, 0.7):
-        with klora(base, both, alpha=0.9 if beta == 0.7 else 0.0, beta=beta) as chooser:
+        with klora(base, both, alpha=0.9 if beta == 0.7 else 0.0, beta=beta, modulo=False) as chooser:
             drawn.append(draw(base, prompt, seeds, steps=3, before_step=chooser))
     with Mount(base.unet, [both.content, both.style], "rank") as mount:
         for row, picture in zip(mount.owned(), drawn, strict=False):

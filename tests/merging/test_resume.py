@@ -20,7 +20,7 @@ STEPS, STOP = 27, 26
 @pytest.fixture
 def updates(monkeypatch):
     """Counts the updates, and stops when none is left."""
-    counted, original = {"left": 10**6, "done": 0}, torch.optim.Adam.step
+    counted, original = {"left": 10**6, "done": 0}, torch.optim.AdamW.step
 
     def step(self, *args, **kwargs):
         counted["left"] -= 1
@@ -29,7 +29,7 @@ def updates(monkeypatch):
         counted["done"] += 1
         return original(self, *args, **kwargs)
 
-    monkeypatch.setattr(torch.optim.Adam, "step", step)
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
     return counted
 
 

@@ -1,5 +1,7 @@
 """CSD against a slow reference written from its formulas on the original keys, and refusals of wrong files."""
 
+import argparse
+
 import pytest
 import torch
 from PIL import Image
@@ -8,6 +10,7 @@ from safetensors.torch import save_file
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.csd import Shape, load_csd
 from duolora.metrics.encoders import load_embedder
+from duolora.metrics.pickled import convert
 from duolora.metrics.similarity import all_pairs_mean
 from duolora.metrics.transforms import CLIP
 from patterns import pattern
@@ -111,7 +114,7 @@ def test_a_tiny_one_is_not_taken_for_the_published_one(path):
 
 def test_a_pickle_is_not_opened_and_the_conversion_is_told(tmp_path):
     (tmp_path / "csd.pth").write_bytes(b"\x80\x02never opened")
-    with pytest.raises(FileRefused, match="pickle, which is never opened.*save_file"):
+    with pytest.raises(FileRefused, match="pickle, which is never opened.*duolora checkpoints convert csd"):
         load_embedder("csd", tmp_path / "csd.pth", "cpu")
     with pytest.raises(InputError, match="got none; .*convert it once with"):
         load_embedder("csd", None, "cpu")
@@ -122,19 +125,12 @@ def test_a_pickle_is_not_opened_and_the_conversion_is_told(tmp_path):
         load_embedder("csd", tmp_path / "x.safetensors", "cpu")
 
 
-def test_the_conversion_that_we_tell_works(tmp_path, state):
-    """On a file of the published structure: tensors behind `module.`, and the options of its training beside them."""
-    import argparse
-    import shlex
-    import subprocess
-    import sys
-
-    from duolora.metrics.csd import CONVERSION
-
-    torch.save(
-        {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, "args": argparse.Namespace(lr=1)},
-        tmp_path / "CSD.pth",
-    )
-    command = [sys.executable, *shlex.split(CONVERSION)[1:]]
-    subprocess.run(command, cwd=tmp_path, check=True)
-    assert load(tmp_path / "csd.safetensors")(IMAGES).shape == (2, 20)
+def test_a_published_file_is_converted(tmp_path, state, monkeypatch):
+    """Of the published structure: tensors behind `module.`, and the options of its training beside them."""
+    stored = {"model_state_dict": {f"module.{k}": v for k, v in state.items()}, "args": argparse.Namespace(lr=1)}
+    torch.save(stored, tmp_path / "CSD.pth")
+    with pytest.raises(FileRefused, match="not CSD ViT-L/14"):
+        convert("csd", tmp_path / "CSD.pth", tmp_path / "csd.safetensors")
+    assert [path.name for path in tmp_path.iterdir()] == ["CSD.pth"], "another network leaves nothing behind"
+    monkeypatch.setattr("duolora.metrics.pickled.load_embedder", lambda name, made, device: load(made))
+    assert load(convert("csd", tmp_path / "CSD.pth", tmp_path / "csd.safetensors"))(IMAGES).shape == (2, 20)

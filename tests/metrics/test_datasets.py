@@ -1,11 +1,14 @@
 """The published layouts, written here as they are published, and what a copy of them may lack."""
 
 import json
+from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from duolora.cli.app import app
 from duolora.errors import FileRefused, InputError
-from duolora.metrics.datasets.dataset import problems
+from duolora.metrics.datasets.dataset import Concept, problems
 from duolora.metrics.datasets.layouts import read_dataset
 from duolora.metrics.datasets.manifests import Manifest, Pairing, choose_pairs, lacking, read_manifest, write_manifest
 from patterns import pattern
@@ -40,8 +43,8 @@ def dreambooth(tmp_path):
 @pytest.fixture
 def styledrop(tmp_path):
     entries = {
-        "image_01_01.jpg": ["A house", "watercolor painting style"],
-        "image_02_01.jpg": ["A cat", "3d rendering"],
+        "image_01_01.jpg": ["A house", "in watercolor painting style"],
+        "image_02_01.jpg": ["A cat", "in wooden sculpture"],
     }
     for name in entries:
         picture(tmp_path / "data" / name)
@@ -64,7 +67,9 @@ def concepts(tmp_path):
     for entry in entries:
         picture(tmp_path / entry["instance_data_dir"] / "1.jpeg")
         (tmp_path / "prompts").mkdir(exist_ok=True)
-        (tmp_path / entry["prompt_filename"]).write_text("photo of a {}.\n\n{} in snowy ice.\n")
+        (tmp_path / entry["prompt_filename"]).write_text(
+            "photo of a {}. \n\n{} in snowy ice.\n{} painting by artist claude monet.\na red {}.\nmoongate in a forest."
+        )
     (tmp_path / "dataset.json").write_text(json.dumps(entries))
     return tmp_path
 
@@ -122,8 +127,81 @@ def test_customconcept101(concepts):
     found = read_dataset(concepts)
     assert found.layout == "customconcept101"
     assert list(found.contents) == ["scene_barn", "pet_cat1"]
-    assert found.contents["scene_barn"].asked("<new1> barn") == ["photo of a <new1> barn.", "<new1> barn in snowy ice."]
+    barn = found.contents["scene_barn"]
+    assert barn.asked("<new1> barn")[:2] == ["photo of a <new1> barn", "<new1> barn in snowy ice"]
+    assert (len(barn.prompts), barn.fitting()) == (5, ("{thing} in snowy ice",))
     assert problems(found) == []
+    clone = concepts.parent / "clone"
+    clone.mkdir()
+    concepts.rename(clone / "customconcept101")
+    assert list(read_dataset(clone).contents) == list(found.contents)
+    (clone / "customconcept101" / "benchmark_dataset").rename(clone / "elsewhere")
+    assert any("a download apart from the repository" in line for line in problems(read_dataset(clone)))
+
+
+@pytest.mark.parametrize(
+    ("prompt", "fits"),
+    [
+        ("a {thing} on top of a purple rug in a forest", True),
+        ("{thing} on a highway, with a golden retriever in the driver's seat", True),
+        ("a {thing} wearing a red hat", True),
+        ("a purple {thing}", False),
+        ("a sky blue color {thing}", False),
+        ("{thing} in rainbow colors", False),
+        ("a cube shaped {thing}", False),
+        ("Georgia O'Keeffe style {thing} painting", False),
+        ("{thing} made of crystal", False),
+        ("A Monet-inspired scene with {thing}", False),
+        ("a sleeping cat", False),
+    ],
+)
+def test_prompts_that_name_another_style_fit_none(prompt, fits):
+    assert Concept("x", (), prompts=(prompt,)).fitting() == ((prompt,) if fits else ())
+
+
+def test_names_that_are_no_words_are_asked_for():
+    assert Concept("bear_plushie", ()).in_words("", {}, "content") == "bear plushie"
+    assert Concept("image_01_01", ()).in_words("glowing style", {}, "style") == "glowing style"
+    assert Concept("sty_8", ()).in_words("", {"sty_8": "ink style"}, "style") == "ink style"
+    with pytest.raises(InputError, match=r'style sty_8: expected words.*--words sty_8="…"'):
+        Concept("sty_8", ()).in_words("", {}, "style")
+
+
+def pairs(*arguments, fails=False):
+    done = CliRunner().invoke(app, ["datasets", "pairs", *map(str, arguments)])
+    assert done.exit_code == int(fails), done.output
+    return done.stderr if fails else done.stdout
+
+
+def test_pairs_are_counted_before_anything_is_made(dreambooth, tmp_path):
+    picture(tmp_path / "looks" / "styles" / "watercolor_painting3" / "1.jpg")
+    given = ("--contents", dreambooth, "--styles", tmp_path / "looks", "--out", tmp_path / "p.json")
+    assert "expected words" in pairs(*given, fails=True)
+    assert not (tmp_path / "p.json").exists()
+    words = ("--words", "watercolor_painting3=watercolor painting style")
+    assert "4 pairs, 4 images of each prompt; 16 images for each row" in pairs(*given, *words)
+    found = read_manifest(tmp_path / "p.json")
+    assert found.prompts == ("a {thing} in {style}",)
+    assert found.words == {"watercolor_painting3": "watercolor painting style"}
+    assert "0 of 50 prompts name another style" in pairs(*given, *words, "--own-prompts")
+    assert read_manifest(tmp_path / "p.json").prompts == ()
+    for wrong, message in (
+        (("--prompt", "a dog"), "expected {thing} and {style} in each, found 'a dog'"),
+        (("--words", "ink=ink style"), "the name of a thing or style there"),
+        (("--prompt", "a {thing} in {style}", "--own-prompts"), "got both"),
+    ):
+        assert message in pairs(*given, *words, *wrong, fails=True)
+    exchanged = ("--contents", tmp_path / "looks", "--styles", dreambooth, "--out", tmp_path / "q.json")
+    assert "are the two exchanged?" in pairs(*exchanged, fails=True)
+    assert not (tmp_path / "q.json").exists()
+
+
+def test_the_split_of_lora_rar():
+    found = read_manifest(Path(__file__).parents[2] / "benchmarks" / "manifests" / "lora-rar.json")
+    assert len(set(found.pairs)) == 25
+    assert {pair.content for pair in found.pairs} == {"dog8", "cat2", "wolf_plushie", "teapot", "can"}
+    assert {pair.style for pair in found.pairs} == set(found.words)
+    assert len(found.seeds) == 10
 
 
 def test_an_index_cannot_lead_out_of_its_folder(concepts):
@@ -133,7 +211,7 @@ def test_an_index_cannot_lead_out_of_its_folder(concepts):
         read_dataset(concepts)
 
 
-@pytest.mark.parametrize("things", ["contents", "objects"])
+@pytest.mark.parametrize("things", ["contents", "objects", "subjects"])
 def test_any_folders(things, tmp_path):
     picture(tmp_path / things / "dog" / "1.png")
     picture(tmp_path / things / "cat.png")
@@ -210,6 +288,7 @@ def test_manifests_go_there_and_back(tmp_path):
         ({"pairs": []}, "at least one pair"),
         ({"seeds": [True]}, "seeds: expected a whole number, found True"),
         ({"prompts": [3]}, "prompts: expected text, found 3"),
+        ({"words": {"a": 1}}, "words: expected"),
         ({"name": None}, "name: expected a str, found None"),
     ],
 )

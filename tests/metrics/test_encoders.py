@@ -5,14 +5,16 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, ViTConfig, ViTModel
+from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
+from duolora.atelier.architecture import save_tokenizer
 from duolora.atelier.data import as_input
 from duolora.atelier.looks import LOOKS
 from duolora.atelier.objects import OBJECTS
 from duolora.atelier.recognisers import judge, load_recogniser
 from duolora.atelier.scene import render
 from duolora.errors import FileRefused, InputError
+from duolora.metrics import vision
 from duolora.metrics.encoders import ATELIER, load_embedder
 from duolora.metrics.similarity import all_pairs_mean, cosines
 from duolora.metrics.transforms import CLIP, DINO
@@ -225,3 +227,25 @@ def test_a_file_and_its_image_are_the_same(pictures, dino):
     embedder = load_embedder("dino", dino, "cpu")
     files = sorted(pictures.iterdir())
     torch.testing.assert_close(embedder([read_image(f) for f in files]), embedder(IMAGES), atol=1e-5, rtol=0)
+
+
+def test_a_clip_without_its_own_tokenizer_is_refused(clip, tmp_path):
+    """Transformers makes one of two words up, for which every text is the same."""
+    bare = tmp_path / "bare"
+    shutil.copytree(clip, bare, ignore=shutil.ignore_patterns("vocab.json", "merges.txt", "tokenizer*", "special*"))
+    with pytest.raises(FileRefused, match="its tokenizer has .* tokens, its text encoder"):
+        load_embedder("clip", bare, "cpu")
+
+
+def test_published_sizes_must_read_as_published(clip, monkeypatch):
+    monkeypatch.setattr(vision, "PUBLISHED", AutoConfig.from_pretrained(clip).text_config.vocab_size)
+    with pytest.raises(FileRefused, match="its tokenizer reads 'a photo of a cat' as"):
+        load_embedder("clip", clip, "cpu")
+
+
+def test_the_tokens_are_in_the_fingerprint(clip, tmp_path):
+    other = tmp_path / "other"
+    shutil.copytree(clip, other)
+    save_tokenizer(other, ["dog", "house", "red"])
+    here, there = (load_embedder("clip", place, "cpu").card.fingerprint for place in (clip, other))
+    assert here != there

@@ -1,5 +1,6 @@
 """Bases from every place they come from, and what they refuse."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -304,3 +305,20 @@ def test_every_architecture_loads_in_every_way(tmp_path, monkeypatch, architectu
     assert found.unet.state_dict().keys() == state.keys()
     assert all(torch.equal(value, state[key]) for key, value in found.unet.state_dict().items())
     assert len(roles(found.unet)) == {"sdxl": 560, "ssd-1b": 272, "segmind-vega": 120}[architecture]
+
+
+def test_a_published_base_is_known_by_config_and_hash_and_not_by_its_name(tmp_path, monkeypatch):
+    place = tmp_path / "anything" / "unet"
+    place.mkdir(parents=True)
+    (place / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"weights")
+    config = ARCHITECTURES["sdxl"]
+    (place / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(base_files, "LARGE", 1)
+    assert base_files.published_base(str(place.parent)) is None
+    monkeypatch.setattr(base_files, "PUBLISHED", {hashlib.sha256(b"weights").hexdigest(): base_files.SDXL})
+    assert base_files.published_base(str(place.parent)) == base_files.SDXL
+    (place / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 768}))
+    assert base_files.published_base(str(place.parent)) is None
+    monkeypatch.setattr(base_files, "LARGE", 100)
+    monkeypatch.setattr(base_files, "file_hash", lambda _: pytest.fail("a small file was hashed"))
+    assert base_files.published_base(str(place.parent)) is None

@@ -1,5 +1,7 @@
 """Where and how a base runs; offloading changes where its weights are, and never what it draws."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -7,9 +9,9 @@ from duolora.errors import InputError
 from duolora.model import device as placing
 from duolora.model.base import BaseChoice, load_base, opened
 from duolora.model.blocks import target_modules
-from duolora.model.device import chosen_device, chosen_dtype, chosen_offload
+from duolora.model.device import chosen_checkpointing, chosen_device, chosen_dtype, chosen_offload
 from duolora.model.mount import Mount
-from duolora.model.sample import draw
+from duolora.model.sample import draw, images_at_once
 from tiny import random_adapter
 
 WAYS = ["none", "model", "sequential"]
@@ -100,5 +102,33 @@ def test_a_choice_is_loaded_once_it_is_needed(base_folder):
     said = []
     found = opened(BaseChoice(str(base_folder), "cpu", "bfloat16", "model", said.append))
     assert (found.dtype, found.offload) == (torch.bfloat16, "none")
-    assert said == [f"{base_folder} on cpu in bfloat16, offloading: none"]
+    assert said == [f"{base_folder} on cpu in bfloat16, 16 pixels, offloading: none"]
     assert opened(found) is found
+
+
+def test_activations_are_computed_twice_where_the_card_is_small(base_folder, monkeypatch):
+    assert not load_base(base_folder, "cpu").unet.is_gradient_checkpointing
+    assert load_base(base_folder, "cpu", gradient_checkpointing="on").unet.is_gradient_checkpointing
+    for memory, expected in ((8e9, True), (80e9, False)):
+        card = SimpleNamespace(total_memory=memory)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _, card=card: card)
+        assert chosen_checkpointing("auto", torch.device("cuda")) is expected
+    assert not chosen_checkpointing("off", torch.device("cpu"))
+    with pytest.raises(InputError, match="expected auto, on or off, got 'yes'"):
+        load_base(base_folder, "cpu", gradient_checkpointing="yes")
+
+
+def test_another_resolution(base_folder):
+    found = opened(BaseChoice(str(base_folder), "cpu", resolution=24))
+    assert found.resolution == 24
+    assert draw(found, ["a cat"], [1], steps=2).shape == (1, 3, 24, 24)
+    with pytest.raises(InputError, match="resolution: expected a multiple of 8 pixels, got 20"):
+        load_base(base_folder, "cpu", resolution=20)
+
+
+@pytest.mark.parametrize(
+    ("side", "offload", "expected"),
+    [(64, "none", 16), (512, "none", 16), (768, "none", 7), (1024, "none", 4), (1024, "model", 1), (2048, "none", 1)],
+)
+def test_how_many_images_at_once(side, offload, expected):
+    assert images_at_once(side, offload) == expected

@@ -10,7 +10,7 @@ from duolora.errors import InputError
 from duolora.model.base import load_base
 from duolora.model.blocks import target_modules
 from duolora.model.mount import Mount
-from duolora.model.predict import GATES, Remembering, denoiser, noise_schedule
+from duolora.model.predict import GATES, NoiseSchedule, Remembering, denoiser, noise_schedule
 from duolora.paper.constyle import Prompts, constyle
 from tiny import random_adapter
 
@@ -189,3 +189,15 @@ def test_teachers_are_computed_once_for_a_draw_and_the_student_anew(base, mounte
             remembering(x, t, ["content"] * 2, ["content", "merged"])
     hook.remove()
     assert len(calls) == 2 + 2 + 2 + 6
+
+
+@pytest.mark.parametrize("velocity", [False, True])
+def test_min_snr_bounds_the_weight_of_x0_by_gamma(velocity):
+    """As a loss of x̂₀, ε weighs SNR and v weighs SNR + 1: with the weight, each is min(SNR, γ)."""
+    alpha = torch.linspace(0.99, 0.01, 50).sqrt()
+    schedule = NoiseSchedule(alpha, (1 - alpha**2).sqrt(), velocity)
+    t = torch.arange(50)
+    snr = (alpha / schedule.sigma) ** 2
+    as_x0 = schedule.min_snr_weight(t, 5.0) * (snr + 1 if velocity else snr)
+    torch.testing.assert_close(as_x0, snr.clamp(max=5.0))
+    assert float(as_x0.max()) == pytest.approx(5.0)

@@ -182,3 +182,20 @@ def test_sums_of_all_layers_give_the_same_loss(hinge, reduction):
     c, s, leads = (torch.tensor(column) for column in zip(*led, strict=True))
     found = layer_prior_loss_of_sums(c, s, leads, 0.7, hinge, reduction, 0.3)
     torch.testing.assert_close(found, layer_prior_loss(masks, 0.7, "diag", hinge, reduction, 0.3))
+
+
+def test_lambda_decides_whether_the_masks_march_down_or_hold_each_other_up():
+    """By the prior alone (weight 0.1, Adam 0.01, 100 steps); Lemma 1 takes λ → ∞."""
+    ends = []
+    for lam in (1.0, 2.0, 10.0, 100.0):
+        masks = torch.ones(2, 64, requires_grad=True)
+        optimiser = torch.optim.Adam([masks], lr=0.01)
+        for _ in range(100):
+            optimiser.zero_grad()
+            (0.1 * layer_prior(*masks, "content", lam, "diag", hinge=True, sparsity=1.0)).backward()
+            optimiser.step()
+        ends.append(float(masks.detach().mean()))
+        assert (masks[0].sum() - masks[1].sum()).abs() < 2.5, "both go together at any λ"
+    assert ends == sorted(ends)
+    assert ends[0] < 0.35
+    assert ends[2] > 0.7

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from duolora.paper.lowrank import LowRank, concatenate, svd_basis
+from duolora.paper.ziplora import output_masked
 from duolora.paper.ziprank import fold, forward, masked
 
 R_C, R_S, D_OUT, D_IN = 3, 2, 7, 5
@@ -32,6 +33,20 @@ def test_binary_mask_in_the_svd_basis_is_the_truncated_svd():
     u, s, v_t = torch.linalg.svd(content.delta())
     best = u[:, :2] @ torch.diag(s[:2]) @ v_t[:2]
     torch.testing.assert_close(masked(content, torch.tensor([1.0, 1.0, 0.0], **double)).delta(), best)
+
+
+@given(st.integers(1, D_IN), st.integers(0, 6), st.floats(0, 4), st.integers(0, 999))
+@settings(max_examples=60, deadline=None)
+def test_at_one_budget_rank_masks_err_no_more_than_output_masks(rank, kept, decay, seed):
+    """Theorem 1, in numbers: the best k directions against the best k outputs, with real or {0, 1} masks alike."""
+    g = torch.Generator().manual_seed(seed)
+    up, down = torch.randn(D_OUT, rank, generator=g, **double), torch.randn(rank, D_IN, generator=g, **double)
+    lora = svd_basis(LowRank(up * torch.exp(-decay * torch.arange(rank)), down))
+    delta = lora.delta()
+    by_rank = masked(lora, (torch.arange(rank) < kept).double()).delta()
+    loudest = delta.norm(dim=1).argsort(descending=True)[:kept]
+    by_output = output_masked(lora, torch.zeros(D_OUT, **double).index_fill(0, loudest, 1.0)).delta()
+    assert (delta - by_rank).norm() <= (delta - by_output).norm() + 1e-9
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.lists(st.integers(1, 3), max_size=2), st.integers(0, 99))

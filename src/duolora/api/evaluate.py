@@ -17,6 +17,7 @@ from duolora.metrics.encoders import DEFAULTS, load_embedder
 from duolora.metrics.similarity import Interval, bootstrap_interval, matched, mean_by_row
 from duolora.model.image_files import picture_files
 from duolora.provenance import versions
+from duolora.training.prior_preservation import read_prompts
 
 
 @dataclass(frozen=True)
@@ -127,6 +128,21 @@ def chosen(metrics: str | Sequence[str], given: Sequence[str]) -> list[str]:
     return list(found)
 
 
+def prompts_of(prompt: str | None, file: Path | None) -> str | list[str] | None:
+    """The prompt of all images, or the lines of a text file, one for each image in the order of their names.
+
+    Raises:
+        InputError: both are given, or the file has none.
+    """
+    if file is None:
+        return prompt
+    if prompt is not None:
+        raise InputError("--prompts: expected these or --prompt, got both")
+    if not (found := list(read_prompts(file))):
+        raise InputError(f"{file}: expected a prompt on each line, found none")
+    return found
+
+
 def named_checkpoints(assignments: Sequence[str]) -> dict[str, str]:
     """`NAME=WHERE` as it is typed, {"dino": "path/or/id"}.
 
@@ -182,12 +198,10 @@ def evaluate(
     pictures = list(generated_images(generated).tell().files)
     kept = None if cache is False else Cache(cache if isinstance(cache, Path) else None)
     loaded = {} if embedders is None else embedders
-    scores = []
-    for name in names:
-        needed = METRICS[name].embedder
+    for needed in dict.fromkeys(METRICS[name].embedder for name in names):  # a missing one is known before any work
         if needed not in loaded:
             loaded[needed] = load_embedder(needed, (checkpoints or {}).get(needed), device, progress)
-        scores.append(_score(name, loaded[needed], pictures, files, prompt or "", kept))
+    scores = [_score(name, loaded[METRICS[name].embedder], pictures, files, prompt or "", kept) for name in names]
     return Evaluation(Path(generated), tuple(scores), versions() | {"pillow": PIL.__version__})
 
 

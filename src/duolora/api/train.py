@@ -92,6 +92,7 @@ def train(
         "prompt": prompt,
         "options": asdict(options),
         "fit": fit,
+        "resolution": loaded.resolution,
         "pictures": [file_hash(path) for path in files],
         "versions": versions(),
     }

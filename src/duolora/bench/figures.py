@@ -50,7 +50,7 @@ def figure3(
         row = []
         for alpha in alphas:
             with scaled(base.unet, blocks, alpha):
-                drawn = draw(base, prompts, list(range(seed, seed + count)), batch=count).clamp(-1, 1)
+                drawn = draw(base, prompts, list(range(seed, seed + count))).clamp(-1, 1)
             seen = judge(judges, drawn)
             for curve, got, asked in (("object", seen.object, kinds), ("look", seen.look, looks)):
                 curves[name][curve].append(sum(a == b for a, b in zip(got, asked, strict=True)) / count)

@@ -1,6 +1,7 @@
 """Run a table: train the LoRAs that it needs, then its cells; what is there already is never run again."""
 
 import hashlib
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,15 +13,15 @@ from duolora.bench.cells.cell import Cell, described
 from duolora.bench.cells.jobs import Training
 from duolora.bench.cells.multi import GroupCell, groups
 from duolora.bench.cells.pairs import Case
-from duolora.bench.cells.photo_cell import check_scoring, photo_cells
+from duolora.bench.cells.photo_cell import PhotoCell, check_scoring, photo_cells
 from duolora.bench.config import Config, marked, write_config
 from duolora.bench.record import facts, write
 from duolora.bench.tables.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
 from duolora.bench.tables.rows import ALL, MULTI, Row, Table, read_blocks, with_blora
 from duolora.bench.tables.tuning import tuned
 from duolora.bench.workers import crowd, run_all
-from duolora.errors import InputError
-from duolora.model.files import is_small
+from duolora.errors import InputError, Notice
+from duolora.model.files import is_small, published_base
 from duolora.provenance import file_hash
 
 
@@ -142,6 +143,10 @@ def run_table(
     write_config(folder, config)
     if workers is None and ray is None and all(map(is_small, config.bases.values())):
         workers = crowd()
+    waiting = [cell for _, cell in cells if isinstance(cell, PhotoCell) and not cell.done]
+    if waiting:
+        images = sum(cell.images for cell in waiting)
+        warnings.warn(f"{config.name}: {len(waiting)} cells, {images} images to generate", Notice, stacklevel=2)
     failed = measured([cell for _, cell in cells], workers, progress, ray)
     results = [
         Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
@@ -156,6 +161,8 @@ def run_table(
     about: dict[str, object] = {"table": config.name, "bases": list(config.bases.values()), "cases": names}
     if encoders:
         about["encoders"] = encoders
+    if len(config.bases) == 1 and (known := published_base(next(iter(config.bases.values())))):
+        about["published"] = known
     about["rows"] = {row.label: described(row) for row in table.rows}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     write(folder / "run.json", about | {"failed": failed} | facts(device, seed))

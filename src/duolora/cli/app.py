@@ -14,12 +14,14 @@ from duolora.cli.common import (
     BaseConfigOption,
     BaseDtypeOption,
     BaseOption,
+    CheckpointingOption,
     DeviceOption,
     JsonOption,
     MergeBaseDtypeOption,
     OffloadOption,
     OverwriteOption,
     QuietOption,
+    ResolutionOption,
     SeedOption,
     chosen,
     one_line,
@@ -88,7 +90,8 @@ PREVIEWS = 50
 def _of(name: str) -> str:
     """The help of a training option, with the paper's default."""
     default = getattr(TrainOptions(), name)
-    shown = ("no", "yes")[default] if isinstance(default, bool) else f"{default:g}"
+    shown = default if isinstance(default, str) else f"{default:g}"
+    shown = ("no", "yes")[default] if isinstance(default, bool) else shown
     return f"{told(TrainOptions, name)}  [{shown}, or the base's own]"
 
 
@@ -118,7 +121,7 @@ def demo(
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the whole road: train two LoRAs, merge them, draw, compare.
+    """Show the whole road: train two LoRAs, merge, generate, compare.
 
     It takes about four minutes on two CPU cores; every method merges the same two.
     """
@@ -152,6 +155,8 @@ def train(
     steps: Annotated[int | None, typer.Option(help=_of("steps"))] = None,
     batch: Annotated[int | None, typer.Option(help=_of("batch"))] = None,
     lr: Annotated[float | None, typer.Option(help=_of("lr"))] = None,
+    min_snr: Annotated[float | None, typer.Option(help=_of("min_snr"))] = None,
+    optimiser: Annotated[str | None, typer.Option(help=_of("optimiser"))] = None,
     unconditional: Annotated[float | None, typer.Option(help=_of("unconditional"))] = None,
     mirror: Annotated[bool | None, typer.Option("--mirror/--no-mirror", help=_of("mirror"))] = None,
     keep: Annotated[
@@ -168,6 +173,8 @@ def train(
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     base_config: BaseConfigOption = None,
+    gradient_checkpointing: CheckpointingOption = "auto",
+    resolution: ResolutionOption = None,
     blocks: Annotated[
         list[str] | None,
         typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
@@ -191,11 +198,13 @@ def train(
         options = _changed(
             default_options(base, kind),
             **given,
+            min_snr=min_snr,
+            optimiser=optimiser,
             mirror=mirror,
             keep=None if keep is None else read_prompts(keep),
             blocks=tuple(blocks) if blocks else None,
         )
-        opened = chosen(base, device, base_dtype, offload, quiet, base_config)
+        opened = chosen(base, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
                 images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, overwrite=overwrite
@@ -247,6 +256,8 @@ def merge(
     base_dtype: MergeBaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     base_config: BaseConfigOption = None,
+    gradient_checkpointing: CheckpointingOption = "auto",
+    resolution: ResolutionOption = None,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     overwrite: OverwriteOption = False,
@@ -269,7 +280,9 @@ def merge(
         given = {"steps": steps, "seed": seed} | assigned(option or [], options)
         options = _changed(options, **given)
         name = base or ("atelier" if options.asks_network else None)
-        opened = None if name is None else chosen(name, device, base_dtype, offload, quiet, base_config)
+        opened = None
+        if name is not None:
+            opened = chosen(name, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
                 content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
@@ -317,6 +330,7 @@ def generate(
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     base_config: BaseConfigOption = None,
+    resolution: ResolutionOption = None,
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -325,7 +339,7 @@ def generate(
     with one_line():
         from duolora.api.generate import generate as run
 
-        place = chosen(base, device, base_dtype, offload, quiet, base_config)
+        place = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
         files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
         report(as_json, "\n".join(map(str, files)), files=files)
 
@@ -351,3 +365,4 @@ for command in (scores.evaluate, files.convert, files.compose, files.inspect):
     app.command(epilog=examples(command.__name__))(command)
 app.add_typer(bench, name="bench")
 app.add_typer(scores.datasets)
+app.add_typer(scores.checkpoints)

@@ -59,6 +59,13 @@ ContentsOption = Annotated[
 StylesOption = Annotated[
     list[Path] | None, typer.Option(help="With --photos: the data set with the looks, likewise; may be the same.")
 ]
+CaptionsOption = Annotated[
+    str,
+    typer.Option(
+        help="With --photos: what LoRAs are told, class ('a sks dog', 'a house in zwx style') or paper (the paper's: "
+        "'a sks object in vkt style', 'a ohw object in zwx style')."
+    ),
+]
 MetricsOption = Annotated[str, typer.Option(help="With --photos: what they are scored by, as in `duolora evaluate`.")]
 CheckpointOption = Annotated[
     list[str] | None,
@@ -90,6 +97,7 @@ def _table(name: str, table: Table) -> None:
         photos: PhotosOption = None,
         contents: ContentsOption = None,
         styles: StylesOption = None,
+        captions: CaptionsOption = "class",
         metrics: MetricsOption = "paper",
         checkpoint: CheckpointOption = None,
         as_json: JsonOption = False,
@@ -98,7 +106,7 @@ def _table(name: str, table: Table) -> None:
             if photos or contents or styles:
                 if manifest or sample is not None:
                     raise InputError("--photos: its pairs are those of that file; leave --manifest and --sample out")
-                sets = _photo_sets(photos or [], contents or [], styles or [], metrics, checkpoint or [])
+                sets = _photo_sets(photos or [], contents or [], styles or [], captions, metrics, checkpoint or [])
                 config = _on_photos(name, table, out, sets, pairs, dataset, row, seed, base, tuned, blora)
             else:
                 chosen = (pairs, dataset, row, seed, manifest, sample, {"": base}, tuned, blora)
@@ -134,13 +142,14 @@ def _on_atelier(
 
 
 def _photo_sets(
-    photos: list[Path], contents: list[Path], styles: list[Path], metrics: str, checkpoint: list[str]
+    photos: list[Path], contents: list[Path], styles: list[Path], captions: str, metrics: str, checkpoint: list[str]
 ) -> "tuple[list[PhotoPair], Scoring]":
     """The pairs of all manifests, and what they are scored by."""
     from duolora.api.evaluate import named_checkpoints
     from duolora.bench.cells.photo_cell import scoring_of
-    from duolora.bench.cells.photos import photo_pairs
+    from duolora.bench.cells.photos import captions_of, photo_pairs
 
+    how = captions_of(captions)
     for name, folders in (("contents", contents), ("styles", styles)):
         if not photos or len(folders) not in (1, len(photos)):
             raise InputError(
@@ -148,7 +157,7 @@ def _photo_sets(
             )
     scoring = scoring_of(metrics, named_checkpoints(checkpoint))
     things, looks = (folders * (len(photos) if len(folders) == 1 else 1) for folders in (contents, styles))
-    found = [photo_pairs(*places) for places in zip(photos, things, looks, strict=True)]
+    found = [photo_pairs(*places, how) for places in zip(photos, things, looks, strict=True)]
     names = [pairs[0].dataset for pairs in found]
     if len(set(names)) < len(names):
         raise InputError(f"--photos: expected manifests with different names, got {', '.join(names)}")

@@ -30,13 +30,33 @@ BaseConfigOption = Annotated[
     ),
 ]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
+CheckpointingOption = Annotated[
+    str,
+    typer.Option(
+        "--gradient-checkpointing",
+        help="on, off or auto: compute activations twice instead of keeping them  [auto: on GPUs of less than 20 GB].",
+    ),
+]
+ResolutionOption = Annotated[
+    int | None, typer.Option(help="Height and width of images in pixels  [what the base was made for].")
+]
 
 
-def chosen(base: str, device: str, dtype: str, offload: str, quiet: bool, config: Path | None = None) -> Any:
+def chosen(
+    base: str,
+    device: str,
+    dtype: str,
+    offload: str,
+    quiet: bool,
+    config: Path | None = None,
+    gradient_checkpointing: str = "auto",
+    resolution: int | None = None,
+) -> Any:
     """The base, to be loaded when it is needed, and then announced on stderr."""
     from duolora.model.base import BaseChoice
 
-    return BaseChoice(base, device, dtype, offload, None if quiet else lambda line: typer.echo(line, err=True), config)
+    tell = None if quiet else lambda line: typer.echo(line, err=True)
+    return BaseChoice(base, device, dtype, offload, tell, config, gradient_checkpointing, resolution)
 
 
 SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.", min=0, max=2**32 - 1)]

@@ -7,6 +7,7 @@ import typer
 
 from duolora.cli.common import JsonOption, QuietOption, SeedOption, one_line, report
 from duolora.cli.examples import examples
+from duolora.errors import InputError
 
 
 def evaluate(
@@ -16,6 +17,9 @@ def evaluate(
     content: Annotated[Path | None, typer.Option(help="The thing's photos.")] = None,
     style: Annotated[Path | None, typer.Option(help="The style picture; also measures what leaks from it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What was asked for.")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="What was asked for of each image, a line each, in the order of their names.")
+    ] = None,
     metrics: Annotated[
         str, typer.Option(help="`atelier` (offline), `paper`, or names: dino,clip-i,clip-t,csd-s,leakage.")
     ] = "atelier",
@@ -34,11 +38,35 @@ def evaluate(
     """
     with one_line():
         from duolora.api.evaluate import evaluate as run
-        from duolora.api.evaluate import named_checkpoints
+        from duolora.api.evaluate import named_checkpoints, prompts_of
 
-        places = named_checkpoints(checkpoint or [])
-        done = run(generated, content, style, prompt, metrics, places, device, not no_cache, progress=not quiet)
+        places, asked = named_checkpoints(checkpoint or []), prompts_of(prompt, prompts)
+        done = run(generated, content, style, asked, metrics, places, device, not no_cache, progress=not quiet)
         report(as_json, done.table(), **done.facts())
+
+
+checkpoints = typer.Typer(name="checkpoints", no_args_is_help=True, help="Checkpoints of the metrics' encoders.")
+
+
+@checkpoints.command(epilog=examples("checkpoints convert"))
+def convert(
+    name: Annotated[str, typer.Argument(help="dino, dinov2, clip or csd.")],
+    source: Annotated[Path, typer.Argument(help="CSD's pickle, or a folder with config.json and pytorch_model.bin.")],
+    out: Annotated[Path, typer.Option(help="The .safetensors file (csd) or the folder to write.")],
+    as_json: JsonOption = False,
+) -> None:
+    """Turn a published pickle into safetensors, for `--checkpoint`.
+
+    Nothing in it is executed: it is read as tensors only, in a process of its own, and then loaded as a check.
+    """
+    with one_line():
+        from duolora.metrics.encoders import DEFAULTS
+        from duolora.metrics.pickled import convert as run
+
+        if name not in DEFAULTS:
+            raise InputError(f"checkpoint: expected one of {', '.join(DEFAULTS)}, got {name!r}")
+        path = run(name, source.expanduser(), out.expanduser())
+        report(as_json, f"{path}: use it by --checkpoint {name}={path}", path=path)
 
 
 datasets = typer.Typer(
@@ -82,9 +110,17 @@ def pairs(
     out: Annotated[Path, typer.Option(help="The .json file to write, to be kept under version control.")],
     count: Annotated[int | None, typer.Option(help="How many pairs  [all].")] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What to draw, with {thing} and {style}  [each thing's own prompts].")
+        list[str] | None, typer.Option(help="What to generate, with {thing} and {style}  [a {thing} in {style}].")
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Pictures of each prompt, with the seeds 0, 1, …")] = 4,
+    own_prompts: Annotated[
+        bool,
+        typer.Option("--own-prompts", help="Each thing's own prompts in the style, but for those that name another."),
+    ] = False,
+    words: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WORDS", help="What a thing or style is in words  [as its data set or folder says]."),
+    ] = None,
+    draws: Annotated[int, typer.Option(min=1, help="Images of each prompt, with the seeds 0, 1, …")] = 4,
     seed: SeedOption = 0,
 ) -> None:
     """Fix the pairs, prompts and seeds of a table.
@@ -93,15 +129,49 @@ def pairs(
     """
     with one_line():
         from duolora.metrics.datasets.layouts import read_dataset
-        from duolora.metrics.datasets.manifests import Manifest, choose_pairs, write_manifest
+        from duolora.metrics.datasets.manifests import PROMPT, Manifest, choose_pairs, write_manifest
 
+        if prompt and own_prompts:
+            raise InputError("--own-prompts: expected these or --prompt, got both")
         things, looks = read_dataset(contents), read_dataset(styles)
         sides = [{name: each.images for name, each in side.items()} for side in (things.contents, looks.styles)]
         named, looked = ([name for name, images in side.items() if images] for side in sides)
+        for option, folder, found, other in (
+            ("--contents", contents, named, things.styles), ("--styles", styles, looked, looks.contents)
+        ):  # fmt: skip
+            if not found:
+                held = f", but {len(other)} of the other kind; are the two exchanged?" if other else ""
+                raise InputError(f"{option} {folder}: expected {option[2:]} with images, found none{held}")
         chosen = choose_pairs(named, looked, count, seed)
+        said = _words(words or [], {*things.contents, *looks.styles})
+        concepts = [things.contents[pair.content] for pair in chosen]
+        for pair, thing in zip(chosen, concepts, strict=True):
+            thing.in_words(thing.words, said, "content")
+            looks.styles[pair.style].in_words(looks.styles[pair.style].style, said, "style")
+        asked = () if own_prompts else tuple(prompt or [PROMPT])
         seeds = tuple(range(draws))
-        write_manifest(out, Manifest(out.stem, chosen, tuple(prompt or ()), seeds, things.layout, looks.layout))
-        typer.echo(f"{out}: {len(chosen)} pairs, {draws} pictures of each prompt")
+        write_manifest(out, Manifest(out.stem, chosen, asked, seeds, things.layout, looks.layout, said))
+        images = draws * sum(len(asked or thing.fitting() or [PROMPT]) for thing in concepts)
+        typer.echo(
+            f"{out}: {len(chosen)} pairs, {draws} images of each prompt; {images} images for each row of a table"
+        )
+        if own_prompts:
+            own = {prompt for thing in concepts for prompt in thing.prompts}
+            left = own - {prompt for thing in concepts for prompt in thing.fitting()}
+            typer.echo(f"{len(left)} of {len(own)} prompts name another style, matter or colour, and are left out")
         if absent := [name for side in sides for name, images in side.items() if not images]:
-            left = f"left out, for lack of pictures: {', '.join(absent)}; `duolora datasets check` says what is missing"
-            typer.echo(left, err=True)
+            left_out = ", ".join(absent)
+            typer.echo(
+                f"left out, for lack of images: {left_out}; `duolora datasets check` says what is missing", err=True
+            )
+
+
+def _words(given: list[str], known: set[str]) -> dict[str, str]:
+    """What `--words` says, by name."""
+    found = {}
+    for each in given:
+        name, _, words = each.partition("=")
+        if name not in known or not words.strip():
+            raise InputError(f"--words {each}: expected NAME=WORDS with the name of a thing or style there")
+        found[name] = words.strip()
+    return found

@@ -32,6 +32,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duolora evaluate --generated pictures --content photos --style look.png",
         'duolora evaluate --generated pictures --content photos --prompt "a red cat" --metrics paper --json',
     ),
+    "checkpoints convert": (
+        "duolora checkpoints convert csd CSD.pth --out csd.safetensors",
+        "duolora checkpoints convert clip clip-vit-base-patch32 --out clip",
+    ),
     "ui": ("duolora ui --out my-work --port 7861",),
     "datasets check": ("duolora datasets check dreambooth/dataset",),
     "datasets pairs": ("duolora datasets pairs --contents dataset --styles styles --count 20 --out pairs.json",),

@@ -15,6 +15,7 @@ from duolora.cli.common import (
     OffloadOption,
     OverwriteOption,
     QuietOption,
+    ResolutionOption,
     chosen,
     one_line,
     printable,
@@ -98,6 +99,7 @@ def compose(
     base_dtype: MergeBaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     base_config: BaseConfigOption = None,
+    resolution: ResolutionOption = None,
     seed: Annotated[int, typer.Option(help="oneshot: the same seed and inputs give the same file.", min=0)] = 0,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -119,7 +121,7 @@ def compose(
         elif method == "oneshot":
             if weights is not None:
                 raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
-            chosen_base = chosen(base, device, base_dtype, offload, quiet, base_config)
+            chosen_base = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
             plain = one_shot_options(kind or (), seed=seed)
             options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
             done = compose_at_once(

@@ -51,11 +51,13 @@ def make(
     The key stays with you.
     """
     with one_line():
-        from duolora.bench.study.study import ROWS
+        from duolora.bench.study.study import ROWS, read_key
         from duolora.bench.study.study import make as run
 
         page, key = run(folders, out, row or ROWS, each, seed)
-        typer.echo(f"{page}: give this to people\n{key}: keep this; it says which picture is whose")
+        count = len(read_key(key).questions)
+        typer.echo(f"{page}: {count} questions, {page.stat().st_size / 1e6:.1f} MB; give this to people")
+        typer.echo(f"{key}: keep this; it says which picture is whose")
 
 
 @study.command(epilog=examples("bench study score"))

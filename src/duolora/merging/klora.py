@@ -1,16 +1,17 @@
 """K-LoRA (Ouyang, Li and Hou 2025): at every step and in every module, either the content or the style LoRA.
 
-    K = r_c r_s         γ = Σ|ΔW_c| / Σ|ΔW_s|         S(t) = α t + β,  t from 0 (noise) to 1 (picture)
-    content if  Σ top-K |ΔW_c|  ≥  γ S(t) Σ top-K |ΔW_s|,  else style
+    K = r_c r_s         γ = mean of Σ|ΔW_c| / Σ|ΔW_s| over modules         S(t) = (α t + β) mod α
+    content if  Σ top-K |ΔW_c|  ≥  γ S(t) Σ top-K |ΔW_s|,  else style         t from 0 (noise) to 1 (image)
 
-The sums behind γ run over all modules; K may also be given. As the choice changes from step to step, no one LoRA
-file can hold it: this baseline exists at sampling time only. α = 1.5 and β = 0.5 are the authors' values as we know
-them.
+Ratios of three times their mean or more are outliers, which γ leaves out. α = 1.5 and β = 0.85 α are the default of the
+authors' program; its other pattern has no "mod α", and β = 0.5. K may also be given. As the choice changes from step to
+step, no one LoRA file can hold it: this baseline exists at sampling time only.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from statistics import fmean
 
 from torch import Tensor
 
@@ -20,7 +21,9 @@ from duolora.model.mount import Mount
 from duolora.paper.lowrank import LowRank
 
 ALPHA = 1.5
-BETA = 0.5
+BETA = 0.85 * ALPHA
+OUTLIER = 3.0
+"""In means of all ratios."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +33,32 @@ class Scores:
     content: dict[str, float]
     style: dict[str, float]
 
-    def content_wins(self, name: str, t: float, alpha: float = ALPHA, beta: float = BETA) -> bool:
-        """Whether the content LoRA is taken in a module at the share t of the sampling that is done."""
-        return self.content.get(name, 0.0) >= (alpha * t + beta) * self.style.get(name, 0.0)
+    def content_wins(self, name: str, strength: float) -> bool:
+        """Whether the content LoRA is taken in a module where the style's strength is S(t); what is alone wins."""
+        if name not in self.content or name not in self.style:
+            return name in self.content
+        return self.content[name] >= strength * self.style[name]
 
 
 def scores(both: Sources, k: int | None = None) -> Scores:
     """The top-K sums of all modules; K is that of each module's ranks, or the same `k` everywhere."""
     content, style = ({n: x.delta().abs() for n, x in loras.items()} for loras in (both.content, both.style))
-    gamma = float(sum(d.sum() for d in content.values()) / sum(d.sum() for d in style.values()))
+    gamma = ratio_of([float(d.sum() / style[n].sum()) for n, d in content.items() if n in style and style[n].any()])
     ks = {n: k or _rank(both.content.get(n)) * _rank(both.style.get(n)) for n in both.roles}
     return Scores(
         {n: _top(d, ks[n]) for n, d in content.items()}, {n: gamma * _top(d, ks[n]) for n, d in style.items()}
     )
+
+
+def ratio_of(ratios: Sequence[float]) -> float:
+    """γ: the mean of the modules' ratios without outliers; 1 where no module has both LoRAs."""
+    mean = fmean(ratios or [1.0])
+    return fmean([ratio for ratio in ratios if ratio < OUTLIER * mean] or [mean])
+
+
+def strength_at(t: float, alpha: float = ALPHA, beta: float = BETA, modulo: bool = True) -> float:
+    """S(t), which the style's sums are multiplied by at the share t of the sampling that is done."""
+    return (alpha * t + beta) % alpha if modulo else alpha * t + beta
 
 
 def _rank(lora: LowRank | None) -> int:
@@ -56,9 +72,8 @@ def _top(magnitudes: Tensor, k: int) -> float:
 class Chooser:
     """The base's UNet under K-LoRA; call it with the share of the sampling that is done, before each step."""
 
-    def __init__(self, mount: Mount, both: Sources, alpha: float, beta: float, k: int | None) -> None:
-        self._mount, self._scores, self._strength = mount, scores(both, k), (alpha, beta)
-        self._names = (both.content, both.style)
+    def __init__(self, mount: Mount, scores: Scores, strength: Callable[[float], float]) -> None:
+        self._mount, self._scores, self._strength = mount, scores, strength
         self._gate = ExitStack()
 
     def __call__(self, t: float) -> None:
@@ -66,7 +81,7 @@ class Chooser:
         self._gate.close()
         masks: list[dict[str, Tensor]] = self._mount.unflat(self._mount.owned().sum(0))
         for name in masks[0].keys() | masks[1].keys():
-            content = self._scores.content_wins(name, t, *self._strength)
+            content = self._scores.content_wins(name, self._strength(t))
             for mask, wins in ((masks[0], content), (masks[1], not content)):
                 if name in mask:
                     mask[name] = mask[name] * float(wins)
@@ -79,11 +94,11 @@ class Chooser:
 
 @contextmanager
 def klora(
-    base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA, k: int | None = None
+    base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA, k: int | None = None, modulo: bool = True
 ) -> Iterator[Chooser]:
     """K-LoRA on a base; hand the chooser to `sample.draw` as `before_step`."""
     with Mount(base.unet, [both.content, both.style], "rank", base.device) as mount:
-        chooser = Chooser(mount, both, alpha, beta, k)
+        chooser = Chooser(mount, scores(both, k), lambda t: strength_at(t, alpha, beta, modulo))
         try:
             chooser(0.0)
             yield chooser

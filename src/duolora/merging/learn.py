@@ -1,5 +1,6 @@
 """Learning the masks of a merge, by Adam (Sec. 4): one loop for all methods."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from duolora.errors import InputError
 from duolora.merging.closed_form import one_shot, pair_of
 from duolora.merging.inputs import Loras, Masks, Sources, first_masks
 from duolora.merging.options import MergeOptions
@@ -95,6 +97,8 @@ class Learner:
     optimiser: torch.optim.Optimizer
     preview: Callable[[], Tensor]
     """Two pictures of the merged prompt, as the masks are now."""
+    first: Tensor | None = None
+    """For each column the first one that shares its value, where masks are tied."""
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Update the masks in place, at the draw of this step; the loss and its terms before the update."""
@@ -104,9 +108,19 @@ class Learner:
         terms = self._losses(step_generator(self.options.seed, draw))
         check_loss(terms["loss"], self.optimiser, step)
         terms["loss"].backward()
+        self._condition_gradient()
         self.optimiser.step()
         self.optimiser.zero_grad()
         return {name: term.detach() for name, term in terms.items()}
+
+    def _condition_gradient(self) -> None:
+        """Add the gradients of tied entries, and keep the norm over all different ones within `clip`."""
+        if self.first is not None and self.row.grad is not None:
+            self.row.grad = torch.zeros_like(self.row).index_add(0, self.first, self.row.grad)
+        if self.options.clip:
+            torch.nn.utils.clip_grad_norm_([self.row], self.options.clip)
+        if self.first is not None and self.row.grad is not None:
+            self.row.grad = self.row.grad[self.first]
 
     def _losses(self, rng: torch.Generator) -> dict[str, Tensor]:
         """The loss and its terms at one draw of pictures, timesteps and noise."""
@@ -131,6 +145,26 @@ class Learner:
         }
 
 
+def tied(mount: Mount) -> Tensor:
+    """For each column of a mount the column that stands for it, where an attention's projections share one mask.
+
+    Raises:
+        InputError: the projections of an attention have masks of different lengths.
+    """
+    first = torch.arange(mount.columns, device=mount.device)
+    for places in mount.unflat(first.clone()):
+        leaders: dict[str, Tensor] = {}
+        for name, columns in places.items():
+            leader = leaders.setdefault(name.rpartition(".to_")[0], columns)
+            if len(leader) != len(columns):
+                raise InputError(
+                    f"tied: expected masks of one length in an attention, got {len(columns)} in {name} beside "
+                    f"{len(leader)}; set tied=false"
+                )
+            first[columns] = leader
+    return first
+
+
 @contextmanager
 def learner(
     base: Base, both: Sources, options: MergeOptions, data: Calibration, m_c: Masks, m_s: Masks
@@ -140,13 +174,16 @@ def learner(
     axis: Axis = "rank" if o.masks == "none" else o.masks
     with Mount(base.unet, [both.content, both.style], axis, base.device) as mount:
         row = mount.flat([m_c, m_s]).clone()
+        first = tied(mount) if o.tied else None
+        row = row if first is None else row[first]
         for masks, current in zip((m_c, m_s), mount.unflat(row), strict=True):
             masks.update(current)
         row = row.detach().requires_grad_()
         names = (p.content, p.style, p.merged)
         denoise = Remembering(denoiser(base, mount, names, lambda: row, base.resolution, base.resolution))
         base.release_encoders()
-        penalties, optimiser = Penalties(mount, both.roles, o), torch.optim.Adam([row], lr=o.lr)
+        penalties = Penalties(mount, both.roles, o)
+        optimiser = torch.optim.AdamW([row], lr=o.lr, weight_decay=o.weight_decay)
 
         def preview() -> Tensor:
             with mount.gating(row.detach()[None]):
@@ -154,7 +191,7 @@ def learner(
             base.release_encoders()
             return pictures
 
-        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser, preview)
+        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser, preview, first)
 
 
 def learn(
@@ -177,24 +214,26 @@ def learn(
     else:
         m_c, m_s = first_masks(both, o, base.device)
     losses: list[dict[str, float]] = []
+    images = max(len(data.x_c), len(data.x_s))
+    updates = math.ceil(o.steps / images) if o.per_image else o.steps
     with learner(base, both, o, data, m_c, m_s) as learning:
         row, masks = learning.row.detach(), {"masks": learning.row}
         begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
         start = 0
         if checkpoint and checkpoint.exists():
-            start = load_checkpoint(checkpoint, masks, learning.optimiser, o.steps)
+            start = load_checkpoint(checkpoint, masks, learning.optimiser, updates)
             losses = losses_before(checkpoint)
-        bar = tqdm(range(start, o.steps), "Merging", initial=start, total=o.steps, disable=not progress, leave=False)
+        bar = tqdm(range(start, updates), "Merging", initial=start, total=updates, disable=not progress, leave=False)
         for step in bar:
             terms = learning.update(step)
-            if step % 10 == 0 or step + 1 == o.steps:
+            if step % 10 == 0 or step + 1 == updates:
                 losses.append({"update": step, **{k: float(v) for k, v in terms.items()}})
                 if watch is not None:
-                    watch.losses(step + 1, o.steps, {k: v for k, v in losses[-1].items() if k != "update"})
+                    watch.losses(step + 1, updates, {k: v for k, v in losses[-1].items() if k != "update"})
                     watch.masks(step + 1, {"content": m_c, "style": m_s})
-            if watch is not None and wants_preview(watch, step + 1, o.steps):
+            if watch is not None and wants_preview(watch, step + 1, updates):
                 watch.preview(step + 1, learning.preview())
-            if checkpoint and (step + 1) % 25 == 0 and step + 1 < o.steps:
+            if checkpoint and (step + 1) % 25 == 0 and step + 1 < updates:
                 save_checkpoint(checkpoint, masks, learning.optimiser, step + 1, losses)
     moved = float((row - begun).abs().mean())
     return Learnt(m_c, m_s, moved, losses)

@@ -92,7 +92,15 @@ class MergeOptions:
         " each step, which costs more and changes nothing (`docs/log.md`).",
         least=0,
     )
+    per_image: bool = option(
+        False,
+        "Whether `steps` are divided by the number of images of the larger set, rounded up: the authors' program ends "
+        "each epoch after its first update.",
+    )
+    tied: bool = option(False, "Whether q, k, v and out of an attention share one mask, as in the authors' program.")
     lr: float = option(0.01, "Learning rate of Adam.", section="Sec. 4", above=0)
+    weight_decay: float = option(0.0, "Weight decay of AdamW; 0 is Adam.", least=0)
+    clip: float = option(0.0, "The largest norm of the gradient of all masks; 0 is no limit.", least=0)
     seed: int = option(0, "The same seed and inputs give the same file.")
     pictures: int = option(8, "How many calibration images are generated with each LoRA when none are given.", least=1)
 
@@ -150,8 +158,23 @@ METHODS: dict[str, MergeOptions] = {
 WEIGHTS: dict[str, dict[str, object]] = {
     "section4": {"lambda_layer_prior": 0.1, "lambda_cycle": 0.01},
     "table9": {"lambda_layer_prior": 1.0, "lambda_cycle": 0.01},
-    "released": {"reading": "teacher", "hinge": False, "block_map": "released"},
+    "released": {
+        "basis": "raw",
+        "init": "all-ones",
+        "block_map": "released",
+        "tied": True,
+        "lambda_layer_prior": 0.01,
+        "norm": "vector",
+        "hinge": False,
+        "reading": "teacher",
+        "lambda_cycle": 0.1,
+        "per_image": True,
+        "pool": 0,
+        "weight_decay": 1e-4,
+        "clip": 1.0,
+    },
 }
 """Presets: the weights as Section 4 prints them, as the row of Table 9 that equals the headline numbers has them, and
-what the authors' program does differently. λ_cycle multiplies the cycle only, and layers are averaged, in all of them:
-Table 9's row 0/0 has ZipRank's numbers of Table 1, and would have no loss at all if it multiplied all of Constyle."""
+all that the authors' program does differently (its AdamW has 8 bits). λ_cycle multiplies the cycle only, and layers are
+averaged, in all of them: Table 9's row 0/0 has ZipRank's numbers of Table 1, and would have no loss at all if it
+multiplied all of Constyle."""

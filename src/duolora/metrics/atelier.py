@@ -81,7 +81,8 @@ def embed_words(texts: list[str]) -> Float[Tensor, "n answers"]:
         if not any(bool(part.any()) for part in parts):
             raise InputError(
                 f"prompt {text!r}: expected a word that Atelier's recognisers know (object, look, colour or pattern), "
-                f'found none; say it in words, such as "a red {ANSWERS["object"][0]} in {ANSWERS["look"][0]} style"'
+                f'found none; say it in words, such as "a red {ANSWERS["object"][0]} in {ANSWERS["look"][0]} style"; '
+                "of photos, use --metrics paper"
             )
         rows.append(torch.cat(parts))
     return torch.stack(rows)

@@ -2,8 +2,8 @@
 
     e = W_styleᵀ LN(x_cls) / ‖·‖,  W_style (1024, 768), x_cls the last layer's class token, no projection after it.
 
-The authors publish a pickle, which is never opened here. `CONVERSION` turns it, once and where you trust it, into a
-.safetensors file with the same keys: OpenAI's CLIP names behind `backbone.`, `last_layer_style`, `last_layer_content`.
+The authors publish a pickle, which is never opened here. `CONVERSION` turns it, once, into a .safetensors file with the
+same keys: OpenAI's CLIP names behind `backbone.`, `last_layer_style`, `last_layer_content`.
 Every key and shape is checked: the authors' own loader passes silently over a wrong file.
 """
 
@@ -24,13 +24,7 @@ from duolora.errors import FileRefused, InputError
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
 
-CONVERSION = (
-    'python -c "import argparse, torch; from safetensors.torch import save_file; '
-    "torch.serialization.add_safe_globals([argparse.Namespace]); "
-    "state = torch.load('CSD.pth', map_location='cpu', weights_only=True)['model_state_dict']; "
-    "save_file({k.removeprefix('module.'): v.contiguous().clone() for k, v in state.items()}, 'csd.safetensors')\""
-)
-"""Run once beside the published file; `weights_only` lets nothing but tensors and the authors' options through."""
+CONVERSION = "duolora checkpoints convert csd CSD.pth --out csd.safetensors"
 HEAD_WIDTH = 64
 """OpenAI's CLIP has one attention head for every 64 channels."""
 

@@ -30,7 +30,7 @@ class Card:
     architecture: str
     transform: str
     fingerprint: str
-    """SHA-256 of the weights that were loaded, so that two copies of a checkpoint are seen to be the same."""
+    """SHA-256 of the weights that were loaded and of a tokenizer's tokens, so that two copies are seen as one."""
     atelier: bool = False
     """Atelier's own: its numbers never stand for the published metric."""
 
@@ -92,9 +92,9 @@ class NetworkEmbedder:
         return normalised(rows.float().cpu())
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the names, shapes and values of the weights, whatever file they came from."""
-    found = hashlib.sha256()
+def fingerprint(weights: Mapping[str, Tensor], tokens: str = "") -> str:
+    """SHA-256 over the names, shapes and values of the weights, whatever file they came from, and over the tokens."""
+    found = hashlib.sha256(tokens.encode())
     for name in sorted(weights):
         value = weights[name].detach().cpu().contiguous()
         found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())

@@ -1,5 +1,6 @@
 """DINO, DINOv2 and CLIP through transformers: safetensors only, and every key accounted for."""
 
+import json
 import re
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +28,8 @@ VISION: dict[str, Callable[..., Any]] = {
 EXPECTED = {"dino": ("vit",), "dinov2": ("dinov2", "dinov2_with_registers")}
 UNUSED = re.compile(r"^pooler\.|\.position_ids$")
 """What some checkpoints carry beside the network: a pooling layer, and the numbers 0, 1, 2, … of OpenAI's CLIP."""
+PUBLISHED, SENTENCE, TOKENS = 49408, "a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]
+"""How many tokens CLIP's tokenizer has, and how it reads a sentence."""
 PICKLED = "pytorch_model*.bin"
 
 
@@ -64,7 +67,7 @@ def load_clip(source: str, transform: Transform, device: torch.device, progress:
     if config.model_type != "clip":
         raise FileRefused(f"{source}: expected a model of type clip, found {config.model_type}")
     network = _checked(source, CLIPModel.from_pretrained, device)
-    tokenizer = _opened(source, CLIPTokenizer.from_pretrained)
+    tokenizer = _tokenizer(source, config.text_config.vocab_size)
     longest = config.text_config.max_position_embeddings
 
     def pictures(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
@@ -76,8 +79,24 @@ def load_clip(source: str, transform: Transform, device: torch.device, progress:
 
     vision = config.vision_config
     architecture = f"clip, width {vision.hidden_size}, patch {vision.patch_size}"
-    card = Card("clip", source, architecture, str(transform), fingerprint(network.state_dict()))
+    tokens = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(SENTENCE).input_ids])
+    card = Card("clip", source, architecture, str(transform), fingerprint(network.state_dict(), tokens))
     return NetworkEmbedder(card, transform, pictures, texts, device, progress=progress)
+
+
+def _tokenizer(source: str, size: int) -> CLIPTokenizer:
+    """CLIP's tokenizer; where its files are missing, transformers makes up one of two words, and all texts are alike.
+
+    Raises:
+        FileRefused: it has another size than the text encoder takes, or reads a known sentence otherwise.
+    """
+    tokenizer = _opened(source, CLIPTokenizer.from_pretrained)
+    remedy = "expected the checkpoint's own; put its vocab.json and merges.txt (or tokenizer.json) beside config.json"
+    if len(tokenizer) != size:
+        raise FileRefused(f"{source}: its tokenizer has {len(tokenizer)} tokens, its text encoder {size}; {remedy}")
+    if size == PUBLISHED and (found := tokenizer(SENTENCE).input_ids) != TOKENS:
+        raise FileRefused(f"{source}: its tokenizer reads {SENTENCE!r} as {found}, not {TOKENS}; {remedy}")
+    return tokenizer
 
 
 def _checked(source: str, load: Callable[..., Any], device: torch.device) -> Any:
@@ -108,7 +127,7 @@ def _opened(source: str, load: Callable[..., Any], **options: Any) -> Any:
         if list(folder.glob(PICKLED)) and not list(folder.glob("*.safetensors")):
             raise FileRefused(
                 f"{source}: its weights are pickled, and a pickle is never opened; expected model.safetensors "
-                "(docs/evaluation.md says how to convert)"
+                "(`duolora checkpoints convert` makes it)"
             )
     elif folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InputError(f"{source}: expected a folder in transformers' layout or a hub id such as owner/name")

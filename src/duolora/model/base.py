@@ -18,7 +18,14 @@ from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import Architecture
 from duolora.model.blocks import architecture_of, layer_shapes
 from duolora.model.defaults import BaseDefaults, base_place, read_defaults
-from duolora.model.device import Offload, check_offload, chosen_device, chosen_dtype, chosen_offload
+from duolora.model.device import (
+    Offload,
+    check_offload,
+    chosen_checkpointing,
+    chosen_device,
+    chosen_dtype,
+    chosen_offload,
+)
 from duolora.model.files import read_pipeline, refusing
 from duolora.model.prompts import chunks, tell_unread
 from duolora.provenance import weights_hash
@@ -61,6 +68,8 @@ class Base:
     offload: Offload = "none"
     defaults: BaseDefaults = field(default_factory=BaseDefaults)
     """What suits it, by its own folder."""
+    size: int = 0
+    """Height and width, in pixels, to work at; 0 is what it was made for."""
 
     @property
     def unet(self) -> UNet2DConditionModel:
@@ -74,8 +83,8 @@ class Base:
 
     @property
     def resolution(self) -> int:
-        """Height and width, in pixels, that the base was made for."""
-        return int(self.unet.config.sample_size * self.parts.vae_scale_factor)
+        """Height and width, in pixels, of its images: as asked for, or what the base was made for."""
+        return self.size or int(self.unet.config.sample_size * self.parts.vae_scale_factor)
 
     @property
     def architecture(self) -> Architecture:
@@ -95,7 +104,9 @@ class Base:
 
     def described(self) -> str:
         """The base, and where and how it runs, in one line."""
-        return f"{self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, offloading: {self.offload}"
+        saving = ", gradient checkpointing" if self.unet.is_gradient_checkpointing else ""
+        place = f"{self.name} on {self.device} in {str(self.dtype).removeprefix('torch.')}, {self.resolution} pixels"
+        return f"{place}, offloading: {self.offload}{saving}"
 
     def _bring(self, *wanted: nn.Module) -> None:
         """Move networks to the device; with offloading the others leave it first."""
@@ -222,6 +233,8 @@ class BaseChoice:
     """Called with a line about the base once it is loaded."""
     config: str | Path | None = None
     """For a single checkpoint (see `load_base`)."""
+    gradient_checkpointing: str = "auto"
+    resolution: int | None = None
 
 
 def opened(base: "str | Path | BaseChoice | Base") -> Base:
@@ -234,7 +247,9 @@ def opened(base: "str | Path | BaseChoice | Base") -> Base:
         return base
     if not isinstance(base, BaseChoice):
         return load_base(base)
-    loaded = load_base(base.base, base.device, base.dtype, base.config, base.offload)
+    loaded = load_base(
+        base.base, base.device, base.dtype, base.config, base.offload, base.gradient_checkpointing, base.resolution
+    )
     if base.announce is not None:
         base.announce(loaded.described())
     return loaded
@@ -265,12 +280,22 @@ def _at_once(area: int) -> int:
     return max(1, PIXELS_AT_ONCE // area)
 
 
+def _checked_size(resolution: int | None, parts: StableDiffusionXLPipeline) -> int:
+    """The side of images as asked for, 0 for the base's own, once it is certain that VAE and UNet can halve it."""
+    step = parts.vae_scale_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1)
+    if resolution is not None and (resolution < step or resolution % step):
+        raise InputError(f"resolution: expected a multiple of {step} pixels, got {resolution}")
+    return resolution or 0
+
+
 def load_base(
     base: str | Path = "atelier",
     device: str | torch.device = "auto",
     dtype: str | torch.dtype = "auto",
     config: str | Path | None = None,
     offload: str = "auto",
+    gradient_checkpointing: str = "auto",
+    resolution: int | None = None,
 ) -> Base:
     """Load a base model, frozen and ready.
 
@@ -283,6 +308,9 @@ def load_base(
             Segmind-Vega's own.
         offload: none; model (networks take turns on the device); sequential (layers do, while pictures are drawn: slow,
             and hardly any memory); "auto" is by the device's free memory.
+        gradient_checkpointing: on (activations are computed twice and not kept, for training in less memory), off, or
+            "auto": on for small GPUs.
+        resolution: height and width of images in pixels, by default what the base was made for.
 
     Raises:
         FileRefused: it is there, but unsafe, damaged or not an SDXL-shaped model.
@@ -290,6 +318,7 @@ def load_base(
     """
     check_offload(offload)
     where, defaults = chosen_device(device), read_defaults(str(base))
+    saving = chosen_checkpointing(gradient_checkpointing, where)
     kind = chosen_dtype(defaults.dtype if dtype == "auto" else dtype, where)
     parts = read_pipeline(str(base), kind, None if config is None else Path(config).expanduser())
     for module in (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2):
@@ -300,6 +329,9 @@ def load_base(
     parts.set_progress_bar_config(disable=True)
     with refusing(Path(base)):
         noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
-    found = Base(str(base), parts, noise_scheduler, where, kind, chosen_offload(offload, where, parts), defaults)
+    offloading, size = chosen_offload(offload, where, parts), _checked_size(resolution, parts)
+    found = Base(str(base), parts, noise_scheduler, where, kind, offloading, defaults, size)
+    if saving:
+        parts.unet.enable_gradient_checkpointing()
     found.pipeline()
     return found

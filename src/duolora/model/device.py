@@ -10,6 +10,8 @@ from duolora.errors import InputError
 
 Offload = Literal["none", "model", "sequential"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+SMALL_CARD = 20e9
+"""Bytes of a GPU's memory, below which activations are computed twice rather than kept."""
 WHOLE, TURNS = 1.6, 1.3
 """Free memory, in sizes of the weights, that is enough for all networks at once, or for the UNet alone."""
 
@@ -74,6 +76,19 @@ def chosen_offload(offload: str, device: torch.device, parts: StableDiffusionXLP
     if free >= WHOLE * (unet + rest):
         return "none"
     return "model" if free >= TURNS * unet else "sequential"
+
+
+def chosen_checkpointing(gradient_checkpointing: str, device: torch.device) -> bool:
+    """Whether activations are computed twice, as asked for; "auto" is on GPUs of less than `SMALL_CARD`.
+
+    Raises:
+        InputError: it is none of auto, on and off.
+    """
+    if gradient_checkpointing not in ("auto", "on", "off"):
+        raise InputError(f"gradient checkpointing: expected auto, on or off, got {gradient_checkpointing!r}")
+    if gradient_checkpointing != "auto":
+        return gradient_checkpointing == "on"
+    return device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < SMALL_CARD
 
 
 def _knows_bfloat16(device: torch.device) -> bool:

@@ -16,10 +16,11 @@ from diffusers import StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from duolora.errors import FileRefused, InputError
+from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import base_place
 from duolora.model.sdxl import architecture_of_keys, write_configs
-from duolora.provenance import sampled_hash
+from duolora.provenance import file_hash, sampled_hash
 from duolora.textfiles import read_json
 
 CLASSES = {
@@ -28,6 +29,15 @@ CLASSES = {
     "text_encoder": "CLIPTextModel",
     "text_encoder_2": "CLIPTextModelWithProjection",
 }
+SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
+PUBLISHED = {
+    "31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b": SDXL,  # the single file
+    "357650fbfb3c7b4d94c1f5fd7664da819ad1ff5a839430484b4ec422d03f710a": SDXL,  # the UNet in float32
+    "83e012a805b84c7ca28e5646747c90a243c65c8ba4f070e2d7ddc9d74661e139": SDXL,  # and in float16
+}
+"""SHA-256 of published weights. SSD-1B and Segmind-Vega are known by their hub ids only."""
+LARGE = 2**32
+"""Bytes that published weights have at least; smaller files are not hashed for it."""
 SMALL = 256 * 1024 * 1024
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
@@ -66,6 +76,25 @@ def weights_mark(base: str) -> str | None:
     files = [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
     marks = [f"{file.relative_to(place)} {sampled_hash(file)}" for file in files]
     return hashlib.sha256("\n".join(marks).encode()).hexdigest() if marks else None
+
+
+def published_base(base: str) -> str | None:
+    """The hub id of the published base that a folder or single file holds, by the UNet's config and its file's hash."""
+    place = base_place(base)
+    names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
+    tried = [place] if os.path.isfile(place) else [place / "unet" / name for name in names]
+    here = [file for file in tried if file.is_file() and file.stat().st_size >= LARGE]
+    known = PUBLISHED.get(file_hash(here[0])) if here else None
+    if known is None or here == [place]:
+        return known
+    config, expected = _json(place / "unet" / "config.json"), ARCHITECTURES["sdxl"]
+    alike = all(_plain(config.get(key, value)) == _plain(value) for key, value in expected.items())
+    return known if alike else None
+
+
+def _plain(value: Any) -> Any:
+    """Lists, whether of JSON or of Python."""
+    return [_plain(part) for part in value] if isinstance(value, list | tuple) else value
 
 
 def is_small(base: str) -> bool:

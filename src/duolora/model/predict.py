@@ -82,6 +82,11 @@ class NoiseSchedule:
         alpha, sigma = self._at(t)
         return alpha * x_t - sigma * prediction if self.velocity else (x_t - sigma * prediction) / alpha
 
+    def min_snr_weight(self, t: Int[Tensor, " batch"], gamma: float) -> Float[Tensor, " batch"]:
+        """min(SNR, γ) / SNR, or min(SNR, γ) / (SNR + 1) for v, with SNR = α² / σ² (Hang et al., 2023)."""
+        snr = (self.alpha[t] / self.sigma[t]) ** 2
+        return snr.clamp(max=gamma) / (snr + 1 if self.velocity else snr)
+
     def process(self) -> Process:
         """The two conversions that the paper's losses need."""
         return Process(self.add_noise, self.predict_x0)

@@ -12,10 +12,19 @@ from duolora.model.base import Base
 from duolora.model.defaults import STEPS
 from duolora.model.prompts import chunks, tell_unread
 
+MOST = 16
+PIXELS, PIXELS_OFFLOADED = 4 * 1024**2, 1024**2
+"""Of all images that are generated at once, each of them twice with guidance; fewer where networks take turns."""
+
 
 def guidance_of(base: Base, guidance: float | None = None) -> float:
     """The guidance scale as given, or what suits the base."""
     return base.defaults.guidance if guidance is None else guidance
+
+
+def images_at_once(side: int, offload: str) -> int:
+    """How many images are generated at once: at most 16, of so many pixels together that a card holds them."""
+    return max(1, min(MOST, (PIXELS if offload == "none" else PIXELS_OFFLOADED) // side**2))
 
 
 @torch.no_grad()
@@ -25,17 +34,19 @@ def draw(
     seeds: Sequence[int],
     steps: int = STEPS,
     guidance: float | None = None,
-    batch: int = 16,
+    batch: int | None = None,
     progress: bool = False,
     before_step: Callable[[float], None] | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
     """One picture for each prompt and seed, in [-1, 1]; a seed's noise is the same in any batch and on any device.
 
-    `guidance` is that of classifier-free guidance; by default what suits the base, 1 is none.
+    `batch` is how many are generated at once, by default what memory allows (`images_at_once`). `guidance` is that of
+    classifier-free guidance; by default what suits the base, 1 is none.
     `before_step` is called before each denoising step with the share of the steps that are done.
     """
     tell_unread(base.parts, prompts)
     drawn, conditions = [], _conditions(base, prompts)
+    batch = batch or images_at_once(base.resolution, base.offload)
     starts = range(0, len(prompts), batch)
 
     def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

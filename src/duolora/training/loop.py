@@ -7,6 +7,8 @@ The second term is prior preservation, where the options ask for it. Only the gi
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 
 import torch
@@ -15,6 +17,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
+from duolora.errors import InputError
 from duolora.model.base import Base, PromptEmbeds
 from duolora.model.predict import NoiseSchedule, noise_schedule, predict
 from duolora.model.sample import draw
@@ -65,7 +68,8 @@ def train_factors(
     empty = base.empty_prompt()  # number 0, the dropped caption
     prompts = [base.encode_prompts([task.prompt, *options.keep]).after(empty) for task in tasks]
     base.release_encoders()
-    optimiser = torch.optim.Adam(list(factors.values()), lr=options.lr)
+    optimiser = optimiser_of(list(factors.values()), options)
+    checkpoint = checkpoint if options.optimiser == "adam" else None  # the others keep more than their state says
     scaler = torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
     scaling = _scaling(scaler)
     start, losses = 0, list[Tensor]()
@@ -81,7 +85,7 @@ def train_factors(
             if len(tasks) > 1:
                 base.unet.set_adapters(list(task.adapters))
             some = None if preserved is None else preserved.some(beside(options.batch), rng)
-            loss, changed = _losses(base, schedule, task, prompt, sample, some)
+            loss, changed = _losses(base, schedule, task, prompt, sample, some, options)
             check_loss(loss + changed, optimiser, step)
             scaler.scale(loss + changed).backward()
             seen.append(loss.detach())
@@ -103,6 +107,28 @@ def train_factors(
     return [float(loss) for loss in losses]
 
 
+def optimiser_of(parameters: Sequence[Tensor], options: TrainOptions) -> torch.optim.Optimizer:
+    """The optimiser of that name.
+
+    Raises:
+        InputError: its library is not installed.
+    """
+    if options.optimiser == "adam":
+        return torch.optim.Adam(parameters, lr=options.lr)
+    library, name = {"adam8bit": ("bitsandbytes", "optim.Adam8bit"), "prodigy": ("prodigyopt", "Prodigy")}[
+        options.optimiser
+    ]
+    try:
+        kind = attrgetter(name)(import_module(library))
+    except ImportError as error:
+        raise InputError(
+            f"optimiser {options.optimiser}: expected the library {library}, which is not installed "
+            f"(`pip install {library}`)"
+        ) from error
+    found: torch.optim.Optimizer = kind(parameters, lr=options.lr)
+    return found
+
+
 def _sample(schedule: NoiseSchedule, latents: Tensor, options: TrainOptions, rng: torch.Generator) -> _Sample:
     rows = torch.randint(len(latents), (options.batch,), generator=rng)
     noise = torch.randn((options.batch, *latents.shape[1:]), generator=rng).to(latents.device)
@@ -112,7 +138,13 @@ def _sample(schedule: NoiseSchedule, latents: Tensor, options: TrainOptions, rng
 
 
 def _losses(
-    base: Base, schedule: NoiseSchedule, task: Task, prompts: PromptEmbeds, sample: _Sample, preserved: Kept | None
+    base: Base,
+    schedule: NoiseSchedule,
+    task: Task,
+    prompts: PromptEmbeds,
+    sample: _Sample,
+    preserved: Kept | None,
+    options: TrainOptions,
 ) -> tuple[Tensor, Tensor]:
     """The denoising loss of the images, and the change of the class images' predictions."""
     n, clean = len(sample.t), task.latents[sample.rows.to(task.latents.device)]
@@ -123,7 +155,11 @@ def _losses(
         target, shown = torch.cat((target, preserved.predicted)), torch.cat((shown, preserved.prompt + 2))
     time_ids = base.time_ids(1, base.resolution, base.resolution)
     predicted = predict(base.unet, noisy, t, prompts.rows(shown), time_ids, mixed=True)
-    loss = F.mse_loss(predicted[:n], target[:n])
+    if options.min_snr:
+        error = F.mse_loss(predicted[:n], target[:n], reduction="none").mean((1, 2, 3))
+        loss = (schedule.min_snr_weight(sample.t, options.min_snr) * error).mean()
+    else:
+        loss = F.mse_loss(predicted[:n], target[:n])
     return loss, F.mse_loss(predicted[n:], target[n:]) if preserved is not None else torch.zeros_like(loss)
 
 

@@ -1,10 +1,13 @@
 """How a LoRA is trained; help texts are made from the fields, so nothing heavy is imported."""
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from duolora.errors import FileRefused, InputError
 from duolora.model.defaults import FILE, BaseDefaults
 from duolora.options import check, option
+
+Optimiser = Literal["adam", "adam8bit", "prodigy"]
 
 
 @dataclass(frozen=True)
@@ -24,6 +27,16 @@ class TrainOptions:
     mirror: bool = option(
         False,
         "Horizontal flip: show each image flipped as well; good for a style, not for a subject with writing on it.",
+    )
+    min_snr: float = option(
+        0.0,
+        "Min-SNR weighting: no timestep weighs more than at this ratio of signal to noise; 5 is usual, 0 is none.",
+        least=0,
+    )
+    optimiser: Optimiser = option(
+        "adam",
+        "The optimiser: adam, adam8bit (a quarter of its memory; needs bitsandbytes and a GPU), or prodigy (finds the "
+        "learning rate, with lr 1; needs prodigyopt). A stopped run goes on with adam only.",
     )
     seed: int = option(0, "The same seed and inputs give the same file.")
     blocks: tuple[str, ...] = option(

@@ -101,7 +101,8 @@ def draw_with_style_guidance(
     embeds = base.encode_prompts(known[1:]).after(base.empty_prompt())
     scheduler = type(base.parts.scheduler).from_config(base.parts.scheduler.config)
     scheduler.set_timesteps(steps, device=base.device)
-    shape = (base.unet.config.in_channels, base.unet.config.sample_size, base.unet.config.sample_size)
+    side = base.resolution // base.parts.vae_scale_factor
+    shape = (base.unet.config.in_channels, side, side)
     x = torch.stack([torch.randn(shape, generator=torch.Generator().manual_seed(s)) for s in seeds]).to(base.device)
     x = x * scheduler.init_noise_sigma
     base.bring_unet()

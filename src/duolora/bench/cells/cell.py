@@ -164,12 +164,14 @@ def merged_into(
         content.path, style.path, folder / MERGED, row.method, shared_base(base), content.images, style.images,
         merged_prompt=prompt, options=options, progress=False,
     )  # fmt: skip
-    if options.masks == "rank":
+    storage = 0
+    if options.masks != "none":
         masks = {"content": merged.content_masks, "style": merged.style_masks}
-        write_masks(folder / "masks.safetensors", MaskFile(masks, {}))
+        storage = write_masks(folder / "masks.safetensors", MaskFile(masks, {}))
     return {
         "options": asdict(options),
         "trainable": merged.trainable,
+        "storage": storage,
         "moved": merged.moved,
         "bytes": merged.proof.size,
         "seconds": merged.seconds,

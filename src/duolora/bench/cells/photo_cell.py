@@ -107,6 +107,11 @@ class PhotoCell(InFolder):
             for photos in (self.pair.content, self.pair.style)
         }
 
+    @property
+    def images(self) -> int:
+        """How many images are generated for it."""
+        return len(self.prompts) * len(self.pair.seeds)
+
     def needs(self) -> list[Training]:
         """The LoRAs that must be there before it runs."""
         how = self.row.how
@@ -160,7 +165,8 @@ class PhotoCell(InFolder):
         )  # fmt: skip
         cards = {score.card.name: asdict(score.card) for score in done.scores}
         values = {score.metric: score.value.mean for score in done.scores}
-        return {"similarity": values, "encoders": cards, "scoring": _plain(scoring)}
+        texts = list(dict.fromkeys(texts))
+        return {"similarity": values, "encoders": cards, "scoring": _plain(scoring), "texts": texts}
 
 
 @cache

@@ -1,8 +1,11 @@
 """Pairs of photos: what manifests name, found in their data sets, and what is asked of each pair.
 
-In what is drawn, `{thing}` is the identifier with the thing's class ("sks dog") and `{style}` the other identifier
-("zwx style"). CLIP-T reads the same prompts in words: the class ("dog"), and what the data set calls the look
-("watercolor painting style").
+In what is generated, `{thing}` is the identifier with a noun and `{style}` the other identifier ("zwx style"). CLIP-T
+reads the same prompts in words: the class ("dog"), and what the data set calls the look ("watercolor painting style").
+The captions of the LoRAs' images are written in two ways:
+
+class    "a sks dog", "a house in zwx style": the thing's class, and what the style image shows
+paper    "a sks object in vkt style", "a ohw object in zwx style": the paper's, by identifiers alone
 """
 
 import hashlib
@@ -12,18 +15,19 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER
 from duolora.bench.tables.rows import Table, fits_photos
 from duolora.errors import InputError
-from duolora.metrics.datasets.dataset import THING, Concept
+from duolora.metrics.datasets.dataset import STYLE, THING, Concept
 from duolora.metrics.datasets.layouts import read_dataset
-from duolora.metrics.datasets.manifests import Manifest, lacking, read_manifest
+from duolora.metrics.datasets.manifests import PROMPT, Manifest, check_prompts, lacking, read_manifest
 from duolora.provenance import file_hash
 
-STYLE = "{style}"
-"""Where the look's words go in a prompt."""
+Captions = Literal["class", "paper"]
+OBJECT = "object"
+"""What the paper calls every thing."""
 WITHOUT = ("oracle", "pair")
 """Rows that need true pictures of the thing in the look, which nobody has of photos."""
 
@@ -42,6 +46,8 @@ class Photos:
     """The thing or the look in words."""
     caption: str
     """What the photos show, with `{thing}` or `{style}` in it."""
+    noun: str = ""
+    """What the thing is called beside its identifier; its words if that is empty."""
 
     @property
     def about(self) -> str:
@@ -52,7 +58,7 @@ class Photos:
     @property
     def prompt(self) -> str:
         """What its LoRA is told that the photos show."""
-        return _identified(self.caption, self.words)
+        return _identified(self.caption, self.noun or self.words)
 
     def brought(self, root: Path) -> Path:
         """The folder in a run's folder that holds the photos, copied there unless they are.
@@ -90,11 +96,11 @@ class PhotoPair:
     @property
     def merged_prompt(self) -> str:
         """The thing in the look, as it is drawn."""
-        return self.drawn(f"a {THING} in {STYLE}")
+        return self.drawn(PROMPT)
 
     def drawn(self, prompt: str) -> str:
         """A prompt with the identifiers in it."""
-        return _identified(prompt, self.content.words)
+        return _identified(prompt, self.content.noun or self.content.words)
 
     def told(self, prompt: str) -> str:
         """A prompt with the thing's words and the look's identifier, for who has only seen the look."""
@@ -105,8 +111,8 @@ class PhotoPair:
         return prompt.replace(THING, self.content.words).replace(STYLE, self.style.words)
 
 
-def photo_pairs(manifest: Path, contents: Path, styles: Path) -> list[PhotoPair]:
-    """The pairs of a manifest, their photos found in two data sets (which may be one).
+def photo_pairs(manifest: Path, contents: Path, styles: Path, captions: Captions = "class") -> list[PhotoPair]:
+    """The pairs of a manifest, their photos found in two data sets (which may be one), and captions for their LoRAs.
 
     Raises:
         DuoLoRAError: the manifest or a data set cannot be read, or has not what the manifest names.
@@ -115,8 +121,8 @@ def photo_pairs(manifest: Path, contents: Path, styles: Path) -> list[PhotoPair]
     if missing := lacking(named, things, looks):
         raise InputError(f"{manifest}: {missing[0]}" + (f", and {len(missing) - 1} more" if missing[1:] else ""))
     found = {
-        "content": {p.content: _thing(things.contents[p.content]) for p in named.pairs},
-        "style": {p.style: _look(looks.styles[p.style]) for p in named.pairs},
+        "content": {p.content: _thing(things.contents[p.content], named.words, captions) for p in named.pairs},
+        "style": {p.style: _look(looks.styles[p.style], named.words, captions) for p in named.pairs},
     }
     dataset = re.sub(r"[^\w.-]+", "-", named.name) or manifest.stem
     return [
@@ -129,6 +135,18 @@ def photo_pairs(manifest: Path, contents: Path, styles: Path) -> list[PhotoPair]
         )
         for pair in named.pairs
     ]
+
+
+def captions_of(name: str) -> Captions:
+    """The way to write captions of that name.
+
+    Raises:
+        InputError: there is none.
+    """
+    for known in get_args(Captions):
+        if name == known:
+            return known
+    raise InputError(f"--captions: expected one of {', '.join(get_args(Captions))}, got {name!r}")
 
 
 def pairs_of(entries: Sequence[Mapping[str, Any]]) -> list[PhotoPair]:
@@ -159,25 +177,25 @@ def _identified(prompt: str, thing: str) -> str:
     return prompt.replace(THING, f"{IDENTIFIERS[0]} {thing}").replace(STYLE, f"{STYLE_IDENTIFIER} style")
 
 
-def _thing(concept: Concept) -> Photos:
-    return _photos("content", concept, concept.words or _spoken(concept.name), f"a {THING}")
+def _thing(concept: Concept, words: Mapping[str, str], captions: Captions) -> Photos:
+    said = concept.in_words(concept.words, words, "content")
+    if captions == "paper":
+        return _photos("content", concept, said, f"a {THING} in {IDENTIFIERS[2]} style", OBJECT)
+    return _photos("content", concept, said, f"a {THING}")
 
 
-def _look(concept: Concept) -> Photos:
-    words = concept.style or f"{_spoken(concept.name)} style"
-    return _photos("style", concept, words, f"{concept.words or 'a picture'} in {STYLE}")
+def _look(concept: Concept, words: Mapping[str, str], captions: Captions) -> Photos:
+    said = concept.in_words(concept.style, words, "style")
+    said = said if concept.style or concept.name in words else f"{said} style"
+    shown = f"a {IDENTIFIERS[1]} {OBJECT}" if captions == "paper" else concept.words or "a picture"
+    return _photos("style", concept, said, f"{shown} in {STYLE}")
 
 
-def _spoken(name: str) -> str:
-    """A folder's name as words."""
-    return re.sub(r"[\W_]+", " ", name).strip()
-
-
-def _photos(kind: str, concept: Concept, words: str, caption: str) -> Photos:
+def _photos(kind: str, concept: Concept, words: str, caption: str, noun: str = "") -> Photos:
     if not concept.images:
         raise InputError(f"{kind} {concept.name}: expected photos of it, found none; run `duolora datasets check`")
     files = tuple(str(path.absolute()) for path in concept.images)
-    return Photos(kind, concept.name, files, _hash(files), words, caption)
+    return Photos(kind, concept.name, files, _hash(files), words, caption, noun)
 
 
 def _hash(files: Sequence[str]) -> str:
@@ -187,9 +205,7 @@ def _hash(files: Sequence[str]) -> str:
 
 
 def _prompts(manifest: Manifest, concept: Concept, path: Path) -> tuple[str, ...]:
-    """The manifest's prompts, or else the thing's own, in the look."""
-    for prompt in manifest.prompts:
-        if THING not in prompt or STYLE not in prompt:
-            raise InputError(f"{path}: prompts: expected {THING} and {STYLE} in each, found {prompt!r}")
-    own = tuple(f"{prompt} in {STYLE}" for prompt in concept.prompts)
-    return manifest.prompts or own or (f"a {THING} in {STYLE}",)
+    """The manifest's prompts, or else the thing's own that fit any style, in the look."""
+    check_prompts(path, manifest.prompts)
+    own = tuple(f"{prompt} in {STYLE}" for prompt in concept.fitting())
+    return manifest.prompts or own or (PROMPT,)

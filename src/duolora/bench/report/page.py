@@ -22,11 +22,16 @@ from duolora.bench.report.ranks import Ranks, mean_ranks, ranks_of, recipe_of
 from duolora.bench.report.runs import Line, Measured, Run, read_runs, undamaged
 from duolora.bench.tables.rows import TABLES
 from duolora.errors import FileRefused, InputError
-from duolora.model.image_files import SUFFIXES
+from duolora.model.image_files import SUFFIXES, read_image
+from duolora.model.images import tiled, untiled
 
-LARGEST, REFERENCE = 8192, 512
-"""Pixels on the longer side of a sheet of pictures, and of a photo, in a page."""
-COST_NAMES = {"trainable": "masks", "moved": "moved", "bytes": "kB", "seconds": "s"}
+REFERENCE, STRIP = 384, 1024
+"""Pixels on the longer side of a photo, and of a strip of images of one prompt, in a page."""
+BUDGET = 40_000
+"""Bytes of an image in a page."""
+PROMPTS, SHOWN = 4, 8
+"""How many prompts of a cell are shown, and images of each; all are in its folder."""
+COST_NAMES = {"trainable": "masks", "storage": "masks, kB", "moved": "moved", "bytes": "kB", "seconds": "s"}
 AXES = (("object", "look", "joint"), ("dino", "csd-s", None))
 """Content, style and overall quality: Atelier's, and the paper's."""
 
@@ -69,20 +74,32 @@ def written(path: Path, text: str) -> Path:
     return path
 
 
-def embedded(path: Path, most: int = LARGEST) -> str:
-    """A picture as a data URI, as small as it looks the same, with no side longer than `most`.
+def embedded(path: Path, most: int = REFERENCE, budget: int = BUDGET) -> str:
+    """An image as a data URI (see `data_uri`).
 
     Raises:
-        FileRefused: it is no picture.
+        FileRefused: it is no image.
     """
     try:
         with Image.open(path) as image:
-            file = io.BytesIO()
-            shown = image.convert("RGB")
-            shown.thumbnail((most, most))
-            shown.save(file, "WEBP", quality=90, method=4)
+            return data_uri(image.convert("RGB"), most, budget)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise FileRefused(f"{path}: not a readable picture ({error}); delete its folder and run it again") from error
+
+
+def data_uri(image: Image.Image, most: int, budget: int) -> str:
+    """An image with no side longer than `most`, in about so many bytes at most; without loss where that fits.
+
+    Nothing but its pixels is kept.
+    """
+    shown = image.copy()
+    shown.thumbnail((most, most))
+    for side, quality in ((most, 100), (most, 90), (most, 75), (most, 50), (most // 2, 75), (most // 2, 40)):
+        file = io.BytesIO()
+        shown.thumbnail((side, side))
+        shown.save(file, "WEBP", quality=quality, method=4, lossless=quality == 100, exif=b"", icc_profile=b"", xmp=b"")
+        if file.tell() <= budget:
+            break
     return "data:image/webp;base64," + base64.b64encode(file.getvalue()).decode()
 
 
@@ -101,7 +118,7 @@ class _Page:
         return {
             "anchor": self.anchor, "title": run.title, "base": run.base,
             "atelier": run.base == "atelier" and "encoders" not in run.about,
-            "paper": bool(paper_base(run.base)), "metrics": run.metrics,
+            "paper": bool(paper_base(run.published)), "metrics": run.metrics,
             "failed": {str(cell): str(why) for cell, why in run.about.get("failed", {}).items()},
             "tables": [self._table(d) for d in run.datasets], "plots": self._plots(), "cases": self._cases(),
             "environment": self._environment(),
@@ -121,7 +138,7 @@ class _Page:
         }
 
     def _line(self, line: Line, costs: Sequence[str]) -> dict[str, Any]:
-        paper = printed(self.run.name, self.run.base, line.dataset, line.row)
+        paper = printed(self.run.name, self.run.published, line.dataset, line.row)
         values = [self._value(line, metric, paper) for metric in self.run.metrics]
         number = self.numbers[line.row]
         return {
@@ -187,10 +204,11 @@ class _Page:
         found = []
         for case in dict.fromkeys(cell.case for cell in self.run.cells):
             cells = sorted((c for c in self.run.cells if c.case == case), key=lambda c: self.numbers[c.row])
-            asked = [c.result.get("prompts", [c.result.get("prompt", "")])[0] for c in cells]
             most = max(cells, key=lambda c: len(c.loras))
+            texts = next((c.result["texts"] for c in cells if len(c.result.get("texts", ())) > 1), None)
             found.append({
-                "name": case, "anchor": f"{self.anchor}-{_slug(case)}", "prompt": max(asked, key=asked.count),
+                "name": case, "anchor": f"{self.anchor}-{_slug(case)}",
+                "texts": texts or next((c.result["texts"] for c in cells if "texts" in c.result), []),
                 "references": self._references(most), "cells": [self._cell(cell) for cell in cells],
             })  # fmt: skip
         return found
@@ -200,11 +218,11 @@ class _Page:
         for job in cell.loras:
             pictures = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
             link = self._link(job.path) if job.path.exists() else ""
-            found.append({"title": job.kind, "pictures": [embedded(p, REFERENCE) for p in pictures], "link": link})
+            found.append({"title": job.kind, "pictures": [embedded(p) for p in pictures], "link": link})
         return found
 
     def _cell(self, cell: Measured) -> dict[str, Any]:
-        number, picture = self.numbers[cell.row], cell.folder / "pictures.png"
+        number = self.numbers[cell.row]
         seen = cell.result.get("truth") or cell.result.get("similarity", {})
         facts = [f"{name} {value:.2f}" for name, value in seen.items() if isinstance(value, float)]
         if cell.result.get("seconds") is not None:
@@ -213,7 +231,7 @@ class _Page:
         recipe = recipe_of(merged) if merged.exists() else cell.result
         return {
             "anchor": self._anchor(cell), "row": cell.row, "number": number, "colour": colour(number),
-            "picture": embedded(picture) if picture.exists() else "", "facts": " · ".join(facts),
+            "strips": _strips(cell), "facts": " · ".join(facts),
             "files": [{"name": p.name, "link": self._link(p)} for p in cell.files], "recipe": _readable(recipe),
         }  # fmt: skip
 
@@ -235,6 +253,20 @@ class _Page:
         return quote(os.path.relpath(path.absolute(), self.home).replace(os.sep, "/"))
 
 
+def _strips(cell: Measured) -> list[dict[str, str]]:
+    """Some of a cell's prompts, evenly chosen, each with the first of its images in a row."""
+    sheet = cell.folder / "pictures.png"
+    if not sheet.exists():
+        return []
+    asked = list(cell.result.get("prompts") or [cell.result.get("prompt", "")])
+    try:
+        rows = untiled(read_image(sheet), len(asked))
+    except InputError as error:
+        raise FileRefused(f"{sheet}: {error}; delete its folder and run it again") from error
+    some = sorted({k * len(asked) // min(PROMPTS, len(asked)) for k in range(min(PROMPTS, len(asked)))})
+    return [{"prompt": asked[k], "picture": data_uri(tiled([rows[k][:SHOWN]]), STRIP, BUDGET)} for k in some]
+
+
 def _slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
@@ -242,7 +274,12 @@ def _slug(text: str) -> str:
 def _cost(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    said = {"bytes": f"{value / 1000:,.0f}", "seconds": f"{value:.1f}", "moved": f"{value:.3f}"}
+    said = {
+        "storage": f"{value / 1000:,.1f}",
+        "bytes": f"{value / 1000:,.0f}",
+        "seconds": f"{value:.1f}",
+        "moved": f"{value:.3f}",
+    }
     return said.get(name, f"{value:,.0f}")
 
 

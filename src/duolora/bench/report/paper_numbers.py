@@ -25,7 +25,7 @@ def _four_sets(*values: float) -> dict[str, Printed]:
 
 _TABLE1 = {
     "naive": _four_sets(.47, .64, .266, .44, .48, .59, .263, .30, .42, .49, .274, .12, .40, .39, .204, .18),
-    "B-LoRA (filter)": _four_sets(.45, .57, .281, .28, .64, .57, .275, .32, .63, .56, .281, .14, .49, .51, .263, .25),
+    "B-LoRA": _four_sets(.45, .57, .281, .28, .64, .57, .275, .32, .63, .56, .281, .14, .49, .51, .263, .25),
     "ZipLoRA": _four_sets(.53, .65, .285, .41, .75, .62, .288, .35, .87, .56, .289, .16, .54, .58, .286, .30),
     "ZipRank": _four_sets(.53, .64, .287, .42, .71, .62, .291, .35, .86, .56, .296, .17, .56, .58, .295, .32),
     "ZipRank + layer prior": _four_sets(
@@ -75,7 +75,7 @@ _TABLE5 = {
     "ssd-1b": {"naive": (.35, .55, .38), "ZipLoRA": (.42, .65, .46), "DuoLoRA": (.44, .71, .52)},
     "segmind-vega": {"naive": (.33, .57, .42), "ZipLoRA": (.40, .67, .50), "DuoLoRA": (.41, .72, .56)},
 }  # fmt: skip
-TABLE6 = {"none": 0.0, "naive": 0.10, "B-LoRA (filter)": 0.18, "ZipLoRA": 0.22, "DuoLoRA": 0.50}
+TABLE6 = {"none": 0.0, "naive": 0.10, "B-LoRA": 0.18, "ZipLoRA": 0.22, "DuoLoRA": 0.50}
 
 _KNOWN = {
     "stabilityai/stable-diffusion-xl-base-1.0": "sdxl",
@@ -85,9 +85,8 @@ _KNOWN = {
 
 
 def paper_base(base: str) -> str | None:
-    """Which of the paper's three bases this is, by its architecture's name or its hub id; None for any other."""
-    name = base.lower()
-    return name if name in _KNOWN.values() else _KNOWN.get(name)
+    """Which of the paper's three bases this is, by its hub id; None for any other."""
+    return _KNOWN.get(base.lower())
 
 
 def printed(table: str, base: str, dataset: str, row: str) -> Mapping[str, float]:

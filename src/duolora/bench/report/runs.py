@@ -67,6 +67,11 @@ class Run:
     curves: Mapping[str, Mapping[str, Sequence[float]]] | None = None
 
     @property
+    def published(self) -> str:
+        """The hub id of its base, where the run has recognised a folder or file as that; else the base."""
+        return str(self.about.get("published") or self.base)
+
+    @property
     def metrics(self) -> list[str]:
         """The metrics that any line has, in the order of the file."""
         names = dict.fromkeys(name for line in self.lines for name in line.metrics)

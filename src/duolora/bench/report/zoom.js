@@ -6,7 +6,7 @@ function show(k) {
   at = (k + links.length) % links.length;
   dialog.querySelector("p").textContent = links[at].dataset.title;
   dialog.querySelector("div").className = "";
-  dialog.querySelector("img").src = links[at].href;
+  dialog.querySelector("img").src = links[at].querySelector("img").src;
   if (!dialog.open) dialog.showModal();
 }
 links.forEach((link, k) => link.addEventListener("click", (event) => { event.preventDefault(); show(k); }));

@@ -158,14 +158,8 @@ def reference(
         InputError: an option that the slow loop does not spell out.
     """
     plain = MergeOptions()
-    for name in (
-        "norm",
-        "hinge",
-        "reduction",
-        "multiplies",
-        "cycles",
-        "similarity",
-    ):
+    known = ("norm", "hinge", "reduction", "multiplies", "cycles", "similarity", "tied", "weight_decay", "clip")
+    for name in known:
         if getattr(options, name) != getattr(plain, name):
             raise InputError(
                 f"{name}: the slow reference knows {getattr(plain, name)!r} only, got {getattr(options, name)!r}"

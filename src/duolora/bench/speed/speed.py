@@ -40,7 +40,7 @@ WAYS: tuple[Way, ...] = ("ours", "known", "floor", "known floor", "reference")
 """Ours and the floor at new draws and at known ones; the slow way knows no draw."""
 PEAKS: tuple[Way, ...] = ("ours", "floor", "reference")
 """The ways whose memory is measured."""
-LEARNT = ("ziplora", "ziprank", "duolora")
+LEARNT = ("ziplora", "ziprank", "ziprank-prior", "duolora")
 
 
 @dataclass(frozen=True)

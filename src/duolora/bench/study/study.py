@@ -4,9 +4,7 @@ The page knows pictures by random names only. Which method drew which is in the 
 with whoever runs the study.
 """
 
-import base64
 import hashlib
-import io
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -18,16 +16,21 @@ from typing import Any
 from PIL import Image
 
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER
-from duolora.bench.report.page import REFERENCE, embedded, environment, written
+from duolora.bench.report.page import data_uri, embedded, environment, written
 from duolora.bench.report.paper_numbers import TABLE6, paper_base
 from duolora.bench.report.runs import Measured, Run, read_runs
 from duolora.bench.study.agreement import counted, fleiss_kappa, shares
 from duolora.errors import FileRefused, InputError
 from duolora.model.image_files import SUFFIXES, picture_files, read_image
 from duolora.model.images import untiled
+from duolora.textfiles import read_json
 
-ROWS = ("naive", "B-LoRA (filter)", "ZipLoRA", "DuoLoRA")
+ROWS = ("naive", "B-LoRA", "ZipLoRA", "DuoLoRA")
 """The methods that the paper's study compares."""
+SIDE, REFERENCES_SIDE = 512, 256
+"""Pixels on the longer side of what is chosen from, and of a photo."""
+OPTIONS, REFERENCES = 160_000, 50_000
+"""Bytes of all images that a question lets choose from, and of all its photos; in the page a third more."""
 NONE = "none"
 """The choice "None is satisfactory"."""
 
@@ -52,6 +55,8 @@ class Key:
     base: str
     rows: tuple[str, ...]
     questions: tuple[Question, ...]
+    published: str = ""
+    """The base's hub id, where it was recognised as that."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +68,11 @@ class Scored:
     people: int
     answers: int
     base: str
+    published: str = ""
 
     def table(self) -> str:
         """The table as Markdown, with the paper's beside it where the base is the paper's."""
-        paper = TABLE6 if paper_base(self.base) == "sdxl" else {}
+        paper = TABLE6 if paper_base(self.published) == "sdxl" else {}
         head = ["", "chosen", "95 % interval"] + (["paper"] if paper else [])
         lines = [
             f"User study on {self.base}: {self.answers} answers of {self.people} people.",
@@ -99,7 +105,8 @@ def make(
         seed: which pictures are asked about, and the random names.
 
     Raises:
-        DuoLoRAError: fewer than two methods, no pair on which all of them are finished, or `out` cannot be written.
+        DuoLoRAError: fewer than two methods, no pair on which all of them are finished, or `out` cannot be written or
+            holds another study's key.
     """
     if len(set(rows)) < 2:
         raise InputError(f"rows: expected at least two different methods to compare, got {', '.join(rows) or 'none'}")
@@ -114,26 +121,38 @@ def make(
     questions, shown = [], []
     for case, cells in cases.items():
         sheets = {row: _pictures(cell) for row, cell in cells.items()}
+        budget = OPTIONS // len(rows)
         fewest = min(map(len, sheets.values()))
         for picture in rng.sample(range(fewest), min(each, fewest)):
             names = {f"{rng.getrandbits(48):012x}": row for row in rows}
             prompt = _prompts(next(iter(cells.values())), picture, fewest)
             question = Question(f"{rng.getrandbits(48):012x}", case, prompt, picture, names)
             questions.append(question)
-            options = [{"name": name, "picture": _png(sheets[row][picture])} for name, row in names.items()]
+            options = [
+                {"name": name, "picture": data_uri(_opened(sheets[row][picture]), SIDE, budget)}
+                for name, row in names.items()
+            ]
             rng.shuffle(options)
             shown.append(_shown(question, cells, options))
     rng.shuffle(shown)
     facts = json.dumps([seed, list(rows), [asdict(q) for q in questions]], sort_keys=True)
-    key = Key(hashlib.sha256(facts.encode()).hexdigest()[:12], seed, bases.pop(), tuple(rows), tuple(questions))
+    key = Key(
+        hashlib.sha256(facts.encode()).hexdigest()[:12],
+        seed,
+        bases.pop(),
+        tuple(rows),
+        tuple(questions),
+        runs[0].published,
+    )
     page = (
         environment("duolora.bench.study")
         .get_template("study.html.j2")
         .render(study=key.study, questions=shown, no_choice=NONE)
     )
-    return written(where / "questionnaire.html", page), written(
-        where / "key.json", json.dumps(asdict(key), indent=1) + "\n"
-    )
+    kept, text = where / "key.json", json.dumps(asdict(key), indent=1) + "\n"
+    if kept.exists() and kept.read_text("utf-8") != text:
+        raise InputError(f"{kept}: the key of another study, which its answers need; name another folder")
+    return written(where / "questionnaire.html", page), written(kept, text)
 
 
 def _complete(runs: Sequence[Run], rows: Sequence[str]) -> dict[str, dict[str, Measured]]:
@@ -153,20 +172,26 @@ def _asked(cell: Measured) -> list[str]:
     return list(cell.result.get("prompts") or [cell.result.get("prompt", "")])
 
 
-def _pictures(cell: Measured) -> list[Image.Image]:
-    """What a cell drew: cells on photos keep each picture whole, others a sheet."""
+def _pictures(cell: Measured) -> list[Path] | list[Image.Image]:
+    """What a cell generated: cells on photos keep each image in a file, which is not opened here, others a sheet."""
     if (whole := cell.folder / "pictures").is_dir():
-        return [read_image(path) for path in picture_files(whole)]
+        return picture_files(whole)
     with Image.open(cell.folder / "pictures.png") as sheet:
         return [picture for row in untiled(sheet.convert("RGB"), len(_asked(cell))) for picture in row]
+
+
+def _opened(picture: Path | Image.Image) -> Image.Image:
+    return read_image(picture) if isinstance(picture, Path) else picture
 
 
 def _prompts(cell: Measured, picture: int, count: int) -> str:
     """The prompt of a picture in words that say nothing of identifiers."""
     asked = _asked(cell)
     prompt = asked[picture * len(asked) // count]
-    this = re.sub(rf"\ban? (?:{'|'.join(IDENTIFIERS)}) ", "this ", prompt)
-    return re.sub(rf"\bin {STYLE_IDENTIFIER} style\b", "in that style", this)
+    known = "|".join((*IDENTIFIERS, STYLE_IDENTIFIER))
+    that = re.sub(rf"\bin (?:{known}) style\b", "in that style", prompt)
+    this = re.sub(rf"\b(?:an?|the) (?:{known}) ", "this ", that, flags=re.IGNORECASE)
+    return re.sub(rf"\b(?:{known})\b ?", "", this)
 
 
 def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict[str, str]]) -> dict[str, Any]:
@@ -175,16 +200,9 @@ def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict
     for job in next(iter(cells.values())).loras:
         files = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
         known = references.setdefault("thing" if job.kind == "content" else "style", [])
-        shown = [embedded(file, REFERENCE) for file in files]
+        shown = [embedded(file, REFERENCES_SIDE, REFERENCES // 2 // max(1, len(files))) for file in files]
         known += [picture for picture in shown if picture not in known]
     return {"name": question.name, "prompt": question.prompt, "references": references, "options": options}
-
-
-def _png(picture: Image.Image) -> str:
-    """Without loss, and without anything beside the pixels that could tell methods apart."""
-    file = io.BytesIO()
-    Image.frombytes("RGB", picture.size, picture.tobytes()).save(file, "PNG")
-    return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def score(answers: Sequence[str | Path], key: str | Path) -> Scored:
@@ -204,7 +222,7 @@ def score(answers: Sequence[str | Path], key: str | Path) -> Scored:
     names, categories = list(options), [NONE, *known.rows]
     found = shares(choices, names, categories, known.seed)
     kappa = fleiss_kappa(counted(choices, names, categories))
-    return Scored(found, kappa, len(choices), sum(map(len, choices.values())), known.base)
+    return Scored(found, kappa, len(choices), sum(map(len, choices.values())), known.base, known.published)
 
 
 def read_key(path: Path) -> Key:
@@ -214,17 +232,18 @@ def read_key(path: Path) -> Key:
         FileRefused: it is none.
     """
     try:
-        entry = json.loads(path.read_text("utf-8"))
+        entry = read_json(path)
         questions = tuple(Question(**question) for question in entry["questions"])
         return Key(**entry | {"rows": tuple(entry["rows"]), "questions": questions})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, FileRefused) as error:
         raise FileRefused(f"{path}: expected the key.json that `study make` wrote ({error})") from error
 
 
 def _files(answers: Sequence[str | Path]) -> list[Path]:
     found: list[Path] = []
     for path in (Path(a).expanduser() for a in answers):
-        found += sorted(p for p in path.glob("*.json") if p.name != "key.json") if path.is_dir() else [path]
+        inside = (p for p in path.glob("*") if p.suffix in (".json", ".txt") and p.name != "key.json")
+        found += sorted(inside) if path.is_dir() else [path]
     if not found:
         raise InputError("answers: expected files that people sent back, got none")
     return found
@@ -233,10 +252,10 @@ def _files(answers: Sequence[str | Path]) -> list[Path]:
 def _read_answers(path: Path, study: str, options: Mapping[str, Mapping[str, str]]) -> tuple[str, dict[str, str]]:
     """Who answered, and the method behind each choice."""
     try:
-        entry = json.loads(path.read_text("utf-8"))
+        entry = read_json(path)
         person, of, given = str(entry["person"]), entry["study"], entry["answers"]
         pairs = [(str(answer["question"]), str(answer["chosen"])) for answer in given]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, FileRefused) as error:
         raise FileRefused(f"{path}: expected answers as the questionnaire saves them ({error!r})") from error
     if of != study:
         raise FileRefused(f"{path}: expected answers to the study {study}, found some to {of!r}; use that one's key")

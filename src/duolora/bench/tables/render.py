@@ -14,7 +14,9 @@ from duolora.bench.tables.rows import FLOOR, ORACLE
 TRUTH = ("object", "look", "joint", "colour", "pattern", "leak")
 SIMILARITY = tuple(ATELIER)
 COLUMNS = (*TRUTH, *SIMILARITY)
-COSTS = ("trainable", "bytes", "seconds", "moved")
+COSTS = ("trainable", "storage", "bytes", "seconds", "moved")
+"""Mask entries, bytes of the masks alone (the paper's storage), bytes of the merged file, seconds, and how far masks
+moved."""
 RIVALS = {"lead": "ZipLoRA", "lead_naive": "naive"}
 """The rows that the others are compared with pair by pair, since pairs differ more than methods do."""
 LABELS = {"way": "way to oracle"} | {name: f"joint − {rival}" for name, rival in RIVALS.items()}
@@ -171,22 +173,28 @@ def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: s
         writer.writerow(["dataset", "row", "pairs", *ends, *COSTS])
         for line in lines:
             cells = [v for c in columns for v in (line.get(c) or ("", "", ""))]  # type: ignore[attr-defined]
-            writer.writerow([line["dataset"], line["row"], line["pairs"], *cells, *(line[c] for c in COSTS)])
+            writer.writerow([line["dataset"], line["row"], line["pairs"], *cells, *(line.get(c) for c in COSTS)])
     _plot(title, lines, folder / "table.png")
     return text
 
 
 def _markdown(title: str, lines: Sequence[dict[str, object]], columns: Sequence[str], note: str) -> str:
     labels = {name: metric.label for name, metric in METRICS.items()} | LABELS
-    head = ["row", "pairs", *(labels.get(c, c) for c in columns), "masks", "moved", "kB", "s"]
+    head = ["row", "pairs", *(labels.get(c, c) for c in columns), "masks", "masks, kB", "moved", "kB", "s"]
     text = [f"## {title}", "", note, ""]
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         text += [f"### {dataset}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
         for line in lines:
             if line["dataset"] == dataset:
                 cells = [_with_interval(line.get(c)) for c in columns]
-                shown = (("trainable", 1, 0), ("moved", 1, 3), ("bytes", 1e-3, 0), ("seconds", 1, 1))
-                cost = [_number(line[name], times, digits) for name, times, digits in shown]
+                shown = (
+                    ("trainable", 1, 0),
+                    ("storage", 1e-3, 1),
+                    ("moved", 1, 3),
+                    ("bytes", 1e-3, 0),
+                    ("seconds", 1, 1),
+                )
+                cost = [_number(line.get(name), times, digits) for name, times, digits in shown]
                 row = [str(line["row"]), str(line["pairs"]), *cells, *cost]
                 text.append(f"| {' | '.join(row)} |")
         text.append("")

@@ -112,6 +112,9 @@ def read_blocks(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         raise InputError(f'{path}: expected {{"content": [blocks], "style": [blocks]}} ({error!r})') from error
 
 
+LAMBDAS = (2.0, 10.0, 100.0)
+"""What λ of Eq. 1 is tried at beside 1: from there on it holds both masks up, and Lemma 1 takes λ → ∞."""
+
 _OPEN: tuple[tuple[str, dict[str, object]], ...] = (
     ("as it ships", {}),
     ("cycle through the masks", {"reading": "masked"}),
@@ -122,6 +125,7 @@ _OPEN: tuple[tuple[str, dict[str, object]], ...] = (
     ("init: values kept", {"init": "values"}),
     ("norm: of a column", {"norm": "vector"}),
     ("no hinge", {"hinge": False}),
+    *((f"λ of Eq. 1: {value:g}", dict[str, object](prior_lambda=value)) for value in LAMBDAS),
     ("sum over layers", {"reduction": "sum"}),
     ("directions of the file", {"basis": "raw"}),
     ("binary in the file", {"binary": True}),

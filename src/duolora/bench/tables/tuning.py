@@ -11,7 +11,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from duolora.bench.tables.rows import FLOOR, ORACLE, TABLES, Row, Table
+from duolora.bench.tables.rows import FLOOR, LAMBDAS, ORACLE, TABLES, Row, Table
 from duolora.errors import InputError
 
 RULE = "joint, then object + look, then the first; means over the tuning pairs"
@@ -48,6 +48,7 @@ _UNEVEN = _weights((1.0, 0.7), (1.0, 0.5), (0.7, 1.0), (0.5, 1.0), (0.7, 0.7))
 _STRONGER = _weights((1.5, 1.0), (1.0, 1.5), (1.5, 1.5), (1.0, 0.5), (0.5, 1.0))
 _LR, _PRIOR = (0.01, 0.03), (0.1, 0.01)
 _ZIPLORA = _weakened(lambda_similarity=(0.01, 0.001), lr=_LR)
+_LAMBDAS = _each("prior_lambda", *LAMBDAS)[1:]
 GRIDS: dict[str, Settings] = {
     "naive": _UNEVEN,
     "split by role": _STRONGER,
@@ -61,9 +62,9 @@ GRIDS: dict[str, Settings] = {
     "ZipLoRA": _ZIPLORA,
     "ZipLoRA, inputs": _ZIPLORA,
     "ZipRank": _weakened(lr=_LR),
-    "ZipRank + layer prior": _weakened(lambda_layer_prior=_PRIOR, lr=_LR),
-    "DuoLoRA": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), {"lambda_cycle": 0.01, "lr": 0.03}),
-    "DuoLoRA, output masks": _weakened(lambda_layer_prior=_PRIOR, lr=_LR),
+    "ZipRank + layer prior": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), *_LAMBDAS),
+    "DuoLoRA": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), {"lambda_cycle": 0.01, "lr": 0.03}, *_LAMBDAS),
+    "DuoLoRA, output masks": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), *_LAMBDAS),
     "one-shot (ours)": (*_each("off_role", 1.0, 0.3, 0.1), {"content_weight": 0.7}, {"content_weight": 0.5}),
 }
 """For each row of Tables 1 and 3 the settings that are tried, the default first."""

@@ -5,15 +5,29 @@ dataset.contents["dog6"].images, dataset.contents["dog6"].prompts
 problems(dataset)                             # [] if nothing is missing
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from duolora.errors import DuoLoRAError
+from duolora.errors import DuoLoRAError, InputError
 from duolora.model.image_files import read_image
 
 THING = "{thing}"
 """Where the thing's words go in a prompt of a data set."""
+STYLE = "{style}"
+"""Where the look's words go in a prompt of a table."""
+
+
+_COLOURS = "red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|beige|gold|golden|rainbow"
+_ELSE = re.compile(
+    r"\b(paint(ing|ed)|watercolou?r|sketch(ed)?|drawing|drawn|illustration|render(ed|ing)?|sculpture|statue|mosaic|"
+    r"graffiti|style[ds]?|art|artist|poster|engraving|cartoon|anime|aesthetic|pointillis\w+|ghibli|[\w-]*inspired|"
+    r"monet-style|origami|crochet|knitted|made (up )?(of|from)|formed from|depiction|shaped|photo)\b"
+    rf"|\b({_COLOURS})( colou?r(ed)?)? \{{thing\}}|\b({_COLOURS}) colou?r|in ({_COLOURS}) colou?rs",
+    re.IGNORECASE,
+)
+"""Words of a prompt that ask for another style, matter or colour than the thing's and the style image's."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +46,25 @@ class Concept:
     def asked(self, thing: str) -> list[str]:
         """The prompts with `thing` ("sks dog") in them."""
         return [prompt.replace(THING, thing) for prompt in self.prompts]
+
+    def fitting(self) -> tuple[str, ...]:
+        """The prompts that can be asked for in any style: those that name neither another one nor another colour."""
+        return tuple(prompt for prompt in self.prompts if THING in prompt and not _ELSE.search(prompt))
+
+    def in_words(self, said: str, words: Mapping[str, str], kind: str) -> str:
+        """What is said of it in words: what `words` has for its name, what its data set says, or the name itself.
+
+        Raises:
+            InputError: the name is a number or a code, and nothing else is known.
+        """
+        if found := words.get(self.name) or said:
+            return found
+        if re.search(r"\d", self.name):
+            raise InputError(
+                f"{kind} {self.name}: expected words, since prompts and CLIP-T read them; give `duolora datasets "
+                f'pairs` --words {self.name}="…"'
+            )
+        return re.sub(r"[\W_]+", " ", self.name).strip()
 
 
 @dataclass(frozen=True)

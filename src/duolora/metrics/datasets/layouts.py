@@ -90,14 +90,24 @@ def styledrop(root: Path) -> Dataset | None:
         if not places:
             missing.append(f"{root / 'data' / file}: {index.name} names this picture, and it is not there")
         name = Path(file).stem
-        styles[name] = Concept(name, tuple(places[:1]), words, style)
+        styles[name] = Concept(name, tuple(places[:1]), words, style.removeprefix("in "))
     return Dataset("styledrop", root, {}, styles, tuple(missing))
 
 
+_APART = {
+    "folder": "; its photos are a download apart from the repository, linked in its README: unpack it as "
+    "benchmark_dataset/ beside dataset.json",
+    "file": "",
+}
+
+
 def customconcept101(root: Path) -> Dataset | None:
-    """dataset.json, a list of concepts, with benchmark_dataset/<concept>/* and prompts/*.txt."""
-    index = root / "dataset.json"
-    if not index.is_file():
+    """dataset.json with benchmark_dataset/<concept>/* and prompts/*.txt, here or in customconcept101/."""
+    for home in (root, root / "customconcept101"):
+        index = home / "dataset.json"
+        if index.is_file():
+            break
+    else:
         return None
     entries = _json(index)
     wanted = ("instance_data_dir", "class_prompt", "prompt_filename")
@@ -108,19 +118,19 @@ def customconcept101(root: Path) -> Dataset | None:
         raise FileRefused(f"{index}: expected a list of objects with {', '.join(wanted)}; get the file again")
     contents, missing = {}, []
     for entry in entries:
-        folder, prompts = (_inside(root, entry[key], index) for key in ("instance_data_dir", "prompt_filename"))
+        folder, prompts = (_inside(home, entry[key], index) for key in ("instance_data_dir", "prompt_filename"))
         for path, kind in ((folder, "folder"), (prompts, "file")):
             if not path.exists():
-                missing.append(f"{path}: {index.name} names this {kind}, and it is not there")
+                missing.append(f"{path}: {index.name} names this {kind}, and it is not there{_APART[kind]}")
         lines = _text(prompts).splitlines() if prompts.is_file() else []
-        asked = tuple(line.strip().replace("{}", THING) for line in lines if line.strip())
+        asked = tuple(line.strip().rstrip(".").replace("{}", THING) for line in lines if line.strip())
         contents[folder.name] = Concept(folder.name, images_in(folder), entry["class_prompt"], prompts=asked)
     return Dataset("customconcept101", root, contents, {}, tuple(missing))
 
 
 def folders(root: Path) -> Dataset | None:
-    """contents/<name>/* (or objects/<name>/*, as SubjectPlop) and styles/<name>/*; a single picture needs no folder."""
-    things = next((root / name for name in ("contents", "objects") if (root / name).is_dir()), None)
+    """contents/<name>/* (or objects/ or subjects/<name>/*) and styles/<name>/*; a single image needs no folder."""
+    things = next((root / name for name in ("contents", "objects", "subjects") if (root / name).is_dir()), None)
     looks = root / "styles"
     if things is None and not looks.is_dir():
         return None

@@ -3,16 +3,18 @@
 import json
 import os
 import random
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from duolora.errors import FileRefused, InputError
-from duolora.metrics.datasets.dataset import Dataset
+from duolora.metrics.datasets.dataset import STYLE, THING, Dataset
 from duolora.textfiles import read_json
 
 VERSION = 1
+PROMPT = f"a {THING} in {STYLE}"
+"""The paper's: "a <V1> object in <S2> style"."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Manifest:
     """The layout of the things' data set."""
     styles: str = ""
     """The layout of the looks' data set."""
+    words: Mapping[str, str] = field(default_factory=dict)
+    """Things and looks in words, by their names, where the data sets have none or others."""
 
 
 def choose_pairs(
@@ -57,8 +61,17 @@ def choose_pairs(
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
-    """Write a manifest, one pair a line so that a difference is easy to read; whole or not at all."""
+    """Write a manifest, one pair a line so that a difference is easy to read; whole or not at all.
+
+    Raises:
+        InputError: it has no pairs, or a prompt does not name both the thing and the look.
+    """
+    if not manifest.pairs:
+        raise InputError(f"{path}: expected at least one pair of a content and a style, got none")
+    check_prompts(path, manifest.prompts)
     facts: dict[str, Any] = {"version": VERSION, **asdict(manifest)}
+    if not manifest.words:
+        del facts["words"]
     pairs = ",\n".join(f"  {json.dumps([p.content, p.style], ensure_ascii=False)}" for p in manifest.pairs)
     facts["pairs"] = "PAIRS"
     text = json.dumps(facts, indent=1, ensure_ascii=False).replace('"PAIRS"', f"[\n{pairs}\n ]")
@@ -66,6 +79,17 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     draft = path.with_name(path.name + ".part")
     draft.write_text(text + "\n", "utf-8")
     os.replace(draft, path)
+
+
+def check_prompts(path: Path, prompts: Sequence[str]) -> None:
+    """Make sure that every prompt names the thing and the look.
+
+    Raises:
+        InputError: one does not.
+    """
+    for prompt in prompts:
+        if THING not in prompt or STYLE not in prompt:
+            raise InputError(f"{path}: prompts: expected {THING} and {STYLE} in each, found {prompt!r}")
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -97,7 +121,10 @@ def read_manifest(path: Path) -> Manifest:
         raise FileRefused(f"{path}: expected at least one pair and one seed, found none")
     pairs = tuple(Pairing(content, style) for content, style in facts["pairs"])
     texts = {key: facts[key] for key in ("name", "contents", "styles")}
-    return Manifest(pairs=pairs, prompts=tuple(facts["prompts"]), seeds=tuple(facts["seeds"]), **texts)
+    words = facts.get("words", {})
+    if not isinstance(words, dict) or not all(map(_is_text, words.values())):
+        raise FileRefused(f"{path}: words: expected {{name: words}}, found {words!r}")
+    return Manifest(words=words, pairs=pairs, prompts=tuple(facts["prompts"]), seeds=tuple(facts["seeds"]), **texts)
 
 
 def lacking(manifest: Manifest, contents: Dataset, styles: Dataset) -> list[str]:
