@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from duolora.errors import FileRefused
+from duolora.errors import FileRefused, InputError
 
 LARGEST = 2**25
 """Bytes of a text; the largest that a base model has, its vocabulary, are a tenth of it."""
@@ -37,6 +37,18 @@ def read_text(path: Path) -> str:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
         raise FileRefused(f"{path}: expected text in UTF-8 ({error}); save it as UTF-8") from error
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, without empty ones.
+
+    Raises:
+        InputError: it cannot be read as text.
+    """
+    try:
+        return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    except (FileNotFoundError, FileRefused) as error:
+        raise InputError(f"{path}: expected a text file with a prompt on each line ({error})") from error
 
 
 def read_json(path: Path) -> Any:

@@ -1,25 +1,25 @@
 """Several LoRAs in one file: their weighted sum, exact, by concatenation (Sec. 3.5)."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from duolora.api.merge import options_of
-from duolora.errors import InputError
+from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import notes_of_merge
 from duolora.lora.verify import Proof
 from duolora.lora.write.atomic import check_writable
-from duolora.lora.write.file import FORMATS, Format, write_adapter
+from duolora.lora.write.file import write_adapter
 from duolora.merging.export import dtype_of
 from duolora.merging.fold import Kind
-from duolora.merging.options import MergeOptions
+from duolora.merging.options import MergeOptions, options_of
 from duolora.merging.several import Taught, merged_at_once
 from duolora.model.base import Base, BaseChoice, opened
-from duolora.options import check
+from duolora.options import Format, check, word
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.provenance import versions
 
@@ -46,7 +46,7 @@ def compose(
     Args:
         loras: two or more LoRA files, such as merges of several contents with one style.
         out: the .safetensors file to write.
-        weights: αᵢ of each file; by default 1/n, as the paper has it.
+        weights: αᵢ of each file; by default 1. Sec. 3.5 takes the mean of merges with one style, 1/n.
         format: diffusers, kohya or uniform.
         dtype: float16, bfloat16 or float32.
 
@@ -55,29 +55,23 @@ def compose(
     """
     paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
     chosen = _weights(paths, weights)
-    kind = format_of(format)
+    kind = word("format", format, get_args(Format))
     check_writable(target)
     adapters = [read_adapter(path) for path in paths]
+    if weights is None and all(adapter.recipe.get("made_by") == "duolora merge" for adapter in adapters):
+        share = f"{1 / len(paths):.3g}"
+        warnings.warn(
+            f"these are merges, added up whole; for their mean, as in Sec. 3.5, give each the weight {share}",
+            Notice, stacklevel=2,
+        )  # fmt: skip
     sources = [
-        {"file": source_hash(path), "weight": weight, "prompt": adapter.recipe.get("prompt")}
+        {"file": source_hash(path), "name": path.name, "weight": weight, "prompt": adapter.recipe.get("prompt")}
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
     recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
     left_out = left_out_of(adapters, recipe)
     proof = write_adapter(target, composed(adapters, chosen, recipe), dtype_of(dtype), kind)
     return Composed(target, proof, left_out)
-
-
-def format_of(name: str) -> Format:
-    """The format of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    kind = next((known for known in FORMATS if known == name), None)
-    if kind is None:
-        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {name!r}")
-    return kind
 
 
 def left_out_of(adapters: Sequence[Adapter], recipe: dict[str, object]) -> tuple[str, ...]:
@@ -109,7 +103,7 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict
 def _weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
     if len(paths) < 2:
         raise InputError(f"expected at least two LoRA files to compose, got {len(paths)}")
-    chosen = [1 / len(paths)] * len(paths) if weights is None else list(weights)
+    chosen = [1.0] * len(paths) if weights is None else list(weights)
     if len(chosen) != len(paths) or not all(math.isfinite(weight) for weight in chosen):
         raise InputError(f"weights: expected {len(paths)} finite numbers, one for each file, got {chosen}")
     return chosen
@@ -150,7 +144,7 @@ def compose_at_once(
     paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
     if len(paths) < 2:
         raise InputError(f"expected at least two LoRA files to merge, got {len(paths)}")
-    options, written = options or one_shot_options(kinds), (dtype_of(dtype), format_of(format))
+    options, written = options or one_shot_options(kinds), (dtype_of(dtype), word("format", format, get_args(Format)))
     check(options)
     for name, given in (("prompts", prompts), ("images", images), ("kinds", kinds)):
         if given and len(given) != len(paths):
@@ -163,7 +157,7 @@ def compose_at_once(
         check_fits(adapter, loaded.lora_shapes(), path)
     chosen, pictures = kinds or ["content"] * len(paths), images or [None] * len(paths)
     taught = [
-        Taught(adapter, prompt, _kind(kind), found)
+        Taught(adapter, prompt, word("kinds", kind, get_args(Kind)), found)
         for adapter, prompt, kind, found in zip(adapters, said, chosen, pictures, strict=True)
     ]
     together = merged_prompt or ", ".join(each.prompt for each in taught)
@@ -171,7 +165,7 @@ def compose_at_once(
     recipe: dict[str, object] = {
         "made_by": "duolora compose", "method": "oneshot", "base": loaded.name, "prompt": together,
         "sources": [
-            {"file": source_hash(path), "prompt": each.prompt, "kind": each.kind}
+            {"file": source_hash(path), "name": path.name, "prompt": each.prompt, "kind": each.kind}
             for path, each in zip(paths, taught, strict=True)
         ],
         "options": asdict(options), "versions": versions(),
@@ -195,10 +189,3 @@ def _prompts(paths: Sequence[Path], adapters: Sequence[Adapter], given: Sequence
             raise InputError(f"{path}: its file names no prompt or trigger word; give one for each file with --prompt")
         found.append(said)
     return found
-
-
-def _kind(name: str) -> Kind:
-    kind = next((known for known in get_args(Kind) if known == name), None)
-    if kind is None:
-        raise InputError(f"kinds: expected content or style, got {name!r}")
-    return kind

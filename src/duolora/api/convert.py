@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
@@ -10,8 +11,9 @@ from duolora.lora.compress import Lost, lost, pruned, squeezed
 from duolora.lora.parts import weighed
 from duolora.lora.read.file import read_adapter
 from duolora.lora.verify import Proof
-from duolora.merging.export import check_export, dtype_of, export, export_of
+from duolora.merging.export import check_export, dtype_of, export
 from duolora.merging.mask_file import is_mask_file, read_masks, rebuilt
+from duolora.options import Export, word
 
 
 @dataclass(frozen=True)
@@ -55,7 +57,7 @@ def convert(
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
-    path, target, kind = Path(file).expanduser(), Path(out).expanduser(), export_of(format)
+    path, target, kind = Path(file).expanduser(), Path(out).expanduser(), word("format", format, get_args(Export))
     if not (math.isfinite(content_weight) and math.isfinite(style_weight)):
         raise InputError(f"weights: expected finite numbers, got {content_weight} and {style_weight}")
     if kind == "masks":

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import isfinite
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -10,11 +10,11 @@ import torch
 from duolora.api.generated import check_list, first_number, write_list
 from duolora.errors import BaseMismatch, InputError
 from duolora.lora.read.file import check_fits, read_adapter
-from duolora.lora.write.atomic import check_folder
+from duolora.lora.write.atomic import check_folder, whole_files
 from duolora.lora.write.diffusers import diffusers_tensors
 from duolora.lora.write.uniform import uniform
 from duolora.model.base import Base, BaseChoice, opened
-from duolora.model.defaults import STEPS
+from duolora.model.defaults import STEPS, Sampling, check_sampling
 from duolora.model.images import as_image
 from duolora.model.prompts import identifiers, refuse_unread, unread
 from duolora.model.sample import draw
@@ -55,14 +55,7 @@ def generate(
         DuoLoRAError: an input cannot be used.
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if num < 1 or not prompts:
-        raise InputError(f"expected at least one prompt and picture, got {len(prompts)} prompts, num {num}")
-    if steps < 1:
-        raise InputError(f"steps: expected 1 or more, got {steps}")
-    if guidance is not None and not isfinite(guidance):
-        raise InputError(f"guidance: expected a finite number, got {guidance}")
-    if not all(map(isfinite, weights or [])):
-        raise InputError(f"weights: expected finite numbers, got {', '.join(map(str, weights or []))}")
+    check_sampling(prompts, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weights)
     folder = new_folder(out)
     check_list(folder)
     loaded = opened(base)
@@ -74,7 +67,10 @@ def generate(
     files, first = [], first_number(folder)
     for k, picture in enumerate(pictures):
         files.append(folder / f"{first + k // num:02d}-{seeds[k]}.png")
-        as_image(picture).save(files[-1])
+        file = BytesIO()
+        as_image(picture).save(file, "PNG")
+        with whole_files() as stage:
+            stage(files[-1], [file.getvalue()])
     write_list(
         folder, files, [p for p in prompts for _ in range(num)], seeds, base=loaded.name, loras=[str(p) for p in loras],
         weights=weights, steps=steps, guidance=guidance, versions=versions(),

@@ -15,19 +15,19 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.verify import Proof
 from duolora.lora.write.atomic import check_writable
 from duolora.lora.write.file import write_adapter
+from duolora.model.architectures import modules_within, shapes_in
 from duolora.model.base import Base, BaseChoice, opened
-from duolora.model.blocks import modules_within
 from duolora.model.defaults import FITS, read_defaults
 from duolora.model.image_files import picture_files
 from duolora.model.images import read_pictures
 from duolora.model.prompts import refuse_unread
-from duolora.options import check
+from duolora.options import word
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
 from duolora.training.callbacks import Watcher
 from duolora.training.checkpoint import checkpoint_path
 from duolora.training.loop import Task, train_factors
-from duolora.training.options import TrainOptions, training_of
+from duolora.training.options import TrainOptions, check_training, training_of
 
 _NAME = "learning"
 
@@ -55,6 +55,7 @@ def train(
     progress: bool = True,
     watch: Watcher | None = None,
     fit: str = "crop",
+    kind: str | None = None,
 ) -> Trained:
     """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
 
@@ -70,18 +71,22 @@ def train(
         progress: show a bar on stderr.
         watch: is told the losses, and shown previews of the prompt.
         fit: how an image becomes a square: crop (about its centre), pad (with white) or resize.
+        kind: content or style, what the images show; a base may have other options for the two, and the file says it.
 
     Raises:
         DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
     """
     out = Path(out).expanduser()
-    _check(prompt, out, options)
-    if fit not in FITS:
-        raise InputError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+    _check(prompt, out)
+    word("fit", fit, list(FITS))
+    word("kind", kind or "content", ("content", "style"))
     files = picture_files(images)
+    name = base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
+    shapes = base.architecture.shapes if isinstance(base, Base) else shapes_in(name)
+    check_training(options or default_options(name, kind or "content"), shapes)
     loaded = opened(base)
     refuse_unread(loaded.parts, [prompt])
-    options = options or default_options(loaded.name)
+    options = options or default_options(loaded.name, kind or "content")
     recipe: dict[str, object] = {
         "made_by": "duolora train",
         "base": loaded.name,
@@ -89,6 +94,7 @@ def train(
         "prompt": prompt,
         "options": asdict(options),
         "fit": fit,
+        **({} if kind is None else {"kind": kind}),
         "pictures": [file_hash(path) for path in files],
         "versions": versions(),
     }
@@ -106,19 +112,17 @@ def train(
     return Trained(out, proof, losses)
 
 
-def _check(prompt: str, out: Path, options: TrainOptions | None) -> None:
+def _check(prompt: str, out: Path) -> None:
     """Refuse what no LoRA can be trained with, before anything is read."""
     if not prompt.strip():
         raise InputError("prompt: expected words that say what the pictures show, got none")
     check_writable(out)
-    if options is not None:
-        check(options)
 
 
 @contextmanager
 def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """PEFT's LoRA on the base's attention, as {module: (up, down)}, float32; gone again on leaving."""
-    names = modules_within(base.unet, options.blocks)
+    names = modules_within(base.architecture.shapes, options.blocks)
     config = LoraConfig(r=options.rank, lora_alpha=options.rank, init_lora_weights="gaussian", target_modules=names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

@@ -1,5 +1,6 @@
 """The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,7 +16,6 @@ from duolora.cli.common import (
     BaseOption,
     DeviceOption,
     JsonOption,
-    MergeBaseDtypeOption,
     OffloadOption,
     QuietOption,
     SeedOption,
@@ -28,14 +28,18 @@ from duolora.cli.common import (
     tell_images,
 )
 from duolora.cli.config import options_of_file
+from duolora.cli.early import check_inputs, check_output, check_used
 from duolora.cli.examples import examples
 from duolora.cli.files import DtypeOption, FormatOption
 from duolora.cli.set_option import assigned, tell
 from duolora.errors import InputError
-from duolora.merging.options import METHODS, WEIGHTS
-from duolora.model.defaults import FITS, GUIDANCE, STEPS
-from duolora.options import told
-from duolora.training.options import TrainOptions
+from duolora.lora.write.atomic import check_folder, check_writable
+from duolora.merging.options import METHODS, WEIGHTS, options_of
+from duolora.model.architectures import shapes_in
+from duolora.model.defaults import AUTO, FITS, Sampling, check_sampling, read_defaults
+from duolora.options import Export, told, word
+from duolora.textfiles import read_lines
+from duolora.training.options import TrainOptions, check_training, training_of
 
 
 class _Configured(TyperGroup):
@@ -89,6 +93,15 @@ def _of(name: str) -> str:
     return f"{told(TrainOptions, name)}  [{shown}, or the base's own]"
 
 
+def _two(files: Sequence[Path], content: Path | None, style: Path | None) -> tuple[Path, Path]:
+    """The content and the style LoRA, whichever way they were given."""
+    if len(files) == 2 and content is None and style is None:
+        return files[0], files[1]
+    if files or content is None or style is None:
+        raise typer.BadParameter("expected two files, the content LoRA and the style LoRA, or --content and --style")
+    return content, style
+
+
 def _changed(options: Any, **given: object) -> Any:
     """The options with every value that was given on the command line."""
     return replace(options, **{k: v for k, v in given.items() if v is not None})
@@ -120,11 +133,13 @@ def demo(
     It takes about four minutes on two CPU cores; every method merges the same two.
     """
     with one_line():
+        check_folder(out)
+        place = chosen("atelier", device, base_dtype, offload, quiet)
+
         from duolora.api.demo import PAIR
         from duolora.api.demo import demo as run
         from duolora.atelier.pairs import sample_pair
 
-        place = chosen("atelier", device, base_dtype, offload, quiet)
         typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=place))
 
 
@@ -175,24 +190,26 @@ def train(
 ) -> None:
     """Train a LoRA on pictures of a thing, or on one of a look."""
     with one_line():
-        from duolora.api.train import default_options
-        from duolora.api.train import train as run
-        from duolora.training.prior_preservation import read_prompts
-        from duolora.training.tensorboard import event_log
-
-        if kind not in ("content", "style"):
-            raise InputError(f"--kind: expected content or style, got {kind!r}")
+        word("kind", kind, ("content", "style"))
+        word("fit", fit, list(FITS))
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
         options = _changed(
-            default_options(base, kind),
+            training_of(read_defaults(base), kind),
             **given,
             mirror=mirror,
-            keep=None if keep is None else read_prompts(keep),
+            keep=None if keep is None else read_lines(keep),
             blocks=tuple(blocks) if blocks else None,
         )
+        check_training(options, shapes_in(base))
+        check_writable(out)
+        check_inputs((), images)
         opened = chosen(base, device, base_dtype, offload, quiet)
+
+        from duolora.api.train import train as run
+        from duolora.training.tensorboard import event_log
+
         with event_log(tensorboard, PREVIEWS) as log:
-            done = run(images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit)
+            done = run(images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, kind=kind)
         tell_images(quiet, images, fit=fit)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
@@ -200,30 +217,37 @@ def train(
 
 @app.command(epilog=examples("merge"))
 def merge(
-    content: Annotated[Path, typer.Option(help="The LoRA of the thing.")],
-    style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="The content LoRA and the style LoRA; or use --content and --style.")
+    ] = None,
+    content: Annotated[Path | None, typer.Option(help="The content LoRA (a subject).")] = None,
+    style: Annotated[Path | None, typer.Option(help="The style LoRA.")] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "duolora",
     base: Annotated[
         str | None,
         typer.Option(
             help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id"
-            f"  [atelier; none for {', '.join(name for name, o in METHODS.items() if not o.asks_network)}]."
+            f"  [by the files; none for {', '.join(name for name, o in METHODS.items() if not o.asks_network)}]."
         ),
     ] = None,
+    content_weight: Annotated[float | None, typer.Option(help="What multiplies the content LoRA's part  [1].")] = None,
+    style_weight: Annotated[float | None, typer.Option(help="What multiplies the style LoRA's part  [1].")] = None,
     content_images: Annotated[
-        Path | None, typer.Option(help="Images of the thing, cropped about the centre  [drawn with its LoRA].")
+        Path | None, typer.Option(help="Images of the subject, cropped about the centre  [generated with its LoRA].")
     ] = None,
     style_images: Annotated[
-        Path | None, typer.Option(help="Images of the look, cropped about the centre  [drawn with its LoRA].")
+        Path | None, typer.Option(help="Images of the style, cropped about the centre  [generated with its LoRA].")
     ] = None,
-    content_prompt: Annotated[str | None, typer.Option(help="What brings out the thing  [from its file].")] = None,
-    style_prompt: Annotated[str | None, typer.Option(help="What brings out the look  [from its file].")] = None,
+    content_prompt: Annotated[
+        str | None, typer.Option(help="The content LoRA's trigger prompt  [from its file].")
+    ] = None,
+    style_prompt: Annotated[str | None, typer.Option(help="The style LoRA's trigger prompt  [from its file].")] = None,
     merged_prompt: Annotated[
-        str | None, typer.Option(help="What brings out both  [put together from the two].")
+        str | None, typer.Option(help="The trigger prompt for both  [put together from the two].")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser updates of the masks  [see `--set help`].")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of the masks  [see `--set help`].")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -237,7 +261,7 @@ def merge(
     format: FormatOption = "diffusers",
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",
-    base_dtype: MergeBaseDtypeOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
@@ -246,21 +270,30 @@ def merge(
 ) -> None:
     """Merge a content LoRA and a style LoRA into one LoRA file.
 
-    It is an ordinary LoRA, and its strength is proved.
+    It is an ordinary LoRA, and its strength is verified.
     """
+    content, style = _two(files or [], content, style)
     with one_line():
+        if preset is not None:
+            word("--preset", preset, list(WEIGHTS))
+        options = options_of(method, **WEIGHTS.get(preset or "", {}))
+        numbers = {"steps": steps, "content_weight": content_weight, "style_weight": style_weight}
+        typed = {name: f"--{name.replace('_', '-')} {value}" for name, value in numbers.items() if value is not None}
+        typed |= {pair.partition("=")[0]: f"--set {pair}" for pair in option or []}
+        options = _changed(options, **{**numbers, "seed": seed} | assigned(option or [], options))
+        check_used(options, method, typed, preset)
+        check_output(out, format, dtype, Export)
+        images = {"--content-images": content_images, "--style-images": style_images, "--tensorboard": tensorboard}
+        if given := [name for name, value in images.items() if value is not None and not options.asks_network]:
+            raise InputError(f"{given[0]}: {method} trains nothing; leave it out")
+        check_inputs((content, style), content_images, style_images)
+        by_files = base is None and not options.asks_network
+        opened = None if by_files else chosen(base or AUTO, device, base_dtype, offload, quiet)
+
         from duolora.api.merge import merge as run
-        from duolora.api.merge import options_of
         from duolora.model.blocks import formatted
         from duolora.training.tensorboard import event_log
 
-        if weights is not None and weights not in WEIGHTS:
-            raise InputError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
-        options = options_of(method, **WEIGHTS.get(weights or "", {}))
-        given = {"steps": steps, "seed": seed} | assigned(option or [], options)
-        options = _changed(options, **given)
-        name = base or ("atelier" if options.asks_network else None)
-        opened = None if name is None else chosen(name, device, base_dtype, offload, quiet)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
                 content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
@@ -271,9 +304,7 @@ def merge(
         tell_images(quiet, content_images, style_images)
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
         if done.trainable:
-            text += (
-                f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
-            )
+            text += f"\n{done.trainable} mask entries trained, mean change {done.moved:.3f}; {done.seconds:.1f} s"
         if done.left_out:
             parts = f"{len(done.left_out)} parts, beginning with {done.left_out[0]}"
             text += f"\nnot carried over: {printable(parts)}"
@@ -293,16 +324,18 @@ def merge(
 
 @app.command(epilog=examples("generate"))
 def generate(
-    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    prompt: Annotated[list[str], typer.Option(help="What to generate; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Folder for the images; where some are already, the numbers go on.")],
     lora: Annotated[list[Path] | None, typer.Option(help="A LoRA file to apply; may be given several times.")] = None,
-    weight: Annotated[list[float] | None, typer.Option(help="The strength of each LoRA  [1].")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="What multiplies each LoRA, in their order  [1 each].")
+    ] = None,
     base: BaseOption = "atelier",
-    num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = STEPS,
+    num: Annotated[int, typer.Option(help=told(Sampling, "num"))] = Sampling.num,
+    steps: Annotated[int, typer.Option(help=told(Sampling, "steps"))] = Sampling.steps,
     guidance: Annotated[
         float | None,
-        typer.Option(help=f"Classifier-free guidance; 1 is none  [{GUIDANCE:g}, or the base's own]."),
+        typer.Option(help=f"{told(Sampling, 'guidance')}  [{Sampling.guidance:g}, or the base's own]."),
     ] = None,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
@@ -311,11 +344,15 @@ def generate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw pictures from prompts, with or without LoRA files."""
+    """Generate images from prompts, with or without LoRA files."""
     with one_line():
+        check_sampling(prompt, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weight)
+        check_folder(out)
+        check_inputs(lora or ())
+        place = chosen(base, device, base_dtype, offload, quiet)
+
         from duolora.api.generate import generate as run
 
-        place = chosen(base, device, base_dtype, offload, quiet)
         files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
         report(as_json, "\n".join(map(str, files)), files=files)
 

@@ -9,24 +9,26 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from duolora.errors import DuoLoRAError, Notice
+from duolora.model.defaults import BaseChoice, check_base
+from duolora.options import word
 
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-BaseDtypeOption = Annotated[
-    str, typer.Option("--dtype", "--base-dtype", help="What the base computes in: auto, float32, bfloat16 or float16.")
-]
-MergeBaseDtypeOption = Annotated[
-    str, typer.Option("--base-dtype", help="What the base computes in: auto, float32, bfloat16 or float16.")
-]
+BaseDtypeOption = Annotated[str, typer.Option(help="What the base computes in: auto, float32, bfloat16 or float16.")]
 OffloadOption = Annotated[
     str, typer.Option(help="auto, none, model (networks take turns on the device) or sequential (layers do: slow).")
 ]
 
 
-def chosen(base: str, device: str, dtype: str, offload: str, quiet: bool) -> Any:
-    """The base, to be loaded when it is needed, and then announced on stderr."""
-    from duolora.model.base import BaseChoice
+def chosen(base: str, device: str, dtype: str, offload: str, quiet: bool) -> BaseChoice:
+    """The base, to be loaded when it is needed, and then announced on stderr.
 
+    Raises:
+        InputError: there is no such base, dtype or way of offloading.
+    """
+    word("base-dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    word("offload", offload, ("auto", "none", "model", "sequential"))
+    check_base(base)
     return BaseChoice(base, device, dtype, offload, None if quiet else lambda line: typer.echo(line, err=True))
 
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from duolora.cli.common import JsonOption, QuietOption, SeedOption, one_line, report
+from duolora.cli.early import check_inputs
 from duolora.cli.examples import examples
 
 
@@ -33,6 +34,8 @@ def evaluate(
     With the checkpoints and transforms behind each number.
     """
     with one_line():
+        check_inputs((), generated, content, style)
+
         from duolora.api.evaluate import evaluate as run
         from duolora.api.evaluate import named_checkpoints
 

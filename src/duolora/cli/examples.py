@@ -7,8 +7,8 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         'duolora train --images look.png --prompt "a house in zwx style" --mirror --out look.safetensors',
     ),
     "merge": (
-        "duolora merge --content thing.safetensors --style look.safetensors --out both.safetensors",
-        "duolora merge --content thing.safetensors --style look.safetensors --out fast.safetensors --set steps=50",
+        "duolora merge teapot.safetensors flat.safetensors --method naive --style-weight 0.8 --out both.safetensors",
+        "duolora merge --content thing.safetensors --style look.safetensors --out fast.safetensors --steps 50",
         "duolora merge --set help",
     ),
     "generate": (
@@ -21,7 +21,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "compose": (
         "duolora compose one.safetensors two.safetensors --out three.safetensors",
-        "duolora compose one.safetensors two.safetensors --weights 0.7,0.3 --out three.safetensors",
+        "duolora compose one.safetensors two.safetensors --weight 0.7 --weight 0.3 --out three.safetensors",
         "duolora compose cat.safetensors dog.safetensors look.safetensors --method oneshot --out all.safetensors",
     ),
     "inspect": (

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
@@ -11,10 +10,10 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.parts import halves
 from duolora.lora.verify import Proof, proof
 from duolora.lora.write.atomic import check_writable, whole_files
-from duolora.lora.write.file import Format, staged_adapter
+from duolora.lora.write.file import staged_adapter
 from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, staged_masks
+from duolora.options import Export, Format, word
 
-Export = Literal["diffusers", "kohya", "uniform", "split", "split-kohya", "masks"]
 SINGLE: dict[str, Format] = {"diffusers": "diffusers", "kohya": "kohya", "uniform": "uniform"}
 SPLITS: dict[str, Format] = {"split": "diffusers", "split-kohya": "kohya"}
 """In which format the halves are."""
@@ -30,27 +29,13 @@ class Exported:
     proof: Proof
 
 
-def export_of(name: str) -> Export:
-    """The format of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    for known in get_args(Export):
-        if name == known:
-            return known
-    raise InputError(f"format: expected one of {', '.join(get_args(Export))}, got {name!r}")
-
-
 def dtype_of(name: str) -> torch.dtype:
     """The dtype of this name.
 
     Raises:
         InputError: there is none.
     """
-    if name not in DTYPES:
-        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
+    return DTYPES[word("dtype", name, list(DTYPES))]
 
 
 def half_paths(out: Path) -> tuple[Path, Path]:

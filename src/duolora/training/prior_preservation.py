@@ -6,17 +6,14 @@ noise, since these are what has to stay.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from duolora.errors import FileRefused, InputError
 from duolora.model.base import Base
 from duolora.model.predict import noise_schedule, predict
 from duolora.model.sample import draw
-from duolora.textfiles import read_text
 from duolora.training.checkpoint import step_generator
 
 DRAWS = 4
@@ -37,18 +34,6 @@ class Kept:
         """As many of the draws as asked for, taken at random."""
         rows = torch.randint(len(self.t), (n,), generator=generator)
         return Kept(self.noisy[rows], self.t[rows], self.prompt[rows], self.predicted[rows])
-
-
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The lines of a text file, without empty ones.
-
-    Raises:
-        InputError: it cannot be read as text.
-    """
-    try:
-        return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    except (FileNotFoundError, FileRefused) as error:
-        raise InputError(f"{path}: expected a text file with a prompt on each line ({error})") from error
 
 
 def beside(batch: int) -> int:

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,14 @@ from torch import Tensor
 
 from duolora.errors import BaseMismatch, FileRefused
 from duolora.lora.adapter import Adapter
-from duolora.lora.read.header import read_header
+from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, read_header, weights_of
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.read.unsupported import refuse_foreign
 from duolora.provenance import file_hash
 from duolora.textfiles import read_json
 
-PEFT_CONFIG, PEFT_WEIGHTS, PEFT_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 def read_adapter(path: Path) -> Adapter:
@@ -31,8 +30,7 @@ def read_adapter(path: Path) -> Adapter:
     Raises:
         FileRefused: it is missing, damaged, unsafe, or not a plain LoRA for an SDXL-shaped UNet.
     """
-    path = path.expanduser()
-    weights = path / PEFT_WEIGHTS if os.path.isfile(path / PEFT_CONFIG) else path
+    path, weights = path.expanduser(), weights_of(path)
     entries, metadata = read_header(weights)
     config = weights.with_name(PEFT_CONFIG)
     of_peft = bool(entries) and all(key.startswith(PEFT_PREFIX) for key in entries) and config.is_file()

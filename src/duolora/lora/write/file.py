@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import torch
 from safetensors.torch import save
@@ -20,9 +19,9 @@ from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
 from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
 from duolora.lora.write.kohya import kohya_metadata, kohya_tensors
 from duolora.lora.write.uniform import uniform
+from duolora.options import Format
 from duolora.provenance import tensors_hash
 
-Format = Literal["diffusers", "kohya", "uniform"]
 Writer = Callable[[Adapter, torch.dtype, str], tuple[dict[str, Tensor], dict[str, str]]]
 _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "bfloat16"}
 
