@@ -214,8 +214,8 @@ def _downloaded(base: str) -> Path:
         return Path(StableDiffusionXLPipeline.download(base, use_safetensors=True))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{base}: no such folder here, and the hub gave no model of that id as safetensors ({_first_line(error)}); "
-            "check the name and the connection, or give the path of a local copy"
+            f"{base}: no such folder here, and the hub gave no model of that id as safetensors; check the name and the "
+            "connection, or give the path of a local copy"
         ) from error
 
 

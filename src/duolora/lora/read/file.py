@@ -10,7 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from duolora.errors import BaseMismatch, FileRefused
+from duolora.errors import BaseMismatch, FileRefused, reason
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, read_header, weights_of
 from duolora.lora.read.keys import adapter_from
@@ -53,7 +53,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, OSError, AttributeError, ValueError, RuntimeError) as error:
         raise FileRefused(
-            f"{path}: expected a whole .safetensors file, but it cannot be read ({error}); get it again"
+            f"{path}: expected a whole .safetensors file, but it cannot be read ({reason(error)}); get it again"
         ) from error
     for key, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value.float()).all():
