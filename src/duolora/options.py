@@ -3,6 +3,7 @@
 The command line, its help and the checks are made from them; nothing heavy is imported.
 """
 
+import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
@@ -70,6 +71,11 @@ def option(
     said = {"help": help, "section": section, "topic": topic, "only": only, "range": Range(least, above, most, below)}
     found: T = field(default=default, metadata=said)
     return found
+
+
+def several(values: T | Sequence[T]) -> list[T]:
+    """The values as a list; a text or path where a list is expected is one value."""
+    return [values] if isinstance(values, str | os.PathLike) else list(values)  # type: ignore[arg-type]
 
 
 def word(name: str, value: str, known: Sequence[T]) -> T:

@@ -1,4 +1,4 @@
-"""Draw pictures from prompts, with LoRA files loaded the way everybody loads them."""
+"""Generate images from prompts, with LoRA files loaded the way everybody loads them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +18,14 @@ from duolora.model.defaults import STEPS, Sampling, check_sampling
 from duolora.model.images import as_image
 from duolora.model.prompts import identifiers, refuse_unread, unread
 from duolora.model.sample import draw
+from duolora.options import several
 from duolora.provenance import versions
 
 
 def generate(
     prompts: str | Sequence[str],
     out: str | Path,
-    loras: Sequence[str | Path] = (),
+    loras: str | Path | Sequence[str | Path] = (),
     base: str | BaseChoice | Base = "atelier",
     num: int = 4,
     seed: int = 0,
@@ -33,18 +34,18 @@ def generate(
     weights: Sequence[float] | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Draw `num` pictures of each prompt into the folder `out`; returns the files.
+    """Generate `num` images of each prompt into the folder `out`; returns the files.
 
-    Picture k of a prompt uses the seed `seed + k`, whatever else is drawn, and is named `<prompt number>-<seed>.png`.
-    In a folder with such pictures the numbers go on, and none is replaced. `generated.json` lists the new ones, which
+    Image k of a prompt uses the seed `seed + k`, whatever else is generated, and is named `<prompt number>-<seed>.png`.
+    In a folder with such images the numbers go on, and none is replaced. `generated.json` lists the new ones, which
     `evaluate` goes by.
 
     Args:
         prompts: one prompt or several.
         out: the folder, made if need be.
-        loras: LoRA files to apply, together.
+        loras: LoRA files to apply, together; or one.
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
-        num: pictures of each prompt.
+        num: images of each prompt.
         seed: the first seed.
         steps: denoising steps.
         guidance: classifier-free guidance scale, by default what suits the base; 1 is none.
@@ -54,7 +55,7 @@ def generate(
     Raises:
         DuoLoRAError: an input cannot be used.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    prompts, loras = several(prompts), several(loras)
     check_sampling(prompts, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weights)
     folder = new_folder(out)
     check_list(folder)

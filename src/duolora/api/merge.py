@@ -3,7 +3,7 @@
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import get_args
 
@@ -84,19 +84,19 @@ class Masked:
 
 @dataclass(frozen=True)
 class Merged:
-    """A finished merge: the file and the proof of its strength, and what was learnt on the way."""
+    """A finished merge: the file and how its strength was verified, and what was trained on the way."""
 
     path: Path
     proof: Proof
     trainable: int
-    """How many numbers were learnt."""
+    """How many numbers were trained."""
     moved: float
     """Mean change of a mask entry from the beginning to the end."""
     seconds: float
-    losses: list[dict[str, float]]
-    """The terms of the loss, at every tenth update."""
-    content_masks: Masks
-    style_masks: Masks
+    losses: list[dict[str, float]] = field(repr=False)
+    """The terms of the loss, at every tenth step."""
+    content_masks: Masks = field(repr=False)
+    style_masks: Masks = field(repr=False)
     left_out: tuple[str, ...] = ()
     """Parts of the two files that the merge does not carry over, such as bundled embeddings."""
     rest: int = 0
@@ -123,10 +123,10 @@ def merge(
     dtype: str = "float16",
     watch: Watcher | None = None,
 ) -> Merged:
-    """Merge two LoRA files into one that draws the content in the style, and write it to `out`.
+    """Merge two LoRA files into one that generates the content in the style, and write it to `out`.
 
-    Masks are learnt against the two LoRAs themselves, on the given pictures or, where there are none, on pictures that
-    each LoRA draws from its own prompt. The result is folded: it is an ordinary LoRA whose rank varies by module.
+    Masks are trained against the two LoRAs themselves, on the given images or, where there are none, on images that
+    each LoRA generates from its own prompt. The result is folded: it is an ordinary LoRA whose rank varies by module.
 
     Args:
         content: the content LoRA, a .safetensors file.
@@ -136,17 +136,17 @@ def merge(
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base. By default, or for
             `auto`, there is none for a method without masks, since names and shapes of the modules say all that it
             needs, and for the others `atelier`, if the files are for that.
-        content_images: pictures of the content, a file or folder.
-        style_images: pictures of the style, a file or folder.
-        content_prompt: what brings out the content; by default the prompt in the file's metadata.
-        style_prompt: what brings out the style, likewise.
+        content_images: images of the content, a file or folder.
+        style_images: images of the style, a file or folder.
+        content_prompt: the trigger prompt of the content LoRA; by default the prompt in the file's metadata.
+        style_prompt: the trigger prompt of the style LoRA, likewise.
         merged_prompt: the prompt for both; by default the content's subject with the style's ending.
         options: everything else; by default the method's own.
         progress: show bars on stderr.
-        announce: called with the role of every module before anything is learnt.
+        announce: called with the role of every module before anything is trained.
         format: diffusers, kohya, uniform, split or split-kohya (two files, see `merging.export`) or masks.
         dtype: float16, bfloat16 or float32.
-        watch: is told the losses and the masks as they are learnt, and shown previews of the merged prompt.
+        watch: is told the losses and the masks as they are trained, and shown previews of the merged prompt.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
@@ -279,7 +279,7 @@ def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -
 
 
 def _learnt_from(base: Base, data: Calibration) -> Metadata:
-    """What the masks are learnt from, beyond the metadata: a checkpoint of anything else is not gone on from."""
+    """What the masks are trained from, beyond the metadata: a checkpoint of anything else is not gone on from."""
     schedule = base.noise_scheduler
     return {
         "x_c": tensor_hash(data.x_c),

@@ -1,8 +1,8 @@
-"""Train a LoRA on a few pictures (Sec. 4, "Implementation details"): one verb, one file out."""
+"""Train a LoRA on a few images (Sec. 4, "Implementation details"): one verb, one file out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -26,7 +26,7 @@ from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
 from duolora.training.callbacks import Watcher
 from duolora.training.checkpoint import checkpoint_path
-from duolora.training.loop import Task, train_factors
+from duolora.training.loop import SAVE_EVERY, Task, train_factors
 from duolora.training.options import TrainOptions, check_training, training_of
 
 _NAME = "learning"
@@ -39,11 +39,11 @@ def default_options(base: str, kind: str = "content") -> TrainOptions:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished LoRA: the file, the proof of its strength, and the loss at every tenth step."""
+    """A finished LoRA: the file, how its strength was verified, and the loss at every tenth step."""
 
     path: Path
     proof: Proof
-    losses: list[float]
+    losses: list[float] = field(repr=False)
 
 
 def train(
@@ -56,15 +56,16 @@ def train(
     watch: Watcher | None = None,
     fit: str = "crop",
     kind: str | None = None,
+    save_every: int = SAVE_EVERY,
 ) -> Trained:
-    """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
+    """Train a LoRA on q, k, v and out of every attention, from images and one prompt, and write it to `out`.
 
     Latents and prompt embeddings are computed once; only the low-rank factors learn. A run that is stopped goes on
-    from its last checkpoint (every 100 steps, beside `out`) when the same call is made again, to the same bytes.
+    from its last checkpoint (beside `out`) when the same call is made again, to the same bytes.
 
     Args:
-        images: a folder of pictures, or one picture.
-        prompt: what the pictures show, with an identifier in it, such as "a sks teapot in flat style".
+        images: a folder of images, or one image.
+        prompt: what the images show, with an identifier in it, such as "a sks teapot in flat style".
         out: the .safetensors file to write, in diffusers' format.
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
@@ -72,13 +73,16 @@ def train(
         watch: is told the losses, and shown previews of the prompt.
         fit: how an image becomes a square: crop (about its centre), pad (with white) or resize.
         kind: content or style, what the images show; a base may have other options for the two, and the file says it.
+        save_every: steps from one checkpoint to the next; Ctrl-C leaves one, too.
 
     Raises:
-        DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
+        DuoLoRAError: an image, the prompt, the base or the output path cannot be used.
     """
     out = Path(out).expanduser()
     _check(prompt, out)
     word("fit", fit, list(FITS))
+    if save_every < 1:
+        raise InputError(f"save_every: expected 1 or more steps, got {save_every}")
     word("kind", kind or "content", ("content", "style"))
     files = picture_files(images)
     name = base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
@@ -105,7 +109,9 @@ def train(
         trained = {
             f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)
         }
-        losses = train_factors(loaded, [Task(latents, prompt, (_NAME,))], trained, options, checkpoint, progress, watch)
+        losses = train_factors(
+            loaded, [Task(latents, prompt, (_NAME,))], trained, options, checkpoint, progress, watch, save_every
+        )
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
     proof = write_adapter(out, Adapter(modules, recipe))
     checkpoint.unlink(missing_ok=True)
@@ -115,7 +121,7 @@ def train(
 def _check(prompt: str, out: Path) -> None:
     """Refuse what no LoRA can be trained with, before anything is read."""
     if not prompt.strip():
-        raise InputError("prompt: expected words that say what the pictures show, got none")
+        raise InputError("prompt: expected words that say what the images show, got none")
     check_writable(out)
 
 

@@ -1,4 +1,4 @@
-"""How every command speaks: one clear line for an error, the proof in words, JSON where it is asked for."""
+"""How every command speaks: one clear line for an error, the verification in words, JSON where it is asked for."""
 
 import json
 import warnings
@@ -46,6 +46,9 @@ def one_line() -> Iterator[None]:
     except DuoLoRAError as error:
         typer.echo(f"duolora: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt as stop:
+        typer.echo(f"duolora: {stop.args[0] if stop.args else 'stopped'}", err=True)
+        raise typer.Exit(130) from None
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -105,7 +108,7 @@ def proven(proof: Any) -> str:
 
 
 def proof_facts(proof: Any) -> dict[str, object]:
-    """The proof of a written file for JSON."""
+    """The verification of a written file for JSON."""
     return {"bytes": proof.size, "error": proof.error, "error_in_diffusers": proof.diffusers}
 
 

@@ -43,12 +43,12 @@ def beside(batch: int) -> int:
 
 @lru_cache(maxsize=1)
 @torch.no_grad()
-def kept(base: Base, prompts: tuple[str, ...], seed: int = 0) -> Kept:
+def kept(base: Base, prompts: tuple[str, ...], seed: int = 0, progress: bool = False) -> Kept:
     """A picture of each prompt by the base without any LoRA, seen at `DRAWS` noise levels; all on the base's device.
 
     The last answer is remembered, since several LoRAs are trained on one base.
     """
-    latents = base.encode_images(draw(base, prompts, range(seed, seed + len(prompts))).clamp(-1, 1))
+    latents = base.encode_images(draw(base, prompts, range(seed, seed + len(prompts)), progress=progress).clamp(-1, 1))
     schedule, embeds = noise_schedule(base), base.encode_prompts(prompts)
     base.release_encoders()
     rng = step_generator(seed, 0)
