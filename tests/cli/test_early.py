@@ -60,6 +60,8 @@ def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_pat
         ["generate", "--prompt", "", "--out", str(tmp_path)],
         ["generate", "--prompt", "a cat", "--guidance", "-2", "--out", str(tmp_path)],
         ["generate", "--prompt", "a cat", "--lora", none, "--out", str(tmp_path)],
+        ["ui", "--out", content],
+        ["ui", "--out", str(tmp_path), "--base", none],
         [*training, "--blocks", "nosuch"],
         [*training, "--rank", "100000"],
         [*training[:2], none, *training[3:]],

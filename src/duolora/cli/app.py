@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +21,7 @@ from duolora.cli.common import (
     QuietOption,
     SeedOption,
     chosen,
+    doing,
     one_line,
     printable,
     proof_facts,
@@ -31,19 +33,27 @@ from duolora.cli.config import options_of_file
 from duolora.cli.early import check_inputs, check_output, check_used
 from duolora.cli.examples import examples
 from duolora.cli.files import DtypeOption, FormatOption
-from duolora.cli.set_option import assigned, tell
+from duolora.cli.set_option import assigned, methods, tell
 from duolora.errors import InputError
 from duolora.lora.write.atomic import check_folder, check_writable
 from duolora.merging.options import METHODS, WEIGHTS, options_of
 from duolora.model.architectures import shapes_in
-from duolora.model.defaults import AUTO, FITS, Sampling, check_sampling, read_defaults
+from duolora.model.defaults import AUTO, FITS, Sampling, check_base, check_sampling, read_defaults
 from duolora.options import Export, told, word
 from duolora.textfiles import read_lines
 from duolora.training.options import TrainOptions, check_training, training_of
 
 
 class _Configured(TyperGroup):
-    """Commands whose options may come from the file that `--config` names."""
+    """Commands whose options may come from the file that `--config` names, before the command or after it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command line, `--config FILE` first."""
+        end = args.index("--") if "--" in args else len(args)
+        for k in (k for k, each in enumerate(args[:end]) if each.partition("=")[0] == "--config"):
+            own = args[k : k + (1 if "=" in args[k] else 2)]
+            return super().parse_args(ctx, [*own, *args[:k], *args[k + len(own) :]])
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command, with the file's options for defaults."""
@@ -57,11 +67,10 @@ app = typer.Typer(
     name="duolora",
     cls=_Configured,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # Rich takes words in brackets for markup, and leaves them out
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Turn a content LoRA and a style LoRA into one LoRA file that draws that thing in that look.
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 160},
+    help="""Turn a content LoRA and a style LoRA into one LoRA file that generates that subject in that style.
 
     \b
     Try it, with nothing to download:
@@ -69,10 +78,10 @@ app = typer.Typer(
 
     \b
     From photos to one file:
-        duolora train --images photos/ --prompt "a sks teapot in flat style"  --out thing.safetensors
-        duolora train --images look.png --prompt "a house in zwx style"      --out look.safetensors
-        duolora merge --content thing.safetensors --style look.safetensors   --out both.safetensors
-        duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out pictures
+        duolora train --images photos/ --prompt "a sks teapot in flat style"  --out teapot.safetensors
+        duolora train --images flat.png --prompt "a house in zwx style"      --out flat.safetensors
+        duolora merge --content teapot.safetensors --style flat.safetensors   --out both.safetensors
+        duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out images
 
     Every command works on the base that ships inside (`--base atelier`, 64×64 pixels, two CPU cores are enough) and on
     SDXL, SSD-1B and Segmind-Vega (`--base` with a diffusers folder, a .safetensors checkpoint or a hub id).
@@ -83,7 +92,7 @@ TensorboardOption = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
 ]
 PREVIEWS = 50
-"""With event files, a preview after so many updates."""
+"""With event files, a preview after so many steps."""
 
 
 def _of(name: str) -> str:
@@ -107,11 +116,21 @@ def _changed(options: Any, **given: object) -> Any:
     return replace(options, **{k: v for k, v in given.items() if v is not None})
 
 
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"duolora {version('duolora')}")
+        raise typer.Exit()
+    return asked
+
+
 @app.callback()
 def settings(
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of options: [merge] steps = 50, …; the command line wins.")
     ] = None,
+    say_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which version it is.")
+    ] = False,
 ) -> None:
     """Options before the command, which `_Configured` sees to."""
 
@@ -119,22 +138,23 @@ def settings(
 @app.command(epilog=examples("demo"))
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")
+        Path, typer.Option(help="Folder for the images, the LoRA files, the comparison and the table.")
     ] = Path("demo"),
-    pair: Annotated[int | None, typer.Option(help="The seed of another thing and look than the demo's own.")] = None,
+    pair: Annotated[int | None, typer.Option(help="The seed of another subject and style than the demo's own.")] = None,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the whole road: train two LoRAs, merge them, draw, compare.
+    """Show the whole way: train two LoRAs, merge, generate, compare.
 
     It takes about four minutes on two CPU cores; every method merges the same two.
     """
     with one_line():
         check_folder(out)
         place = chosen("atelier", device, base_dtype, offload, quiet)
+        doing("Loading atelier", quiet)
 
         from duolora.api.demo import PAIR
         from duolora.api.demo import demo as run
@@ -147,7 +167,9 @@ def demo(
 def train(
     images: Annotated[
         Path,
-        typer.Option(help="A folder of images of one thing or one look, or a single image; sub-folders are left out."),
+        typer.Option(
+            help="A folder of images of one subject or one style, or a single image; sub-folders are left out."
+        ),
     ],
     prompt: Annotated[
         str,
@@ -169,8 +191,8 @@ def train(
     keep: Annotated[
         Path | None,
         typer.Option(
-            help="A text of prompts, one a line, whose pictures by the base alone are to stay as they are (prior"
-            " preservation); an empty file for none  [none, or the base's own]."
+            help="Prior preservation: a text file with a prompt on each line, whose class images by the base stay as"
+            " they are; an empty file for none  [none, or the base's own]."
         ),
     ] = None,
     fit: Annotated[
@@ -183,12 +205,15 @@ def train(
         list[str] | None,
         typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
     ] = None,
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Steps from one checkpoint to the next; the same command goes on from the last.")
+    ] = 100,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a LoRA on pictures of a thing, or on one of a look."""
+    """Train a LoRA on images of a subject, or on one of a style."""
     with one_line():
         word("kind", kind, ("content", "style"))
         word("fit", fit, list(FITS))
@@ -204,18 +229,22 @@ def train(
         check_writable(out)
         check_inputs((), images)
         opened = chosen(base, device, base_dtype, offload, quiet)
+        doing(f"Loading {base}", quiet)
 
         from duolora.api.train import train as run
         from duolora.training.tensorboard import event_log
 
         with event_log(tensorboard, PREVIEWS) as log:
-            done = run(images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, kind=kind)
+            done = run(
+                images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, kind=kind,
+                save_every=save_every,
+            )  # fmt: skip
         tell_images(quiet, images, fit=fit)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
 
 
-@app.command(epilog=examples("merge"))
+@app.command(epilog=f"{methods()}\n\n{examples('merge')}")
 def merge(
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     files: Annotated[
@@ -289,6 +318,7 @@ def merge(
         check_inputs((content, style), content_images, style_images)
         by_files = base is None and not options.asks_network
         opened = None if by_files else chosen(base or AUTO, device, base_dtype, offload, quiet)
+        doing("Reading the two LoRAs", quiet)
 
         from duolora.api.merge import merge as run
         from duolora.model.blocks import formatted
@@ -350,6 +380,7 @@ def generate(
         check_folder(out)
         check_inputs(lora or ())
         place = chosen(base, device, base_dtype, offload, quiet)
+        doing(f"Loading {base}", quiet)
 
         from duolora.api.generate import generate as run
 
@@ -369,6 +400,9 @@ def ui(
     Train, merge, weigh, compare and download.
     """
     with one_line():
+        check_folder(folder)
+        check_base(base)
+
         from duolora.ui.page import serve
 
         serve(folder, base, host, port)

@@ -1,6 +1,7 @@
 """How every command speaks: one clear line for an error, the verification in words, JSON where it is asked for."""
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -35,6 +36,12 @@ def chosen(base: str, device: str, dtype: str, offload: str, quiet: bool) -> Bas
 SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.", min=0, max=2**32 - 1)]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def doing(what: str, quiet: bool = False) -> None:
+    """Say on a terminal what comes next, where importing and reading take seconds."""
+    if not quiet and sys.stderr.isatty():
+        typer.echo(f"{printable(what)} …", err=True)
 
 
 @contextmanager

@@ -1,11 +1,11 @@
-"""Commands that measure pictures and look at data sets: evaluate, datasets."""
+"""Commands that measure images and look at data sets: evaluate, datasets."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from duolora.cli.common import JsonOption, QuietOption, SeedOption, one_line, report
+from duolora.cli.common import JsonOption, QuietOption, SeedOption, doing, one_line, report
 from duolora.cli.early import check_inputs
 from duolora.cli.examples import examples
 
@@ -14,8 +14,8 @@ def evaluate(
     generated: Annotated[
         Path, typer.Option(help="A folder of generated images, or one; of several runs of `generate` the last.")
     ],
-    content: Annotated[Path | None, typer.Option(help="The thing's photos.")] = None,
-    style: Annotated[Path | None, typer.Option(help="The style picture; also measures what leaks from it.")] = None,
+    content: Annotated[Path | None, typer.Option(help="The subject's photos.")] = None,
+    style: Annotated[Path | None, typer.Option(help="The style image; also measures what leaks from it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What was asked for.")] = None,
     metrics: Annotated[
         str, typer.Option(help="`atelier` (offline), `paper`, or names: dino,clip-i,clip-t,csd-s,leakage.")
@@ -29,12 +29,13 @@ def evaluate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score pictures: content, style, prompt and leakage.
+    """Score images: content, style, prompt and leakage.
 
     With the checkpoints and transforms behind each number.
     """
     with one_line():
         check_inputs((), generated, content, style)
+        doing("Loading the metrics", quiet)
 
         from duolora.api.evaluate import evaluate as run
         from duolora.api.evaluate import named_checkpoints
@@ -67,7 +68,7 @@ def check(
         found = read_dataset(folder, layout)
         missing = problems(found)
         pictures = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
-        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {pictures} pictures"
+        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {pictures} images"
         report(
             as_json,
             "\n".join([f"{folder}: {found.layout}; {held}; {len(missing)} problems", *missing]),
@@ -80,14 +81,14 @@ def check(
 
 @datasets.command(epilog=examples("datasets pairs"))
 def pairs(
-    contents: Annotated[Path, typer.Option(help="The data set with the things.")],
-    styles: Annotated[Path, typer.Option(help="The data set with the looks; may be the same.")],
+    contents: Annotated[Path, typer.Option(help="The data set with the subjects.")],
+    styles: Annotated[Path, typer.Option(help="The data set with the styles; may be the same.")],
     out: Annotated[Path, typer.Option(help="The .json file to write, to be kept under version control.")],
     count: Annotated[int | None, typer.Option(help="How many pairs  [all].")] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What to draw, with {thing} and {style}  [each thing's own prompts].")
+        list[str] | None, typer.Option(help="What to generate, with {thing} and {style}  [each subject's own prompts].")
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Pictures of each prompt, with the seeds 0, 1, …")] = 4,
+    num: Annotated[int, typer.Option(min=1, help="Images of each prompt, with the seeds 0, 1, …")] = 4,
     seed: SeedOption = 0,
 ) -> None:
     """Fix the pairs, prompts and seeds of a table.
@@ -102,9 +103,9 @@ def pairs(
         sides = [{name: each.images for name, each in side.items()} for side in (things.contents, looks.styles)]
         named, looked = ([name for name, images in side.items() if images] for side in sides)
         chosen = choose_pairs(named, looked, count, seed)
-        seeds = tuple(range(draws))
+        seeds = tuple(range(num))
         write_manifest(out, Manifest(out.stem, chosen, tuple(prompt or ()), seeds, things.layout, looks.layout))
-        typer.echo(f"{out}: {len(chosen)} pairs, {draws} pictures of each prompt")
+        typer.echo(f"{out}: {len(chosen)} pairs, {num} images of each prompt")
         if absent := [name for side in sides for name, images in side.items() if not images]:
-            left = f"left out, for lack of pictures: {', '.join(absent)}; `duolora datasets check` says what is missing"
+            left = f"left out, for lack of images: {', '.join(absent)}; `duolora datasets check` says what is missing"
             typer.echo(left, err=True)

@@ -14,6 +14,7 @@ from duolora.cli.common import (
     OffloadOption,
     QuietOption,
     chosen,
+    doing,
     one_line,
     printable,
     proof_facts,
@@ -52,6 +53,7 @@ def convert(
     with one_line():
         check_output(out, format, dtype, Export)
         check_inputs([path for path in (file, content, style) if path is not None])
+        doing(f"Reading {file}")
 
         from duolora.api.convert import convert as run
 
@@ -121,6 +123,7 @@ def compose(
             | {"--set": option}, weight,
         )  # fmt: skip
         check_inputs(files, *(images or ()), base=base if method == "oneshot" else None)
+        doing(f"Reading {len(files)} files", quiet)
 
         from duolora.api.compose import compose as run
         from duolora.api.compose import compose_at_once, one_shot_options
@@ -159,6 +162,7 @@ def inspect(
     """
     with one_line():
         check_inputs([file, *([] if other is None else [other])])
+        doing(f"Reading {file}")
 
         from duolora.api.inspect import inspect as run
 

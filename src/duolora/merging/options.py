@@ -291,6 +291,21 @@ METHODS: dict[str, MergeOptions] = {
     "oneshot": MergeOptions(init="oneshot", steps=0, off_role=0.0),
 }
 
+METHOD_HELP: dict[str, str] = {
+    "naive": "the plain sum; no base, seconds",
+    "split": "each LoRA alone in the blocks in which it leads; no base, seconds",
+    "blora": "one block of each, as B-LoRA; no base, seconds",
+    "svd": "the sum, cut to a rank; no base, seconds",
+    "ties": "entries of ΔW elected by sign (TIES); no base, minutes",
+    "dare_ties": "the same after dropping entries at random (DARE); no base, minutes",
+    "ziplora": "trained masks on the outputs (ZipLoRA); needs the base",
+    "ziprank": "trained masks on the rank dimension; needs the base",
+    "ziprank-prior": "the same with the layer prior; needs the base",
+    "duolora": "the paper's: rank masks, layer prior and cycle; needs the base, the slowest",
+    "oneshot": "rank masks in closed form, without training steps; needs the base, quick",
+}
+"""What each method does, needs and costs, in a line."""
+
 
 def options_of(method: str, **changes: object) -> MergeOptions:
     """The options of a method, some of them changed.
