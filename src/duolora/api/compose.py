@@ -26,7 +26,7 @@ from duolora.provenance import versions
 
 @dataclass(frozen=True)
 class Composed:
-    """The file, the proof of its strength, and what the composed files hold besides LoRAs."""
+    """The file, how its strength was verified, and what the composed files hold besides LoRAs."""
 
     path: Path
     proof: Proof
@@ -75,7 +75,7 @@ def compose(
 
 
 def left_out_of(adapters: Sequence[Adapter], recipe: dict[str, object]) -> tuple[str, ...]:
-    """What the adapters hold besides LoRAs; the recipe says so, too."""
+    """What the adapters hold besides LoRAs; the metadata say so, too."""
     found = tuple(dict.fromkeys(part for adapter in adapters for part in adapter.left_out))
     if found:
         recipe["left_out"] = list(found)
@@ -128,11 +128,11 @@ def compose_at_once(
         loras: two or more LoRA files.
         out: the .safetensors file to write.
         base: a name, path or hub id, a choice of how to run it, or a loaded base.
-        prompts: what brings out each LoRA; by default the prompts in the files' recipes.
-        images: pictures of each, a file or folder; by default each LoRA draws some from its prompt.
+        prompts: the trigger prompt of each LoRA; by default the prompts in the files' metadata.
+        images: images of each, a file or folder; by default each LoRA generates some from its prompt.
         kinds: what each is for, content or style; they then lead in the modules of that role. Without them no LoRA
             leads anywhere.
-        merged_prompt: the prompt for all together, for the file's recipe; by default all prompts in a row.
+        merged_prompt: the prompt for all together, for the file's metadata; by default all prompts in a row.
         options: everything else; by default `one_shot_options`.
         format: diffusers, kohya or uniform.
         dtype: float16, bfloat16 or float32.
@@ -181,7 +181,7 @@ def one_shot_options(kinds: Sequence[str], **changes: object) -> MergeOptions:
 
 
 def _prompts(paths: Sequence[Path], adapters: Sequence[Adapter], given: Sequence[str]) -> list[str]:
-    """What brings out each LoRA: as given, or from the files' recipes."""
+    """The trigger prompt of each LoRA: as given, or from the files' metadata."""
     found = []
     for path, adapter, prompt in zip(paths, adapters, given or [""] * len(paths), strict=True):
         said = prompt or adapter.recipe.get("prompt")

@@ -18,7 +18,7 @@ from duolora.options import Export, word
 
 @dataclass(frozen=True)
 class Converted:
-    """The files, the proof of their strength, and what was lost by making them smaller."""
+    """The files, how their strength was verified, and what was lost by making them smaller."""
 
     paths: tuple[Path, ...]
     proof: Proof
@@ -48,8 +48,8 @@ def convert(
         dtype: float16, bfloat16 or float32.
         content: for masks, the content LoRA that was merged.
         style: for masks, the style LoRA.
-        content_weight: of a merge, what multiplies its content half.
-        style_weight: of a merge, what multiplies its style half.
+        content_weight: of a merge, what multiplies its content part.
+        style_weight: of a merge, what multiplies its style part.
         threshold: leaves out directions with at most this share of the strength of their module's strongest.
         energy: keeps the singular directions with this share of each module's ‖ΔW‖².
         rank: keeps at most so many singular directions.

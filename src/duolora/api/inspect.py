@@ -25,7 +25,7 @@ ROLES = {
     "down_blocks.1": "style",
     "up_blocks.1": "style",
 }
-"""What SDXL's blocks are by resolution, for files whose recipe has no map of its own."""
+"""What SDXL's blocks are by resolution, for files whose metadata have no map of its own."""
 
 DIALECTS = {
     "base_model.model.": "PEFT",
@@ -41,14 +41,14 @@ DIALECTS = {
 def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path | None = None) -> Facts:
     """Facts about a LoRA file, or about the masks of a merge.
 
-    Ranks and energy (the share of ‖ΔW‖²) are given for each block and role; of a merge also how much of each half is
-    left; with a second file, the cosine between the two for each block, and for each half the cosine with it and the
-    share of it that the half holds: ⟨half, other⟩ / ‖other‖², 1 where a source came through whole.
+    Ranks and energy (the share of ‖ΔW‖²) are given for each block and role; of a merge also how much of each part is
+    left; with a second file, the cosine between the two for each block, and for each part the cosine with it and the
+    share of it that the part holds: ⟨part, other⟩ / ‖other‖², 1 where a source came through whole.
 
     Args:
         file: a LoRA in any dialect, or masks.
         other: another LoRA to compare it with.
-        plot: a picture to write: one row for each module, sorted by block; masks, or strengths of directions.
+        plot: an image to write: one row for each module, sorted by block; masks, or strengths of directions.
 
     Raises:
         DuoLoRAError: a file cannot be used.
@@ -77,7 +77,7 @@ def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path 
 
 
 def _identity(adapter: Adapter, weights: Path) -> Facts:
-    """What people look for first: for which base it is, in whose names, how large, and what brings it out."""
+    """What people look for first: for which base it is, in whose names, how large, and its trigger words."""
     shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
     ranks = [lora.rank for lora in adapter.modules.values()]
     keys, _ = read_header(weights)
