@@ -18,8 +18,11 @@ export PIP_BUILD_CONSTRAINT := constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	touch $@
 
+SAY = @echo "The command duolora is $(1)/bin/duolora; for its short name: . $(1)/bin/activate"
+
 demo: .venv/ready
 	$(BIN)/duolora demo --out demo
+	$(call SAY,.venv)
 
 test: .venv/ready
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto
@@ -44,6 +47,7 @@ base: .venv/ready
 	touch $@
 
 ui: .venv-ui/ready
+	$(call SAY,.venv-ui)
 	.venv-ui/bin/duolora ui
 
 browser: .venv-ui/ready

@@ -9,7 +9,8 @@ from safetensors.torch import save_file
 
 from duolora.cli.config import options_of_file
 from duolora.errors import FileRefused, InputError
-from duolora.lora.read.file import PEFT_CONFIG, PEFT_WEIGHTS, read_adapter
+from duolora.lora.read.file import read_adapter
+from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS
 from duolora.textfiles import DEEPEST, LARGEST, read_json, read_text
 
 

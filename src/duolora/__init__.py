@@ -6,6 +6,7 @@ imported before one of them is asked for.
 """
 
 from importlib import import_module
+from os import environ
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -85,6 +86,11 @@ if not TYPE_CHECKING:  # to a type checker, any other name is a mistake
             return import_module("importlib.metadata").version("duolora")
         if name not in _HOMES:
             raise AttributeError(f"module 'duolora' has no attribute {name!r}")
+        for library in (
+            "TRANSFORMERS",
+            "DIFFUSERS",
+        ):  # they warn as they are imported
+            environ.setdefault(f"{library}_VERBOSITY", "error")
         return getattr(import_module(_HOMES[name]), name)
 
     def __dir__() -> list[str]:

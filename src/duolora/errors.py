@@ -9,6 +9,15 @@ Every message says which file, key or value, what was expected, what came, and w
 """
 
 
+def reason(error: BaseException) -> str:
+    """What went wrong, in words: without the names of Python's exceptions, their numbers, or more than a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    if isinstance(error, KeyError) and error.args:
+        return f"{error.args[0]!s} is missing"
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 class DuoLoRAError(Exception):
     """The job could not be done; the message says why and what to do."""
 

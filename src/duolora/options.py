@@ -3,7 +3,9 @@
 The command line, its help and the checks are made from them; nothing heavy is imported.
 """
 
+import os
 import reprlib
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
 from math import isfinite
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
@@ -11,6 +13,14 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 from duolora.errors import InputError
 
 T = TypeVar("T")
+Format = Literal["kohya", "diffusers", "uniform"]
+"""Whose names a LoRA file has."""
+DEFAULT_FORMAT: Format = "kohya"
+"""The one that every program loads whole and at its strength (`docs/log.md`)."""
+Export = Literal["kohya", "diffusers", "uniform", "split", "split-diffusers", "peft", "masks"]
+"""How a merge is written: as one file, as its two parts, as a folder of PEFT's, or as its masks."""
+FileDtype = Literal["float32", "float16", "bfloat16", "fp32", "fp16", "bf16"]
+"""What the numbers of a file are."""
 _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "words"}
 
@@ -49,15 +59,37 @@ def option(
     help: str,
     *,
     section: str = "",
+    topic: str = "",
+    only: str = "",
     least: float | None = None,
     above: float | None = None,
     most: float | None = None,
     below: float | None = None,
 ) -> T:
-    """A field of an options dataclass: its default, what it does, the paper's section, and its range."""
-    said = {"help": help, "section": section, "range": Range(least, above, most, below)}
+    """A field of an options dataclass: its default, what it does, the paper's section, its topic, and its range.
+
+    `only` is the name of another option or property: where that one is false, this one has no effect.
+    """
+    said = {"help": help, "section": section, "topic": topic, "only": only, "range": Range(least, above, most, below)}
     found: T = field(default=default, metadata=said)
     return found
+
+
+def several(values: T | Sequence[T]) -> list[T]:
+    """The values as a list; a text or path where a list is expected is one value."""
+    return [values] if isinstance(values, str | os.PathLike) else list(values)  # type: ignore[arg-type]
+
+
+def word(name: str, value: str, known: Sequence[T]) -> T:
+    """The one of the known words that a value is.
+
+    Raises:
+        InputError: it is none of them.
+    """
+    for each in known:
+        if each == value:
+            return each
+    raise InputError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
 
 
 def choices(options: Any, name: str) -> tuple[str, ...]:
@@ -90,6 +122,12 @@ def check(options: Any) -> None:
     """
     for known in fields(options):
         check_value(options, known.name, getattr(options, known.name))
+
+
+def idle(options: Any, names: Iterable[str]) -> dict[str, str]:
+    """Which of these options have no effect among the others as they are, with the name of what they would need."""
+    needs = {name: _field(options, name).metadata["only"] for name in names}
+    return {name: need for name, need in needs.items() if need and not getattr(options, need)}
 
 
 def check_value(options: Any, name: str, value: object) -> None:

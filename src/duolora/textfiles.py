@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from duolora.errors import FileRefused
+from duolora.errors import FileRefused, InputError, reason
 
 LARGEST = 2**25
 """Bytes of a text; the largest that a base model has, its vocabulary, are a tenth of it."""
@@ -28,7 +28,7 @@ def read_text(path: Path) -> str:
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:
-        raise FileRefused(f"{path}: cannot be read ({error}); check its permissions") from error
+        raise FileRefused(f"{path}: cannot be read ({reason(error)}); check its permissions") from error
     if len(data) > LARGEST:
         raise FileRefused(
             f"{path}: expected at most {LARGEST >> 20} MiB of text, found more; check that it is the file"
@@ -36,7 +36,19 @@ def read_text(path: Path) -> str:
     try:
         return data.decode("utf-16" if data[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     except UnicodeDecodeError as error:
-        raise FileRefused(f"{path}: expected text in UTF-8 ({error}); save it as UTF-8") from error
+        raise FileRefused(f"{path}: expected text in UTF-8 ({reason(error)}); save it as UTF-8") from error
+
+
+def read_lines(path: Path) -> tuple[str, ...]:
+    """The lines of a text file, without empty ones.
+
+    Raises:
+        InputError: it cannot be read as text.
+    """
+    try:
+        return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
+    except (FileNotFoundError, FileRefused) as error:
+        raise InputError(f"{path}: expected a text file with a prompt on each line ({reason(error)})") from error
 
 
 def read_json(path: Path) -> Any:
@@ -53,7 +65,7 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         deep = DEEPEST + 1
     except ValueError as error:
-        raise FileRefused(f"{path}: not readable as JSON ({error}); get it again") from error
+        raise FileRefused(f"{path}: not readable as JSON ({reason(error)}); get it again") from error
     if deep > DEEPEST:
         raise FileRefused(f"{path}: expected JSON of at most {DEEPEST} levels, found more; get it again")
     return found

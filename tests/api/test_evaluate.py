@@ -57,7 +57,7 @@ def test_one_prompt_for_each_picture(pictures, clip):
     done = evaluate(pictures, prompt=prompts, metrics=["clip-t"], checkpoints=checkpoints, device="cpu", cache=False)
     read = load_embedder("clip", clip, "cpu")
     assert done["clip-t"] == pytest.approx(matched_mean(read(images(pictures)), read(prompts)), abs=1e-5)
-    with pytest.raises(InputError, match="one for each of the 3 pictures, got 2"):
+    with pytest.raises(InputError, match="one for each of the 3 images, got 2"):
         evaluate(pictures, prompt=prompts[:2], metrics="clip-t", checkpoints=checkpoints, device="cpu", cache=False)
 
 
@@ -254,9 +254,9 @@ def test_datasets_are_checked_and_paired_by_command(tmp_path):
         pattern(20, 20).save(tmp_path / name / "1.png")
     done = run("datasets", "check", tmp_path)
     assert done.exit_code == 0
-    assert "2 contents, 1 styles, 3 pictures; 0 problems" in done.stdout
+    assert "2 contents, 1 styles, 3 images; 0 problems" in done.stdout
     out = tmp_path / "pairs.json"
-    done = run("datasets", "pairs", "--contents", tmp_path, "--styles", tmp_path, "--out", out, "--draws", 2)
+    done = run("datasets", "pairs", "--contents", tmp_path, "--styles", tmp_path, "--out", out, "--num", 2)
     assert done.exit_code == 0, done.output
     assert json.loads(out.read_text())["pairs"] == [["cat", "ink"], ["dog", "ink"]]
     (tmp_path / "styles" / "ink" / "1.png").write_bytes(b"")
@@ -274,4 +274,4 @@ def test_what_has_no_pictures_is_in_no_pair(tmp_path):
     done = run("datasets", "pairs", "--contents", tmp_path, "--styles", tmp_path, "--out", out)
     assert done.exit_code == 0, done.output
     assert json.loads(out.read_text())["pairs"] == [["dog", "ink"]]
-    assert "left out, for lack of pictures: cat" in done.stderr
+    assert "left out, for lack of images: cat" in done.stderr

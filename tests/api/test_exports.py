@@ -299,7 +299,7 @@ def test_wrong_merges_at_once_are_named(sources, base, tmp_path):
     for given, message in (
         ({"prompts": ["a"]}, "prompts: expected 2, one for each file, got 1"),
         ({"prompts": ["a", " "]}, "names no prompt or trigger word; give one for each file with --prompt"),
-        ({"kinds": ["content", "look"]}, "kinds: expected content or style, got 'look'"),
+        ({"kinds": ["content", "look"]}, "kinds: expected one of content, style, got 'look'"),
         ({"changes": {"masks": "output"}}, "masks: many LoRAs at once need 'rank'"),
         ({"format": "masks"}, "format: expected one of"),
     ):
@@ -313,9 +313,9 @@ def test_wrong_merges_at_once_are_named(sources, base, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--method", "oneshot", "--weights", "1,1"], "--weights 1,1: one-shot masks weigh the files"),
-        (["--prompt", "a"], "--prompt: the exact sum learns nothing"),
-        (["--method", "best"], "--method: expected sum or oneshot, got 'best'"),
+        (["--method", "oneshot", "--weight", "1"], "--weight: one-shot masks weigh the files"),
+        (["--prompt", "a"], "--prompt: the exact sum trains nothing"),
+        (["--method", "best"], "--method: expected one of sum, oneshot, got 'best'"),
     ],
 )
 def test_the_command_names_what_does_not_fit(sources, tmp_path, words, message):

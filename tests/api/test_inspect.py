@@ -71,7 +71,7 @@ def test_masks_are_summed_up_and_drawn(both, tmp_path):
     assert (tmp_path / "p" / "masks.png").read_bytes().startswith(b"\x89PNG")
     inspect(both, plot=tmp_path / "p" / "both.png")
     assert (tmp_path / "p" / "both.png").stat().st_size > 5000
-    with pytest.raises(InputError, match=r"expected a picture, one of \.png"):
+    with pytest.raises(InputError, match=r"expected an image, one of \.png"):
         inspect(both, plot=tmp_path / "p.txt")
     with pytest.raises(InputError, match="holds masks only"):
         inspect(masks, both)
@@ -90,7 +90,7 @@ def test_commands_on_files(loras, both, tmp_path):
     assert json.loads(done.stdout)["error"] < 1e-6
     done = run("convert", both, "--out", tmp_path / "k.safetensors", "--rank", 2, "--overwrite")
     assert "ΔW has lost" in done.stdout
-    done = run("compose", *loras, "--out", tmp_path / "c.safetensors", "--weights", "0.7,0.3")
+    done = run("compose", *loras, "--out", tmp_path / "c.safetensors", "--weight", "0.7", "--weight", "0.3")
     assert done.exit_code == 0, done.output
     lines = run("inspect", tmp_path / "c.safetensors").stdout.splitlines()
     assert {"0.7", "0.3"} <= {line.split()[-1] for line in lines if line.strip()}
@@ -101,7 +101,7 @@ def test_commands_on_files(loras, both, tmp_path):
         ),
         (("convert", both, "--out", tmp_path / "x.safetensors", "--dtype", "int8"), "dtype: expected one of"),
         (("convert", both, "--out", tmp_path), "got a folder"),
-        (("compose", *loras, "--out", tmp_path / "x.safetensors", "--weights", "a,b"), "--weights"),
+        (("compose", *loras, "--out", tmp_path / "x.safetensors", "--weight", "nan", "--weight", "1"), "weights"),
     ):
         done = run(*wrong)
         assert (done.exit_code, len(done.stderr.strip().splitlines())) == (1, 1)

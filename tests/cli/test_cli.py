@@ -87,10 +87,10 @@ set = ["content_weight=0.5"]
 
 def test_the_base_runs_as_it_is_told_to(folder, tmp_path):
     told = ["generate", "--prompt", "a cat", "--base", folder, "--num", 1, "--steps", 1, "--out", tmp_path / "p"]
-    done = run(*told, "--device", "cpu", "--dtype", "bfloat16", "--offload", "model")
+    done = run(*told, "--device", "cpu", "--base-dtype", "bfloat16", "--offload", "model")
     assert done.exit_code == 0, done.output
     assert f"{folder} on cpu in bfloat16, offloading: none" in done.stderr
-    for option, value in (("--device", "cuda:99"), ("--dtype", "int8"), ("--offload", "half")):
+    for option, value in (("--device", "cuda:99"), ("--base-dtype", "int8"), ("--offload", "half")):
         done = run(*told, option, value)
         assert done.exit_code == 1
         assert f"{option.strip('-')}: expected" in done.stderr
@@ -173,7 +173,7 @@ def test_bad_lora_is_one_line_and_exit_1(kind, folder, loras, tmp_path):
         (["--set", "density=1.01"], "density: expected a finite number above 0 and at most 1"),
         (["--set", "T_content=2"], "T_content: expected a finite number from 0 to 1, got 2.0"),
         (["--set", "lambda_cycle=-1"], "lambda_cycle: expected a finite number, 0 or more"),
-        (["--weights", "table10"], "section4"),
+        (["--preset", "table10"], "section4"),
         (["--method", "magic"], "naive"),
         (["--format", "magic"], "diffusers"),
         (["--dtype", "magic"], "float16"),
@@ -206,9 +206,9 @@ def test_numbers_that_nothing_can_be_made_with_are_one_line(photos, tmp_path):
     refused([*told, "--lr", "nan"], "lr: expected a finite number above 0, got nan")
     refused([*told, "--unconditional", "nan"], "unconditional: expected a finite number from 0 to below 1, got nan")
     told = ["generate", "--prompt", "a cat", "--out", tmp_path / "p", "--base", none]
-    refused([*told, "--steps", 0], "steps: expected 1 or more, got 0")
-    refused([*told, "--num", 0], "num 0")
-    refused([*told, "--guidance", "nan"], "guidance: expected a finite number, got nan")
+    refused([*told, "--steps", 0], "steps: expected a whole number, 1 or more, got 0")
+    refused([*told, "--num", 0], "num: expected a whole number, 1 or more, got 0")
+    refused([*told, "--guidance", "nan"], "guidance: expected a finite number, 0 or more, got nan")
     refused([*told, "--lora", none, "--weight", "inf"], "weights: expected finite numbers, got inf")
     assert not (tmp_path / "p").exists()
 
@@ -237,7 +237,7 @@ def test_damaged_checkpoint_is_one_line(folder, photos, tmp_path):
 def test_values_at_the_end_of_their_range_are_taken(arguments, folder, loras, tmp_path):
     out = tmp_path / "o.safetensors"
     done = run("merge", "--content", loras[0], "--style", loras[1], "--out", out, "--base", folder, "--quiet",
-               "--set", "pictures=1", *arguments)  # fmt: skip
+               *arguments)  # fmt: skip
     assert done.exit_code == 0, done.output
 
 

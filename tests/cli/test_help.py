@@ -1,16 +1,18 @@
 """Help: whole, quick, and with examples that the commands would take."""
 
+import os
 import shlex
 import subprocess
 import sys
+from importlib.metadata import version
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from duolora.cli.app import app
-from duolora.cli.set_option import listed
-from duolora.merging.options import METHODS, WEIGHTS, MergeOptions
+from duolora.cli.set_option import TOPICS, listed
+from duolora.merging.options import METHOD_HELP, METHODS, WEIGHTS, MergeOptions
 from duolora.model.defaults import GUIDANCE
 from duolora.options import told
 from duolora.training.options import TrainOptions
@@ -96,11 +98,11 @@ def test_options_are_listed_before_anything_else_is_asked_for(before):
 def test_every_option_is_listed_with_type_default_and_text():
     entries = {}
     for line in listed().splitlines():
-        if not line.startswith(" "):
+        if not line.startswith((" ", "#")):
             name, _, default = line.partition("=")
             assert default == str(getattr(MergeOptions(), name))
             entries[name] = ""
-        else:
+        elif line.startswith(" "):
             entries[name] += " " + line.strip()
     assert set(entries) == set(MergeOptions.__dataclass_fields__)
     assert all(len(text.partition(" [")[0]) > 15 for text in entries.values()), "a text for each"
@@ -109,3 +111,67 @@ def test_every_option_is_listed_with_type_default_and_text():
     assert entries["batch"].endswith("[a whole number, 1 or more]")
     assert entries["masks"].endswith("output for ziplora]")
     assert "singular ones (Def. 2's U Σ Vᵀ)" in entries["basis"]
+
+
+def test_every_method_has_a_line_of_help():
+    assert set(METHOD_HELP) == set(METHODS)
+    for name, text in METHOD_HELP.items():
+        assert flat(f"{name} {text}") in flat(shown("merge"))
+        assert ("no base" in text) is not METHODS[name].asks_network
+        assert ("needs the base" in text) is METHODS[name].asks_network
+
+
+def test_options_are_listed_by_topic_the_common_ones_first():
+    topics = [line for line in listed().splitlines() if line.startswith("# ")]
+    assert topics == [f"# {topic}" for topic in TOPICS]
+    lines = listed().splitlines()
+    assert lines.index("steps=100") < lines.index("masks=rank") < lines.index("calls=8")
+    assert "For svd, ties and dare_ties." in flat_words(listed())
+
+
+def flat_words(text):
+    return " ".join(text.split())
+
+
+def test_the_version_is_said():
+    done = CliRunner().invoke(app, ["--version"])
+    assert (done.exit_code, done.stdout) == (0, f"duolora {version('duolora')}\n")
+
+
+def test_shells_can_complete():
+    assert "--install-completion" in shown()
+
+
+def test_help_is_as_wide_as_the_terminal():
+    widths = []
+    for columns in (70, 140):
+        command, there = [sys.executable, "-m", "duolora", "train", "--help"], {**os.environ, "COLUMNS": str(columns)}
+        done = subprocess.run(command, capture_output=True, text=True, check=True, env=there)
+        widths.append(max(map(len, done.stdout.partition("Examples:")[0].splitlines())))
+    assert widths[0] <= 70 < 100 < widths[1] <= 140
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 99])
+def test_the_file_of_options_may_stand_anywhere(tmp_path, place):
+    config = tmp_path / "c.toml"
+    config.write_text('[merge]\nmethod = "nosuch"\n')
+    words = ["merge", "a", "b", "--out", str(tmp_path / "x.safetensors")]
+    for given in (["--config", str(config)], [f"--config={config}"]):
+        done = CliRunner().invoke(app, [*words[:place], *given, *words[place:]])
+        assert done.exit_code == 1 and "got 'nosuch'" in done.stderr
+
+
+@pytest.mark.parametrize("path", [path for path in LEAVES if path[0] != "bench"], ids=" ".join)
+def test_help_speaks_the_language_of_the_field(path):
+    text = shown(*path)
+    for word in ("picture", "draw", "learnt", "prove", "brings out"):
+        assert word not in text.lower(), word
+
+
+def test_the_dtype_of_the_file_and_that_of_the_base_have_two_names():
+    for path, command in LEAVES.items():
+        for parameter in command.params:
+            if "--dtype" in parameter.opts and path[0] in ("train", "generate", "merge", "convert", "compose", "demo"):
+                assert "numbers of the file" in parameter.help
+            if "--base-dtype" in parameter.opts:
+                assert "computes in" in parameter.help

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from duolora.cli.common import doing
+
 TELLING = """
 import sys
 import typer
@@ -40,3 +42,10 @@ def test_no_sign_ends_a_command(encoding):
 @pytest.mark.parametrize("arguments", [["merge", "--set", "help"], ["bench", "--help"], ["--help"]])
 def test_help_is_for_every_terminal(arguments):
     assert said("cp1252", "-m", "duolora", *arguments)
+
+
+@pytest.mark.parametrize(("terminal", "quiet", "lines"), [(True, False, 1), (True, True, 0), (False, False, 0)])
+def test_a_terminal_is_told_what_takes_seconds(capsys, monkeypatch, terminal, quiet, lines):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    doing("Reading a.safetensors", quiet)
+    assert capsys.readouterr().err.splitlines() == ["Reading a.safetensors …"] * lines

@@ -9,8 +9,8 @@ from safetensors import safe_open
 from duolora.errors import DuoLoRAError, FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
-from duolora.lora.write.atomic import whole_files
-from duolora.merging.export import export, half_paths
+from duolora.lora.write.atomic import half_paths, whole_files
+from duolora.merging.export import export
 from duolora.merging.mask_file import MaskFile
 from duolora.paper.lowrank import LowRank
 

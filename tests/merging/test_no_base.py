@@ -139,5 +139,5 @@ def test_files_for_different_bases_are_told_apart(loras, of_vega, tmp_path, no_b
 
 
 def test_masks_are_not_trained_without_a_base(loras, tmp_path, no_base):
-    with pytest.raises(AssertionError, match="asked for atelier"):
+    with pytest.raises(InputError, match="are for a UNet that is not known, and ziprank trains masks"):
         merge(*loras, tmp_path / "x.safetensors", "ziprank", progress=False)

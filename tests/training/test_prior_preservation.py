@@ -13,7 +13,8 @@ from duolora.errors import InputError
 from duolora.lora.read.file import read_adapter
 from duolora.model.mount import Mount
 from duolora.model.predict import mounted_unet
-from duolora.training.prior_preservation import DRAWS, kept, read_prompts
+from duolora.textfiles import read_lines
+from duolora.training.prior_preservation import DRAWS, kept
 
 PROMPTS = ("a red house", "a zwx thing in sepia style", "a blue boat at night")
 
@@ -54,12 +55,12 @@ def test_captions_of_what_stays_tell_nothing_of_what_is_personalised():
 
 def test_prompts_are_the_lines_of_a_file(tmp_path):
     (tmp_path / "keep.txt").write_text("a red house\n\n a cat in sepia style \n", "utf-8")
-    assert read_prompts(tmp_path / "keep.txt") == ("a red house", "a cat in sepia style")
+    assert read_lines(tmp_path / "keep.txt") == ("a red house", "a cat in sepia style")
     (tmp_path / "keep.txt").write_text("a red house\n", "utf-8-sig")
-    assert read_prompts(tmp_path / "keep.txt") == ("a red house",)
+    assert read_lines(tmp_path / "keep.txt") == ("a red house",)
     (tmp_path / "none.txt").touch()
-    assert read_prompts(tmp_path / "none.txt") == ()
+    assert read_lines(tmp_path / "none.txt") == ()
     (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
     for name in ("picture.png", "missing.txt"):
         with pytest.raises(InputError, match=name):
-            read_prompts(tmp_path / name)
+            read_lines(tmp_path / name)

@@ -20,6 +20,7 @@ expect = pytest.importorskip("playwright.sync_api").expect
 pytestmark = pytest.mark.browser
 
 
+WORDS = {"content": "a sks thing in flat style", "style": "a house in zwx style"}
 SERVER = """
 import sys
 from pathlib import Path
@@ -74,9 +75,11 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
         for kind, files in pictures.items():
             page.set_input_files(f"#{kind}-pictures input[type=file]", files)
             page.wait_for_selector(f"#{kind}-pictures .file-preview")
+            assert page.input_value(f"#{kind}-prompt textarea") == ""
+            page.fill(f"#{kind}-prompt textarea", WORDS[kind])
         page.click("#more button")
-        page.get_by_label("Updates for each LoRA").fill("1")
-        page.get_by_label("Updates of the masks").fill("1")
+        page.get_by_label("Steps for each LoRA").fill("1")
+        page.get_by_label("Steps of the masks").fill("1")
         page.fill("#count input", "2")
         page.click("#make")
         page.wait_for_selector("#previews img")
@@ -119,7 +122,7 @@ def test_errors_are_shown(url, tmp_path):
     broken.write_bytes(b"\x00" * 4)
     with chromium() as browser, opened(browser, url) as page:
         page.click("#make")
-        page.wait_for_selector("#status .bad:has-text('the thing: expected pictures or a LoRA file')")
+        page.wait_for_selector("#status .bad:has-text('the subject: expected images or a LoRA file')")
         page.click("#draw")
         page.wait_for_selector("text=make a LoRA first")
         for kind in ("content", "style"):

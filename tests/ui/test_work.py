@@ -38,7 +38,7 @@ def made(studio, folder, loras, photos):
         patch.setattr(work, "PREVIEWS", {"train": 2, "merge": 3})
         done = studio.make(asked, news.append)
     stages = list(dict.fromkeys(n.stage for n in news))
-    assert stages[1:] == ["Learning the look", "Merging by ziprank"], "a LoRA that was brought is not trained"
+    assert stages[1:] == ["Training on the style", "Merging by ziprank"], "a LoRA that was brought is not trained"
     assert [n.done for n in news if n.pictures] == [2, 3]
     assert len(news[-2].losses) == 2, "the first and the last of three updates"
     return done
@@ -76,21 +76,21 @@ def test_methods_side_by_side(studio, made):
     found = studio.compare(made, ["naive", "ziprank"], made.prompt, 1, 0, news.append)
     assert list(found) == ["naive", "ziprank"]
     assert np.array_equal(pixels(found["ziprank"]), pixels(studio.draw(made, made.prompt, count=1)))
-    assert [n.stage for n in news] == ["Merging by naive", "Drawing by naive", "Drawing by ziprank"]
+    assert [n.stage for n in news] == ["Merging by naive", "Generating by naive", "Generating by ziprank"]
     again = []
     studio.compare(made, ["naive"], made.prompt, 1, 0, again.append)
-    assert [n.stage for n in again] == ["Drawing by naive"]
+    assert [n.stage for n in again] == ["Generating by naive"]
 
 
 def test_what_cannot_be_made(studio, made, folder, tmp_path):
     side = Side(prompt="a thing")
-    with pytest.raises(InputError, match="the thing: expected pictures or a LoRA file"):
+    with pytest.raises(InputError, match="the subject: expected images or a LoRA file"):
         studio.make(Asked(side, side, str(folder)), lambda _: None)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"1234")
     with pytest.raises(FileRefused, match="content"):
         studio.make(Asked(Side(lora=broken), Side(lora=broken), str(folder)), lambda _: None)
-    with pytest.raises(InputError, match="words for what to draw"):
+    with pytest.raises(InputError, match="words for what to generate"):
         studio.draw(made, " ")
     with pytest.raises(InputError, match="tick some"):
         studio.compare(made, [], made.prompt, 1, 0, lambda _: None)

@@ -1,33 +1,32 @@
 """Several LoRAs in one file: their weighted sum, exact, by concatenation (Sec. 3.5)."""
 
 import math
+import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
 
-from duolora.api.merge import options_of
-from duolora.errors import InputError
+from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter
-from duolora.lora.names import DEFAULT_FORMAT, Format
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
 from duolora.lora.write.atomic import check_out
-from duolora.lora.write.file import FORMATS, write_adapter
+from duolora.lora.write.file import write_adapter
 from duolora.merging.export import dtype_of
 from duolora.merging.fold import Kind
-from duolora.merging.options import MergeOptions
+from duolora.merging.options import MergeOptions, options_of
 from duolora.merging.several import Taught, merged_at_once
 from duolora.model.base import Base, BaseChoice, opened, place_of
-from duolora.options import check
+from duolora.options import DEFAULT_FORMAT, Format, check, word
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.provenance import versions
 
 
 @dataclass(frozen=True)
 class Composed:
-    """The file, the proof of its strength, and what the composed files hold besides LoRAs."""
+    """The file, how its strength was verified, and what the composed files hold besides LoRAs."""
 
     path: Path
     proof: Proof
@@ -48,7 +47,7 @@ def compose(
     Args:
         loras: two or more LoRA files, such as merges of several contents with one style.
         out: the .safetensors file to write.
-        weights: αᵢ of each file; by default 1/n, as the paper has it.
+        weights: αᵢ of each file; by default 1. Sec. 3.5 takes the mean of merges with one style, 1/n.
         format: kohya, diffusers or uniform.
         dtype: float16, bfloat16 or float32.
         overwrite: whether a file that is there already is replaced; an input never is.
@@ -58,11 +57,17 @@ def compose(
     """
     paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
     chosen = _weights(paths, weights)
-    kind = format_of(format)
+    kind = word("format", format, get_args(Format))
     check_out(target, paths, overwrite)
     adapters = [read_adapter(path, as_stored=True) for path in paths]
+    if weights is None and all(adapter.recipe.get("made_by") == "duolora merge" for adapter in adapters):
+        share = f"{1 / len(paths):.3g}"
+        warnings.warn(
+            f"these are merges, added up whole; for their mean, as in Sec. 3.5, give each the weight {share}",
+            Notice, stacklevel=2,
+        )  # fmt: skip
     sources = [
-        {"file": source_hash(path), "weight": weight, "prompt": adapter.recipe.get("prompt")}
+        {"file": source_hash(path), "name": path.name, "weight": weight, "prompt": adapter.recipe.get("prompt")}
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
     recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
@@ -73,20 +78,8 @@ def compose(
     return Composed(target, proof, left_out)
 
 
-def format_of(name: str) -> Format:
-    """The format of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    kind = next((known for known in FORMATS if known == name), None)
-    if kind is None:
-        raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {name!r}")
-    return kind
-
-
 def left_out_of(adapters: Sequence[Adapter], recipe: dict[str, object]) -> tuple[str, ...]:
-    """What the adapters hold besides LoRAs; the recipe says so, too."""
+    """What the adapters hold besides LoRAs; the metadata say so, too."""
     found = tuple(dict.fromkeys(part for adapter in adapters for part in adapter.left_out))
     if found:
         recipe["left_out"] = list(found)
@@ -122,7 +115,7 @@ def _notes(adapters: Sequence[Adapter]) -> dict[str, str]:
 def _weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
     if len(paths) < 2:
         raise InputError(f"expected at least two LoRA files to compose, got {len(paths)}")
-    chosen = [1 / len(paths)] * len(paths) if weights is None else list(weights)
+    chosen = [1.0] * len(paths) if weights is None else list(weights)
     if len(chosen) != len(paths) or not all(math.isfinite(weight) for weight in chosen):
         raise InputError(f"weights: expected {len(paths)} finite numbers, one for each file, got {chosen}")
     return chosen
@@ -148,11 +141,11 @@ def compose_at_once(
         loras: two or more LoRA files.
         out: the .safetensors file to write.
         base: a name, path or hub id, a choice of how to run it, or a loaded base.
-        prompts: what brings out each LoRA; by default the prompts in the files' recipes.
-        images: pictures of each, a file or folder; by default each LoRA draws some from its prompt.
+        prompts: the trigger prompt of each LoRA; by default the prompts in the files' metadata.
+        images: images of each, a file or folder; by default each LoRA generates some from its prompt.
         kinds: what each is for, content or style; they then lead in the modules of that role. Without them no LoRA
             leads anywhere.
-        merged_prompt: the prompt for all together, for the file's recipe; by default all prompts in a row.
+        merged_prompt: the prompt for all together, for the file's metadata; by default all prompts in a row.
         options: everything else; by default `one_shot_options`.
         format: kohya, diffusers or uniform.
         dtype: float16, bfloat16 or float32.
@@ -165,7 +158,7 @@ def compose_at_once(
     paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
     if len(paths) < 2:
         raise InputError(f"expected at least two LoRA files to merge, got {len(paths)}")
-    options, written = options or one_shot_options(kinds), (dtype_of(dtype), format_of(format))
+    options, written = options or one_shot_options(kinds), (dtype_of(dtype), word("format", format, get_args(Format)))
     check(options)
     for name, given in (("prompts", prompts), ("images", images), ("kinds", kinds)):
         if given and len(given) != len(paths):
@@ -178,7 +171,7 @@ def compose_at_once(
         check_fits(adapter, loaded.lora_shapes(), path)
     chosen, pictures = kinds or ["content"] * len(paths), images or [None] * len(paths)
     taught = [
-        Taught(adapter, prompt, _kind(kind), found)
+        Taught(adapter, prompt, word("kinds", kind, get_args(Kind)), found)
         for adapter, prompt, kind, found in zip(adapters, said, chosen, pictures, strict=True)
     ]
     together = merged_prompt or ", ".join(each.prompt for each in taught)
@@ -186,7 +179,7 @@ def compose_at_once(
     recipe: dict[str, object] = {
         "made_by": "duolora compose", "method": "oneshot", "base": loaded.name, "prompt": together,
         "sources": [
-            {"file": source_hash(path), "prompt": each.prompt, "kind": each.kind}
+            {"file": source_hash(path), "name": path.name, "prompt": each.prompt, "kind": each.kind}
             for path, each in zip(paths, taught, strict=True)
         ],
         "options": asdict(options), "versions": versions(),
@@ -202,7 +195,7 @@ def one_shot_options(kinds: Sequence[str], **changes: object) -> MergeOptions:
 
 
 def _prompts(paths: Sequence[Path], adapters: Sequence[Adapter], given: Sequence[str]) -> list[str]:
-    """What brings out each LoRA: as given, or from the files' recipes."""
+    """The trigger prompt of each LoRA: as given, or from the files' metadata."""
     found = []
     for path, adapter, prompt in zip(paths, adapters, given or [""] * len(paths), strict=True):
         said = prompt or adapter.recipe.get("prompt")
@@ -210,10 +203,3 @@ def _prompts(paths: Sequence[Path], adapters: Sequence[Adapter], given: Sequence
             raise InputError(f"{path}: its file names no prompt or trigger word; give one for each file with --prompt")
         found.append(said)
     return found
-
-
-def _kind(name: str) -> Kind:
-    kind = next((known for known in get_args(Kind) if known == name), None)
-    if kind is None:
-        raise InputError(f"kinds: expected content or style, got {name!r}")
-    return kind

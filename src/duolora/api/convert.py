@@ -3,21 +3,23 @@
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.compress import Lost, lost, pruned, squeezed
-from duolora.lora.names import DEFAULT_FORMAT
 from duolora.lora.parts import weighed
 from duolora.lora.read.file import read_adapter
 from duolora.lora.verify import Proof
-from duolora.merging.export import check_export, dtype_of, export, export_of
+from duolora.lora.write.atomic import check_export
+from duolora.merging.export import dtype_of, export
 from duolora.merging.mask_file import is_mask_file, read_masks, rebuilt
+from duolora.options import DEFAULT_FORMAT, Export, word
 
 
 @dataclass(frozen=True)
 class Converted:
-    """The files, the proof of their strength, and what was lost by making them smaller."""
+    """The files, how their strength was verified, and what was lost by making them smaller."""
 
     paths: tuple[Path, ...]
     proof: Proof
@@ -49,8 +51,8 @@ def convert(
         dtype: float16, bfloat16 or float32.
         content: for masks, the content LoRA that was merged.
         style: for masks, the style LoRA.
-        content_weight: of a merge, what multiplies its content half.
-        style_weight: of a merge, what multiplies its style half.
+        content_weight: of a merge, what multiplies its content part.
+        style_weight: of a merge, what multiplies its style part.
         threshold: leaves out directions with at most this share of the strength of their module's strongest.
         energy: keeps the singular directions with this share of each module's ‖ΔW‖².
         rank: keeps at most so many singular directions.
@@ -59,7 +61,7 @@ def convert(
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
-    path, target, kind = Path(file).expanduser(), Path(out).expanduser(), export_of(format)
+    path, target, kind = Path(file).expanduser(), Path(out).expanduser(), word("format", format, get_args(Export))
     if not (math.isfinite(content_weight) and math.isfinite(style_weight)):
         raise InputError(f"weights: expected finite numbers, got {content_weight} and {style_weight}")
     if kind == "masks":

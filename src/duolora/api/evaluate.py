@@ -1,4 +1,4 @@
-"""Score a folder of generated pictures: content, style, text, and what leaked from the style picture."""
+"""Score a folder of generated images: content, style, text, and what leaked from the style image."""
 
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from duolora.metrics.encoders import DEFAULTS, load_embedder
 from duolora.metrics.similarity import Interval, bootstrap_interval, matched, mean_by_row
 from duolora.model.image_files import picture_files
 from duolora.provenance import versions
-from duolora.training.prior_preservation import read_prompts
+from duolora.textfiles import read_lines
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Score:
     label: str
     against: str
     value: Interval
-    """Over the generated pictures, of each one's average cosine with the references."""
+    """Over the generated images, of each one's average cosine with the references."""
     pictures: int
     references: int
     card: Card
@@ -87,7 +87,7 @@ class Evaluation:
 
     def table(self) -> str:
         """The scores for people, with the checkpoints and transforms behind them."""
-        lines = [f"{'':26} {'value':>7}   {'95 % over pictures':20} against"]
+        lines = [f"{'':26} {'value':>7}   {'95 % over images':20} against"]
         for score in self.scores:
             v, count = score.value, "" if score.references == 1 else f" × {score.references}"
             span = f"{v.low:.3f} to {v.high:.3f}"
@@ -138,7 +138,7 @@ def prompts_of(prompt: str | None, file: Path | None) -> str | list[str] | None:
         return prompt
     if prompt is not None:
         raise InputError("--prompts: expected these or --prompt, got both")
-    if not (found := list(read_prompts(file))):
+    if not (found := list(read_lines(file))):
         raise InputError(f"{file}: expected a prompt on each line, found none")
     return found
 
@@ -172,14 +172,14 @@ def evaluate(
     progress: bool = False,
     embedders: MutableMapping[str, Embedder] | None = None,
 ) -> Evaluation:
-    """Score generated pictures against the thing's photos, the style picture and the prompt.
+    """Score generated images against the subject's photos, the style image and the prompt.
 
     Args:
-        generated: a folder of pictures, or one picture; of a folder that `generate` drew into more than once, those of
+        generated: a folder of images, or one image; of a folder that `generate` generated into more than once, those of
             its last run.
-        content: the thing's photos, a folder or one.
-        style: the style picture, or a folder of them.
-        prompt: what was asked for; one for all pictures, or one for each in the order of their names.
+        content: the subject's photos, a folder or one.
+        style: the style image, or a folder of them.
+        prompt: what was asked for; one for all images, or one for each in the order of their names.
         metrics: `atelier` (offline), `paper`, or names (`METRICS`).
         checkpoints: hub id or path by embedder, where it is not the published one; CSD always needs one.
         device: where the networks run; "auto" is CUDA where there is one.
@@ -213,7 +213,7 @@ def _score(
     prompt: str | Sequence[str],
     kept: Cache | None,
 ) -> Score:
-    """One metric of the pictures against its reference."""
+    """One metric of the images against its reference."""
     metric = METRICS[name]
     drawn = embed_files(embedder, pictures, kept)
     if metric.against == "prompt":
@@ -228,9 +228,9 @@ def _score(
 def _against_prompt(
     embedder: Embedder, drawn: Float[Tensor, "n d"], prompt: str | Sequence[str]
 ) -> Float[Tensor, " n"]:
-    """The cosine of each picture with its prompt, or with the one prompt of all."""
+    """The cosine of each image with its prompt, or with the one prompt of all."""
     if isinstance(prompt, str):
         return mean_by_row(drawn, embedder([prompt]))
     if len(prompt) != len(drawn):
-        raise InputError(f"prompt: expected one, or one for each of the {len(drawn)} pictures, got {len(prompt)}")
+        raise InputError(f"prompt: expected one, or one for each of the {len(drawn)} images, got {len(prompt)}")
     return matched(drawn, embedder(list(prompt)))

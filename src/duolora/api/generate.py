@@ -1,8 +1,8 @@
-"""Draw pictures from prompts, with LoRA files loaded the way everybody loads them."""
+"""Generate images from prompts, with LoRA files loaded the way everybody loads them."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from math import isfinite
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -10,21 +10,22 @@ import torch
 from duolora.api.generated import check_list, first_number, write_list
 from duolora.errors import BaseMismatch, InputError
 from duolora.lora.read.file import check_fits, read_adapter
-from duolora.lora.write.atomic import check_folder
+from duolora.lora.write.atomic import check_folder, whole_files
 from duolora.lora.write.diffusers import diffusers_tensors
 from duolora.lora.write.uniform import uniform
 from duolora.model.base import Base, BaseChoice, opened
-from duolora.model.defaults import STEPS
+from duolora.model.defaults import STEPS, Sampling, check_sampling
 from duolora.model.images import as_image
 from duolora.model.prompts import identifiers, refuse_unread, unread
 from duolora.model.sample import draw
+from duolora.options import several
 from duolora.provenance import versions
 
 
 def generate(
     prompts: str | Sequence[str],
     out: str | Path,
-    loras: Sequence[str | Path] = (),
+    loras: str | Path | Sequence[str | Path] = (),
     base: str | BaseChoice | Base = "atelier",
     num: int = 4,
     seed: int = 0,
@@ -33,18 +34,18 @@ def generate(
     weights: Sequence[float] | None = None,
     progress: bool = True,
 ) -> list[Path]:
-    """Draw `num` pictures of each prompt into the folder `out`; returns the files.
+    """Generate `num` images of each prompt into the folder `out`; returns the files.
 
-    Picture k of a prompt uses the seed `seed + k`, whatever else is drawn, and is named `<prompt number>-<seed>.png`.
-    In a folder with such pictures the numbers go on, and none is replaced. `generated.json` lists the new ones, which
+    Image k of a prompt uses the seed `seed + k`, whatever else is generated, and is named `<prompt number>-<seed>.png`.
+    In a folder with such images the numbers go on, and none is replaced. `generated.json` lists the new ones, which
     `evaluate` goes by.
 
     Args:
         prompts: one prompt or several.
         out: the folder, made if need be.
-        loras: LoRA files to apply, together.
+        loras: LoRA files to apply, together; or one.
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
-        num: pictures of each prompt.
+        num: images of each prompt.
         seed: the first seed.
         steps: denoising steps.
         guidance: classifier-free guidance scale, by default what suits the base; 1 is none.
@@ -54,15 +55,8 @@ def generate(
     Raises:
         DuoLoRAError: an input cannot be used.
     """
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    if num < 1 or not prompts:
-        raise InputError(f"expected at least one prompt and picture, got {len(prompts)} prompts, num {num}")
-    if steps < 1:
-        raise InputError(f"steps: expected 1 or more, got {steps}")
-    if guidance is not None and not isfinite(guidance):
-        raise InputError(f"guidance: expected a finite number, got {guidance}")
-    if not all(map(isfinite, weights or [])):
-        raise InputError(f"weights: expected finite numbers, got {', '.join(map(str, weights or []))}")
+    prompts, loras = several(prompts), several(loras)
+    check_sampling(prompts, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weights)
     folder = new_folder(out)
     check_list(folder)
     loaded = opened(base)
@@ -74,7 +68,10 @@ def generate(
     files, first = [], first_number(folder)
     for k, picture in enumerate(pictures):
         files.append(folder / f"{first + k // num:02d}-{seeds[k]}.png")
-        as_image(picture).save(files[-1])
+        file = BytesIO()
+        as_image(picture).save(file, "PNG")
+        with whole_files() as stage:
+            stage(files[-1], [file.getvalue()])
     write_list(
         folder, files, [p for p in prompts for _ in range(num)], seeds, base=loaded.name, loras=[str(p) for p in loras],
         weights=weights, steps=steps, guidance=guidance, versions=versions(),

@@ -1,4 +1,4 @@
-"""Which images of a folder `generate` drew last: a list beside them, which `evaluate` goes by."""
+"""Which images of a folder `generate` generated last: a list beside them, which `evaluate` goes by."""
 
 import json
 import os
@@ -32,7 +32,7 @@ def check_list(folder: Path) -> None:
 
 
 def write_list(folder: Path, files: Sequence[Path], prompts: Sequence[str], seeds: Sequence[int], **facts: Any) -> None:
-    """Write which images were drawn, of which prompts, and how; an earlier list is replaced."""
+    """Write which images were generated, of which prompts, and how; an earlier list is replaced."""
     images = [{"file": f.name, "prompt": p, "seed": s} for f, p, s in zip(files, prompts, seeds, strict=True)]
     draft = folder / f".{GENERATED}"
     draft.write_text(json.dumps({"made_by": _MADE_BY, **facts, "images": images}, indent=1) + "\n", "utf-8")
@@ -51,9 +51,7 @@ def generated_images(where: str | Path) -> Found:
         return found
     files = tuple(path for path in found.files if path.name in listed)
     if not files:
-        raise InputError(
-            f"{found.where}: the images that {GENERATED} names are gone; delete it to score all others, or draw again"
-        )
+        raise InputError(f"{found.where}: the images that {GENERATED} names are gone; delete it to score all others")
     others = [f"{path.name} (of another run)" for path in found.files if path.name not in listed]
     return Found(found.where, files, (*others, *found.left_out))
 

@@ -1,7 +1,6 @@
 """What is in a LoRA file, what two have in common, and what a merge did to its sources; never with a dense ΔW."""
 
 import math
-import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,10 @@ from duolora.errors import FileRefused, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.parts import CONTENT_RANKS, halves
 from duolora.lora.read.file import read_adapter
+from duolora.lora.read.header import read_header, weights_of
 from duolora.lora.verify import inner, norm
 from duolora.merging.mask_file import MaskFile, is_mask_file, read_masks
+from duolora.model.architectures import PROJECTION, recognised
 from duolora.model.blocks import blocks_of
 from duolora.paper.lowrank import LowRank, svd_basis
 from duolora.provenance import file_hash
@@ -24,26 +25,36 @@ ROLES = {
     "down_blocks.1": "style",
     "up_blocks.1": "style",
 }
-"""What SDXL's blocks are by resolution, for files whose recipe has no map of its own."""
+"""What SDXL's blocks are by resolution, for files whose metadata have no map of its own."""
+
+DIALECTS = {
+    "base_model.model.": "PEFT",
+    "diffusion_model.": "ComfyUI",
+    "lora_": "kohya",
+    "lycoris_": "LyCORIS",
+    "text_encoder": "diffusers",
+    "unet.": "diffusers",
+}
+"""Whose names the keys of a file are, by how they begin."""
 
 
 def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path | None = None) -> Facts:
     """Facts about a LoRA file, or about the masks of a merge.
 
-    Ranks and energy (the share of ‖ΔW‖²) are given for each block and role; of a merge also how much of each half is
-    left; with a second file, the cosine between the two for each block, and for each half the cosine with it and the
-    share of it that the half holds: ⟨half, other⟩ / ‖other‖², 1 where a source came through whole.
+    Ranks and energy (the share of ‖ΔW‖²) are given for each block and role; of a merge also how much of each part is
+    left; with a second file, the cosine between the two for each block, and for each part the cosine with it and the
+    share of it that the part holds: ⟨part, other⟩ / ‖other‖², 1 where a source came through whole.
 
     Args:
         file: a LoRA in any dialect, or masks.
         other: another LoRA to compare it with.
-        plot: a picture to write: one row for each module, sorted by block; masks, or strengths of directions.
+        plot: an image to write: one row for each module, sorted by block; masks, or strengths of directions.
 
     Raises:
         DuoLoRAError: a file cannot be used.
     """
     path = Path(file).expanduser()
-    weights = path if os.path.isfile(path) else path / "adapter_model.safetensors"
+    weights = weights_of(path)
     if is_mask_file(path):
         if other is not None:
             raise InputError(f"{path}: holds masks only; rebuild the merge to compare it with {other}")
@@ -52,13 +63,39 @@ def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path 
         numbers = {kind: {name: mask.tolist() for name, mask in masks.items()} for kind, masks in rows.items()}
     else:
         adapter = read_adapter(path)
-        facts = _about(adapter, path) | ({} if other is None else {"other": _compared(adapter, path, Path(other))})
+        facts = (
+            _identity(adapter, weights)
+            | _about(adapter, path)
+            | ({} if other is None else {"other": _compared(adapter, path, Path(other))})
+        )
         numbers = {} if plot is None else {"strength": _spectra(adapter)}
     if plot is not None:
         from duolora.api.plot import plotted
 
         facts["plot"] = str(plotted(numbers, Path(plot).expanduser()))
-    return {"file": str(path), "sha256": file_hash(weights), "bytes": weights.stat().st_size, **facts}
+    return {"file": str(path), **facts, "sha256": file_hash(weights), "bytes": weights.stat().st_size}
+
+
+def _identity(adapter: Adapter, weights: Path) -> Facts:
+    """What people look for first: for which base it is, in whose names, how large, and its trigger words."""
+    shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
+    ranks = [lora.rank for lora in adapter.modules.values()]
+    keys, _ = read_header(weights)
+    return {
+        "base": adapter.recipe.get("base") or f"{recognised(shapes).name} (by its shapes)",
+        "dialect": next((name for start, name in DIALECTS.items() if min(keys, default="").startswith(start)), "other"),
+        "rank": [min(ranks), max(ranks)],
+        "trigger_words": adapter.recipe.get("prompt"),
+        "title": adapter.notes.get("modelspec.title"),
+        "source_files": _source_names(adapter.recipe),
+    }
+
+
+def _source_names(recipe: Mapping[str, object]) -> list[str]:
+    """The names of the files that it was made from, as far as the metadata name them."""
+    files, sources = recipe.get("files"), recipe.get("sources")
+    named = [each.get("name") for each in sources if isinstance(each, dict)] if isinstance(sources, list) else files
+    return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
 
 def _about(adapter: Adapter, path: Path) -> Facts:
@@ -78,10 +115,8 @@ def _about(adapter: Adapter, path: Path) -> Facts:
     roles = dict.fromkeys(("content", "style", "neutral"), 0.0)
     for block, names in blocks_of(squares).items():
         roles[_role(block, adapter.recipe)] += sum(squares[name] for name in names) / whole if whole else 0.0
-    ranks = [lora.rank for lora in adapter.modules.values()]
     facts: Facts = {
         "modules": len(squares),
-        "rank": [min(ranks), max(ranks)],
         "norm": math.sqrt(whole),
         "proof": adapter.proof,
         "blocks": blocks,

@@ -1,29 +1,33 @@
 """Merge a content LoRA and a style LoRA into one ordinary LoRA file: read, align, masks, fold, write."""
 
 import time
+import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import get_args
 
 import torch
 
-from duolora.errors import InputError
+from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter
-from duolora.lora.names import DEFAULT_FORMAT
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
+from duolora.lora.write.atomic import check_export
 from duolora.merging.baselines import combined
-from duolora.merging.export import Export, Exported, check_export, dtype_of, export, export_of
+from duolora.merging.export import Exported, dtype_of, export
 from duolora.merging.fold import Folded, folded, rest
 from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, prompts_of, sources
 from duolora.merging.learn import Calibration, Images, Learnt, calibration, learn
 from duolora.merging.mask_file import MaskFile
 from duolora.merging.options import METHODS, MergeOptions
+from duolora.merging.options import options_of as options_of
 from duolora.model.architectures import Architecture
 from duolora.model.base import Base, BaseChoice, opened, place_of
-from duolora.options import check
+from duolora.model.defaults import AUTO
+from duolora.options import DEFAULT_FORMAT, Export, check, word
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
 from duolora.provenance import tensor_hash, versions
@@ -85,19 +89,19 @@ class Masked:
 
 @dataclass(frozen=True)
 class Merged:
-    """A finished merge: the file and the proof of its strength, and what was learnt on the way."""
+    """A finished merge: the file and how its strength was verified, and what was trained on the way."""
 
     path: Path
     proof: Proof
     trainable: int
-    """How many numbers were learnt."""
+    """How many numbers were trained."""
     moved: float
     """Mean change of a mask entry from the beginning to the end."""
     seconds: float
-    losses: list[dict[str, float]]
-    """The terms of the loss, at every tenth update."""
-    content_masks: Masks
-    style_masks: Masks
+    losses: list[dict[str, float]] = field(repr=False)
+    """The terms of the loss, at every tenth step."""
+    content_masks: Masks = field(repr=False)
+    style_masks: Masks = field(repr=False)
     left_out: tuple[str, ...] = ()
     """Parts of the two files that the merge does not carry over, such as bundled embeddings."""
     rest: int = 0
@@ -125,30 +129,30 @@ def merge(
     watch: Watcher | None = None,
     overwrite: bool = True,
 ) -> Merged:
-    """Merge two LoRA files into one that draws the content in the style, and write it to `out`.
+    """Merge two LoRA files into one that generates the content in the style, and write it to `out`.
 
-    Masks are learnt against the two LoRAs themselves, on the given pictures or, where there are none, on pictures that
-    each LoRA draws from its own prompt. The result is folded: it is an ordinary LoRA whose rank varies by module.
+    Masks are trained against the two LoRAs themselves, on the given images or, where there are none, on images that
+    each LoRA generates from its own prompt. The result is folded: it is an ordinary LoRA whose rank varies by module.
 
     Args:
         content: the content LoRA, a .safetensors file.
         style: the style LoRA, likewise.
         out: the .safetensors file to write.
         method: a key of `METHODS`.
-        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base. By default there is
-            none for a method without masks, since names and shapes of the modules say all that it needs, and `atelier`
-            for the others.
-        content_images: pictures of the content, a file or folder.
-        style_images: pictures of the style, a file or folder.
-        content_prompt: what brings out the content; by default the prompt in the file's metadata.
-        style_prompt: what brings out the style, likewise.
+        base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base. By default, or for
+            `auto`, there is none for a method without masks, since names and shapes of the modules say all that it
+            needs, and for the others `atelier`, if the files are for that.
+        content_images: images of the content, a file or folder.
+        style_images: images of the style, a file or folder.
+        content_prompt: the trigger prompt of the content LoRA; by default the prompt in the file's metadata.
+        style_prompt: the trigger prompt of the style LoRA, likewise.
         merged_prompt: the prompt for both; by default the content's subject with the style's ending.
         options: everything else; by default the method's own.
         progress: show bars on stderr.
-        announce: called with the role of every module before anything is learnt.
+        announce: called with the role of every module before anything is trained.
         format: kohya, diffusers, uniform, split or split-diffusers (two files), peft (a folder) or masks.
         dtype: float16, bfloat16 or float32.
-        watch: is told the losses and the masks as they are learnt, and shown previews of the merged prompt.
+        watch: is told the losses and the masks as they are trained, and shown previews of the merged prompt.
         overwrite: whether a file that is there already is replaced; an input never is.
 
     Raises:
@@ -158,7 +162,7 @@ def merge(
     asked = MergeInputs(
         Path(content).expanduser(), Path(style).expanduser(), Path(out).expanduser(), method,
         options or options_of(method), base, content_images, style_images, content_prompt, style_prompt, merged_prompt,
-        export_of(format), dtype_of(dtype), progress, announce, watch, overwrite,
+        word("format", format, get_args(Export)), dtype_of(dtype), progress, announce, watch, overwrite,
     )  # fmt: skip
     check(asked.options)
     check_export(asked.out, asked.format, (asked.content, asked.style, place_of(base)), overwrite)
@@ -186,14 +190,45 @@ def merge(
 def _read(asked: MergeInputs) -> Read:
     """The two files, and the base where a step needs one or the caller names one."""
     content, style = read_adapter(asked.content), read_adapter(asked.style)
-    name = asked.base or ("atelier" if asked.options.asks_network else None)
-    base = None if name is None else opened(name)
+    _remark(asked, content, style)
+    prompts = _prompts(asked, content, style)
+    base = _base(asked, content, style)
     if base is not None:
         for adapter, path in ((content, asked.content), (style, asked.style)):
             check_fits(adapter, base.lora_shapes(), path)
     architecture = architecture_of_files(content, style) if base is None else base.architecture
     notes = carried({"content": content, "style": style})
-    return Read(content, style, base, architecture, notes, _prompts(asked, content, style))
+    return Read(content, style, base, architecture, notes, prompts)
+
+
+def _remark(asked: MergeInputs, content: Adapter, style: Adapter) -> None:
+    """Warn of two files that are one, and of files that seem to be exchanged."""
+    if source_hash(asked.content) == source_hash(asked.style):
+        warnings.warn(f"{asked.content} and {asked.style} are the same LoRA", Notice, stacklevel=4)
+    elif content.recipe.get("kind") == "style" and style.recipe.get("kind") != "style":
+        warnings.warn(
+            f"{asked.content}: given for the content, but its file says that it was trained on a style; are the two "
+            "exchanged?", Notice, stacklevel=4,
+        )  # fmt: skip
+
+
+def _base(asked: MergeInputs, content: Adapter, style: Adapter) -> Base | None:
+    """The base that was named or, for a method that trains masks, the one that the files are for."""
+    choice = asked.base if isinstance(asked.base, Base | BaseChoice) else BaseChoice(str(asked.base or AUTO))
+    if isinstance(choice, BaseChoice) and choice.base == AUTO:
+        if not asked.options.asks_network:
+            return None
+        found = architecture_of_files(content, style).name
+        if found != "atelier":
+            plain = ", ".join(name for name, options in METHODS.items() if not options.asks_network)
+            which = "a UNet that is not known" if found == "unknown" else f"the UNet of {found}"
+            raise InputError(
+                f"base: the LoRAs are for {which}, and {asked.method} trains masks on the base itself; name it with "
+                f"--base (a diffusers folder, a .safetensors checkpoint or a hub id), or take one of {plain}, which "
+                "need none"
+            )
+        choice = replace(choice, base=found)
+    return opened(choice)
 
 
 def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | None:
@@ -234,6 +269,7 @@ def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
         "versions": versions(),
         "content": source_hash(asked.content),
         "style": source_hash(asked.style),
+        "files": [asked.content.name, asked.style.name],
         **({"left_out": list(found.left_out)} if found.left_out else {}),
         **said,
     }
@@ -251,7 +287,7 @@ def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -
 
 
 def _learnt_from(base: Base, data: Calibration) -> Metadata:
-    """What the masks are learnt from, beyond the metadata: a checkpoint of anything else is not gone on from."""
+    """What the masks are trained from, beyond the metadata: a checkpoint of anything else is not gone on from."""
     schedule = base.noise_scheduler
     return {
         "x_c": tensor_hash(data.x_c),
@@ -278,14 +314,3 @@ def _write(asked: MergeInputs, found: Read, masked: Masked, merged: Folded, meta
     if masked.checkpoint is not None:
         masked.checkpoint.unlink(missing_ok=True)
     return done
-
-
-def options_of(method: str, **changes: object) -> MergeOptions:
-    """The options of a method, some of them changed.
-
-    Raises:
-        InputError: there is no such method.
-    """
-    if method not in METHODS:
-        raise InputError(f"method: expected one of {', '.join(METHODS)}, got {method!r}")
-    return replace(METHODS[method], **changes)  # type: ignore[arg-type]

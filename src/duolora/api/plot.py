@@ -1,4 +1,4 @@
-"""A picture of masks or of strengths: one row for each module, sorted by block, one column for each direction."""
+"""An image of masks or of strengths: one row for each module, sorted by block, one column for each direction."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,13 +15,13 @@ SUFFIXES = (".png", ".pdf", ".svg")
 
 
 def plotted(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> Path:
-    """Write the picture; each panel is {module: values}, and strengths are shown by their logarithm.
+    """Write the image; each panel is {module: values}, and strengths are shown by their logarithm.
 
     Raises:
-        InputError: the picture cannot be put there.
+        InputError: the image cannot be put there.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise InputError(f"{path}: expected a picture, one of {', '.join(SUFFIXES)}; name one")
+        raise InputError(f"{path}: expected an image, one of {', '.join(SUFFIXES)}; name one")
     longest = max((len(rows) for rows in panels.values()), default=0)
     figure = Figure(figsize=(7 * len(panels), min(3 + 0.02 * longest, 14)), layout="constrained")
     FigureCanvasAgg(figure)
@@ -44,7 +44,7 @@ def plotted(panels: Mapping[str, Mapping[str, Sequence[float]]], path: Path) -> 
         with matplotlib.rc_context({"svg.hashsalt": "duolora"}):
             figure.savefig(path, dpi=120)
     except OSError as error:
-        raise InputError(f"{path}: the picture cannot be written ({error.strerror}); name another place") from error
+        raise InputError(f"{path}: the image cannot be written ({error.strerror}); name another place") from error
     return path
 
 

@@ -1,8 +1,8 @@
-"""Train a LoRA on a few pictures (Sec. 4, "Implementation details"): one verb, one file out."""
+"""Train a LoRA on a few images (Sec. 4, "Implementation details"): one verb, one file out."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -15,19 +15,19 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.verify import Proof
 from duolora.lora.write.atomic import check_out
 from duolora.lora.write.file import write_adapter
+from duolora.model.architectures import modules_within, shapes_in
 from duolora.model.base import Base, BaseChoice, opened, place_of
-from duolora.model.blocks import modules_within
 from duolora.model.defaults import FITS, read_defaults
 from duolora.model.image_files import picture_files
 from duolora.model.images import read_pictures
 from duolora.model.prompts import refuse_unread
-from duolora.options import check
+from duolora.options import word
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
 from duolora.training.callbacks import Watcher
 from duolora.training.checkpoint import checkpoint_path
-from duolora.training.loop import Task, train_factors
-from duolora.training.options import TrainOptions, training_of
+from duolora.training.loop import SAVE_EVERY, Task, train_factors
+from duolora.training.options import TrainOptions, check_training, training_of
 
 _NAME = "learning"
 
@@ -39,11 +39,11 @@ def default_options(base: str, kind: str = "content") -> TrainOptions:
 
 @dataclass(frozen=True)
 class Trained:
-    """A finished LoRA: the file, the proof of its strength, and the loss at every tenth step."""
+    """A finished LoRA: the file, how its strength was verified, and the loss at every tenth step."""
 
     path: Path
     proof: Proof
-    losses: list[float]
+    losses: list[float] = field(repr=False)
 
 
 def train(
@@ -56,15 +56,17 @@ def train(
     watch: Watcher | None = None,
     fit: str = "crop",
     overwrite: bool = True,
+    kind: str | None = None,
+    save_every: int = SAVE_EVERY,
 ) -> Trained:
-    """Train a LoRA on q, k, v and out of every attention, from pictures and one prompt, and write it to `out`.
+    """Train a LoRA on q, k, v and out of every attention, from images and one prompt, and write it to `out`.
 
     Latents and prompt embeddings are computed once; only the low-rank factors learn. A run that is stopped goes on
-    from its last checkpoint (every 100 steps, beside `out`) when the same call is made again, to the same bytes.
+    from its last checkpoint (beside `out`) when the same call is made again, to the same bytes.
 
     Args:
-        images: a folder of pictures, or one picture.
-        prompt: what the pictures show, with an identifier in it, such as "a sks teapot in flat style".
+        images: a folder of images, or one image.
+        prompt: what the images show, with an identifier in it, such as "a sks teapot in flat style".
         out: the .safetensors file to write.
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
@@ -72,19 +74,26 @@ def train(
         watch: is told the losses, and shown previews of the prompt.
         fit: how an image becomes a square: crop (about its centre), pad (with white) or resize.
         overwrite: whether a file that is there already is replaced; an input never is.
+        kind: content or style, what the images show; a base may have other options for the two, and the file says it.
+        save_every: steps from one checkpoint to the next; Ctrl-C leaves one, too.
 
     Raises:
-        DuoLoRAError: a picture, the prompt, the base or the output path cannot be used.
+        DuoLoRAError: an image, the prompt, the base or the output path cannot be used.
     """
     out = Path(out).expanduser()
-    _check(prompt, options)
+    _check(prompt)
     check_out(out, [place_of(base)], overwrite)
-    if fit not in FITS:
-        raise InputError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+    word("fit", fit, list(FITS))
+    if save_every < 1:
+        raise InputError(f"save_every: expected 1 or more steps, got {save_every}")
+    word("kind", kind or "content", ("content", "style"))
     files = picture_files(images)
+    name = base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
+    shapes = base.architecture.shapes if isinstance(base, Base) else shapes_in(name)
+    check_training(options or default_options(name, kind or "content"), shapes)
     loaded = opened(base)
     refuse_unread(loaded.parts, [prompt])
-    options = options or default_options(loaded.name)
+    options = options or default_options(loaded.name, kind or "content")
     recipe: dict[str, object] = {
         "made_by": "duolora train",
         "base": loaded.name,
@@ -93,6 +102,7 @@ def train(
         "options": asdict(options),
         "fit": fit,
         "resolution": loaded.resolution,
+        **({} if kind is None else {"kind": kind}),
         "pictures": [file_hash(path) for path in files],
         "versions": versions(),
     }
@@ -103,7 +113,9 @@ def train(
         trained = {
             f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)
         }
-        losses = train_factors(loaded, [Task(latents, prompt, (_NAME,))], trained, options, checkpoint, progress, watch)
+        losses = train_factors(
+            loaded, [Task(latents, prompt, (_NAME,))], trained, options, checkpoint, progress, watch, save_every
+        )
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
     size = {"modelspec.resolution": f"{loaded.resolution}x{loaded.resolution}"}
     proof = write_adapter(out, Adapter(modules, recipe, notes=size))
@@ -111,18 +123,16 @@ def train(
     return Trained(out, proof, losses)
 
 
-def _check(prompt: str, options: TrainOptions | None) -> None:
+def _check(prompt: str) -> None:
     """Refuse what no LoRA can be trained with, before anything is read."""
     if not prompt.strip():
-        raise InputError("prompt: expected words that say what the pictures show, got none")
-    if options is not None:
-        check(options)
+        raise InputError("prompt: expected words that say what the images show, got none")
 
 
 @contextmanager
 def _lora(base: Base, options: TrainOptions) -> Iterator[dict[str, tuple[Tensor, Tensor]]]:
     """PEFT's LoRA on the base's attention, as {module: (up, down)}, float32; gone again on leaving."""
-    names = modules_within(base.unet, options.blocks)
+    names = modules_within(base.architecture.shapes, options.blocks)
     config = LoraConfig(r=options.rank, lora_alpha=options.rank, init_lora_weights="gaussian", target_modules=names)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)

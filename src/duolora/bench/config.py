@@ -10,7 +10,7 @@ from duolora.bench.cells.photo_cell import Scoring
 from duolora.bench.cells.photos import PhotoPair, pairs_of
 from duolora.bench.record import write
 from duolora.bench.tables.rows import Table, row_of
-from duolora.errors import InputError
+from duolora.errors import InputError, reason
 from duolora.model.files import weights_mark
 
 CONFIG = "config.json"
@@ -69,5 +69,5 @@ def read_config(folder: Path) -> Config:
         return Config(**found | read | {"photos": tuple(pairs_of(found.get("photos", ())))})
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
-            f"{path}: expected a table's config, as `duolora bench` writes it ({error!r}); give the folder of a table"
+            f"{path}: expected a table's config, as `duolora bench` writes it ({reason(error)}); give the folder of one"
         ) from error

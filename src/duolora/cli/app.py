@@ -1,6 +1,8 @@
 """The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,13 +19,13 @@ from duolora.cli.common import (
     CheckpointingOption,
     DeviceOption,
     JsonOption,
-    MergeBaseDtypeOption,
     OffloadOption,
     OverwriteOption,
     QuietOption,
     ResolutionOption,
     SeedOption,
     chosen,
+    doing,
     one_line,
     printable,
     proof_facts,
@@ -32,19 +34,30 @@ from duolora.cli.common import (
     tell_images,
 )
 from duolora.cli.config import options_of_file
+from duolora.cli.early import check_inputs, check_output, check_used
 from duolora.cli.examples import examples
 from duolora.cli.files import DtypeOption, FormatOption
-from duolora.cli.set_option import assigned, tell
+from duolora.cli.set_option import assigned, methods, tell
 from duolora.errors import InputError
-from duolora.lora.names import DEFAULT_FORMAT
-from duolora.merging.options import METHODS, WEIGHTS
-from duolora.model.defaults import FITS, GUIDANCE, STEPS
-from duolora.options import told
-from duolora.training.options import TrainOptions
+from duolora.lora.write.atomic import check_folder, check_out
+from duolora.merging.options import METHODS, WEIGHTS, options_of
+from duolora.model.architectures import shapes_in
+from duolora.model.defaults import AUTO, FITS, Sampling, base_place, check_base, check_sampling, read_defaults
+from duolora.options import DEFAULT_FORMAT, Export, told, word
+from duolora.textfiles import read_lines
+from duolora.training.options import TrainOptions, check_training, training_of
 
 
 class _Configured(TyperGroup):
-    """Commands whose options may come from the file that `--config` names."""
+    """Commands whose options may come from the file that `--config` names, before the command or after it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the words of the command line, `--config FILE` first."""
+        end = args.index("--") if "--" in args else len(args)
+        for k in (k for k, each in enumerate(args[:end]) if each.partition("=")[0] == "--config"):
+            own = args[k : k + (1 if "=" in args[k] else 2)]
+            return super().parse_args(ctx, [*own, *args[:k], *args[k + len(own) :]])
+        return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command, with the file's options for defaults."""
@@ -58,11 +71,10 @@ app = typer.Typer(
     name="duolora",
     cls=_Configured,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # Rich takes words in brackets for markup, and leaves them out
-    context_settings={"help_option_names": ["-h", "--help"]},
-    help="""Turn a content LoRA and a style LoRA into one LoRA file that draws that thing in that look.
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 160},
+    help="""Turn a content LoRA and a style LoRA into one LoRA file that generates that subject in that style.
 
     \b
     Try it, with nothing to download:
@@ -70,10 +82,10 @@ app = typer.Typer(
 
     \b
     From photos to one file:
-        duolora train --images photos/ --prompt "a sks teapot in flat style"  --out thing.safetensors
-        duolora train --images look.png --prompt "a house in zwx style"      --out look.safetensors
-        duolora merge --content thing.safetensors --style look.safetensors   --out both.safetensors
-        duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out pictures
+        duolora train --images photos/ --prompt "a sks teapot in flat style"  --out teapot.safetensors
+        duolora train --images flat.png --prompt "a house in zwx style"      --out flat.safetensors
+        duolora merge --content teapot.safetensors --style flat.safetensors   --out both.safetensors
+        duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out images
 
     Every command works on the base that ships inside (`--base atelier`, 64×64 pixels, two CPU cores are enough) and on
     SDXL, SSD-1B and Segmind-Vega (`--base` with a diffusers folder, a .safetensors checkpoint or a hub id).
@@ -84,7 +96,7 @@ TensorboardOption = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
 ]
 PREVIEWS = 50
-"""With event files, a preview after so many updates."""
+"""With event files, a preview after so many steps."""
 
 
 def _of(name: str) -> str:
@@ -95,9 +107,25 @@ def _of(name: str) -> str:
     return f"{told(TrainOptions, name)}  [{shown}, or the base's own]"
 
 
+def _two(files: Sequence[Path], content: Path | None, style: Path | None) -> tuple[Path, Path]:
+    """The content and the style LoRA, whichever way they were given."""
+    if len(files) == 2 and content is None and style is None:
+        return files[0], files[1]
+    if files or content is None or style is None:
+        raise typer.BadParameter("expected two files, the content LoRA and the style LoRA, or --content and --style")
+    return content, style
+
+
 def _changed(options: Any, **given: object) -> Any:
     """The options with every value that was given on the command line."""
     return replace(options, **{k: v for k, v in given.items() if v is not None})
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        typer.echo(f"duolora {version('duolora')}")
+        raise typer.Exit()
+    return asked
 
 
 @app.callback()
@@ -105,6 +133,9 @@ def settings(
     config: Annotated[
         Path | None, typer.Option(help="A TOML file of options: [merge] steps = 50, …; the command line wins.")
     ] = None,
+    say_version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_version, help="Say which version it is.")
+    ] = False,
 ) -> None:
     """Options before the command, which `_Configured` sees to."""
 
@@ -112,25 +143,28 @@ def settings(
 @app.command(epilog=examples("demo"))
 def demo(
     out: Annotated[
-        Path, typer.Option(help="Folder for the pictures, the LoRA files, the comparison and the table.")
+        Path, typer.Option(help="Folder for the images, the LoRA files, the comparison and the table.")
     ] = Path("demo"),
-    pair: Annotated[int | None, typer.Option(help="The seed of another thing and look than the demo's own.")] = None,
+    pair: Annotated[int | None, typer.Option(help="The seed of another subject and style than the demo's own.")] = None,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the whole road: train two LoRAs, merge, generate, compare.
+    """Show the whole way: train two LoRAs, merge, generate, compare.
 
     It takes about four minutes on two CPU cores; every method merges the same two.
     """
     with one_line():
+        check_folder(out)
+        place = chosen("atelier", device, base_dtype, offload, quiet)
+        doing("Loading atelier", quiet)
+
         from duolora.api.demo import PAIR
         from duolora.api.demo import demo as run
         from duolora.atelier.pairs import sample_pair
 
-        place = chosen("atelier", device, base_dtype, offload, quiet)
         typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=place))
 
 
@@ -138,7 +172,9 @@ def demo(
 def train(
     images: Annotated[
         Path,
-        typer.Option(help="A folder of images of one thing or one look, or a single image; sub-folders are left out."),
+        typer.Option(
+            help="A folder of images of one subject or one style, or a single image; sub-folders are left out."
+        ),
     ],
     prompt: Annotated[
         str,
@@ -162,8 +198,8 @@ def train(
     keep: Annotated[
         Path | None,
         typer.Option(
-            help="A text of prompts, one a line, whose pictures by the base alone are to stay as they are (prior"
-            " preservation); an empty file for none  [none, or the base's own]."
+            help="Prior preservation: a text file with a prompt on each line, whose class images by the base stay as"
+            " they are; an empty file for none  [none, or the base's own]."
         ),
     ] = None,
     fit: Annotated[
@@ -179,67 +215,81 @@ def train(
         list[str] | None,
         typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
     ] = None,
+    save_every: Annotated[
+        int, typer.Option(min=1, help="Steps from one checkpoint to the next; the same command goes on from the last.")
+    ] = 100,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a LoRA on pictures of a thing, or on one of a look."""
+    """Train a LoRA on images of a subject, or on one of a style."""
     with one_line():
-        from duolora.api.train import default_options
-        from duolora.api.train import train as run
-        from duolora.training.prior_preservation import read_prompts
-        from duolora.training.tensorboard import event_log
-
-        if kind not in ("content", "style"):
-            raise InputError(f"--kind: expected content or style, got {kind!r}")
+        word("kind", kind, ("content", "style"))
+        word("fit", fit, list(FITS))
         given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
         options = _changed(
-            default_options(base, kind),
+            training_of(read_defaults(base), kind),
             **given,
             min_snr=min_snr,
             optimiser=optimiser,
             mirror=mirror,
-            keep=None if keep is None else read_prompts(keep),
+            keep=None if keep is None else read_lines(keep),
             blocks=tuple(blocks) if blocks else None,
         )
+        check_training(options, shapes_in(base))
+        check_out(out, [base_place(base)], overwrite)
+        check_inputs((), images)
         opened = chosen(base, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution)
+        doing(f"Loading {base}", quiet)
+
+        from duolora.api.train import train as run
+        from duolora.training.tensorboard import event_log
+
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
-                images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, overwrite=overwrite
-            )
+                images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, overwrite=overwrite,
+                kind=kind, save_every=save_every,
+            )  # fmt: skip
         tell_images(quiet, images, fit=fit)
         text = f"{done.path}: {proven(done.proof)}"
         report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
 
 
-@app.command(epilog=examples("merge"))
+@app.command(epilog=f"{methods()}\n\n{examples('merge')}")
 def merge(
-    content: Annotated[Path, typer.Option(help="The LoRA of the thing.")],
-    style: Annotated[Path, typer.Option(help="The LoRA of the look.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write; for peft a folder.")],
+    files: Annotated[
+        list[Path] | None, typer.Argument(help="The content LoRA and the style LoRA; or use --content and --style.")
+    ] = None,
+    content: Annotated[Path | None, typer.Option(help="The content LoRA (a subject).")] = None,
+    style: Annotated[Path | None, typer.Option(help="The style LoRA.")] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "duolora",
     base: Annotated[
         str | None,
         typer.Option(
             help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id"
-            f"  [atelier; none for {', '.join(name for name, o in METHODS.items() if not o.asks_network)}]."
+            f"  [by the files; none for {', '.join(name for name, o in METHODS.items() if not o.asks_network)}]."
         ),
     ] = None,
+    content_weight: Annotated[float | None, typer.Option(help="What multiplies the content LoRA's part  [1].")] = None,
+    style_weight: Annotated[float | None, typer.Option(help="What multiplies the style LoRA's part  [1].")] = None,
     content_images: Annotated[
-        Path | None, typer.Option(help="Images of the thing, cropped about the centre  [drawn with its LoRA].")
+        Path | None, typer.Option(help="Images of the subject, cropped about the centre  [generated with its LoRA].")
     ] = None,
     style_images: Annotated[
-        Path | None, typer.Option(help="Images of the look, cropped about the centre  [drawn with its LoRA].")
+        Path | None, typer.Option(help="Images of the style, cropped about the centre  [generated with its LoRA].")
     ] = None,
-    content_prompt: Annotated[str | None, typer.Option(help="What brings out the thing  [from its file].")] = None,
-    style_prompt: Annotated[str | None, typer.Option(help="What brings out the look  [from its file].")] = None,
+    content_prompt: Annotated[
+        str | None, typer.Option(help="The content LoRA's trigger prompt  [from its file].")
+    ] = None,
+    style_prompt: Annotated[str | None, typer.Option(help="The style LoRA's trigger prompt  [from its file].")] = None,
     merged_prompt: Annotated[
-        str | None, typer.Option(help="What brings out both  [put together from the two].")
+        str | None, typer.Option(help="The trigger prompt for both  [put together from the two].")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Optimiser updates of the masks  [see `--set help`].")] = None,
+    preset: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Training steps of the masks  [see `--set help`].")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -253,7 +303,7 @@ def merge(
     format: FormatOption = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",
-    base_dtype: MergeBaseDtypeOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     base_config: BaseConfigOption = None,
     gradient_checkpointing: CheckpointingOption = "auto",
@@ -266,23 +316,36 @@ def merge(
 ) -> None:
     """Merge a content LoRA and a style LoRA into one LoRA file.
 
-    It is an ordinary LoRA, and its strength is proved.
+    It is an ordinary LoRA, and its strength is verified.
     """
+    content, style = _two(files or [], content, style)
     with one_line():
+        if preset is not None:
+            word("--preset", preset, list(WEIGHTS))
+        options = options_of(method, **WEIGHTS.get(preset or "", {}))
+        numbers = {"steps": steps, "content_weight": content_weight, "style_weight": style_weight}
+        typed = {name: f"--{name.replace('_', '-')} {value}" for name, value in numbers.items() if value is not None}
+        typed |= {pair.partition("=")[0]: f"--set {pair}" for pair in option or []}
+        options = _changed(options, **{**numbers, "seed": seed} | assigned(option or [], options))
+        check_used(options, method, typed, preset)
+        place = None if base is None else base_place(base)
+        check_output(out, format, dtype, Export, (content, style, place), overwrite)
+        images = {"--content-images": content_images, "--style-images": style_images, "--tensorboard": tensorboard}
+        if given := [name for name, value in images.items() if value is not None and not options.asks_network]:
+            raise InputError(f"{given[0]}: {method} trains nothing; leave it out")
+        check_inputs((content, style), content_images, style_images)
+        by_files = base is None and not options.asks_network
+        opened = None
+        if not by_files:
+            opened = chosen(
+                base or AUTO, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution
+            )
+        doing("Reading the two LoRAs", quiet)
+
         from duolora.api.merge import merge as run
-        from duolora.api.merge import options_of
         from duolora.model.blocks import formatted
         from duolora.training.tensorboard import event_log
 
-        if weights is not None and weights not in WEIGHTS:
-            raise InputError(f"--weights: expected one of {', '.join(WEIGHTS)}, got {weights!r}")
-        options = options_of(method, **WEIGHTS.get(weights or "", {}))
-        given = {"steps": steps, "seed": seed} | assigned(option or [], options)
-        options = _changed(options, **given)
-        name = base or ("atelier" if options.asks_network else None)
-        opened = None
-        if name is not None:
-            opened = chosen(name, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution)
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
                 content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
@@ -293,9 +356,7 @@ def merge(
         tell_images(quiet, content_images, style_images)
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
         if done.trainable:
-            text += (
-                f"\n{done.trainable} mask entries learnt, moved by {done.moved:.3f} on average; {done.seconds:.1f} s"
-            )
+            text += f"\n{done.trainable} mask entries trained, mean change {done.moved:.3f}; {done.seconds:.1f} s"
         if done.left_out:
             parts = f"{len(done.left_out)} parts, beginning with {done.left_out[0]}"
             text += f"\nnot carried over: {printable(parts)}"
@@ -315,16 +376,18 @@ def merge(
 
 @app.command(epilog=examples("generate"))
 def generate(
-    prompt: Annotated[list[str], typer.Option(help="What to draw; may be given several times.")],
+    prompt: Annotated[list[str], typer.Option(help="What to generate; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Folder for the images; where some are already, the numbers go on.")],
     lora: Annotated[list[Path] | None, typer.Option(help="A LoRA file to apply; may be given several times.")] = None,
-    weight: Annotated[list[float] | None, typer.Option(help="The strength of each LoRA  [1].")] = None,
+    weight: Annotated[
+        list[float] | None, typer.Option(help="What multiplies each LoRA, in their order  [1 each].")
+    ] = None,
     base: BaseOption = "atelier",
-    num: Annotated[int, typer.Option(help="Pictures of each prompt.")] = 4,
-    steps: Annotated[int, typer.Option(help="Denoising steps.")] = STEPS,
+    num: Annotated[int, typer.Option(help=told(Sampling, "num"))] = Sampling.num,
+    steps: Annotated[int, typer.Option(help=told(Sampling, "steps"))] = Sampling.steps,
     guidance: Annotated[
         float | None,
-        typer.Option(help=f"Classifier-free guidance; 1 is none  [{GUIDANCE:g}, or the base's own]."),
+        typer.Option(help=f"{told(Sampling, 'guidance')}  [{Sampling.guidance:g}, or the base's own]."),
     ] = None,
     device: DeviceOption = "auto",
     base_dtype: BaseDtypeOption = "auto",
@@ -335,11 +398,16 @@ def generate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Draw pictures from prompts, with or without LoRA files."""
+    """Generate images from prompts, with or without LoRA files."""
     with one_line():
+        check_sampling(prompt, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weight)
+        check_folder(out)
+        check_inputs(lora or ())
+        place = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
+        doing(f"Loading {base}", quiet)
+
         from duolora.api.generate import generate as run
 
-        place = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
         files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
         report(as_json, "\n".join(map(str, files)), files=files)
 
@@ -356,6 +424,9 @@ def ui(
     Train, merge, weigh, compare and download.
     """
     with one_line():
+        check_folder(folder)
+        check_base(base)
+
         from duolora.ui.page import serve
 
         serve(folder, base, host, port)

@@ -38,12 +38,12 @@ RayOption = Annotated[
     str | None, typer.Option(help="Address of a Ray cluster that does the work; `local` for one on this machine.")
 ]
 ManifestOption = Annotated[Path | None, typer.Option(help="Other pairs than the shipped ones, as a JSON file.")]
-SampleOption = Annotated[int | None, typer.Option(help="Other pairs: those that the rule draws from this seed.")]
+SampleOption = Annotated[int | None, typer.Option(help="Other pairs: those that the rule samples from this seed.")]
 RowOption = Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be given several times.")]
 DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="Only this data set; likewise.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of merging and drawing.", min=0, max=2**32 - 1)]
+SeedOption = Annotated[int, typer.Option(help="Seed of merging and generating.", min=0, max=2**32 - 1)]
 BaseOption = Annotated[
-    str, typer.Option(help="Atelier, or another base whose pictures its judges can judge; any base with --photos.")
+    str, typer.Option(help="Atelier, or another base whose images its judges can judge; any base with --photos.")
 ]
 PhotosOption = Annotated[
     list[Path] | None,
@@ -54,10 +54,10 @@ PhotosOption = Annotated[
 ]
 ContentsOption = Annotated[
     list[Path] | None,
-    typer.Option(help="With --photos: the data set with the things; one for all, or one for each --photos."),
+    typer.Option(help="With --photos: the data set with the subjects; one for all, or one for each --photos."),
 ]
 StylesOption = Annotated[
-    list[Path] | None, typer.Option(help="With --photos: the data set with the looks, likewise; may be the same.")
+    list[Path] | None, typer.Option(help="With --photos: the data set with the styles, likewise; may be the same.")
 ]
 CaptionsOption = Annotated[
     str,
@@ -77,7 +77,7 @@ TunedOption = Annotated[
 BloraOption = Annotated[
     Path | None, typer.Option(help="B-LoRA's blocks, as `bench figure3` writes them: blocks.json  [SDXL's two].")
 ]
-UpdatesOption = Annotated[int, typer.Option(help="Updates in which each smaller base is distilled.")]
+UpdatesOption = Annotated[int, typer.Option(help="Training steps in which each smaller base is distilled.")]
 
 
 def _table(name: str, table: Table) -> None:
@@ -194,7 +194,7 @@ def _on_photos(
 
 
 def _run_config(config: "Config", out: Path, workers: int | None, ray: str | None, as_json: bool) -> None:
-    """Run a table, draw its figure, and say what came out and what failed."""
+    """Run a table, plot its figure, and say what came out and what failed."""
     from duolora.bench.grids import figure_of
     from duolora.bench.run import run_table
     from duolora.bench.tables import tuning
@@ -265,12 +265,12 @@ def rerun(
 def figure3(
     out: OutOption = Path("benchmarks/runs"),
     base: Annotated[str, typer.Option(help="The base to look into.")] = "atelier",
-    count: Annotated[int, typer.Option(help="Pictures for each block group and α.")] = 34,
+    count: Annotated[int, typer.Option(help="Images for each block group and α.")] = 34,
     seed: SeedOption = 0,
 ) -> None:
-    """Figure 3: what a base draws with some blocks turned down.
+    """Figure 3: what a base generates with some blocks turned down.
 
-    Names B-LoRA's blocks: those whose attention carries the thing, and those that carry the look.
+    Names B-LoRA's blocks: those whose attention carries the subject, and those that carry the style.
     """
     with one_line():
         from duolora.bench.figures import figure3 as run

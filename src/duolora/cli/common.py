@@ -1,6 +1,7 @@
-"""How every command speaks: one clear line for an error, the proof in words, JSON where it is asked for."""
+"""How every command speaks: one clear line for an error, the verification in words, JSON where it is asked for."""
 
 import json
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,15 +11,12 @@ from typing import Annotated, Any, TextIO
 import typer
 
 from duolora.errors import DuoLoRAError, Notice
+from duolora.model.defaults import BaseChoice, check_base
+from duolora.options import word
 
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
-BaseDtypeOption = Annotated[
-    str, typer.Option("--dtype", "--base-dtype", help="What the base computes in: auto, float32, bfloat16 or float16.")
-]
-MergeBaseDtypeOption = Annotated[
-    str, typer.Option("--base-dtype", help="What the base computes in: auto, float32, bfloat16 or float16.")
-]
+BaseDtypeOption = Annotated[str, typer.Option(help="What the base computes in: auto, float32, bfloat16 or float16.")]
 OffloadOption = Annotated[
     str, typer.Option(help="auto, none, model (networks take turns on the device) or sequential (layers do: slow).")
 ]
@@ -51,10 +49,16 @@ def chosen(
     config: Path | None = None,
     gradient_checkpointing: str = "auto",
     resolution: int | None = None,
-) -> Any:
-    """The base, to be loaded when it is needed, and then announced on stderr."""
-    from duolora.model.base import BaseChoice
+) -> BaseChoice:
+    """The base, to be loaded when it is needed, and then announced on stderr.
 
+    Raises:
+        InputError: there is no such base, dtype, or way of offloading or checkpointing.
+    """
+    word("base-dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    word("offload", offload, ("auto", "none", "model", "sequential"))
+    word("gradient-checkpointing", gradient_checkpointing, ("auto", "on", "off"))
+    check_base(base)
     tell = None if quiet else lambda line: typer.echo(line, err=True)
     return BaseChoice(base, device, dtype, offload, tell, config, gradient_checkpointing, resolution)
 
@@ -62,6 +66,12 @@ def chosen(
 SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.", min=0, max=2**32 - 1)]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def doing(what: str, quiet: bool = False) -> None:
+    """Say on a terminal what comes next, where importing and reading take seconds."""
+    if not quiet and sys.stderr.isatty():
+        typer.echo(f"{printable(what)} …", err=True)
 
 
 @contextmanager
@@ -73,6 +83,9 @@ def one_line() -> Iterator[None]:
     except DuoLoRAError as error:
         typer.echo(f"duolora: {printable(str(error))}", err=True)
         raise typer.Exit(1) from None
+    except KeyboardInterrupt as stop:
+        typer.echo(f"duolora: {stop.args[0] if stop.args else 'stopped'}", err=True)
+        raise typer.Exit(130) from None
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             raise
@@ -146,7 +159,7 @@ def proven(proof: Any) -> str:
 
 
 def proof_facts(proof: Any) -> dict[str, object]:
-    """The proof of a written file for JSON."""
+    """The verification of a written file for JSON."""
     return {"bytes": proof.size, "error": proof.error, "error_in_diffusers": proof.diffusers, "format": proof.format}
 
 

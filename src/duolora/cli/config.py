@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, reason
 from duolora.textfiles import read_text
 
 
@@ -24,7 +24,7 @@ def options_of_file(path: Path, commands: Mapping[str, Any]) -> dict[str, dict[s
         tables = tomllib.loads(read_text(path))
     except (OSError, ValueError, RecursionError, FileRefused) as error:
         raise InputError(
-            f"{path}: expected a TOML file of options ({error}); mend it or leave --config away"
+            f"{path}: expected a TOML file of options ({reason(error)}); fix it or leave --config out"
         ) from error
     found: dict[str, dict[str, Any]] = {}
     for command, options in tables.items():

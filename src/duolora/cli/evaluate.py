@@ -1,11 +1,12 @@
-"""Commands that measure pictures and look at data sets: evaluate, datasets."""
+"""Commands that measure images and look at data sets: evaluate, datasets."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from duolora.cli.common import JsonOption, QuietOption, SeedOption, one_line, report
+from duolora.cli.common import JsonOption, QuietOption, SeedOption, doing, one_line, report
+from duolora.cli.early import check_inputs
 from duolora.cli.examples import examples
 from duolora.errors import InputError
 
@@ -14,8 +15,8 @@ def evaluate(
     generated: Annotated[
         Path, typer.Option(help="A folder of generated images, or one; of several runs of `generate` the last.")
     ],
-    content: Annotated[Path | None, typer.Option(help="The thing's photos.")] = None,
-    style: Annotated[Path | None, typer.Option(help="The style picture; also measures what leaks from it.")] = None,
+    content: Annotated[Path | None, typer.Option(help="The subject's photos.")] = None,
+    style: Annotated[Path | None, typer.Option(help="The style image; also measures what leaks from it.")] = None,
     prompt: Annotated[str | None, typer.Option(help="What was asked for.")] = None,
     prompts: Annotated[
         Path | None, typer.Option(help="What was asked for of each image, a line each, in the order of their names.")
@@ -32,11 +33,14 @@ def evaluate(
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Score pictures: content, style, prompt and leakage.
+    """Score images: content, style, prompt and leakage.
 
     With the checkpoints and transforms behind each number.
     """
     with one_line():
+        check_inputs((), generated, content, style)
+        doing("Loading the metrics", quiet)
+
         from duolora.api.evaluate import evaluate as run
         from duolora.api.evaluate import named_checkpoints, prompts_of
 
@@ -92,7 +96,7 @@ def check(
         found = read_dataset(folder, layout)
         missing = problems(found)
         pictures = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
-        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {pictures} pictures"
+        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {pictures} images"
         report(
             as_json,
             "\n".join([f"{folder}: {found.layout}; {held}; {len(missing)} problems", *missing]),
@@ -105,8 +109,8 @@ def check(
 
 @datasets.command(epilog=examples("datasets pairs"))
 def pairs(
-    contents: Annotated[Path, typer.Option(help="The data set with the things.")],
-    styles: Annotated[Path, typer.Option(help="The data set with the looks; may be the same.")],
+    contents: Annotated[Path, typer.Option(help="The data set with the subjects.")],
+    styles: Annotated[Path, typer.Option(help="The data set with the styles; may be the same.")],
     out: Annotated[Path, typer.Option(help="The .json file to write, to be kept under version control.")],
     count: Annotated[int | None, typer.Option(help="How many pairs  [all].")] = None,
     prompt: Annotated[
@@ -114,13 +118,15 @@ def pairs(
     ] = None,
     own_prompts: Annotated[
         bool,
-        typer.Option("--own-prompts", help="Each thing's own prompts in the style, but for those that name another."),
+        typer.Option("--own-prompts", help="Each subject's own prompts in the style, but for those that name another."),
     ] = False,
     words: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=WORDS", help="What a thing or style is in words  [as its data set or folder says]."),
+        typer.Option(
+            metavar="NAME=WORDS", help="What a subject or style is in words  [as its data set or folder says]."
+        ),
     ] = None,
-    draws: Annotated[int, typer.Option(min=1, help="Images of each prompt, with the seeds 0, 1, …")] = 4,
+    num: Annotated[int, typer.Option(min=1, help="Images of each prompt, with the seeds 0, 1, …")] = 4,
     seed: SeedOption = 0,
 ) -> None:
     """Fix the pairs, prompts and seeds of a table.
@@ -149,12 +155,10 @@ def pairs(
             thing.in_words(thing.words, said, "content")
             looks.styles[pair.style].in_words(looks.styles[pair.style].style, said, "style")
         asked = () if own_prompts else tuple(prompt or [PROMPT])
-        seeds = tuple(range(draws))
+        seeds = tuple(range(num))
         write_manifest(out, Manifest(out.stem, chosen, asked, seeds, things.layout, looks.layout, said))
-        images = draws * sum(len(asked or thing.fitting() or [PROMPT]) for thing in concepts)
-        typer.echo(
-            f"{out}: {len(chosen)} pairs, {draws} images of each prompt; {images} images for each row of a table"
-        )
+        images = num * sum(len(asked or thing.fitting() or [PROMPT]) for thing in concepts)
+        typer.echo(f"{out}: {len(chosen)} pairs, {num} images of each prompt; {images} images for each row of a table")
         if own_prompts:
             own = {prompt for thing in concepts for prompt in thing.prompts}
             left = own - {prompt for thing in concepts for prompt in thing.fitting()}
@@ -172,6 +176,6 @@ def _words(given: list[str], known: set[str]) -> dict[str, str]:
     for each in given:
         name, _, words = each.partition("=")
         if name not in known or not words.strip():
-            raise InputError(f"--words {each}: expected NAME=WORDS with the name of a thing or style there")
+            raise InputError(f"--words {each}: expected NAME=WORDS with the name of a subject or style there")
         found[name] = words.strip()
     return found

@@ -3,17 +3,17 @@
 EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("duolora demo --out demo", "duolora demo --out another --pair 3 --seed 1"),
     "train": (
-        'duolora train --images photos/ --prompt "a sks teapot in flat style" --out thing.safetensors',
-        'duolora train --images look.png --prompt "a house in zwx style" --mirror --out look.safetensors',
+        'duolora train --images photos/ --prompt "a sks teapot in flat style" --out teapot.safetensors',
+        'duolora train --images flat.png --prompt "a house in zwx style" --mirror --out flat.safetensors',
     ),
     "merge": (
-        "duolora merge --content thing.safetensors --style look.safetensors --out both.safetensors",
-        "duolora merge --content thing.safetensors --style look.safetensors --out fast.safetensors --set steps=50",
+        "duolora merge teapot.safetensors flat.safetensors --method naive --style-weight 0.8 --out both.safetensors",
+        "duolora merge --content teapot.safetensors --style flat.safetensors --out fast.safetensors --steps 50",
         "duolora merge --set help",
     ),
     "generate": (
-        'duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out pictures',
-        'duolora generate --prompt "a red cat" --num 16 --guidance 5 --out pictures',
+        'duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out images',
+        'duolora generate --prompt "a red cat" --num 16 --guidance 5 --out images',
     ),
     "convert": (
         "duolora convert both.safetensors --out both-diffusers.safetensors --format diffusers",
@@ -21,16 +21,16 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     ),
     "compose": (
         "duolora compose one.safetensors two.safetensors --out three.safetensors",
-        "duolora compose one.safetensors two.safetensors --weights 0.7,0.3 --out three.safetensors",
-        "duolora compose cat.safetensors dog.safetensors look.safetensors --method oneshot --out all.safetensors",
+        "duolora compose one.safetensors two.safetensors --weight 0.7 --weight 0.3 --out three.safetensors",
+        "duolora compose cat.safetensors dog.safetensors flat.safetensors --method oneshot --out all.safetensors",
     ),
     "inspect": (
         "duolora inspect both.safetensors",
-        "duolora inspect both.safetensors --other thing.safetensors --plot both.png",
+        "duolora inspect both.safetensors --other teapot.safetensors --plot both.png",
     ),
     "evaluate": (
-        "duolora evaluate --generated pictures --content photos --style look.png",
-        'duolora evaluate --generated pictures --content photos --prompt "a red cat" --metrics paper --json',
+        "duolora evaluate --generated images --content photos --style flat.png",
+        'duolora evaluate --generated images --content photos --prompt "a red cat" --metrics paper --json',
     ),
     "checkpoints convert": (
         "duolora checkpoints convert csd CSD.pth --out csd.safetensors",

@@ -1,6 +1,6 @@
 """Commands that work on LoRA files alone: convert, compose, inspect."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -8,15 +8,16 @@ import typer
 
 from duolora.cli.common import (
     BaseConfigOption,
+    BaseDtypeOption,
     BaseOption,
     DeviceOption,
     JsonOption,
-    MergeBaseDtypeOption,
     OffloadOption,
     OverwriteOption,
     QuietOption,
     ResolutionOption,
     chosen,
+    doing,
     one_line,
     printable,
     proof_facts,
@@ -24,13 +25,14 @@ from duolora.cli.common import (
     report,
     tell_images,
 )
+from duolora.cli.early import check_inputs, check_output
 from duolora.cli.set_option import assigned
 from duolora.errors import InputError
-from duolora.lora.names import DEFAULT_FORMAT
+from duolora.options import DEFAULT_FORMAT, Export, Format, word
 
 _FORMATS = "kohya (for every program), diffusers, uniform (for old diffusers), split or split-diffusers (two halves)"
 FormatOption = Annotated[str, typer.Option("--format", help=f"{_FORMATS}, peft (a folder) or masks.")]
-DtypeOption = Annotated[str, typer.Option(help="float16, bfloat16 or float32.")]
+DtypeOption = Annotated[str, typer.Option(help="What the numbers of the file are: float16, bfloat16 or float32.")]
 
 
 def convert(
@@ -40,8 +42,8 @@ def convert(
     dtype: DtypeOption = "float16",
     content: Annotated[Path | None, typer.Option(help="For masks: the content LoRA that was merged.")] = None,
     style: Annotated[Path | None, typer.Option(help="For masks: the style LoRA that was merged.")] = None,
-    content_weight: Annotated[float, typer.Option(help="Of a merge: what multiplies its content half.")] = 1.0,
-    style_weight: Annotated[float, typer.Option(help="Of a merge: what multiplies its style half.")] = 1.0,
+    content_weight: Annotated[float, typer.Option(help="Of a merge: what multiplies its content part.")] = 1.0,
+    style_weight: Annotated[float, typer.Option(help="Of a merge: what multiplies its style part.")] = 1.0,
     threshold: Annotated[
         float | None, typer.Option(help="Leave out directions with at most this share of their module's strongest.")
     ] = None,
@@ -50,8 +52,12 @@ def convert(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a LoRA in another format, strength or size, and prove it."""
+    """Write a LoRA in another format, strength or size, and verify it."""
     with one_line():
+        check_output(out, format, dtype, Export, (file, content, style), overwrite)
+        check_inputs([path for path in (file, content, style) if path is not None])
+        doing(f"Reading {file}")
+
         from duolora.api.convert import convert as run
 
         done = run(
@@ -71,14 +77,20 @@ def compose(
     files: Annotated[list[Path], typer.Argument(help="Two or more LoRA files.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
     method: Annotated[str, typer.Option(help="sum, or oneshot: masks for each, on the base, in seconds.")] = "sum",
-    weights: Annotated[str | None, typer.Option(help="sum: a weight for each file, as 0.7,0.3  [1/n each].")] = None,
+    weight: Annotated[
+        list[float] | None,
+        typer.Option(
+            help="sum: what multiplies each file, in their order  [1 each]. Of n merges of several contents with one "
+            "style Sec. 3.5 takes the mean, which is 1/n each."
+        ),
+    ] = None,
     base: BaseOption = "atelier",
     prompt: Annotated[
-        list[str] | None, typer.Option(help="oneshot: what brings out each file, in their order  [from the files].")
+        list[str] | None, typer.Option(help="oneshot: each file's trigger prompt, in their order  [from the files].")
     ] = None,
     images: Annotated[
         list[Path] | None,
-        typer.Option(help="oneshot: images of each, cropped about the centre, in their order  [drawn with each LoRA]."),
+        typer.Option(help="oneshot: images of each, cropped about the centre, in order  [generated with each LoRA]."),
     ] = None,
     kind: Annotated[
         list[str] | None,
@@ -87,7 +99,7 @@ def compose(
         ),
     ] = None,
     merged_prompt: Annotated[
-        str | None, typer.Option(help="oneshot: what brings out all  [their prompts in a row].")
+        str | None, typer.Option(help="oneshot: the trigger prompt for all  [their prompts in a row].")
     ] = None,
     option: Annotated[
         list[str] | None,
@@ -96,7 +108,7 @@ def compose(
     format: Annotated[str, typer.Option("--format", help="kohya, diffusers or uniform.")] = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
     device: DeviceOption = "auto",
-    base_dtype: MergeBaseDtypeOption = "auto",
+    base_dtype: BaseDtypeOption = "auto",
     offload: OffloadOption = "auto",
     base_config: BaseConfigOption = None,
     resolution: ResolutionOption = None,
@@ -107,20 +119,24 @@ def compose(
 ) -> None:
     """Put several LoRAs into one file.
 
-    Their exact sum, such as merges of several contents with one style (Sec. 3.5), or any number merged at once.
+    Their exact sum, weighted if asked for, or any number merged at once.
     """
     with one_line():
+        word("--method", method, ("sum", "oneshot"))
+        check_output(out, format, dtype, Format, files, overwrite)
+        _check_asked(
+            method, {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt}
+            | {"--set": option}, weight,
+        )  # fmt: skip
+        check_inputs(files, *(images or ()), base=base if method == "oneshot" else None)
+        doing(f"Reading {len(files)} files", quiet)
+
         from duolora.api.compose import compose as run
         from duolora.api.compose import compose_at_once, one_shot_options
 
         if method == "sum":
-            asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt}
-            if given := [name for name, value in (asked | {"--set": option}).items() if value]:
-                raise InputError(f"{given[0]}: the exact sum learns nothing; leave it out, or give --method oneshot")
-            done = run(files, out, None if weights is None else _numbers(weights), format, dtype, overwrite)
-        elif method == "oneshot":
-            if weights is not None:
-                raise InputError(f"--weights {weights}: one-shot masks weigh the files; leave it out")
+            done = run(files, out, weight, format, dtype, overwrite)
+        else:
             chosen_base = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
             plain = one_shot_options(kind or (), seed=seed)
             options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
@@ -129,23 +145,31 @@ def compose(
                 progress=not quiet, overwrite=overwrite,
             )  # fmt: skip
             tell_images(quiet, *(images or ()))
-        else:
-            raise InputError(f"--method: expected sum or oneshot, got {method!r}")
         text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"
         report(as_json, text, path=done.path, left_out=done.left_out, **proof_facts(done.proof))
+
+
+def _check_asked(method: str, oneshot: Mapping[str, object], weight: Sequence[float] | None) -> None:
+    if method == "sum" and (given := [name for name, value in oneshot.items() if value]):
+        raise InputError(f"{given[0]}: the exact sum trains nothing; leave it out, or give --method oneshot")
+    if method == "oneshot" and weight is not None:
+        raise InputError("--weight: one-shot masks weigh the files; leave it out, or give --method sum")
 
 
 def inspect(
     file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
     other: Annotated[Path | None, typer.Option(help="Another LoRA to compare it with, such as a source.")] = None,
-    plot: Annotated[Path | None, typer.Option(help="A picture to write: .png, .pdf or .svg.")] = None,
+    plot: Annotated[Path | None, typer.Option(help="A plot to write: .png, .pdf or .svg.")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in a LoRA file.
 
-    Ranks and energy by block, its recipe, what two files have in common.
+    Base, dialect, rank and trigger words, then ranks and energy by block, its metadata, what two files have in common.
     """
     with one_line():
+        check_inputs([file, *([] if other is None else [other])])
+        doing(f"Reading {file}")
+
         from duolora.api.inspect import inspect as run
 
         facts = run(file, other, plot)
@@ -193,14 +217,3 @@ def _cell(value: Any) -> str:
 
 def _not_carried(parts: Sequence[str]) -> str:
     return f"\nnot carried over: {printable(', '.join(parts))}" if parts else ""
-
-
-def _numbers(text: str) -> list[float]:
-    from duolora.errors import InputError
-
-    try:
-        return [float(part) for part in text.split(",")]
-    except ValueError:
-        raise InputError(
-            f"--weights: expected numbers with commas between them, such as 0.7,0.3, got {text!r}"
-        ) from None

@@ -24,7 +24,7 @@ def report(
 ) -> None:
     """Show finished runs as one page that opens offline.
 
-    Tables, plots, pictures, recipes.
+    Tables, plots, images, metadata.
     """
     with one_line():
         from duolora.bench.report.page import report as run
@@ -44,7 +44,7 @@ def make(
         list[str] | None, typer.Option(help="A method to compare; may be given several times  [the paper's four].")
     ] = None,
     each: Annotated[int, typer.Option(help="Questions for every pair.")] = 1,
-    seed: Annotated[int, typer.Option(help="Which pictures are asked about.")] = 0,
+    seed: Annotated[int, typer.Option(help="Which images are asked about.")] = 0,
 ) -> None:
     """Make a page that people answer offline, and the key to it.
 
@@ -57,7 +57,7 @@ def make(
         page, key = run(folders, out, row or ROWS, each, seed)
         count = len(read_key(key).questions)
         typer.echo(f"{page}: {count} questions, {page.stat().st_size / 1e6:.1f} MB; give this to people")
-        typer.echo(f"{key}: keep this; it says which picture is whose")
+        typer.echo(f"{key}: keep this; it says which image is whose")
 
 
 @study.command(epilog=examples("bench study score"))

@@ -1,7 +1,7 @@
 """`--set NAME=VALUE` of `duolora merge`: every option of a method, read from the command line and listed."""
 
 from collections.abc import Sequence
-from dataclasses import fields
+from dataclasses import Field, fields
 from textwrap import fill
 from typing import Any
 
@@ -9,6 +9,9 @@ import typer
 
 from duolora.errors import InputError
 from duolora.options import kind, parsed, told
+
+TOPICS = ("strength", "training", "masks", "layer prior", "cycle", "similarity", "one-shot", "without masks")
+"""Of options, the common ones first."""
 
 
 def assigned(assignments: Sequence[str], options: Any) -> dict[str, object]:
@@ -34,18 +37,31 @@ def tell(assignments: list[str] | None) -> list[str] | None:
     return assignments
 
 
-def listed() -> str:
-    """Every option: its default, its type or choices, which methods have another default, and what it does."""
-    from duolora.merging.options import METHODS, MergeOptions
+def methods() -> str:
+    """A line of help for each method."""
+    from duolora.merging.options import METHOD_HELP
 
-    lines = []
-    for field in fields(MergeOptions):
-        name = field.name
-        others: dict[object, list[str]] = {}
-        for method, options in METHODS.items():
-            if (value := getattr(options, name)) != field.default:
-                others.setdefault(value, []).append(method)
-        also = "".join(f"; {value} for {', '.join(methods)}" for value, methods in others.items())
-        text = f"{told(MergeOptions, name)} [{kind(MergeOptions, name)}{also}]"
-        lines += [f"{name}={field.default}", fill(text, 100, initial_indent="    ", subsequent_indent="    ")]
-    return "\n".join(lines)
+    return "\n".join(["\b", "Methods:", *(f"  {name:14} {text}" for name, text in METHOD_HELP.items())])
+
+
+def listed() -> str:
+    """Every option by its topic: its default, its type or choices, which methods have another default, what it does."""
+    from duolora.merging.options import MergeOptions
+
+    by_topic: dict[str, list[str]] = {}
+    for field in sorted(fields(MergeOptions), key=lambda field: TOPICS.index(field.metadata["topic"])):
+        by_topic.setdefault(field.metadata["topic"], []).append(_entry(field))
+    return "\n".join(line for topic, entries in by_topic.items() for line in (f"# {topic}", *entries))
+
+
+def _entry(field: Field[Any]) -> str:
+    from duolora.merging.options import METHODS, ONLY, MergeOptions
+
+    others: dict[object, list[str]] = {}
+    for method, options in METHODS.items():
+        if (value := getattr(options, field.name)) != field.default:
+            others.setdefault(value, []).append(method)
+    also = "".join(f"; {value} for {', '.join(names)}" for value, names in others.items())
+    need = f" For {ONLY[only]}." if (only := field.metadata["only"]) else ""
+    text = f"{told(MergeOptions, field.name)}{need} [{kind(MergeOptions, field.name)}{also}]"
+    return f"{field.name}={field.default}\n" + fill(text, 100, initial_indent="    ", subsequent_indent="    ")

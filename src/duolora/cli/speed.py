@@ -21,23 +21,23 @@ def speed(
     ] = "atelier",
     method: Annotated[list[str] | None, typer.Option(help="May be given several times  [all that learn].")] = None,
     rank: Annotated[int, typer.Option(help="Rank of each of the two LoRAs.")] = 16,
-    resolution: Annotated[int | None, typer.Option(help="Side of the pictures in pixels  [the base's own].")] = None,
+    resolution: Annotated[int | None, typer.Option(help="Side of the images in pixels  [the base's own].")] = None,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     dtype: Annotated[
         str | None, typer.Option(help="float32, bfloat16 or float16  [cpu float32, else bfloat16].")
     ] = None,
     width: Annotated[int | None, typer.Option(help="Channels of a random base  [its own], to try this out.")] = None,
     checkpointing: Annotated[bool, typer.Option("--checkpointing", help="Compute activations twice.")] = False,
-    updates: Annotated[int, typer.Option(help="Updates in each turn.")] = 3,
+    updates: Annotated[int, typer.Option(help="Training steps in each turn.")] = 3,
     repeats: Annotated[int, typer.Option(help="Turns of each method and way.")] = 5,
-    slow_updates: Annotated[int, typer.Option(help="Updates of the slow reference in each turn; 0 is none.")] = 1,
+    slow_updates: Annotated[int, typer.Option(help="Steps of the dense reference in each turn; 0 is none.")] = 1,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, each in a process of its own.")] = True,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same LoRAs and pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same LoRAs and images.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Time and memory of one update.
+    """Time and memory of one training step.
 
-    Ours, the bare UNet's passes, and the slow way of the public programs.
+    Ours, the bare UNet's passes, and the dense way of the public programs.
     """
     with one_line():
         from duolora.bench.speed.speed import LEARNT, Setting
@@ -59,12 +59,12 @@ def growth(
     width: Annotated[int | None, typer.Option(help="Channels of a random base  [its own].")] = None,
     repeats: Annotated[int, typer.Option(help="Turns through all sizes.")] = 3,
     memory: Annotated[bool, typer.Option(help="Measure peak memory, each in a process of its own.")] = True,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same LoRAs and pictures.")] = 0,
+    seed: Annotated[int, typer.Option(help="The same seed gives the same LoRAs and images.")] = 0,
     quiet: QuietOption = False,
 ) -> None:
     """How time and memory grow, a plot each.
 
-    With rank, image size, number of adapters and number of updates.
+    With rank, image size, number of adapters and number of steps.
     """
     with one_line():
         from duolora.bench.speed.growth import growth as run

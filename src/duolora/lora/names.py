@@ -10,11 +10,7 @@ and Segmind-Vega have two layers in a block (three in the up blocks), however de
 
 import re
 from collections.abc import Iterable
-from typing import Literal
 
-Format = Literal["kohya", "diffusers", "uniform"]
-DEFAULT_FORMAT: Format = "kohya"
-"""The one that every program loads whole and at its strength (`docs/log.md`)."""
 TEXT_ENCODERS = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 """A module of a text encoder is named `text_encoder.text_model.…`, and begins with this in kohya's files."""
 KOHYA_PREFIXES = {

@@ -1,26 +1,21 @@
 """A finished merge on disk, as one file, as two halves, or as masks only."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, get_args
 
 import torch
 
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
-from duolora.lora.names import DEFAULT_FORMAT, Format
 from duolora.lora.parts import halves
 from duolora.lora.verify import Proof, proof
-from duolora.lora.write.atomic import check_out, whole_files
+from duolora.lora.write.atomic import SPLITS, half_paths, whole_files
 from duolora.lora.write.file import staged_adapter
-from duolora.lora.write.peft import peft_files, staged_peft
+from duolora.lora.write.peft import staged_peft
 from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, staged_masks
+from duolora.options import DEFAULT_FORMAT, Export, Format, word
 
-Export = Literal["kohya", "diffusers", "uniform", "split", "split-diffusers", "peft", "masks"]
 SINGLE: dict[str, Format] = {"kohya": "kohya", "diffusers": "diffusers", "uniform": "uniform"}
-SPLITS: dict[str, Format] = {"split": "kohya", "split-diffusers": "diffusers"}
-"""In which format the halves are."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
@@ -33,42 +28,13 @@ class Exported:
     proof: Proof
 
 
-def export_of(name: str) -> Export:
-    """The format of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    for known in get_args(Export):
-        if name == known:
-            return known
-    raise InputError(f"format: expected one of {', '.join(get_args(Export))}, got {name!r}")
-
-
 def dtype_of(name: str) -> torch.dtype:
     """The dtype of this name.
 
     Raises:
         InputError: there is none.
     """
-    if name not in DTYPES:
-        raise InputError(f"dtype: expected one of {', '.join(DTYPES)}, got {name!r}")
-    return DTYPES[name]
-
-
-def half_paths(out: Path) -> tuple[Path, Path]:
-    """Where the halves go: `both.safetensors` becomes `both.content.safetensors` and `both.style.safetensors`."""
-    return out.with_suffix(".content.safetensors"), out.with_suffix(".style.safetensors")
-
-
-def check_export(out: Path, format: Export, inputs: Iterable[str | Path | None], overwrite: bool) -> None:
-    """Make sure, before any work, that the files can and may be put there.
-
-    Raises:
-        InputError: one of them cannot, is an input, or is there already and may not be replaced.
-    """
-    for path in half_paths(out) if format in SPLITS else peft_files(out)[:1] if format == "peft" else (out,):
-        check_out(path, inputs, overwrite)
+    return DTYPES[word("dtype", name, list(DTYPES))]
 
 
 def export(

@@ -99,12 +99,12 @@ def prompts_of(
     Raises:
         InputError: a prompt is neither given nor in its file.
     """
-    chosen = {}
-    for kind, given in (("content", content), ("style", style)):
-        prompt = given or adapters[kind].recipe.get("prompt")
-        if not isinstance(prompt, str) or not prompt.strip():
-            raise InputError(f"{kind} LoRA: its file names no prompt or trigger word; give --{kind}-prompt")
-        chosen[kind] = prompt
+    found = {k: given or adapters[k].recipe.get("prompt") for k, given in (("content", content), ("style", style))}
+    chosen = {kind: prompt for kind, prompt in found.items() if isinstance(prompt, str) and prompt.strip()}
+    if missing := [kind for kind in found if kind not in chosen]:
+        which = f"{missing[0]} LoRA: its file names" if len(missing) == 1 else "the two LoRAs: their files name"
+        options = " and ".join(f"--{kind}-prompt" for kind in missing)
+        raise InputError(f"{which} no prompt or trigger word; give {options}")
     return Prompts(**chosen, merged=merged or merged_prompt_of(chosen["content"], chosen["style"]))
 
 

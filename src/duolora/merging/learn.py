@@ -22,7 +22,14 @@ from duolora.model.predict import NoiseSchedule, Remembering, denoiser, noise_sc
 from duolora.model.sample import draw
 from duolora.paper.constyle import Prompts, constyle, overall
 from duolora.training.callbacks import Watcher, wants_preview
-from duolora.training.checkpoint import load_checkpoint, losses_before, save_checkpoint, step_generator
+from duolora.training.checkpoint import (
+    interruptible,
+    load_checkpoint,
+    losses_before,
+    save_checkpoint,
+    step_generator,
+    stop_if,
+)
 from duolora.training.finite import check_loss
 
 Images = str | Path | None
@@ -216,7 +223,7 @@ def learn(
     losses: list[dict[str, float]] = []
     images = max(len(data.x_c), len(data.x_s))
     updates = math.ceil(o.steps / images) if o.per_image else o.steps
-    with learner(base, both, o, data, m_c, m_s) as learning:
+    with learner(base, both, o, data, m_c, m_s) as learning, interruptible() as asked:
         row, masks = learning.row.detach(), {"masks": learning.row}
         begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
         start = 0
@@ -233,7 +240,8 @@ def learn(
                     watch.masks(step + 1, {"content": m_c, "style": m_s})
             if watch is not None and wants_preview(watch, step + 1, updates):
                 watch.preview(step + 1, learning.preview())
-            if checkpoint and (step + 1) % 25 == 0 and step + 1 < updates:
+            if checkpoint and ((step + 1) % 25 == 0 or asked.is_set()) and step + 1 < updates:
                 save_checkpoint(checkpoint, masks, learning.optimiser, step + 1, losses)
+            stop_if(asked, step + 1, updates, checkpoint)
     moved = float((row - begun).abs().mean())
     return Learnt(m_c, m_s, moved, losses)

@@ -6,10 +6,10 @@ presets of its loss weights are in `WEIGHTS`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-from duolora.options import option
+from duolora.options import option, word
 from duolora.paper.choices import BlockMap, Cycles, Init, Multiplies, Norm, Reading, Reduction, Similarity
 
 MaskAxis = Literal["none", "rank", "output", "input"]
@@ -26,109 +26,223 @@ class MergeOptions:
     masks: MaskAxis = option(
         "rank",
         "What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's).",
+        topic="masks",
     )
     basis: Basis = option(
         "svd",
         "The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file.",
+        topic="masks",
+        only="selects_directions",
     )
     init: First = option(
         "all-ones",
         "How masks begin, or `oneshot`: at the closed form (options below), for rank masks only.",
         section="Sec. 3.3.2",
+        topic="masks",
     )
     T_content: float = option(
         0.1,
         "Where the mask of the adapter that does not lead begins with ones (Table 8's row with initialisation).",
         least=0,
         most=1,
+        topic="masks",
+        only="begins_in_part",
     )
-    T_style: float = option(0.0, "The same for the mask of the adapter that leads.", least=0, most=1)
+    T_style: float = option(
+        0.0, "The same for the mask of the adapter that leads.", least=0, most=1, topic="masks", only="begins_in_part"
+    )
     block_map: BlockMap | Mapping[str, str] = option(
         "resolution",
         "Which LoRA leads where: a map by its name, or a table {beginning of a module's path: role}.",
+        topic="masks",
+        only="needs_roles",
     )
-    neutral: float = option(1.0, "What multiplies the first masks of modules without a role.", least=0)
+    neutral: float = option(1.0, "What multiplies the first masks of modules without a role.", least=0, topic="masks")
 
-    lambda_layer_prior: float = option(0.0, "Weight of the layer prior in the loss.", section="Eq. 1", least=0)
-    prior_lambda: float = option(1.0, "λ inside Eq. 1, before the hinge.", least=0)
-    sparsity: float = option(1.0, "What multiplies Eq. 1's first term, ‖m_dominant‖₁.", least=0)
+    lambda_layer_prior: float = option(
+        0.0,
+        "Weight of the layer prior in the loss.",
+        section="Eq. 1",
+        least=0,
+        topic="layer prior",
+        only="asks_network",
+    )
+    prior_lambda: float = option(
+        1.0, "λ inside Eq. 1, before the hinge.", least=0, topic="layer prior", only="lambda_layer_prior"
+    )
+    sparsity: float = option(
+        1.0,
+        "What multiplies Eq. 1's first term, ‖m_dominant‖₁.",
+        least=0,
+        topic="layer prior",
+        only="lambda_layer_prior",
+    )
     norm: Norm = option(
         "diag",
         "‖m‖_* of Eq. 1: of the diagonal matrix, which is ‖m‖₁, or of the mask as a column, which is ‖m‖₂.",
+        topic="layer prior",
+        only="lambda_layer_prior",
     )
     hinge: bool = option(
         True,
         "Whether Eq. 1 takes max(0, ‖m_other‖_* − ‖m_dominant‖_*), or the difference also where it is negative.",
+        topic="layer prior",
+        only="lambda_layer_prior",
     )
-    reduction: Reduction = option("mean", "How Eq. 1 of all modules becomes one number.")
+    reduction: Reduction = option(
+        "mean", "How Eq. 1 of all modules becomes one number.", topic="layer prior", only="lambda_layer_prior"
+    )
 
     reading: Reading = option(
         "none",
         "How the cycle reaches the masks (`paper/constyle.py`); `none` leaves the reconstruction terms only.",
+        topic="cycle",
+        only="asks_network",
     )
-    lambda_cycle: float = option(0.1, "Weight of the cycle.", section="Sec. 3.4", least=0)
+    lambda_cycle: float = option(
+        0.1, "Weight of the cycle.", section="Sec. 3.4", least=0, topic="cycle", only="has_cycle"
+    )
     multiplies: Multiplies = option(
         "cycle",
         "What `lambda_cycle` multiplies: the cycle's terms only, or all of Constyle, as printed.",
+        topic="cycle",
+        only="has_cycle",
     )
     cycles: Cycles = option(
         "both",
         "Which cycles there are: style added and removed again, content added and removed again, or both.",
+        topic="cycle",
+        only="has_cycle",
     )
 
-    lambda_similarity: float = option(0.0, "Weight of ZipLoRA's term that keeps the two masks apart.", least=0)
-    similarity: Similarity = option("product", "That term: |m_c · m_s|, as in ziplora-pytorch, or a true cosine.")
+    lambda_similarity: float = option(
+        0.0,
+        "Weight of ZipLoRA's term that keeps the two masks apart.",
+        least=0,
+        topic="similarity",
+        only="asks_network",
+    )
+    similarity: Similarity = option(
+        "product",
+        "That term: |m_c · m_s|, as in ziplora-pytorch, or a true cosine.",
+        topic="similarity",
+        only="lambda_similarity",
+    )
 
     steps: int = option(
         100,
         "Training steps of the masks; with 0 they stay as they begin.",
         section="Sec. 4",
         least=0,
+        topic="training",
+        only="asks_network",
     )
-    batch: int = option(1, "Content images, and as many style images, in each step.", least=1)
+    batch: int = option(
+        1, "Content images, and as many style images, in each step.", least=1, topic="training", only="asks_network"
+    )
     pool: int = option(
         25,
         "How many samples of images, timesteps and noise take turns, their teachers computed once; 0 is a new one"
         " each step, which costs more and changes nothing (`docs/log.md`).",
         least=0,
+        topic="training",
+        only="asks_network",
+    )
+    lr: float = option(0.01, "Learning rate of Adam.", section="Sec. 4", above=0, topic="training", only="asks_network")
+    seed: int = option(0, "The same seed and inputs give the same file.", topic="training")
+    pictures: int = option(
+        8,
+        "How many calibration images are generated with each LoRA when none are given.",
+        least=1,
+        topic="training",
+        only="asks_network",
     )
     per_image: bool = option(
         False,
         "Whether `steps` are divided by the number of images of the larger set, rounded up: the authors' program ends "
         "each epoch after its first update.",
+        topic="training",
+        only="asks_network",
     )
-    tied: bool = option(False, "Whether q, k, v and out of an attention share one mask, as in the authors' program.")
-    lr: float = option(0.01, "Learning rate of Adam.", section="Sec. 4", above=0)
-    weight_decay: float = option(0.0, "Weight decay of AdamW; 0 is Adam.", least=0)
-    clip: float = option(0.0, "The largest norm of the gradient of all masks; 0 is no limit.", least=0)
-    seed: int = option(0, "The same seed and inputs give the same file.")
-    pictures: int = option(8, "How many calibration images are generated with each LoRA when none are given.", least=1)
+    weight_decay: float = option(
+        0.0, "Weight decay of AdamW; 0 is Adam.", least=0, topic="training", only="asks_network"
+    )
+    clip: float = option(
+        0.0,
+        "The largest norm of the gradient of all masks; 0 is no limit.",
+        least=0,
+        topic="training",
+        only="asks_network",
+    )
+    tied: bool = option(
+        False,
+        "Whether q, k, v and out of an attention share one mask, as in the authors' program.",
+        topic="masks",
+        only="asks_network",
+    )
 
-    calls: int = option(8, "One-shot: calibration calls of the UNet, each with one image of every adapter.", least=1)
-    off_role: float = option(1.0, "One-shot: weight of a teacher in the modules where the other one leads.", least=0)
+    calls: int = option(
+        8,
+        "One-shot: calibration calls of the UNet, each with one image of every adapter.",
+        least=1,
+        topic="one-shot",
+        only="is_one_shot",
+    )
+    off_role: float = option(
+        1.0,
+        "One-shot: weight of a teacher in the modules where the other one leads.",
+        least=0,
+        topic="one-shot",
+        only="is_one_shot",
+    )
     ridge: float = option(
         1e-3,
         "One-shot: the pull towards masks of ones, relative to the mean curvature of a module.",
         least=0,
+        topic="one-shot",
+        only="is_one_shot",
     )
-    upper: float = option(1.5, "One-shot: the largest mask entry.", above=0)
+    upper: float = option(1.5, "One-shot: the largest mask entry.", above=0, topic="one-shot", only="is_one_shot")
 
     combine: Combine = option(
         "masks",
         "How the two become one: by their masks, or without any by one of PEFT's ways, on the true ΔW.",
+        topic="without masks",
     )
-    density: float = option(0.5, "The share of entries of each ΔW that `ties` and `dare_ties` keep.", above=0, most=1)
-    rank: int = option(0, "The rank that `svd`, `ties` and `dare_ties` end with; 0 is the sum of both ranks.", least=0)
-    content_weight: float = option(1.0, "What multiplies the content part of the merge.")
-    style_weight: float = option(1.0, "What multiplies the style part.")
+    density: float = option(
+        0.5,
+        "The share of entries of each ΔW that `ties` and `dare_ties` keep.",
+        above=0,
+        most=1,
+        topic="without masks",
+        only="drops_entries",
+    )
+    rank: int = option(
+        0,
+        "The rank that `svd`, `ties` and `dare_ties` end with; 0 is the sum of both ranks.",
+        least=0,
+        topic="without masks",
+        only="has_rank",
+    )
+    content_weight: float = option(1.0, "What multiplies the content part of the merge.", topic="strength")
+    style_weight: float = option(1.0, "What multiplies the style part.", topic="strength")
     threshold: float = option(
         1e-3,
         "Directions whose mask is not above this are left out of the file. For rank masks only: an entry of an "
         "output or input mask is no direction.",
         least=0,
+        topic="masks",
+        only="selects_directions",
     )
-    binary: bool = option(False, "Directions that are left enter in full, whatever their mask; for rank masks only.")
-    rest: Rest = option("sum", "What becomes of modules outside the attention layers, which have no masks.")
+    binary: bool = option(
+        False,
+        "Directions that are left enter in full, whatever their mask; for rank masks only.",
+        topic="masks",
+        only="selects_directions",
+    )
+    rest: Rest = option(
+        "sum", "What becomes of modules outside the attention layers, which have no masks.", topic="strength"
+    )
 
     @property
     def asks_network(self) -> bool:
@@ -139,6 +253,51 @@ class MergeOptions:
     def needs_roles(self) -> bool:
         """Whether anything depends on which LoRA leads in a module."""
         return self.asks_network or self.init == "split" or self.neutral != 1
+
+    @property
+    def selects_directions(self) -> bool:
+        """Whether there are rank masks."""
+        return self.masks == "rank"
+
+    @property
+    def begins_in_part(self) -> bool:
+        """Whether the two masks of a module begin differently, by a threshold."""
+        return self.init in ("ones", "values")
+
+    @property
+    def has_cycle(self) -> bool:
+        """Whether the loss has the cycle's terms."""
+        return self.asks_network and self.reading != "none"
+
+    @property
+    def is_one_shot(self) -> bool:
+        """Whether masks begin at the closed form."""
+        return self.init == "oneshot"
+
+    @property
+    def has_rank(self) -> bool:
+        """Whether a rank is chosen for the result."""
+        return self.combine != "masks"
+
+    @property
+    def drops_entries(self) -> bool:
+        """Whether entries of ΔW are dropped."""
+        return self.combine in ("ties", "dare_ties")
+
+
+ONLY: dict[str, str] = {
+    "asks_network": "methods that train masks",
+    "needs_roles": "methods in which a LoRA leads",
+    "selects_directions": "masks=rank",
+    "begins_in_part": "init=ones and init=values",
+    "lambda_layer_prior": "lambda_layer_prior above 0",
+    "lambda_similarity": "lambda_similarity above 0",
+    "has_cycle": "reading=teacher and reading=masked",
+    "is_one_shot": "the method oneshot",
+    "has_rank": "svd, ties and dare_ties",
+    "drops_entries": "ties and dare_ties",
+}
+"""What an option is for, in words, by the property that says so (`only` of the fields)."""
 
 
 METHODS: dict[str, MergeOptions] = {
@@ -154,6 +313,31 @@ METHODS: dict[str, MergeOptions] = {
     "duolora": MergeOptions(init="ones", lambda_layer_prior=0.1, reading="teacher"),
     "oneshot": MergeOptions(init="oneshot", steps=0, off_role=0.0),
 }
+
+METHOD_HELP: dict[str, str] = {
+    "naive": "the plain sum; no base, seconds",
+    "split": "each LoRA alone in the blocks in which it leads; no base, seconds",
+    "blora": "one block of each, as B-LoRA; no base, seconds",
+    "svd": "the sum, cut to a rank; no base, seconds",
+    "ties": "entries of ΔW elected by sign (TIES); no base, minutes",
+    "dare_ties": "the same after dropping entries at random (DARE); no base, minutes",
+    "ziplora": "trained masks on the outputs (ZipLoRA); needs the base",
+    "ziprank": "trained masks on the rank dimension; needs the base",
+    "ziprank-prior": "the same with the layer prior; needs the base",
+    "duolora": "the paper's: rank masks, layer prior and cycle; needs the base, the slowest",
+    "oneshot": "rank masks in closed form, without training steps; needs the base, quick",
+}
+"""What each method does, needs and costs, in a line."""
+
+
+def options_of(method: str, **changes: object) -> MergeOptions:
+    """The options of a method, some of them changed.
+
+    Raises:
+        InputError: there is no such method.
+    """
+    return replace(METHODS[word("method", method, list(METHODS))], **changes)  # type: ignore[arg-type]
+
 
 WEIGHTS: dict[str, dict[str, object]] = {
     "section4": {"lambda_layer_prior": 0.1, "lambda_cycle": 0.01},

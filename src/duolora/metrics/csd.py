@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, reason
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
 
@@ -108,7 +108,9 @@ def _read(source: str, shape: Shape) -> dict[str, Tensor]:
     try:
         stored = load_file(str(path))
     except (SafetensorError, OSError) as error:
-        raise FileRefused(f"{source}: expected a whole .safetensors file ({error}); convert it again") from error
+        raise FileRefused(
+            f"{source}: expected a whole .safetensors file ({reason(error)}); convert it again"
+        ) from error
     state = {key.removeprefix("module."): value.float() for key, value in stored.items()}
     expected = shape.keys
     faults = [f"{k} is missing" for k in expected if k not in state]

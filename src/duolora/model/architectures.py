@@ -8,7 +8,7 @@ up blocks is inferred from SSD-1B's; counts do not depend on it.
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -117,6 +117,30 @@ def _projections(path: str, width: int, text: int) -> Iterator[tuple[str, tuple[
     for attention, seen in (("attn1", width), ("attn2", text)):
         for name, d_in in (("to_q", width), ("to_k", seen), ("to_v", seen), ("to_out.0", width)):
             yield f"{path}.{attention}.{name}", (width, d_in)
+
+
+def shapes_in(base: str) -> Shapes | None:
+    """The attention projections of the base in a diffusers folder, by its config; None where that says too little."""
+    try:
+        return attention_shapes(json.loads((base_place(base) / "unet" / "config.json").read_text("utf-8")))
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+
+
+def modules_within(shapes: Shapes, blocks: Sequence[str] = ()) -> list[str]:
+    """The projections whose paths begin with one of `blocks`, such as `up_blocks.0.attentions.1`; all for no blocks.
+
+    Raises:
+        InputError: a block has no attention.
+    """
+    names = list(shapes)
+    for block in blocks:
+        if not any(f"{name}.".startswith(f"{block}.") for name in names):
+            known = dict.fromkeys(name.partition(".transformer_blocks")[0] for name in names)
+            raise InputError(
+                f"blocks: expected a part of the UNet with attention, such as {', '.join(known)}; got {block!r}"
+            )
+    return [name for name in names if not blocks or any(f"{name}.".startswith(f"{block}.") for block in blocks)]
 
 
 @cache

@@ -3,7 +3,7 @@
 Only safetensors are read, and no code that comes with a model is run.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,7 @@ from duolora.errors import InputError
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import Architecture
 from duolora.model.blocks import architecture_of, layer_shapes
+from duolora.model.defaults import BaseChoice as BaseChoice
 from duolora.model.defaults import BaseDefaults, base_place, read_defaults
 from duolora.model.device import (
     Offload,
@@ -219,22 +220,6 @@ class Base:
         finally:
             if self.offload != "none":
                 pipeline.remove_all_hooks()
-
-
-@dataclass(frozen=True)
-class BaseChoice:
-    """Which base to load, and where and how it is to run (see `load_base`)."""
-
-    base: str
-    device: str = "auto"
-    dtype: str = "auto"
-    offload: str = "auto"
-    announce: Callable[[str], object] | None = None
-    """Called with a line about the base once it is loaded."""
-    config: str | Path | None = None
-    """For a single checkpoint (see `load_base`)."""
-    gradient_checkpointing: str = "auto"
-    resolution: int | None = None
 
 
 def opened(base: "str | Path | BaseChoice | Base") -> Base:

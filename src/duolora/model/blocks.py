@@ -13,7 +13,7 @@ Every other module is neutral.
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import get_args
 
 from diffusers import UNet2DConditionModel
@@ -38,22 +38,6 @@ def architecture_of(unet: UNet2DConditionModel, name: str = "") -> Architecture:
         if isinstance(m, nn.Linear) and PROJECTION.fullmatch(path)
     }
     return Architecture(name, shapes, len(unet.config["down_block_types"]))
-
-
-def modules_within(unet: UNet2DConditionModel, blocks: Sequence[str] = ()) -> list[str]:
-    """The target modules whose paths begin with one of `blocks`, such as `up_blocks.0.attentions.1`; all for no blocks.
-
-    Raises:
-        InputError: a block has no attention.
-    """
-    names = target_modules(unet)
-    for block in blocks:
-        if not any(f"{name}.".startswith(f"{block}.") for name in names):
-            known = dict.fromkeys(name.partition(".transformer_blocks")[0] for name in names)
-            raise InputError(
-                f"blocks: expected a part of the UNet with attention, such as {', '.join(known)}; got {block!r}"
-            )
-    return [name for name in names if not blocks or any(f"{name}.".startswith(f"{block}.") for block in blocks)]
 
 
 def layer_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:

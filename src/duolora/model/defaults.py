@@ -1,19 +1,63 @@
 """What suits a base: the defaults that its own folder has, or the paper's and diffusers'; nothing heavy is imported."""
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from duolora.errors import FileRefused
+from duolora.errors import FileRefused, InputError
+from duolora.options import check, option
 
 STEPS = 25
 """Denoising steps of an image."""
 GUIDANCE = 5.0
 """The scale of classifier-free guidance; 1 is none."""
 FILE = "duolora.json"
+AUTO = "auto"
+"""The base by the LoRA files themselves, where they say enough."""
+PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How images are generated."""
+
+    num: int = option(4, "Images of each prompt.", least=1)
+    steps: int = option(STEPS, "Denoising steps.", least=1)
+    guidance: float = option(GUIDANCE, "Classifier-free guidance; 1 is none.", least=0)
+
+
+def check_sampling(prompts: Sequence[str], how: Sampling, weights: Sequence[float] | None = None) -> None:
+    """Refuse prompts without words, and numbers that no image can be generated with.
+
+    Raises:
+        InputError: the first of them.
+    """
+    if not prompts or not all(prompt.strip() for prompt in prompts):
+        raise InputError("prompt: expected words for what to generate, got none")
+    check(how)
+    if not all(map(isfinite, weights or ())):
+        raise InputError(f"weights: expected finite numbers, got {', '.join(map(str, weights or ()))}")
+
+
+@dataclass(frozen=True)
+class BaseChoice:
+    """Which base to load, and where and how it is to run (see `load_base`)."""
+
+    base: str
+    device: str = "auto"
+    dtype: str = "auto"
+    offload: str = "auto"
+    announce: Callable[[str], object] | None = None
+    """Called with a line about the base once it is loaded."""
+    config: str | Path | None = None
+    """For a single checkpoint (see `load_base`)."""
+    gradient_checkpointing: str = "auto"
+    resolution: int | None = None
 
 
 @dataclass(frozen=True)
@@ -27,7 +71,7 @@ class BaseDefaults:
     guidance: float = GUIDANCE
     """The scale of classifier-free guidance at sampling."""
     dtype: str = "auto"
-    """The compute dtype, as `--dtype` names it."""
+    """The compute dtype, as `--base-dtype` names it."""
 
 
 FITS: dict[str, str] = {
@@ -42,6 +86,24 @@ def base_place(base: str) -> Path:
     """The folder of the base that ships, or the path itself."""
     shipped = resources.files("duolora").joinpath("atelier", "weights", "base")
     return Path(str(shipped)) if base == "atelier" else Path(base).expanduser()
+
+
+def check_base(base: str) -> None:
+    """Refuse a path where nothing is; a hub id, which nothing is known of here, is let through.
+
+    Raises:
+        InputError: there is no such file or folder.
+    """
+    if base == AUTO:
+        return
+    path = base_place(base)
+    if base == "atelier" and not os.path.isdir(path):
+        raise InputError("atelier: its weights are missing from this installation of duolora; install it again")
+    no_id = base.count("/") != 1 or base.startswith((".", "/", "~")) or path.suffix in (".safetensors", *PICKLES)
+    if no_id and not os.path.exists(path):
+        raise InputError(
+            f"{base}: no such file or folder; expected `atelier`, a folder, a .safetensors file or a hub id"
+        )
 
 
 def read_defaults(base: str) -> BaseDefaults:

@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from duolora.errors import FileRefused, InputError
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
-from duolora.model.defaults import base_place
+from duolora.model.defaults import PICKLES, base_place, check_base
 from duolora.model.sdxl import architecture_of_keys, write_configs
 from duolora.provenance import file_hash, sampled_hash
 from duolora.textfiles import read_json
@@ -40,7 +40,6 @@ LARGE = 2**32
 """Bytes that published weights have at least; smaller files are not hashed for it."""
 SMALL = 256 * 1024 * 1024
 NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
-PICKLES = {".bin", ".ckpt", ".pt", ".pth", ".pkl"}
 CHECKPOINT_KEYS = (
     "model.diffusion_model.label_emb.0.0.weight",
     "first_stage_model.decoder.conv_in.weight",
@@ -60,9 +59,8 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> StableD
     for library in (diffusers.utils.logging, transformers.utils.logging):
         library.disable_progress_bar()
         library.set_verbosity_error()
+    check_base(base)
     path = base_place(base)
-    if base == "atelier" and not path.is_dir():
-        raise InputError("atelier: its weights are missing from this installation of duolora; install it again")
     if os.path.isfile(path):
         return _from_file(path, dtype, config)
     elif not os.path.isdir(path):
@@ -127,7 +125,7 @@ def check_folder(folder: Path) -> None:
     for name in NETWORKS:
         suffixes = {file.suffix for file in (folder / name).glob("*")}
         if ".safetensors" not in suffixes:
-            held = "pickled weights, which are never opened" if suffixes & PICKLES else "no weights"
+            held = "pickled weights, which are never opened" if suffixes.intersection(PICKLES) else "no weights"
             raise FileRefused(f"{folder / name}: expected .safetensors, found {held}; get the model as safetensors")
     configs = {name: _json(folder / name / "config.json") for name in NETWORKS}
     schedule = _json(folder / "scheduler" / "scheduler_config.json")
@@ -250,16 +248,12 @@ def _stored_keys(folder: Path) -> set[str]:
 
 def _downloaded(base: str) -> Path:
     """The folder in the hub's cache that holds the model of this id, downloaded if need be."""
-    if base.count("/") != 1 or base.startswith((".", "/", "~")) or Path(base).suffix in {".safetensors", *PICKLES}:
-        raise InputError(
-            f"{base}: no such file or folder; expected `atelier`, a folder, a .safetensors file or a hub id"
-        )
     try:
         return Path(StableDiffusionXLPipeline.download(base, use_safetensors=True))
     except (OSError, ValueError) as error:
         raise InputError(
-            f"{base}: no such folder here, and the hub gave no model of that id as safetensors ({_first_line(error)}); "
-            "check the name and the connection, or give the path of a local copy"
+            f"{base}: no such folder here, and the hub gave no model of that id as safetensors; check the name and the "
+            "connection, or give the path of a local copy"
         ) from error
 
 

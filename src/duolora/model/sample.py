@@ -48,14 +48,16 @@ def draw(
     drawn, conditions = [], _conditions(base, prompts)
     batch = batch or images_at_once(base.resolution, base.offload)
     starts = range(0, len(prompts), batch)
+    bar = tqdm(total=len(starts) * steps, desc="Generating", disable=not progress, leave=False)
 
     def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        bar.update()
         if before_step is not None and step + 1 < steps:
             before_step((step + 1) / steps)
         return tensors
 
-    with base.sampling() as pipeline:
-        for i in tqdm(starts, "Drawing", disable=not progress, leave=False):
+    with bar, base.sampling() as pipeline:
+        for i in starts:
             if before_step is not None:
                 before_step(0.0)
             generators = [torch.Generator().manual_seed(seed) for seed in seeds[i : i + batch]]

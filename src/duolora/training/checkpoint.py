@@ -8,9 +8,11 @@ import hashlib
 import json
 import os
 import reprlib
+import signal
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from threading import Event, current_thread, main_thread
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from duolora.errors import DuoLoRAError, FileRefused
+from duolora.errors import DuoLoRAError, FileRefused, reason
 from duolora.provenance import tensors_hash
 from duolora.training.finite import check_values
 
@@ -26,6 +28,36 @@ from duolora.training.finite import check_values
 def step_generator(seed: int, step: int) -> torch.Generator:
     """The CPU generator of one training step."""
     return torch.Generator().manual_seed((seed * 1_000_003 + step) % (1 << 62))
+
+
+@contextmanager
+def interruptible() -> Iterator[Event]:
+    """An event that Ctrl-C sets, so that a step ends and is kept; a second Ctrl-C interrupts at once."""
+    asked, before = Event(), signal.getsignal(signal.SIGINT)
+    if current_thread() is not main_thread() or before is None:
+        yield asked
+        return
+
+    def note(*_: object) -> None:
+        asked.set()
+        signal.signal(signal.SIGINT, before)
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def stop_if(asked: Event, done: int, of: int, checkpoint: Path | None) -> None:
+    """End the work if Ctrl-C was pressed, saying what is kept.
+
+    Raises:
+        KeyboardInterrupt: it was.
+    """
+    if asked.is_set():
+        kept = "nothing is kept" if checkpoint is None else "the same command goes on from there"
+        raise KeyboardInterrupt(f"stopped after {done} of {of} steps; {kept}")
 
 
 def checkpoint_path(out: Path, recipe: Mapping[str, object]) -> Path:
@@ -63,8 +95,8 @@ def save_checkpoint(
         with suppress(OSError):
             part.unlink(missing_ok=True)
         raise DuoLoRAError(
-            f"{path}: the checkpoint cannot be written ({error}); make room, and give the same command again, which "
-            "goes on from the last one"
+            f"{path}: the checkpoint cannot be written ({reason(error)}); make room, and give the same command again, "
+            "which goes on from the last one"
         ) from error
 
 
@@ -111,7 +143,9 @@ def _refusing(path: Path) -> Iterator[None]:
             raise ValueError("no regular file")
         yield
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise FileRefused(f"{path}: no whole checkpoint of this run ({error}); delete it to begin anew") from error
+        raise FileRefused(
+            f"{path}: no whole checkpoint of this run ({reason(error)}); delete it to begin anew"
+        ) from error
 
 
 def _progress(file: Any) -> dict[str, Any]:

@@ -22,10 +22,20 @@ from duolora.model.base import Base, PromptEmbeds
 from duolora.model.predict import NoiseSchedule, noise_schedule, predict
 from duolora.model.sample import draw
 from duolora.training.callbacks import Watcher, wants_preview
-from duolora.training.checkpoint import load_checkpoint, losses_before, save_checkpoint, step_generator
+from duolora.training.checkpoint import (
+    interruptible,
+    load_checkpoint,
+    losses_before,
+    save_checkpoint,
+    step_generator,
+    stop_if,
+)
 from duolora.training.finite import check_loss, check_values
 from duolora.training.options import TrainOptions
 from duolora.training.prior_preservation import Kept, beside, kept
+
+SAVE_EVERY = 100
+"""Steps from one checkpoint to the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,16 +65,17 @@ def train_factors(
     checkpoint: Path | None = None,
     progress: bool = True,
     watch: Watcher | None = None,
+    save_every: int = SAVE_EVERY,
 ) -> list[float]:
     """Train the factors in place by Adam; the loss of the images at every tenth step.
 
     Every step has a backward pass for each task. Goes on from `checkpoint` if that file is there, with its losses, and
-    writes it every 100 steps. In float16 the gradients are scaled.
+    writes it every `save_every` steps, and when Ctrl-C is pressed. In float16 the gradients are scaled.
 
     Raises:
         DuoLoRAError: the loss is no longer finite.
     """
-    schedule, preserved = noise_schedule(base), kept(base, options.keep) if options.keep else None
+    schedule, preserved = noise_schedule(base), kept(base, options.keep, progress=progress) if options.keep else None
     empty = base.empty_prompt()  # number 0, the dropped caption
     prompts = [base.encode_prompts([task.prompt, *options.keep]).after(empty) for task in tasks]
     base.release_encoders()
@@ -78,31 +89,33 @@ def train_factors(
         losses = [torch.tensor(loss) for loss in losses_before(checkpoint)]
         _restore(scaler, scaling)
     bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
-    for step in bar:
-        rng = step_generator(options.seed, step)
-        sample, seen = _sample(schedule, tasks[0].latents, options, rng), []
-        for task, prompt in zip(tasks, prompts, strict=True):
-            if len(tasks) > 1:
-                base.unet.set_adapters(list(task.adapters))
-            some = None if preserved is None else preserved.some(beside(options.batch), rng)
-            loss, changed = _losses(base, schedule, task, prompt, sample, some, options)
-            check_loss(loss + changed, optimiser, step)
-            scaler.scale(loss + changed).backward()
-            seen.append(loss.detach())
-        scaler.step(optimiser)
-        scaler.update()
-        optimiser.zero_grad()
-        if step % 10 == 0:
-            losses.append(torch.stack(seen).sum())
-            if watch is not None:
-                watch.losses(step + 1, options.steps, {"loss": float(losses[-1])})
-        if watch is not None and wants_preview(watch, step + 1, options.steps):
-            watch.preview(step + 1, draw(base, [tasks[-1].prompt] * 2, [options.seed, options.seed + 1]))
-            base.release_encoders()
-        if checkpoint and (step + 1) % 100 == 0 and step + 1 < options.steps:
-            save_checkpoint(
-                checkpoint, {**factors, **_scaling(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]
-            )
+    with interruptible() as asked:
+        for step in bar:
+            rng = step_generator(options.seed, step)
+            sample, seen = _sample(schedule, tasks[0].latents, options, rng), []
+            for task, prompt in zip(tasks, prompts, strict=True):
+                if len(tasks) > 1:
+                    base.unet.set_adapters(list(task.adapters))
+                some = None if preserved is None else preserved.some(beside(options.batch), rng)
+                loss, changed = _losses(base, schedule, task, prompt, sample, some, options)
+                check_loss(loss + changed, optimiser, step)
+                scaler.scale(loss + changed).backward()
+                seen.append(loss.detach())
+            scaler.step(optimiser)
+            scaler.update()
+            optimiser.zero_grad()
+            if step % 10 == 0:
+                losses.append(torch.stack(seen).sum())
+                if watch is not None:
+                    watch.losses(step + 1, options.steps, {"loss": float(losses[-1])})
+            if watch is not None and wants_preview(watch, step + 1, options.steps):
+                watch.preview(step + 1, draw(base, [tasks[-1].prompt] * 2, [options.seed, options.seed + 1]))
+                base.release_encoders()
+            if checkpoint and ((step + 1) % save_every == 0 or asked.is_set()) and step + 1 < options.steps:
+                save_checkpoint(
+                    checkpoint, {**factors, **_scaling(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]
+                )
+            stop_if(asked, step + 1, options.steps, checkpoint)
     check_values(factors.values(), optimiser, options.steps)
     return [float(loss) for loss in losses]
 

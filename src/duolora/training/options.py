@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from duolora.errors import FileRefused, InputError
+from duolora.model.architectures import Shapes, modules_within
 from duolora.model.defaults import FILE, BaseDefaults
 from duolora.options import check, option
 
@@ -45,6 +46,22 @@ class TrainOptions:
     keep: tuple[str, ...] = option(
         (), "Prior preservation: prompts of class images by the base alone, whose predictions stay as they are."
     )
+
+
+def check_training(options: TrainOptions, shapes: Shapes | None = None) -> None:
+    """Refuse options that nothing can be trained with, on a base with these attention projections.
+
+    Raises:
+        InputError: a value is out of range, a block has no attention, or the rank is above every layer's width.
+    """
+    check(options)
+    if shapes is not None:
+        widest = max((min(shapes[name]) for name in modules_within(shapes, options.blocks)), default=0)
+        if options.rank > widest:
+            raise InputError(
+                f"rank: expected at most {widest}, the width of the widest layers that are trained, got {options.rank};"
+                " more directions there are not"
+            )
 
 
 def training_of(defaults: BaseDefaults, kind: str = "content") -> TrainOptions:

@@ -18,8 +18,8 @@ from peft import LoraConfig
 from torch import Tensor
 
 from duolora.lora.adapter import Adapter
+from duolora.model.architectures import modules_within
 from duolora.model.base import Base
-from duolora.model.blocks import modules_within
 from duolora.model.defaults import STEPS
 from duolora.model.mount import Mount
 from duolora.model.predict import MountedUNet
@@ -45,7 +45,7 @@ def train_pair(
     active = {"content": KINDS[:1], "style": KINDS}
     shown = {"content": (content, content_prompt), "style": (style, style_prompt)}
     tasks = [Task(base.encode_images(pixels), prompt, active[kind]) for kind, (pixels, prompt) in shown.items()]
-    names = modules_within(base.unet, options.blocks)
+    names = modules_within(base.architecture.shapes, options.blocks)
     with _orthogonal(base, names, options) as ups:
         train_factors(base, tasks, ups, replace(options, unconditional=0.0), progress=progress)
         return {kind: Adapter(_factors(base, names, kind)) for kind in KINDS}

@@ -6,17 +6,14 @@ noise, since these are what has to stay.
 
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from duolora.errors import FileRefused, InputError
 from duolora.model.base import Base
 from duolora.model.predict import noise_schedule, predict
 from duolora.model.sample import draw
-from duolora.textfiles import read_text
 from duolora.training.checkpoint import step_generator
 
 DRAWS = 4
@@ -39,18 +36,6 @@ class Kept:
         return Kept(self.noisy[rows], self.t[rows], self.prompt[rows], self.predicted[rows])
 
 
-def read_prompts(path: Path) -> tuple[str, ...]:
-    """The lines of a text file, without empty ones.
-
-    Raises:
-        InputError: it cannot be read as text.
-    """
-    try:
-        return tuple(line.strip() for line in read_text(path).splitlines() if line.strip())
-    except (FileNotFoundError, FileRefused) as error:
-        raise InputError(f"{path}: expected a text file with a prompt on each line ({error})") from error
-
-
 def beside(batch: int) -> int:
     """How many draws of what stays go with a batch of pictures: half as many, but one at least."""
     return max(1, batch // 2)
@@ -58,12 +43,12 @@ def beside(batch: int) -> int:
 
 @lru_cache(maxsize=1)
 @torch.no_grad()
-def kept(base: Base, prompts: tuple[str, ...], seed: int = 0) -> Kept:
+def kept(base: Base, prompts: tuple[str, ...], seed: int = 0, progress: bool = False) -> Kept:
     """A picture of each prompt by the base without any LoRA, seen at `DRAWS` noise levels; all on the base's device.
 
     The last answer is remembered, since several LoRAs are trained on one base.
     """
-    latents = base.encode_images(draw(base, prompts, range(seed, seed + len(prompts))).clamp(-1, 1))
+    latents = base.encode_images(draw(base, prompts, range(seed, seed + len(prompts)), progress=progress).clamp(-1, 1))
     schedule, embeds = noise_schedule(base), base.encode_prompts(prompts)
     base.release_encoders()
     rng = step_generator(seed, 0)

@@ -10,9 +10,9 @@ from threading import Event
 from typing import Any
 
 from duolora.errors import DuoLoRAError, InputError
-from duolora.lora.names import DEFAULT_FORMAT
-from duolora.merging.options import METHODS
-from duolora.ui.work import FORMATS, Asked, Made, News, Side, Studio, Worker
+from duolora.merging.options import METHOD_HELP, METHODS
+from duolora.options import DEFAULT_FORMAT
+from duolora.ui.work import FORMATS, Asked, Made, News, Side, Studio, Worker, prompt_in
 
 CSS = """
 footer { display: none !important; }
@@ -29,9 +29,9 @@ img { image-rendering: pixelated; }
 @media (max-width: 600px) { :is(#previews, #pictures) .grid-container { --grid-cols: 2 !important; } }
 #side-by-side .grid-container { max-width: calc(var(--grid-cols) * 260px); }
 """
+COMPARED = ("naive", "ziplora", "duolora")
 LARGEST_UPLOAD = "2gb"
 """Of one file; an SDXL LoRA of rank 256 has 1.4 GB."""
-COMPARED = ("naive", "ziplora", "duolora")
 
 
 def gradio() -> Any:
@@ -46,7 +46,7 @@ def gradio() -> Any:
         import gradio as found
     except ImportError as error:
         raise InputError(
-            f"duolora ui: expected the package gradio, found none ({error}); pip install 'duolora[ui]'"
+            f"duolora ui: expected gradio, found none ({error}); in a clone: `make ui` or pip install '.[ui]'"
         ) from None
     return found
 
@@ -131,23 +131,27 @@ def status(news: News) -> str:
     return text
 
 
-def built(gr: Any, worker: Worker, base: str) -> Any:
-    """The page: what to bring, how it goes, what came out."""
-    stop = Event()
+class Acts:
+    """What the buttons of the page do."""
 
-    def guarded(work: Callable[..., Any]) -> Callable[..., Any]:
+    def __init__(self, gr: Any, worker: Worker) -> None:
+        """All work of the page is done by one worker."""
+        self.gr, self.worker, self.stop = gr, worker, Event()
+
+    def guarded(self, work: Callable[..., Any]) -> Callable[..., Any]:
         """Errors that a person can act on are shown to the person."""
 
         def run(*inputs: Any) -> Any:
             try:
                 return work(*inputs)
             except DuoLoRAError as error:
-                raise gr.Error(escape(str(error)), duration=None, print_exception=False) from None
+                raise self.gr.Error(escape(str(error)), duration=None, print_exception=False) from None
 
         return run
 
-    def make(*inputs: Any) -> Iterator[tuple[Any, ...]]:
-        work, same = worker.run(stop, "make", _asked(*inputs)), gr.skip()
+    def make(self, *inputs: Any) -> Iterator[tuple[Any, ...]]:
+        """Train what is missing and merge, telling how far it is; then generate."""
+        work, same = self.worker.run(self.stop, "make", _asked(*inputs)), self.gr.skip()
         try:
             while True:
                 news = next(work)
@@ -159,115 +163,137 @@ def built(gr: Any, worker: Worker, base: str) -> Any:
             return
         finally:
             work.close()
-        yield "<p>Drawing …</p>", same, same, same, same
-        pictures = worker.result(stop, "draw", made, made.prompt) if made.prompt else same
+        yield "<p>Generating …</p>", same, same, same, same
+        pictures = self.worker.result(self.stop, "draw", made, made.prompt) if made.prompt else same
         text = f'<p role="status">Done: {escape(made.text)}. All files are in {escape(str(made.folder))}</p>'
         yield text, same, made, made.prompt, pictures
 
-    def redraw(made: Made | None, prompt: str, content: float, style: float, count: float, seed: float) -> Any:
-        return worker.result(stop, "draw", _there(made), prompt, content, style, int(count), int(seed))
+    def redraw(self, made: Made | None, prompt: str, content: float, style: float, count: float, seed: float) -> Any:
+        """Images of the prompt at these strengths."""
+        return self.worker.result(self.stop, "draw", _there(made), prompt, content, style, int(count), int(seed))
 
     def compare(
-        made: Made | None, methods: list[str], prompt: str, count: float, seed: float
+        self, made: Made | None, methods: list[str], prompt: str, count: float, seed: float
     ) -> Iterator[tuple[Any, Any]]:
+        """Images of the same prompt and seeds by every method."""
         try:
-            work = worker.run(stop, "compare", _there(made), methods, prompt, int(count), int(seed))
+            work = self.worker.run(self.stop, "compare", _there(made), methods, prompt, int(count), int(seed))
             while True:
-                yield status(next(work)), gr.skip()
+                yield status(next(work)), self.gr.skip()
         except StopIteration as end:
             found = end.value
         except DuoLoRAError as error:
-            yield f'<p class="bad" role="alert">{escape(str(error))}</p>', gr.skip()
+            yield f'<p class="bad" role="alert">{escape(str(error))}</p>', self.gr.skip()
             return
         rows = [(picture, name) for name, pictures in found.items() for picture in pictures]
-        yield "", gr.Gallery(rows, columns=max(1, int(count)), fit_columns=False)
+        yield "", self.gr.Gallery(rows, columns=max(1, int(count)), fit_columns=False)
 
-    def export(made: Made | None, format: str, content: float, style: float) -> list[str]:
-        return [str(path) for path in worker.result(stop, "export", _there(made), format, content, style)]
+    def export(self, made: Made | None, format: str, content: float, style: float) -> list[str]:
+        """The files, for download."""
+        return [str(path) for path in self.worker.result(self.stop, "export", _there(made), format, content, style)]
 
+
+def built(gr: Any, worker: Worker, base: str) -> Any:
+    """The page: what to bring, how it goes, what came out."""
+    acts, one = Acts(gr, worker), {"concurrency_id": "base", "concurrency_limit": 1}
     with gr.Blocks(title="DuoLoRA", analytics_enabled=False) as page:
         made = gr.State()
-        gr.Markdown("# DuoLoRA\nA few photos of a thing and a picture of a look, or two LoRA files, become one LoRA.")
-        with gr.Row():
-            content = _side(gr, "The thing", "content", "a sks thing in flat style")
-            style = _side(gr, "The look", "style", "a house in zwx style")
-        with gr.Row():
-            method = gr.Dropdown(
-                list(METHODS), value="duolora", label="Method", info="how the two become one", elem_id="method"
-            )
-            where = gr.Textbox(
-                base, label="Base", info="atelier, a folder, a .safetensors file or a hub id", elem_id="base"
-            )
-        with gr.Accordion("Steps and seed", open=False, elem_id="more"), gr.Row():
-            train_steps = gr.Number(None, label="Updates for each LoRA [the base's own]", precision=0, minimum=1)
-            merge_steps = gr.Number(None, label="Updates of the masks [100]", precision=0, minimum=0)
-            seed = gr.Number(0, label="Seed", precision=0)
+        gr.Markdown("# DuoLoRA\nA few photos of a subject and an image of a style, or two LoRA files, become one LoRA.")
+        asked = _asking(gr, acts, base)
         with gr.Row():
             go = gr.Button("Make the LoRA", variant="primary", elem_id="make")
             halt = gr.Button("Stop", elem_id="stop")
         state = gr.HTML(elem_id="status")
         previews = gr.Gallery(
-            label="Previews",
-            columns=4,
-            fit_columns=False,
-            object_fit="contain",
-            elem_id="previews",
-            format="png",
+            label="Previews", columns=4, fit_columns=False, object_fit="contain", elem_id="previews", format="png",
             buttons=[],
-        )
-        gr.Markdown("## Draw")
-        with gr.Row():
-            prompt = gr.Textbox(label="Prompt", elem_id="prompt", scale=3, min_width=280)
-            count = gr.Number(4, label="Pictures", precision=0, minimum=1, maximum=16, elem_id="count")
-            first = gr.Number(0, label="First seed", precision=0, elem_id="first-seed")
-        with gr.Row():
-            weights = [
-                gr.Slider(
-                    0, 1.5, 1.0, step=0.05, label=f"Strength of the {name}", min_width=240, elem_id=f"weight-{key}"
-                )
-                for name, key in (("thing", "content"), ("look", "style"))
-            ]
-        draw = gr.Button("Draw", elem_id="draw")
-        pictures = gr.Gallery(
-            label="Pictures", columns=4, fit_columns=False, elem_id="pictures", format="png", buttons=["fullscreen"]
-        )
-        with gr.Accordion("Compare methods at the same seeds", open=False, elem_id="compare-part"):
-            methods = gr.CheckboxGroup(list(METHODS), value=list(COMPARED), label="Methods", elem_id="methods")
-            against = gr.Button("Compare", elem_id="compare")
-            progress = gr.HTML(elem_id="compare-status")
-            side_by_side = gr.Gallery(label="Side by side", columns=4, elem_id="side-by-side", format="png")
-        gr.Markdown("## Download")
-        with gr.Row():
-            format = gr.Dropdown(
-                list(FORMATS), value=DEFAULT_FORMAT, label="Format", info="with the strengths above", elem_id="format"
-            )
-            write = gr.Button("Write the file", elem_id="export")
-        files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files", height=130)
-
-        asked = [*content, *style, where, method, train_steps, merge_steps, seed]
-        one = {"concurrency_id": "base", "concurrency_limit": 1}
-        go.click(make, asked, [state, previews, made, prompt, pictures], show_progress="hidden", **one)
-        halt.click(lambda: stop.set(), queue=False)
-        drawn = [made, prompt, *weights, count, first]
-        gr.on([draw.click, prompt.submit, *(w.release for w in weights)], guarded(redraw), drawn, pictures, **one)
-        against.click(
-            compare, [made, methods, prompt, count, first], [progress, side_by_side], show_progress="hidden", **one
-        )
-        write.click(guarded(export), [made, format, *weights], files, **one)
+        )  # fmt: skip
+        prompt, count, first, weights, pictures = _generating(gr, acts, made, one)
+        _comparing(gr, acts, [made, prompt, count, first], one)
+        _download(gr, acts, [made, *weights], one)
+        go.click(acts.make, asked, [state, previews, made, prompt, pictures], show_progress="hidden", **one)
+        halt.click(lambda: acts.stop.set(), queue=False)
     return page
 
 
-def _side(gr: Any, title: str, key: str, prompt: str) -> list[Any]:
-    """Where one side is dropped: pictures with what they show, or a file."""
+def _asking(gr: Any, acts: Acts, base: str) -> list[Any]:
+    """What to make of what."""
+    with gr.Row():
+        content = _side(gr, acts, "The subject", "content", "a sks teapot in flat style")
+        style = _side(gr, acts, "The style", "style", "a house in zwx style")
+    with gr.Row():
+        named = [(f"{name}: {METHOD_HELP[name]}", name) for name in METHODS]
+        method = gr.Dropdown(named, value="duolora", label="Method", info="how the two become one", elem_id="method")
+        where = gr.Textbox(
+            base, label="Base", info="atelier, a folder, a .safetensors file or a hub id", elem_id="base"
+        )
+    with gr.Accordion("Steps and seed", open=False, elem_id="more"), gr.Row():
+        train_steps = gr.Number(None, label="Steps for each LoRA [the base's own]", precision=0, minimum=1)
+        merge_steps = gr.Number(None, label="Steps of the masks [100]", precision=0, minimum=0)
+        seed = gr.Number(0, label="Seed", precision=0)
+    return [*content, *style, where, method, train_steps, merge_steps, seed]
+
+
+def _generating(gr: Any, acts: Acts, made: Any, one: dict[str, Any]) -> tuple[Any, Any, Any, list[Any], Any]:
+    """Images of a prompt at any strengths."""
+    gr.Markdown("## Generate")
+    with gr.Row():
+        prompt = gr.Textbox(label="Prompt", elem_id="prompt", scale=3, min_width=280)
+        count = gr.Number(4, label="Images", precision=0, minimum=1, maximum=16, elem_id="count")
+        first = gr.Number(0, label="First seed", precision=0, elem_id="first-seed")
+    with gr.Row():
+        weights = [
+            gr.Slider(0, 1.5, 1.0, step=0.05, label=f"Strength of the {name}", min_width=240, elem_id=f"weight-{key}")
+            for name, key in (("subject", "content"), ("style", "style"))
+        ]
+    draw = gr.Button("Generate", elem_id="draw")
+    pictures = gr.Gallery(
+        label="Images", columns=4, fit_columns=False, elem_id="pictures", format="png", buttons=["fullscreen"]
+    )
+    drawn = [made, prompt, *weights, count, first]
+    released = [w.release for w in weights]
+    gr.on([draw.click, prompt.submit, *released], acts.guarded(acts.redraw), drawn, pictures, **one)
+    return prompt, count, first, weights, pictures
+
+
+def _comparing(gr: Any, acts: Acts, drawn: list[Any], one: dict[str, Any]) -> None:
+    """The same prompt and seeds by several methods."""
+    made, prompt, count, first = drawn
+    with gr.Accordion("Compare methods at the same seeds", open=False, elem_id="compare-part"):
+        methods = gr.CheckboxGroup(list(METHODS), value=list(COMPARED), label="Methods", elem_id="methods")
+        against = gr.Button("Compare", elem_id="compare")
+        progress = gr.HTML(elem_id="compare-status")
+        side_by_side = gr.Gallery(label="Side by side", columns=4, elem_id="side-by-side", format="png")
+    inputs, outputs = [made, methods, prompt, count, first], [progress, side_by_side]
+    against.click(acts.compare, inputs, outputs, show_progress="hidden", **one)
+
+
+def _download(gr: Any, acts: Acts, merge: list[Any], one: dict[str, Any]) -> None:
+    """The merge as files in any format."""
+    made, *weights = merge
+    gr.Markdown("## Download")
+    with gr.Row():
+        format = gr.Dropdown(
+            list(FORMATS), value=DEFAULT_FORMAT, label="Format", info="with the strengths above", elem_id="format"
+        )
+        write = gr.Button("Write the file", elem_id="export")
+    files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files", height=130)
+    write.click(acts.guarded(acts.export), [made, format, *weights], files, **one)
+
+
+def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> list[Any]:
+    """Where one side is dropped: images with what they show, or a file, whose own prompt is filled in."""
     with gr.Column(min_width=300):
         gr.Markdown(f"### {title}")
         pictures = gr.File(
-            label="Pictures", file_count="multiple", file_types=["image"], elem_id=f"{key}-pictures", height=140
+            label="Images", file_count="multiple", file_types=["image"], elem_id=f"{key}-pictures", height=140
         )
         words = gr.Textbox(
-            prompt, label="What they show: its kind, with an identifier of its own", elem_id=f"{key}-prompt"
-        )
+            label="What they show: its kind, with an identifier of its own", placeholder=example,
+            elem_id=f"{key}-prompt",
+        )  # fmt: skip
         lora = gr.File(label="… or a LoRA file", file_types=[".safetensors"], elem_id=f"{key}-lora", height=140)
+        lora.upload(acts.guarded(prompt_in), lora, words)
     return [pictures, words, lora]
 
 
@@ -289,5 +315,5 @@ def _brought(pictures: list[str] | None, prompt: str, lora: str | None) -> Side:
 
 def _there(made: Made | None) -> Made:
     if made is None:
-        raise InputError("there is nothing to draw with yet; make a LoRA first")
+        raise InputError("there is nothing to generate with yet; make a LoRA first")
     return made

@@ -22,7 +22,7 @@ from duolora.api.train import default_options, train
 from duolora.errors import DuoLoRAError, InputError
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
-from duolora.merging.export import half_paths
+from duolora.lora.write.atomic import half_paths
 from duolora.merging.inputs import Masks
 from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.model.base import Base, load_base
@@ -120,6 +120,15 @@ def shown(picture: Tensor, least: int = 256) -> Image.Image:
     return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
 
 
+def prompt_in(lora: str | Path) -> str:
+    """The trigger prompt that a LoRA file carries; empty where it has none.
+
+    Raises:
+        FileRefused: it is no LoRA.
+    """
+    return str(read_adapter(Path(lora)).recipe.get("prompt") or "")
+
+
 class Studio:
     """The work of one page, in one folder; the last base stays loaded."""
 
@@ -141,9 +150,9 @@ class Studio:
         Raises:
             DuoLoRAError: something that was given cannot be used.
         """
-        for kind, side in (("thing", asked.content), ("look", asked.style)):
+        for kind, side in (("subject", asked.content), ("style", asked.style)):
             if not side.lora and not side.pictures:
-                raise InputError(f"the {kind}: expected pictures or a LoRA file, got neither; drop some in")
+                raise InputError(f"the {kind}: expected images or a LoRA file, got neither; drop some in")
         options_of(asked.method)
         tell(News(f"Loading {asked.base}"))
         base, folder = self.base(asked.base), self._new_folder()
@@ -173,10 +182,10 @@ class Studio:
             shutil.copyfile(side.lora, lora)
             read_adapter(lora)
         elif images is not None:
-            what = "the thing" if kind == "content" else "the look"
+            what = "the subject" if kind == "content" else "the style"
             options = replace(default_options(asked.base, kind), seed=asked.seed)
             options = replace(options, steps=asked.train_steps or options.steps)
-            feed = Feed(f"Learning {what}", PREVIEWS["train"], tell)
+            feed = Feed(f"Training on {what}", PREVIEWS["train"], tell)
             train(images, side.prompt, lora, base, options, progress=False, watch=feed)
         return lora, images
 
@@ -208,9 +217,9 @@ class Studio:
             DuoLoRAError: the prompt is empty, or the merge has no halves that could be weighed.
         """
         if not prompt.strip():
-            raise InputError("the prompt: expected words for what to draw, got none")
+            raise InputError("the prompt: expected words for what to generate, got none")
         if count < 1:
-            raise InputError(f"expected at least one picture, got {count}")
+            raise InputError(f"expected at least one image, got {count}")
         weighed = [(made.merged, 1.0)]
         if (content, style) != (1.0, 1.0):
             weighed = [(p, w) for p, w in zip(self._halves(made), (content, style), strict=True) if p.exists()]
@@ -245,7 +254,7 @@ class Studio:
                 other = replace(made, merged=path)
             else:
                 other = self._merged(made, method, tell)
-            tell(News(f"Drawing by {method}"))
+            tell(News(f"Generating by {method}"))
             found[method] = self.draw(other, prompt, count=count, seed=seed)
         return found
 

@@ -9,9 +9,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from duolora.api.merge import options_of
 from duolora.bench.tables.rows import Row
-from duolora.merging.options import MergeOptions
+from duolora.merging.options import MergeOptions, options_of
 
 
 class InFolder(ABC):

@@ -128,7 +128,7 @@ def run_group(cell: GroupCell) -> None:
     used = []
     if cell.row.how != "floor":
         used = [cell.folder / "composed.safetensors"]
-        result["bytes"] = compose(_parts(cell), used[0]).proof.size
+        result["bytes"] = compose(parts := _parts(cell), used[0], [1 / len(parts)] * len(parts)).proof.size
     with applied(base, used):
         drawn = draw(base, [cell.group.prompt] * COUNT, [1000 + cell.seed * 1000 + k for k in range(COUNT)])
     images = [as_image(p) for p in drawn]

@@ -20,7 +20,7 @@ from duolora.bench.report.page import data_uri, embedded, environment, written
 from duolora.bench.report.paper_numbers import TABLE6, paper_base
 from duolora.bench.report.runs import Measured, Run, read_runs
 from duolora.bench.study.agreement import counted, fleiss_kappa, shares
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, reason
 from duolora.model.image_files import SUFFIXES, picture_files, read_image
 from duolora.model.images import untiled
 from duolora.textfiles import read_json
@@ -236,7 +236,7 @@ def read_key(path: Path) -> Key:
         questions = tuple(Question(**question) for question in entry["questions"])
         return Key(**entry | {"rows": tuple(entry["rows"]), "questions": questions})
     except (OSError, ValueError, KeyError, TypeError, FileRefused) as error:
-        raise FileRefused(f"{path}: expected the key.json that `study make` wrote ({error})") from error
+        raise FileRefused(f"{path}: expected the key.json that `study make` wrote ({reason(error)})") from error
 
 
 def _files(answers: Sequence[str | Path]) -> list[Path]:
@@ -256,7 +256,7 @@ def _read_answers(path: Path, study: str, options: Mapping[str, Mapping[str, str
         person, of, given = str(entry["person"]), entry["study"], entry["answers"]
         pairs = [(str(answer["question"]), str(answer["chosen"])) for answer in given]
     except (OSError, ValueError, KeyError, TypeError, FileRefused) as error:
-        raise FileRefused(f"{path}: expected answers as the questionnaire saves them ({error!r})") from error
+        raise FileRefused(f"{path}: expected answers as the questionnaire saves them ({reason(error)})") from error
     if of != study:
         raise FileRefused(f"{path}: expected answers to the study {study}, found some to {of!r}; use that one's key")
     chosen = {}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from duolora.errors import InputError
+from duolora.errors import InputError, reason
 from duolora.merging.options import WEIGHTS
 
 How = Literal["merge", "floor", "content", "style", "told", "oracle", "klora", "pair"]
@@ -109,7 +109,7 @@ def read_blocks(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         found = json.loads(path.read_text("utf-8"))
         return tuple(map(str, found["content"])), tuple(map(str, found["style"]))
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise InputError(f'{path}: expected {{"content": [blocks], "style": [blocks]}} ({error!r})') from error
+        raise InputError(f'{path}: expected {{"content": [blocks], "style": [blocks]}} ({reason(error)})') from error
 
 
 LAMBDAS = (2.0, 10.0, 100.0)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from duolora.bench.tables.rows import FLOOR, LAMBDAS, ORACLE, TABLES, Row, Table
-from duolora.errors import InputError
+from duolora.errors import InputError, reason
 
 RULE = "joint, then object + look, then the first; means over the tuning pairs"
 
@@ -134,7 +134,9 @@ def tuned(table: Table, path: Path) -> Table:
     try:
         best = {name: dict(each["changes"]) for name, each in json.loads(path.read_text("utf-8"))["best"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{path}: expected tuned.json as `duolora bench tuning` writes it ({error})") from error
+        raise InputError(
+            f"{path}: expected tuned.json as `duolora bench tuning` writes it ({reason(error)})"
+        ) from error
     return replace(
         table, rows=tuple(replace(row, changes={**best.get(row.label, {}), **row.changes}) for row in table.rows)
     )

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -10,9 +9,9 @@ from typing import Any, BinaryIO
 import torch
 from torch import Tensor
 
-from duolora.errors import BaseMismatch, FileRefused
+from duolora.errors import BaseMismatch, FileRefused, reason
 from duolora.lora.adapter import Adapter
-from duolora.lora.read.header import read_header
+from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, read_header, weights_of
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.read.unsupported import refuse_foreign
@@ -37,7 +36,7 @@ DTYPES = {
     "BOOL": torch.bool,
 }
 """As safetensors names them; all that `read_header` lets through."""
-PEFT_CONFIG, PEFT_WEIGHTS, PEFT_PREFIX = "adapter_config.json", "adapter_model.safetensors", "base_model.model."
+PEFT_PREFIX = "base_model.model."
 
 
 def read_adapter(path: Path, as_stored: bool = False) -> Adapter:
@@ -50,8 +49,7 @@ def read_adapter(path: Path, as_stored: bool = False) -> Adapter:
     Raises:
         FileRefused: it is missing, damaged, unsafe, or not a plain LoRA for an SDXL-shaped UNet.
     """
-    path = path.expanduser()
-    weights = path / PEFT_WEIGHTS if os.path.isfile(path / PEFT_CONFIG) else path
+    path, weights = path.expanduser(), weights_of(path)
     entries, metadata = read_header(weights)
     config = weights.with_name(PEFT_CONFIG)
     of_peft = bool(entries) and all(key.startswith(PEFT_PREFIX) for key in entries) and config.is_file()
@@ -76,7 +74,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {key: _tensor(file, start, entry) for key, entry in entries.items()}
     except (OSError, ValueError) as error:
         raise FileRefused(
-            f"{path}: expected a whole .safetensors file, but it cannot be read ({error}); get it again"
+            f"{path}: expected a whole .safetensors file, but it cannot be read ({reason(error)}); get it again"
         ) from error
     for key, value in tensors.items():
         if value.is_floating_point() and not torch.isfinite(value.float()).all():

@@ -10,6 +10,7 @@ from typing import Any
 
 from duolora.errors import FileRefused
 
+PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 _BITS = {
@@ -37,6 +38,12 @@ _LONGEST = 400
 
 class _Duplicate(ValueError):
     """A key that is there twice."""
+
+
+def weights_of(path: Path) -> Path:
+    """The file with the weights of a LoRA: in a PEFT folder its weights, else the file itself."""
+    path = path.expanduser()
+    return path / PEFT_WEIGHTS if os.path.isfile(path / PEFT_CONFIG) else path
 
 
 def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:

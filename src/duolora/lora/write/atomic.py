@@ -13,6 +13,8 @@ from tempfile import TemporaryFile
 from typing import IO
 
 from duolora.errors import DuoLoRAError, InputError
+from duolora.lora.read.header import PEFT_WEIGHTS
+from duolora.options import Export, Format
 
 if sys.platform != "win32":
     from fcntl import LOCK_EX, LOCK_NB, flock
@@ -20,6 +22,8 @@ if sys.platform != "win32":
 Pieces = Sequence[bytes | memoryview]
 Stage = Callable[[Path, Pieces], Path]
 """Writes a draft of the file at a path, and returns where the draft is."""
+SPLITS: dict[str, Format] = {"split": "kohya", "split-diffusers": "diffusers"}
+"""In which format the halves of a merge are."""
 LONGEST_NAME = 200
 """Bytes in a file's name: most systems take 255, and drafts, halves and checkpoints add to it."""
 
@@ -58,6 +62,22 @@ def check_out(path: Path, inputs: Iterable[str | Path | None], overwrite: bool) 
                     raise InputError(f"{path}: it is one of the inputs, which are never replaced; name another file")
     if not overwrite:
         raise InputError(f"{path}: there is a file already; name another one, or replace it with --overwrite")
+
+
+def half_paths(out: Path) -> tuple[Path, Path]:
+    """Where the halves go: `both.safetensors` becomes `both.content.safetensors` and `both.style.safetensors`."""
+    return out.with_suffix(".content.safetensors"), out.with_suffix(".style.safetensors")
+
+
+def check_export(out: Path, format: Export, inputs: Iterable[str | Path | None], overwrite: bool) -> None:
+    """Make sure, before any work, that the files of a merge can and may be put there.
+
+    Raises:
+        InputError: one of them cannot, is an input, or is there already and may not be replaced.
+    """
+    given = list(inputs)
+    for path in half_paths(out) if format in SPLITS else (out / PEFT_WEIGHTS,) if format == "peft" else (out,):
+        check_out(path, given, overwrite)
 
 
 def check_folder(folder: Path) -> None:

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
-from duolora.lora.names import DEFAULT_FORMAT, Format
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
 from duolora.lora.verify import TOLERANCE, Proof, identical, proof
@@ -20,6 +19,7 @@ from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
 from duolora.lora.write.kohya import kohya_metadata, kohya_tensors
 from duolora.lora.write.layout import laid_out
 from duolora.lora.write.uniform import uniform
+from duolora.options import DEFAULT_FORMAT, Format
 from duolora.provenance import tensors_hash
 
 Writer = Callable[[Adapter, torch.dtype], tuple[dict[str, Tensor], dict[str, str]]]

@@ -9,7 +9,8 @@ import torch
 from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import TEXT_ENCODERS
-from duolora.lora.read.file import PEFT_CONFIG, PEFT_PREFIX, PEFT_WEIGHTS, peft_metadata, read_tensors
+from duolora.lora.read.file import PEFT_PREFIX, peft_metadata, read_tensors
+from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS
 from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.verify import Proof, proof

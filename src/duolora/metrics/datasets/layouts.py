@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, reason
 from duolora.metrics.datasets.dataset import THING, Concept, Dataset
 from duolora.model.image_files import images_in
 from duolora.textfiles import read_text
@@ -190,11 +190,11 @@ def _text(path: Path) -> str:
     try:
         return read_text(path)
     except FileNotFoundError as error:
-        raise FileRefused(f"{path}: expected a text file in UTF-8 ({error}); get it again") from error
+        raise FileRefused(f"{path}: expected a text file in UTF-8 ({reason(error)}); get it again") from error
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
     except ValueError as error:
-        raise FileRefused(f"{path}: not readable as JSON ({error}); get it again") from error
+        raise FileRefused(f"{path}: not readable as JSON ({reason(error)}); get it again") from error

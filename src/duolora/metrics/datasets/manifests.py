@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, reason
 from duolora.metrics.datasets.dataset import STYLE, THING, Dataset
 from duolora.textfiles import read_json
 
@@ -101,7 +101,7 @@ def read_manifest(path: Path) -> Manifest:
     try:
         facts = read_json(path)
     except (FileNotFoundError, FileRefused) as error:
-        raise FileRefused(f"{path}: expected a manifest in JSON ({error}); check the path") from error
+        raise FileRefused(f"{path}: expected a manifest in JSON ({reason(error)}); check the path") from error
     if not isinstance(facts, dict) or facts.get("version") != VERSION:
         found = facts.get("version") if isinstance(facts, dict) else type(facts).__name__
         raise FileRefused(f"{path}: expected a manifest of version {VERSION}, found {found}; write it anew")

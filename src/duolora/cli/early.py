@@ -1,0 +1,49 @@
+"""What arguments and file headers say already: it is said before anything heavy is imported."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, get_args
+
+from duolora.errors import InputError
+from duolora.lora.read.header import read_header, weights_of
+from duolora.lora.write.atomic import check_export
+from duolora.merging.options import ONLY, WEIGHTS
+from duolora.model.defaults import check_base
+from duolora.options import FileDtype, check, idle, word
+
+
+def check_output(
+    out: Path, format: str, dtype: str, formats: Any, inputs: Iterable[Path | None], overwrite: bool
+) -> None:
+    """Refuse a format or a dtype that there is not, and a place where no file can or may be written."""
+    word("dtype", dtype, get_args(FileDtype))
+    check_export(out, word("format", format, get_args(formats)), inputs, overwrite)
+
+
+def check_inputs(loras: Iterable[Path], *others: Path | None, base: str | None = None) -> None:
+    """Refuse files that are missing or cannot be LoRAs by their headers, images that are missing, and such a base."""
+    for path in loras:
+        read_header(weights_of(path))
+    for place in others:
+        if place is not None:
+            from duolora.model.image_files import images_of
+
+            images_of(place)
+    if base is not None:
+        check_base(base)
+
+
+def check_used(options: Any, method: str, given: Mapping[str, str], preset: str | None = None) -> None:
+    """Refuse values that nothing can be made with, and options that a method makes no use of.
+
+    Args:
+        options: all options as they are.
+        method: its name.
+        given: what was typed for each option that was given.
+        preset: the name of the preset, if one was given.
+    """
+    check(options)
+    for name, need in idle(options, given).items():
+        raise InputError(f"{given[name]}: {method} makes no use of it (it is for {ONLY[need]}); leave it out")
+    if preset is not None and len(idle(options, WEIGHTS[preset])) == len(WEIGHTS[preset]):
+        raise InputError(f"--preset {preset}: {method} makes no use of it; leave it out")
