@@ -52,7 +52,7 @@ def convert(
     overwrite: OverwriteOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Write a LoRA in another format, strength or size, and verify it."""
+    """Write a LoRA in another format, strength or size, verified."""
     with one_line():
         check_output(out, format, dtype, Export, (file, content, style), overwrite)
         check_inputs([path for path in (file, content, style) if path is not None])
