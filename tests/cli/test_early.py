@@ -192,10 +192,10 @@ def test_inspect_begins_with_what_people_look_for(loras, tmp_path):
         "trigger_words",
         "source_files",
     ]
-    assert "unknown (by its shapes)" in lines[1] and "diffusers" in lines[2]
+    assert "unknown (by its shapes)" in lines[1] and "kohya" in lines[2]
     assert "a sks cat in zwx style" in lines[4] and "content.safetensors, style.safetensors" in lines[5]
-    assert run("convert", out, "--out", tmp_path / "k.safetensors", "--format", "kohya").exit_code == 0
-    assert "kohya" in run("inspect", tmp_path / "k.safetensors").stdout.splitlines()[2]
+    assert run("convert", out, "--out", tmp_path / "d.safetensors", "--format", "diffusers").exit_code == 0
+    assert "diffusers" in run("inspect", tmp_path / "d.safetensors").stdout.splitlines()[2]
 
 
 def test_a_rank_above_the_layers_and_unknown_blocks_are_refused_before_the_base_is_loaded(folder, photos, tmp_path):

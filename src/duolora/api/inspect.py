@@ -81,12 +81,13 @@ def _identity(adapter: Adapter, weights: Path) -> Facts:
     shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
     ranks = [lora.rank for lora in adapter.modules.values()]
     keys, _ = read_header(weights)
+    prompt, title = adapter.recipe.get("prompt"), adapter.notes.get("modelspec.title")
     return {
         "base": adapter.recipe.get("base") or f"{recognised(shapes).name} (by its shapes)",
         "dialect": next((name for start, name in DIALECTS.items() if min(keys, default="").startswith(start)), "other"),
         "rank": [min(ranks), max(ranks)],
-        "trigger_words": adapter.recipe.get("prompt"),
-        "title": adapter.notes.get("modelspec.title"),
+        "trigger_words": prompt,
+        "title": None if title == prompt else title,  # a file without a title has its prompt for one
         "source_files": _source_names(adapter.recipe),
     }
 
