@@ -180,10 +180,10 @@ def test_composing_is_the_weighted_sum(sources, whole, tmp_path, weights):
     files, out = [*sources, whole], tmp_path / "all.safetensors"
     proof = compose(files, out, weights, dtype="float32").proof
     assert proof.error < 1e-6
-    expected = [scaled(read_adapter(f), w) for f, w in zip(files, weights or [1 / 3] * 3, strict=True)]
+    expected = [scaled(read_adapter(f), w) for f, w in zip(files, weights or [1.0] * 3, strict=True)]
     found = read_adapter(out)
     assert_sum(expected, found)
-    assert [s["weight"] for s in found.recipe["sources"]] == (weights or [1 / 3] * 3)
+    assert [s["weight"] for s in found.recipe["sources"]] == (weights or [1.0] * 3)
     assert compose(files, tmp_path / "again.safetensors", weights, dtype="float32").proof.error == proof.error
     assert out.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
