@@ -28,12 +28,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPTokenizer
 
+from duolora.atelier.architecture import new_scheduler, new_unet
+from duolora.atelier.data import as_input, base_poses
+from duolora.atelier.scene import SIZE
 from recipes.atelier import latents
 from recipes.atelier.muon import Muon
 from recipes.atelier.text import TextEncoders
-from recipes.atelier.world.architecture import new_scheduler, new_unet
-from recipes.atelier.world.data import as_input, base_poses
-from recipes.atelier.world.scene import SIZE
 
 
 @dataclass(frozen=True)
@@ -256,7 +256,9 @@ def main(
             dist.broadcast(done, 0)
         if done >= 1:
             break
-        factor = min(1.0, (run.step - begun + 1) / 150) * min(1.0, max(0.0, (1 - float(done)) / cooling))
+        factor = min(1.0, (run.step - begun + 1) / (150 if begun == 0 else 30)) * min(
+            1.0, max(0.0, (1 - float(done)) / cooling)
+        )
         each, timesteps = run.loss(pixels, texts, rng)
         each.mean().backward()
         run.update(factor)

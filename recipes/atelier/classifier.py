@@ -10,11 +10,12 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import typer
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from recipes.atelier.world.classifier import ANSWERS, Classifier, load_classifier
-from recipes.atelier.world.data import as_input, judged_picture
+from duolora.atelier.classifier import ANSWERS, Classifier
+from duolora.atelier.data import as_input, judged_picture
+from recipes.atelier.muon import Muon
 
 
 def spoilt(images: Tensor, rng: torch.Generator) -> Tensor:
@@ -33,7 +34,7 @@ def main(
     out: Annotated[Path, typer.Option(help="Folder for the weights.")],
     minutes: Annotated[float, typer.Option(help="How long to train.")] = 12.0,
     batch: int = 64,
-    lr: float = 2e-3,
+    lr: float = 0.02,
     seed: int = 3,
 ) -> None:
     """Train the classifier on fresh renders for some minutes, from the weights in the folder if there are any."""
@@ -41,8 +42,11 @@ def main(
     torch.manual_seed(seed)
     network, path = Classifier().to(device), out / "classifier.safetensors"
     if path.exists():
-        network.load_state_dict(load_classifier(path).state_dict())
-    optimiser = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=0.02)
+        network.load_state_dict({k: v.to(network.state_dict()[k].dtype) for k, v in load_file(path).items()})
+    matrices = [p for p in network.trunk.parameters() if p.ndim > 1]
+    others = [p for name, p in network.named_parameters() if p.ndim < 2 or name.startswith("heads")]
+    optimisers = [Muon(matrices, lr), torch.optim.AdamW(others, lr=lr / 10, weight_decay=0.02)]
+    rates = [lr, lr / 10]
     step, right = 0, torch.zeros(4, 2)
     while (done := (time.time() - started) / (60 * minutes)) < 1:
         first = seed * 1_000_000_000 + int(started) % 1_000_000 * 1000 + step * batch
@@ -53,10 +57,11 @@ def main(
         )
         logits = network(spoilt(images, torch.Generator().manual_seed(first)).to(device))
         losses = [F.cross_entropy(logits[name], truth[:, i], label_smoothing=0.02) for i, name in enumerate(ANSWERS)]
-        optimiser.param_groups[0]["lr"] = lr * min(1, (step + 1) / 100) * max(0.01, 1 - done)
         torch.stack(losses).nansum().backward()
-        optimiser.step()
-        optimiser.zero_grad()
+        for optimiser, rate in zip(optimisers, rates, strict=True):
+            optimiser.param_groups[0]["lr"] = rate * min(1, (step + 1) / 100) * max(0.01, 1 - done)
+            optimiser.step()
+            optimiser.zero_grad()
         step += 1
         for i, name in enumerate(ANSWERS):
             asked = truth[:, i] >= 0

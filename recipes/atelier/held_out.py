@@ -7,10 +7,10 @@ that are near a look that is taken already or that has a name. So they are drawn
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.atelier.world.family import improvised
-from recipes.atelier.world.looks import NAMED_LOOKS
-from recipes.atelier.world.paint import Look
-from recipes.atelier.world.scene import paint, single
+from duolora.atelier.family import improvised
+from duolora.atelier.looks import NAMED_LOOKS
+from duolora.atelier.paint import Look
+from duolora.atelier.scene import paint, single
 
 COUNT, VISIBLE, APART = 36, 0.22, 0.2
 PROBES = [

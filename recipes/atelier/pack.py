@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
+from duolora.atelier.architecture import new_scheduler
+from duolora.atelier.captions import varied_captions
+from duolora.atelier.data import renderer_hash
 from duolora.provenance import file_hash, versions
 from recipes.atelier.base import TextToImage
-from recipes.atelier.world.architecture import new_scheduler
-from recipes.atelier.world.captions import varied_captions
-from recipes.atelier.world.data import renderer_hash
 
 
 def pipeline_of(base: Path, vae: Path) -> StableDiffusionXLPipeline:
@@ -37,18 +37,18 @@ def pipeline_of(base: Path, vae: Path) -> StableDiffusionXLPipeline:
 
 
 DEFAULTS = {
-    "training": {"rank": 16, "steps": 400, "batch": 4, "lr": 5e-4, "unconditional": 0.1},
+    "training": {"rank": 16, "steps": 250, "batch": 4, "lr": 1e-3, "unconditional": 0.1},
     "style_training": {"mirror": True},
     "guidance": 3.0,
     "dtype": "float32",
 }
-"""What suits LoRAs on the base, as on the one before; class images are added."""
+"""What suits LoRAs on the base; captions of class images are added."""
 
 
 def save(pipeline: StableDiffusionXLPipeline, out: Path) -> None:
     """Write the pipeline folder in float16, with configs that load as float32."""
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
-    training = DEFAULTS["training"] | {"keep": varied_captions(48)}  # type: ignore[operator]
+    training = DEFAULTS["training"] | {"keep": varied_captions(24)}  # type: ignore[operator]
     (out / "duolora.json").write_text(json.dumps(DEFAULTS | {"training": training}, indent=1) + "\n")
     for name in ("text_encoder", "text_encoder_2"):  # transformers would load what is stored as float16 as that
         config = out / name / "config.json"
@@ -57,6 +57,7 @@ def save(pipeline: StableDiffusionXLPipeline, out: Path) -> None:
 
 def main(
     base: Annotated[Path, typer.Option(help="The folder that base.py wrote.")],
+    text: Annotated[Path, typer.Option(help="The folder that text.py wrote.")],
     vae: Annotated[Path, typer.Option(help="The folder that vae.py wrote.")],
     classifier: Annotated[Path, typer.Option(help="The folder that classifier.py wrote.")],
     out: Annotated[Path, typer.Option(help="The folder of weights to write.")],
@@ -64,8 +65,13 @@ def main(
     """Write the pipeline, the classifier and how they were made."""
     save(pipeline_of(base, vae), out / "base")
     copyfile(classifier / "classifier.safetensors", out / "classifier.safetensors")
-    stages = {"vae": vae / "vae.json", "base": base / "recipe.json", "classifier": classifier / "classifier.json"}
-    facts: dict[str, object] = {stage: json.loads(path.read_text()) for stage, path in stages.items() if path.exists()}
+    stages = {
+        "vae": vae / "vae.json",
+        "text": text / "text.json",
+        "base": base / "recipe.json",
+        "classifier": classifier / "classifier.json",
+    }
+    facts: dict[str, object] = {stage: json.loads(path.read_text()) for stage, path in stages.items()}
     facts |= {"renderer": renderer_hash(), "versions": versions()}
     facts["weights"] = {str(p.relative_to(out)): file_hash(p) for p in sorted(out.rglob("*.safetensors"))}
     (out / "provenance.json").write_text(json.dumps(facts, indent=1) + "\n")

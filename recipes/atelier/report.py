@@ -1,4 +1,9 @@
-"""How good Atelier is: the judges on fresh renders, the VAE as a ceiling, and the base on its own captions."""
+"""How good Atelier is: the classifier on fresh renders, the VAE, the base on its own captions, LoRAs on the base.
+
+A LoRA is good when it carries what it learnt to prompts that it was not trained with: a subject into styles that the
+base knows, a style onto objects that the base knows. No merge can do better than the two together. Subjects and styles
+are those of the tuning pairs, so that no test pair is looked at.
+"""
 
 import json
 from dataclasses import dataclass
@@ -8,14 +13,19 @@ from typing import Annotated
 import numpy as np
 import torch
 import typer
+from PIL import Image
 from torch import Tensor
 
+from duolora.api.generate import applied
+from duolora.api.train import default_options, train
 from duolora.atelier.captions import plain_caption
+from duolora.atelier.classifier import Classifier, Verdict, judge, load_classifier
 from duolora.atelier.data import as_input
 from duolora.atelier.looks import BASE_LOOKS, HELD_OUT_LOOKS, KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
-from duolora.atelier.recognisers import Recogniser, judge, load_recogniser
+from duolora.atelier.pairs import STYLE_IDENTIFIER, Pair, pictures
 from duolora.atelier.scene import Scene, render, sample_scene
+from duolora.bench.cells.pairs import suite
 from duolora.model.base import Base, load_base
 from duolora.model.defaults import STEPS
 from duolora.model.images import as_image, tiled
@@ -44,7 +54,7 @@ class Accuracy:
     pictures: int
 
 
-def accuracy(judges: Recogniser, pictures: Tensor, scenes: list[Scene]) -> Accuracy:
+def accuracy(judges: Classifier, pictures: Tensor, scenes: list[Scene]) -> Accuracy:
     """How often the judges see in the pictures what the scenes say."""
     found = judge(judges, pictures)
     things = [s.things[0] for s in scenes]
@@ -70,7 +80,7 @@ def report(
     out: Path, base: Base | None = None, count: int = 408, drawn: int = 204, seed: int = 90_001
 ) -> dict[str, object]:
     """Measure Atelier and write `results.json` and the picture grid `base.png` into `out`."""
-    base, judges = base or load_base("atelier"), load_recogniser()
+    base, judges = base or load_base("atelier"), load_classifier()
     results: dict[str, object] = {"seed": seed, "steps": STEPS, "guidance": guidance_of(base), "versions": versions()}
     for name, (kinds, looks) in GROUPS.items():
         scenes = scenes_of(kinds, looks, count, seed)
@@ -92,9 +102,82 @@ def report(
     return results
 
 
+@dataclass(frozen=True)
+class Carried:
+    """Shares of images that are right with the LoRA's own prompt, and in other styles or on other objects.
+
+    Right is object (with its colour where the style keeps it) and style at once.
+    """
+
+    own: float
+    elsewhere: float
+    elsewhere_object: float
+    elsewhere_style: float
+
+
+def lora_report(base: Base, out: Path, pairs: int = 4, images: int = 4) -> dict[str, object]:
+    """Train a content and a style LoRA for each of the first tuning pairs and see what they carry elsewhere."""
+    network, rows = load_classifier(), {}
+    for case in [case for case in suite() if case.dataset == "tuning"][:pairs]:
+        folder = out / case.name
+        content = [Image.fromarray(p) for p in pictures(case.pair.content_scenes(case.pictures, case.content_seed))]
+        style = [Image.fromarray(p) for p in pictures([case.pair.style_scene(case.style_seed)])]
+        trained = {
+            "content": (content, case.pair.content_prompt, subjects_elsewhere(case.pair)),
+            "style": (style, case.pair.style_prompt, styles_elsewhere(case.pair)),
+        }
+        for kind, (shown, prompt, elsewhere) in trained.items():
+            (folder / kind).mkdir(parents=True, exist_ok=True)
+            for k, image in enumerate(shown):
+                image.save(folder / kind / f"{k}.png")
+            path = folder / f"{kind}.safetensors"
+            train(folder / kind, prompt, path, base, default_options(base.name, kind))
+            own = {"object": case.pair.kind, "look": "flat"} if kind == "content" else {"look": case.pair.look}
+            with applied(base, [path]):
+                seen = judge(network, draw(base, [prompt] * images, range(images)).clamp(-1, 1))
+                drawn = draw(base, [p for p, _ in elsewhere] * images, range(images * len(elsewhere))).clamp(-1, 1)
+            tiled([[as_image(p) for p in drawn]]).save(folder / f"{kind}.png")
+            rows[f"{case.name} {kind}"] = carried(seen.share(**own), judge(network, drawn), elsewhere).__dict__
+            typer.echo(f"{case.name} {kind}: {rows[f'{case.name} {kind}']}")
+    means = {kind: [row["elsewhere"] for name, row in rows.items() if name.endswith(kind)] for kind in trained}
+    results = {"rows": rows, "elsewhere": {kind: float(np.mean(values)) for kind, values in means.items()}}
+    (out / "loras.json").write_text(json.dumps(results, indent=1))
+    return results
+
+
+def subjects_elsewhere(pair: Pair) -> list[tuple[str, dict[str, str]]]:
+    """Prompts for the subject in styles that the base knows, and what they should show."""
+    found = []
+    for look in ("outline", "sepia", "neon", "pastel"):
+        colour = {"colour": pair.colour} if look in KEEP_COLOUR else {}
+        prompt = f"a {pair.identifier} {pair.noun} in {look} style"
+        found.append((prompt, {"object": pair.kind, "look": look} | colour))
+    return found
+
+
+def styles_elsewhere(pair: Pair) -> list[tuple[str, dict[str, str]]]:
+    """Prompts for objects that the base knows in the style, and what they should show."""
+    kinds = [kind for kind in ("tree", "key", "bird", "bottle") if kind != pair.shown]
+    return [(f"a {kind} in {STYLE_IDENTIFIER} style", {"object": kind, "look": pair.look}) for kind in kinds]
+
+
+def carried(own: float, seen: Verdict, elsewhere: list[tuple[str, dict[str, str]]]) -> Carried:
+    """The shares; images are those of all prompts in turn, several times."""
+    expected = [elsewhere[k % len(elsewhere)][1] for k in range(len(seen.object))]
+    hits = [{name: getattr(seen, name)[k] == word for name, word in e.items()} for k, e in enumerate(expected)]
+    return Carried(
+        own,
+        float(np.mean([all(hit.values()) for hit in hits])),
+        float(np.mean([hit["object"] for hit in hits])),
+        float(np.mean([hit["look"] for hit in hits])),
+    )
+
+
 def main(out: Annotated[Path, typer.Option(help="Folder for the figures.")] = Path("benchmarks/atelier")) -> None:
-    """Measure the base that ships and its classifier."""
-    typer.echo(json.dumps(report(out), indent=1))
+    """Measure the base that ships, its classifier and LoRAs on it."""
+    base = load_base("atelier")
+    typer.echo(json.dumps(report(out, base), indent=1))
+    typer.echo(json.dumps(lora_report(base, out / "loras"), indent=1))
 
 
 if __name__ == "__main__":

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from recipes.atelier.world.architecture import TEXT_WIDTH, new_text_encoders, save_tokenizer
-from recipes.atelier.world.data import base_scene, vocabulary
-from recipes.atelier.world.looks import BASE_LOOKS
-from recipes.atelier.world.objects import BASE_OBJECTS
-from recipes.atelier.world.scene import COLOURS, PATTERNS, PLACES
+from duolora.atelier.architecture import TEXT_WIDTH, new_text_encoders, save_tokenizer
+from duolora.atelier.data import base_scene, vocabulary
+from duolora.atelier.looks import BASE_LOOKS
+from duolora.atelier.objects import BASE_OBJECTS
+from duolora.atelier.paint import COLOURS
+from duolora.atelier.scene import PATTERNS, PLACES
 
 SLOTS = [(number, place) for number in PLACES for place in range(len(PLACES[number]))]
 """Every place of every number of objects."""

@@ -19,9 +19,9 @@ import typer
 from diffusers import AutoencoderKL
 from torch import Tensor
 
+from duolora.atelier.architecture import new_vae
+from duolora.atelier.data import as_input, vae_picture
 from recipes.atelier import latents
-from recipes.atelier.world.architecture import new_vae
-from recipes.atelier.world.data import as_input, vae_picture
 
 LOG_VARIANCE = -12.0
 """Of the latents: they are known, not guessed."""

@@ -11,16 +11,16 @@ from PIL import ImageDraw
 
 from duolora.api import demo as module
 from duolora.api.demo import Job, _row, comparison, demo, spent, table
+from duolora.atelier.classifier import Verdict
 from duolora.atelier.pairs import Pair
-from duolora.atelier.recognisers import Verdict
 from duolora.bench.cells.pairs import suite
 from duolora.errors import InputError
 from duolora.merging.options import METHODS
 
-PAIR = Pair("teapot", "red", "plain", "stitched", "house")
+PAIR = Pair("teapot", "red", "plain", "outline", "house")
 VERDICT = Verdict(
     object=["teapot", "teapot", "house", "cat"],
-    look=["stitched", "flat", "stitched", "flat"],
+    look=["outline", "flat", "outline", "flat"],
     colour=["red", "red", "red", "blue"],
     pattern=["plain", "dotted", "plain", "plain"],
 )
@@ -37,7 +37,7 @@ def test_shares_are_counted():
 
 
 def test_colour_is_not_judged_where_the_look_hides_it():
-    hidden = Pair("teapot", "red", "plain", "copper", "house")
+    hidden = Pair("teapot", "red", "plain", "sepia", "house")
     row = _row(Job("naive", ""), VERDICT, hidden)
     assert row.colour is None
     assert row.pattern is None
@@ -58,7 +58,7 @@ def test_time_is_listed_by_stage():
 
 
 def test_comparison_grows_with_methods():
-    drawn = {Job(name, PAIR.merged_prompt): torch.zeros(3, 3, 64, 64) for name in ("a", "b", "c")}
+    drawn = {Job(name, PAIR.merged_prompt): torch.zeros(3, 3, 32, 32) for name in ("a", "b", "c")}
     assert comparison(PAIR, drawn).height > comparison(PAIR, dict(list(drawn.items())[:1])).height
 
 
@@ -69,7 +69,7 @@ def test_a_row_with_another_prompt_says_so(monkeypatch):
             ImageDraw.ImageDraw, kind, lambda self, at, text, *rest: written.append(" ".join(text.split()))
         )
     jobs = [Job("base", PAIR.merged_prompt), Job("content LoRA", PAIR.content_prompt), Job("naive", PAIR.merged_prompt)]
-    comparison(PAIR, {job: torch.zeros(2, 3, 64, 64) for job in jobs})
+    comparison(PAIR, {job: torch.zeros(2, 3, 32, 32) for job in jobs})
     heading = f"“{PAIR.merged_prompt}”, where a row has no other prompt; the same seeds in every row"
     assert written == ["references", heading, "base", "content LoRA", f"prompt: “{PAIR.content_prompt}”", "naive"]
 
@@ -87,7 +87,7 @@ def told(monkeypatch, base, tmp_path, seed):
 
     def draw(base, prompts, seeds):
         asked["draw"].append(list(seeds))
-        return torch.zeros(len(prompts), 3, 64, 64)
+        return torch.zeros(len(prompts), 3, 32, 32)
 
     for name, stub in (("train", train), ("merge", merge), ("draw", draw)):
         monkeypatch.setattr(module, name, stub)
@@ -101,8 +101,10 @@ def told(monkeypatch, base, tmp_path, seed):
 def test_the_seed_reaches_training_merging_and_drawing(monkeypatch, base, tmp_path):
     first, second = (told(monkeypatch, base, tmp_path, seed) for seed in (0, 5))
     assert (first["train"], second["train"]) == ([0, 0], [5, 5])
-    assert [seed for _, _, seed in second["merge"]] == [5] * len(METHODS)
-    assert [(method, options) for method, options, _ in second["merge"]] == list(METHODS.items())
+    assert [seed for _, _, seed in second["merge"]] == [5] * len(module.SHOWN)
+    assert [(method, options) for method, options, _ in second["merge"]] == [
+        (method, METHODS[method]) for method in module.SHOWN
+    ]
     assert all(a != b for a, b in zip(first["draw"], second["draw"], strict=True))
 
 

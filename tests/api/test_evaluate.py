@@ -96,7 +96,7 @@ def test_ateliers_five_work_offline_and_are_labelled(pictures, content, style):
     assert [s.metric for s in done.scores] == list(ATELIER)
     text = done.table()
     assert "cannot be compared with published ones" in text
-    assert "resize 64 bicubic" in text
+    assert "resize 32 bicubic" in text
     assert not any(METRICS[m].label in text for m in PAPER)
     assert all(s.card.atelier for s in done.scores)
 

@@ -1,66 +1,77 @@
-"""Improvised looks: reproducible, no two alike, described truly, and seldom taken for a held-out one."""
+"""The family of looks: reproducible, no two alike, described truly, and the held-out members not among the named."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from duolora.atelier.captions import improvised_caption
-from duolora.atelier.data import as_input, base_picture
-from duolora.atelier.family import PAINTS, improvise
-from duolora.atelier.looks import HELD_OUT_LOOKS, LOOKS
-from duolora.atelier.recognisers import load_recogniser
-from duolora.atelier.scene import render, sample_scene, single
+from duolora.atelier.data import base_picture
+from duolora.atelier.family import PAINTS, improvise, improvised
+from duolora.atelier.looks import BASE_LOOKS, HELD_OUT_LOOKS, HELD_OUT_SEEDS, LOOKS
+from duolora.atelier.scene import paint, render, sample_scene, single
+from recipes.atelier.held_out import APART, images
+
+
+def look_of(seed):
+    return improvise(np.random.default_rng(seed))
 
 
 def test_a_seed_is_a_look_and_looks_differ():
     house = single("house", "flat", 1)
-    pictures = [render(house, improvise(np.random.default_rng(seed))) for seed in range(40)]
-    again = render(house, improvise(np.random.default_rng(7)))
-    assert np.array_equal(pictures[7], again)
-    assert len({p.tobytes() for p in pictures}) == 40
+    rendered = [render(house, look_of(seed)) for seed in range(40)]
+    assert np.array_equal(rendered[7], render(house, look_of(7)))
+    assert len({p.tobytes() for p in rendered}) >= 39
     plain = render(house).astype(float)
-    assert np.mean([np.abs(p.astype(float) - plain).mean() > 8 for p in pictures]) > 0.9
+    assert np.mean([np.abs(p.astype(float) - plain).mean() > 8 for p in rendered]) > 0.85
 
 
-def described(picture):
-    """Colours and roughness of a picture: means and spreads of its channels and of its neighbours' differences."""
-    rows, columns = np.abs(np.diff(picture.astype(float), axis=0)), np.abs(np.diff(picture.astype(float), axis=1))
-    parts = [picture.mean((0, 1)), picture.std((0, 1)), rows.mean((0, 1)), columns.mean((0, 1))]
+def described(image):
+    """Colours and roughness of an image: means and spreads of its channels and of its neighbours' differences."""
+    rows, columns = np.abs(np.diff(image.astype(float), axis=0)), np.abs(np.diff(image.astype(float), axis=1))
+    parts = [image.mean((0, 1)), image.std((0, 1)), rows.mean((0, 1)), columns.mean((0, 1))]
     return np.concatenate(parts)
 
 
-def test_one_look_is_one_look_on_every_thing():
+def test_one_look_is_one_look_on_every_object():
     """A house in a look resembles a fish in that look more than one in another; by chance in 1 of 30."""
     house, fish = (single(k, "flat", 1, colour="red", pattern="plain") for k in ("house", "fish"))
-    on_house, on_fish = (
-        np.stack([described(render(s, improvise(np.random.default_rng(k)))) for k in range(30)]) for s in (house, fish)
-    )
+    on_house, on_fish = (np.stack([described(render(s, look_of(k))) for k in range(30)]) for s in (house, fish))
     distance = np.abs(on_house[:, None] - on_fish[None]).sum(-1)
     assert np.mean(distance.argmin(1) == np.arange(30)) > 0.6
 
 
-def test_most_looks_leave_enough_of_the_thing():
-    """A house and a fish in one look are different pictures."""
+def test_most_looks_leave_enough_of_the_object():
+    """A house and a fish in one look are different images."""
     house, fish = single("house", "flat", 1), single("fish", "flat", 1)
-    apart = []
-    for seed in range(60):
-        look = improvise(np.random.default_rng(seed))
-        apart.append(np.abs(render(house, look).astype(float) - render(fish, look).astype(float)).mean() > 3)
+    apart = [
+        np.abs(render(house, look_of(k)).astype(float) - render(fish, look_of(k)).astype(float)).mean() > 3
+        for k in range(60)
+    ]
     assert np.mean(apart) > 0.9
 
 
 def test_words_name_what_the_steps_do():
-    for seed in range(200):
-        look = improvise(np.random.default_rng(seed))
+    looks = [look_of(seed) for seed in range(400)]
+    for look in looks:
         assert len(look.words) == len(look.steps)
         assert all(look.words)
-    grounds = [look for look in map(improvise, map(np.random.default_rng, range(400))) if "ground" in look.words[0]]
-    assert grounds
-    for look in grounds:
-        paint = np.array(PAINTS[look.words[0].split()[1]]) * 255
-        picture = render(single("key", "flat", 1, pattern="plain"), type(look)(look.steps[:1], look.words[:1]))
-        assert np.abs(np.median(picture, (0, 1)) - paint).max() < 115
-    assert any("outlines" in word for look in grounds for word in look.words)
+    framed = [look for look in looks if look.words[-1].endswith("frame")]
+    assert framed
+    for look in framed:
+        colour = np.array(PAINTS[look.words[-1].split()[1]]) * 255
+        assert np.abs(render(single("key", "flat", 1), look)[0, 5] - colour).max() < 45
+
+
+def test_what_a_look_keeps_is_to_be_seen():
+    """Looks that keep colours render a red and a blue star differently; those that go by tone alone hardly do."""
+    red, blue = (single("star", "flat", 1, colour=c, pattern="plain") for c in ("red", "blue"))
+    kept, lost = [], []
+    for seed in range(120):
+        look = look_of(seed)
+        change = np.abs(render(red, look).astype(float) - render(blue, look).astype(float)).mean()
+        (kept if look.keeps_colour else lost).append(change)
+    assert np.mean(kept) > 4 * np.mean(lost)
 
 
 def test_captions_say_the_look_by_a_word_or_by_its_features():
@@ -75,39 +86,31 @@ def test_captions_say_the_look_by_a_word_or_by_its_features():
     assert any("style" in t and "with" in t for t in texts)
 
 
-def test_base_pictures_are_half_improvised_and_name_no_look_that_is_held_out():
+def test_base_images_are_half_improvised_and_name_no_look_that_is_held_out():
     texts = [base_picture(seed)[1] for seed in range(200)]
-    words = [set(t.replace(",", "").split()) for t in texts]
-    assert not any(set(name.split()) <= w for name in HELD_OUT_LOOKS for w in words)
-    named = [any(f"{name} style" in t or f"of {name}" in t or f"{name} picture" in t for name in LOOKS) for t in texts]
+    assert not any(name in text for name in HELD_OUT_LOOKS for text in texts)
+    named = [any(f"{k} style" in t or f"of {k}" in t or f"{k} picture" in t for k in BASE_LOOKS) for t in texts]
     assert sum(named[1::2]) <= 2  # a meaningless word may be a look's name by chance
     assert sum(named[::2]) > 60
 
 
-def taken_for_held_out(first, count):
-    """The share of base pictures with the seeds first, first + 2, … that the judges call a held-out look, p > 0.9."""
-    pictures = as_input(np.stack([base_picture(first + 2 * k)[0] for k in range(count)]))
-    with torch.no_grad():
-        sure, look = load_recogniser()(pictures)["look"].softmax(1).max(1)
-    held_out = torch.tensor([tuple(LOOKS).index(name) for name in HELD_OUT_LOOKS])
-    return float((torch.isin(look, held_out) & (sure > 0.9)).float().mean())
+def test_held_out_looks_can_be_told_apart():
+    rendered = [images(look) for look in LOOKS.values()]
+    for k, name in enumerate(LOOKS):
+        if name in HELD_OUT_LOOKS:
+            assert min(np.abs(rendered[k] - other).mean() for other in rendered[:k]) > APART
 
 
-def test_judges_seldom_take_a_base_picture_for_a_held_out_look():
-    """Not never: 0.12 of 400 improvised pictures, which have no right answer among the judges' looks, and 0 of others.
-
-    The first bound is two standard errors above, the second allows one picture.
-    """
-    assert taken_for_held_out(1, 400) <= 0.155
-    assert taken_for_held_out(0, 400) <= 1 / 400
+def test_held_out_looks_are_members_of_the_family():
+    scene = single("cat", "flat", 3)
+    for name, seed in HELD_OUT_SEEDS.items():
+        assert np.array_equal(render(replace(scene, look=name)), render(scene, improvised(seed)))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(20))
 def test_values_stay_in_range_before_bytes(seed):
-    from duolora.atelier.scene import paint
-
-    image = improvise(np.random.default_rng(seed))(paint(single("cat", "flat", seed)), np.random.default_rng(seed))
-    assert image.shape == (128, 128, 3)
+    image = look_of(seed)(paint(single("cat", "flat", seed)))
+    assert image.shape == (32, 32, 3)
     assert np.isfinite(image).all()
     assert image.min() > -0.5
     assert image.max() < 1.6

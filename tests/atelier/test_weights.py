@@ -10,10 +10,10 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from duolora.atelier.captions import plain_caption
+from duolora.atelier.classifier import judge, load_classifier
 from duolora.atelier.data import as_input
 from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
-from duolora.atelier.recognisers import judge, load_recogniser
 from duolora.atelier.scene import render
 from duolora.model.base import load_base
 from duolora.model.sample import draw
@@ -25,7 +25,7 @@ WEIGHTS = Path(str(files("duolora.atelier").joinpath("weights")))
 
 @pytest.fixture(scope="module")
 def judges():
-    return load_recogniser()
+    return load_classifier()
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +34,15 @@ def base():
 
 
 MEASURED = {
-    "base objects, base looks": ((1.00, 0.99, 1.00, 0.97), (1.00, 1.00, 0.98, 0.97), 0.073),
-    "held-out objects, base looks": ((0.98, 0.96, 1.00, 0.97), (0.95, 0.98, 0.98, 0.95), 0.076),
-    "base objects, held-out looks": ((0.94, 1.00, 1.00, 0.90), (0.93, 1.00, 0.97, 0.90), 0.131),
-    "held-out objects, held-out looks": ((0.96, 1.00, 1.00, 0.90), (0.93, 1.00, 1.00, 0.90), 0.135),
+    "base objects, base looks": ((1.00, 0.99, 1.00, 1.00), (1.00, 0.99, 1.00, 1.00), 0.0192),
+    "held-out objects, base looks": ((1.00, 1.00, 1.00, 1.00), (1.00, 1.00, 1.00, 1.00), 0.0203),
+    "base objects, held-out looks": ((1.00, 1.00, 1.00, 0.95), (1.00, 1.00, 1.00, 0.95), 0.0265),
+    "held-out objects, held-out looks": ((1.00, 1.00, 1.00, 1.00), (1.00, 1.00, 1.00, 0.95), 0.0281),
 }
-"""Of 120 renders as drawn, and through the VAE: shares of objects, looks, colours and patterns that the judges see (the
-last two where the look keeps them), rounded down; and the VAE's mean error, of a range of 2. Of the shipped weights."""
-MARGIN = 0.035
-"""Four pictures of 120, for other machines' arithmetic; nothing here is random."""
+"""Of 120 renders as drawn, and through the VAE: shares of objects, looks, colours and patterns that the classifier sees
+(the last two where the look keeps them), rounded down; and the VAE's mean error, of a range of 2."""
+MARGIN = 0.05
+"""Six images of 120, or one of the 21 whose pattern a look keeps, for other machines; nothing here is random."""
 
 
 @pytest.fixture(scope="module", params=GROUPS)
@@ -65,9 +65,10 @@ def test_provenance_is_that_of_these_weights():
     facts = json.loads((WEIGHTS / "provenance.json").read_text())
     found = sorted(WEIGHTS.rglob("*.safetensors"))
     assert facts["weights"] == {str(path.relative_to(WEIGHTS)): file_hash(path) for path in found}
-    for stage in ("vae", "base", "judges"):
-        assert {"recipe", "updates", "pictures_seen", "start_from", "versions"} <= facts[stage].keys()
-        assert facts[stage]["pictures_seen"] == facts[stage]["updates"] * facts[stage]["recipe"]["batch"]
+    assert {"steps", "images", "batch", "seed", "processes"} <= facts["base"].keys()
+    assert facts["classifier"]["images"] == facts["classifier"]["steps"] * facts["classifier"]["batch"]
+    assert facts["text"]["captions"] % facts["text"]["batch"] == 0
+    assert {"vae", "renderer", "versions"} <= facts.keys()
 
 
 def test_plain_diffusers_loads_and_draws(base):
@@ -75,7 +76,7 @@ def test_plain_diffusers_loads_and_draws(base):
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
     image = pipeline("a red house in flat style", num_inference_steps=4, generator=generator, output_type="pt",
-                     height=64, width=64).images[0]  # fmt: skip
+                     height=32, width=32).images[0]  # fmt: skip
     ours = draw(base, ["a red house in flat style"], [5], steps=4, guidance=5.0)[0]
     torch.testing.assert_close(image * 2 - 1, ours.clamp(-1, 1), rtol=0, atol=2e-2)
 
@@ -101,13 +102,13 @@ def test_vae_keeps_what_the_judges_see(judges, base, renders):
 
 
 def test_base_draws_what_its_captions_say(judges, base):
-    """Measured on these 32 pictures: 28 objects and 30 looks; the margin is two, for other machines' arithmetic."""
+    """Measured on these 32 images: 27 objects and 27 looks; the margin is two, for other machines' arithmetic."""
     scenes = scenes_of(BASE_OBJECTS, BASE_LOOKS, 32, seed=77_001)
     things = [(s.things[0].kind, s.things[0].colour, s.things[0].pattern, s.look, s.setting) for s in scenes]
     drawn = draw(base, [plain_caption(*thing) for thing in things], range(32)).clamp(-1, 1)
     found = accuracy(judges, drawn, scenes)
-    assert found.object >= (28 - 2) / 32
-    assert found.look >= (30 - 2) / 32
+    assert found.object >= (27 - 2) / 32
+    assert found.look >= (27 - 2) / 32
 
 
 def test_verdict_counts_pictures_that_show_everything(judges, renders):

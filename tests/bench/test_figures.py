@@ -37,7 +37,7 @@ def test_curves_and_pictures(tmp_path, monkeypatch):
     plain = figures.draw
     monkeypatch.setattr(figures, "draw", lambda *a, **k: plain(*a, **k | {"steps": 1}))
     curves = figure3(tmp_path, load_base("atelier"), alphas=(0.0, 1.0), count=2, progress=False)
-    assert {"level 1", "level 2", "mid_block"} <= curves.keys()
+    assert {"level 0", "level 1", "mid_block"} <= curves.keys()
     for curve in curves.values():
         assert curve["alpha"] == [0.0, 1.0]
         assert all(0 <= share <= 1 for share in curve["object"] + curve["look"])
@@ -80,17 +80,17 @@ def test_ranks_by_block_over_many_merges(tmp_path):
         figure4(cells, tmp_path / "figure4")
     for cell, rank in zip(cells, (1, 3), strict=True):
         content = {name: torch.tensor([1.0, 0.9, -0.8, 0.1][:4]) * (torch.arange(4) < rank) for name in names}
-        style = {name: torch.ones(4) if name.startswith("down_blocks.1") else torch.zeros(4) for name in names}
+        style = {name: torch.ones(4) if name.startswith("down_blocks.0") else torch.zeros(4) for name in names}
         cell.folder.mkdir(parents=True)
         write_masks(cell.folder / "masks.safetensors", MaskFile({"content": content, "style": style}, {}))
     assert figure_of("ranks", cells, tmp_path / "figure4").stat().st_size > 1000
     with (tmp_path / "figure4" / "ranks.csv").open() as file:
         rows = [(r["block"], r["role"], r["adapter"], int(r["rank"]), int(r["modules"])) for r in csv.DictReader(file)]
-    lowest = sum(name.startswith("down_blocks.2") for name in names)
-    assert ("down_blocks.2", "content", "content", 1, lowest) in rows
-    assert ("down_blocks.2", "content", "content", 3, lowest) in rows
-    assert ("down_blocks.2", "content", "style", 0, 2 * lowest) in rows
-    assert next(r for r in rows if r[0] == "down_blocks.1" and r[2] == "style")[3] == 4
+    lowest = sum(name.startswith("down_blocks.1") for name in names)
+    assert ("down_blocks.1", "content", "content", 1, lowest) in rows
+    assert ("down_blocks.1", "content", "content", 3, lowest) in rows
+    assert ("down_blocks.1", "content", "style", 0, 2 * lowest) in rows
+    assert next(r for r in rows if r[0] == "down_blocks.0" and r[2] == "style")[3] == 4
     assert sum(r[4] for r in rows) == 2 * 2 * len(names)
 
 

@@ -2,9 +2,9 @@
 
 import torch
 
+from duolora.atelier.classifier import load_classifier
 from duolora.atelier.data import as_input
 from duolora.atelier.pairs import IDENTIFIERS
-from duolora.atelier.recognisers import load_recogniser
 from duolora.atelier.scene import Scene, render, sample_thing
 from duolora.bench.cells.multi import crops, group_truth, groups
 from duolora.bench.cells.pairs import suite
@@ -28,14 +28,14 @@ def test_groups_name_every_thing_differently():
 def test_judges_see_each_thing_at_its_place():
     import numpy as np
 
-    judges, rng, shares = load_recogniser(), np.random.default_rng(3), {}
+    judges, rng, shares = load_classifier(), np.random.default_rng(3), {}
     for number in (2, 3, 4):
         hits = []
         for k in range(12):
             (group, *_) = groups(SEVERAL, number)
             things = [case.pair for case in group.things]
             drawn = tuple(sample_thing(rng, number, i, (pair.kind,)) for i, pair in enumerate(things))
-            picture = as_input(render(Scene(drawn, "flat", "", 0, k))[None])
+            picture = as_input(render(Scene(drawn, "flat", "", k % 3))[None])
             hits.append(group_truth(judges, picture, things)["object"])
             swapped = group_truth(judges, picture, things[::-1])["object"]
             assert number % 2 or swapped <= 0.5  # of four, two may be of one kind
@@ -44,8 +44,8 @@ def test_judges_see_each_thing_at_its_place():
 
 
 def test_crops_are_about_their_places():
-    picture = torch.full((1, 3, 64, 64), -1.0)
-    picture[..., 32:, 32:] = 1.0
+    picture = torch.full((1, 3, 32, 32), -1.0)
+    picture[..., 16:, 16:] = 1.0
     means = [float(crop.mean()) for crop in crops(picture, 4)]
     assert means[3] > 0.8
     assert max(means[:3]) < -0.3

@@ -2,7 +2,6 @@
 
 import json
 from dataclasses import asdict
-from itertools import product
 
 import pytest
 
@@ -23,7 +22,7 @@ def test_tuning_shares_nothing_with_testing(seed):
     cases = sample_suite(seed)
     tuning = [c for c in cases if c.dataset == "tuning"]
     testing = [c for c in cases if c.dataset not in ("tuning", "ceiling")]
-    assert len([c for c in testing if c.dataset in TABLES["table1"].datasets]) == 24
+    assert len([c for c in testing if c.dataset in TABLES["table1"].datasets]) == 48
     assert len({c.name for c in cases}) == len(cases)
     for names in ({"kind", "shown"}, {"look"}):
         ours, theirs = ({getattr(c.pair, name) for c in those for name in names} for those in (tuning, testing))
@@ -32,9 +31,10 @@ def test_tuning_shares_nothing_with_testing(seed):
     assert not {c.style_seed for c in tuning} & {c.style_seed for c in testing}
 
 
-def test_the_ceiling_is_of_every_thing_in_every_look():
+def test_the_ceiling_is_of_every_held_out_object_and_style():
     cases = [c for c in sample_suite(0) if c.dataset == "ceiling"]
-    assert {(c.pair.kind, c.pair.look) for c in cases} == set(product(HELD_OUT_OBJECTS, HELD_OUT_LOOKS))
+    assert sorted(c.pair.look for c in cases) == sorted(HELD_OUT_LOOKS)
+    assert {c.pair.kind for c in cases} == set(HELD_OUT_OBJECTS)
     assert not {c.content_seed for c in cases} & {c.content_seed for c in sample_suite(0) if c.dataset != "ceiling"}
 
 

@@ -29,7 +29,7 @@ from duolora.model.defaults import BaseDefaults
 from duolora.model.image_files import picture_files, read_image
 from duolora.provenance import sampled_hash
 
-PAIR = Pair("robot", "red", "plain", "gilded", "house")
+PAIR = Pair("robot", "red", "plain", "woodcut", "house")
 PROMPTS = ("a {thing} in {style}", "a {thing} on a beach in {style}")
 ROWS = (
     "base, no LoRA",
@@ -46,12 +46,12 @@ plain_draw = cells.draw
 @pytest.fixture
 def places(tmp_path: Path) -> Path:
     """A data set with two photos of a thing and one of a look, and a manifest of the pair."""
-    scenes = {"contents/robot": PAIR.content_scenes(2), "styles/gilded": [PAIR.style_scene()]}
+    scenes = {"contents/robot": PAIR.content_scenes(2), "styles/woodcut": [PAIR.style_scene()]}
     for folder, shown in scenes.items():
         (tmp_path / folder).mkdir(parents=True)
         for k, picture in enumerate(pictures(shown)):
             Image.fromarray(picture).save(tmp_path / folder / f"{k}.PNG")
-    write_manifest(tmp_path / "pairs.json", Manifest("mine", (Pairing("robot", "gilded"),), PROMPTS, (3, 4)))
+    write_manifest(tmp_path / "pairs.json", Manifest("mine", (Pairing("robot", "woodcut"),), PROMPTS, (3, 4)))
     return tmp_path
 
 
@@ -101,12 +101,12 @@ def test_a_table_from_photos_to_report(bench, places, dino):
     out = places / "out"
     results = {r["row"]["label"]: (p.parent, r) for p in out.rglob("result.json") for r in [json.loads(p.read_text())]}
     folder, naive = results["naive"]
-    assert naive["texts"] == ["a robot in gilded style", "a robot on a beach in gilded style"]
+    assert naive["texts"] == ["a robot in woodcut style", "a robot on a beach in woodcut style"]
     assert naive["prompts"] == ["a sks robot in zwx style", "a sks robot on a beach in zwx style"]
     assert [results[row][1]["prompts"] for row in ROWS[1:3]] == [["a sks robot"], ["a picture in zwx style"]]
     drawn, see = [read_image(path) for path in picture_files(folder / "pictures")], load_embedder("dino", dino, "cpu")
     assert len(drawn) == 4
-    for name, metric in (("contents/robot", "dino"), ("styles/gilded", "leakage")):
+    for name, metric in (("contents/robot", "dino"), ("styles/woodcut", "leakage")):
         photos = [read_image(path) for path in picture_files(places / name)]
         assert naive["similarity"][metric] == pytest.approx(all_pairs_mean(see(drawn), see(photos)), abs=1e-5)
     assert len(list((out / "loras").iterdir())) == 4, "two, and two in B-LoRA's own blocks"
@@ -177,7 +177,7 @@ def test_what_cannot_be_is_one_line_before_anything_is_trained(arguments, messag
     assert not (places / "out" / "loras").exists()
 
 
-@pytest.mark.parametrize("folder", ["contents/robot", "styles/gilded"])
+@pytest.mark.parametrize("folder", ["contents/robot", "styles/woodcut"])
 def test_a_folder_that_is_gone_or_empty_is_named(folder, places):
     for path in (places / folder).iterdir():
         path.unlink()
@@ -224,7 +224,7 @@ def test_captions_as_the_paper_has_them(places):
     assert (theirs.content.prompt, theirs.style.prompt) == ("a sks object in vkt style", "a ohw object in zwx style")
     assert theirs.merged_prompt == "a sks object in zwx style"
     assert theirs.drawn(PROMPTS[1]) == "a sks object on a beach in zwx style"
-    assert theirs.said(PROMPTS[0]) == ours.said(PROMPTS[0]) == "a robot in gilded style"
+    assert theirs.said(PROMPTS[0]) == ours.said(PROMPTS[0]) == "a robot in woodcut style"
     assert {ours.content.about, ours.style.about}.isdisjoint({theirs.content.about, theirs.style.about})
     with pytest.raises(InputError, match="--captions: expected one of class, paper, got 'sks'"):
         captions_of("sks")

@@ -1,33 +1,34 @@
 """Atelier's similarities of a cell's pictures: right pictures score high, wrong ones low, old cells are completed."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair, pictures
+from duolora.atelier.scene import Scene, render, sample_thing
 from duolora.bench.cells.multi import GroupCell, group_similarity, groups
 from duolora.bench.cells.pairs import suite
 from duolora.bench.cells.similarity import similarities, words_of
 from duolora.bench.tables.rows import FLOOR
 from duolora.model.images import tiled, untiled
 
-PAIR = Pair("robot", "red", "striped", "copper", "house")
+PAIR = Pair("robot", "red", "striped", "woodcut", "house")
 
 
 def drawn(pair: Pair, look: str, seed: int) -> list[Image.Image]:
-    scenes = [
-        scene.__class__(scene.things, look, "", 0, seed + k) for k, scene in enumerate(pair.content_scenes(4, seed))
-    ]
+    scenes = [replace(scene, look=look, setting="") for scene in pair.content_scenes(4, seed)]
     return [Image.fromarray(np.asarray(p)) for p in pictures(scenes)]
 
 
 def test_each_score_follows_what_it_is_for():
     content, style = drawn(PAIR, "flat", 1), [Image.fromarray(pictures([PAIR.style_scene(1)])[0])]
-    other = Pair("snail", "red", "striped", "copper", "house")
+    other = Pair("snail", "red", "striped", "woodcut", "house")
     merged, flat, wrong = (
         similarities(images, content, style, words_of(PAIR))
-        for images in (drawn(PAIR, "copper", 2), drawn(PAIR, "flat", 2), drawn(other, "copper", 2))
+        for images in (drawn(PAIR, "woodcut", 2), drawn(PAIR, "flat", 2), drawn(other, "woodcut", 2))
     )
     assert merged["atelier-style"] > flat["atelier-style"] + 0.2
     assert merged["atelier-content"] > wrong["atelier-content"] + 0.2
@@ -51,12 +52,17 @@ def test_sheets_come_apart_as_they_were_put_together():
     assert [np.asarray(a).tolist() for a in apart] == [np.asarray(a).tolist() for a in images]
 
 
+def shown_together(pairs: list[Pair]) -> Image.Image:
+    rng = np.random.default_rng(4)
+    things = [
+        replace(sample_thing(rng, len(pairs), place, (pair.kind,)), colour=pair.colour, pattern=pair.pattern)
+        for place, pair in enumerate(pairs)
+    ]
+    return Image.fromarray(render(Scene(tuple(things), pairs[0].look, "", 0)))
+
+
 def test_groups_are_scored_place_by_place(tmp_path):
     (group, *_) = groups([case for case in suite() if case.dataset == "several"], 2)
     cell = GroupCell(tmp_path, group, FLOOR)
-    left, right = (drawn(case.pair, case.pair.look, 4)[0] for case in group.things)
-    both, swapped = Image.new("RGB", (64, 64)), Image.new("RGB", (64, 64))
-    for sheet, images in ((both, (left, right)), (swapped, (right, left))):
-        for x, image in zip((0, 32), images, strict=True):
-            sheet.paste(image.resize((32, 64)), (x, 0))
+    both, swapped = (shown_together([case.pair for case in things]) for things in (group.things, group.things[::-1]))
     assert group_similarity(cell, [both])["atelier-content"] > group_similarity(cell, [swapped])["atelier-content"]

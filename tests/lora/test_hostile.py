@@ -94,7 +94,7 @@ HOSTILE = {
     "integers": (laid(changed(dtype="I32")), "lora_A.weight: expected float16, bfloat16 or float32, got torch.int32"),
     "NaN": (laid(SOUND, struct.pack("<14f", *[float("nan")] * 14)), "holds NaN or infinite"),
     "factors that don't fit": (laid(changed(shape=[3, 2])), r"expected up \(d_out, r\).*got \(4, 2\) and \(3, 2\)"),
-    "SD 1.5": (laid(renamed("down_blocks.1", "down_blocks.0")), "Stable Diffusion 1"),
+    "SD 1.5": (laid(renamed("down_blocks.1", "down_blocks.3")), "Stable Diffusion 1"),
     "FLUX": (laid(renamed("unet.down_blocks.1", "transformer.single_transformer_blocks.1")), "belongs to FLUX"),
     "DoRA": (laid(renamed("lora_B.weight", "dora_scale")), "makes it a DoRA"),
     "LoHa": (laid(renamed("lora_B.weight", "hada_w1_a")), "makes it a LoHa"),

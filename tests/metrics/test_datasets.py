@@ -187,7 +187,7 @@ def test_pairs_are_counted_before_anything_is_made(dreambooth, tmp_path):
     assert read_manifest(tmp_path / "p.json").prompts == ()
     for wrong, message in (
         (("--prompt", "a dog"), "expected {thing} and {style} in each, found 'a dog'"),
-        (("--words", "ink=ink style"), "the name of a thing or style there"),
+        (("--words", "ink=ink style"), "the name of a subject or style there"),
         (("--prompt", "a {thing} in {style}", "--own-prompts"), "got both"),
     ):
         assert message in pairs(*given, *words, *wrong, fails=True)

@@ -8,10 +8,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
 from duolora.atelier.architecture import save_tokenizer
+from duolora.atelier.classifier import judge, load_classifier
 from duolora.atelier.data import as_input
 from duolora.atelier.looks import LOOKS
 from duolora.atelier.objects import OBJECTS
-from duolora.atelier.recognisers import judge, load_recogniser
 from duolora.atelier.scene import render
 from duolora.errors import FileRefused, InputError
 from duolora.metrics import vision
@@ -178,12 +178,12 @@ def test_atelier_text_is_a_mean_over_the_questions_asked(renders):
     from duolora.metrics.transforms import ATELIER as AS_SHOWN
 
     with torch.no_grad():
-        logits = load_recogniser()(torch.stack([AS_SHOWN(i) for i in images[:5]]))
+        logits = load_classifier()(torch.stack([AS_SHOWN(i) for i in images[:5]]))
     p = {name: value.softmax(1) for name, value in logits.items()}
     cat, red = p["object"][:, tuple(OBJECTS).index("cat")], p["colour"][:, 0]
     found = cosines(embedder(images[:5]), embedder(["a red cat"]))[:, 0]
     torch.testing.assert_close(found, 2**0.5 / 2 * (cat.sqrt() + red.sqrt()) / 2, atol=1e-5, rtol=0)
-    assert not torch.equal(embedder(["a stitched cat"]), embedder(["a cross-stitch cat"]))
+    assert not torch.equal(embedder(["a cat in neon style"]), embedder(["a cat in sepia style"]))
 
 
 @pytest.mark.parametrize(("name", "truth"), [("atelier-content", "object"), ("atelier-style", "look")])
@@ -211,7 +211,7 @@ def test_atelier_text_scores_what_the_picture_shows(renders):
         embedder(["a sks thing in zwx style"])
 
 
-def test_atelier_pictures_are_read_as_the_recogniser_reads_them(renders):
+def test_atelier_pictures_are_read_as_the_classifier_reads_them(renders):
     """The transform gives what the judges were trained on, so both agree on a file."""
     images, _ = renders
     import numpy as np
@@ -220,7 +220,7 @@ def test_atelier_pictures_are_read_as_the_recogniser_reads_them(renders):
 
     shown = torch.stack([AS_SHOWN(i) for i in images[:20]])
     direct = as_input(np.stack([np.asarray(i) for i in images[:20]]))
-    assert judge(load_recogniser(), shown) == judge(load_recogniser(), direct)
+    assert judge(load_classifier(), shown) == judge(load_classifier(), direct)
 
 
 def test_a_file_and_its_image_are_the_same(pictures, dino):

@@ -69,7 +69,7 @@ def test_clip_agrees_with_transformers_processor(size):
 
 
 def test_atelier_pictures_are_shown_as_they_are():
-    image = pattern(64, 64)
+    image = pattern(32, 32)
     expected = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
     torch.testing.assert_close(ATELIER(image), expected, atol=1e-5, rtol=0)
 

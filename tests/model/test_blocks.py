@@ -92,11 +92,17 @@ def test_literal_released_and_blora_differ_as_they_should(name):
     assert set(blora.values()) == {"content", "style", "neutral"}
 
 
-@pytest.mark.parametrize("unet", [tiny_unet(), new_unet()], ids=["tiny", "atelier"])
-def test_small_unets_of_sdxls_shape_have_sdxls_map(unet):
-    assert blocks(roles(unet)) == {
+def test_small_unets_of_sdxls_shape_have_sdxls_map():
+    assert blocks(roles(tiny_unet())) == {
         "content": {"down_blocks.2", "mid_block", "up_blocks.0"},
         "style": {"down_blocks.1", "up_blocks.1"},
+    }
+
+
+def test_ateliers_two_levels_are_sdxls_two_with_attention():
+    assert blocks(roles(new_unet())) == {
+        "content": {"down_blocks.1", "mid_block", "up_blocks.0"},
+        "style": {"down_blocks.0", "up_blocks.1"},
     }
 
 

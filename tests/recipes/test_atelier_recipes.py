@@ -1,5 +1,6 @@
 """How the weights are made: exact latents, a written encoder, Muon, and a run that goes on from its state."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from recipes.atelier import base, latents, vae
+from duolora.atelier.architecture import new_vae, save_tokenizer
+from duolora.atelier.data import as_input, vae_picture, vocabulary
+from duolora.atelier.looks import BASE_LOOKS
+from duolora.atelier.objects import BASE_OBJECTS
+from recipes.atelier import base, latents, text, vae
 from recipes.atelier.muon import Muon, orthogonalised
-from recipes.atelier.world.architecture import new_vae
-from recipes.atelier.world.data import as_input, vae_picture
 
 
 def images(count=6):
@@ -81,7 +84,7 @@ def test_muon_goes_downhill():
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
-    tokenizer = base.save_tokenizer(folder / "tokenizer", base.vocabulary())
+    tokenizer = save_tokenizer(folder / "tokenizer", vocabulary())
     return base.Run(base.Recipe(batch=2, poses=3), tokenizer, torch.device("cpu"))
 
 
@@ -102,6 +105,26 @@ def test_processes_never_render_the_same():
     again = next(iter(base.Rendered(6, 1, 0, 2)))[0]
     assert torch.equal(first, again)
     assert not {image.numpy().tobytes() for image in first} & {image.numpy().tobytes() for image in second}
+
+
+def test_text_encoders_learn_what_captions_say():
+    """From the tokens' states and from the pooled vector; only what a scene has is asked."""
+    words = {word: n for n, word in enumerate(vocabulary())}
+    truth = text.Truth(range(64), words)
+    for caption, places, look in zip(truth.texts, truth.places, truth.look, strict=True):
+        asked = (places[:, 0] >= 0).nonzero().flatten().tolist()
+        assert asked == [k for k, (number, _) in enumerate(text.SLOTS) if number == len(asked)]
+        named = [kind for kind in BASE_OBJECTS if kind in re.findall("[a-z]+", caption)]
+        assert {BASE_OBJECTS.index(kind) for kind in named} <= set(places[asked, 0].tolist())
+        assert look == len(BASE_LOOKS) or BASE_LOOKS[look] in caption or BASE_LOOKS[look] == "flat"
+
+
+def test_the_encoders_are_trained_before_the_unet_and_stay(tmp_path, monkeypatch, run):
+    text.main(tmp_path, minutes=0.02, batch=16)
+    weights = load_file(tmp_path / "text.safetensors")
+    assert weights.keys() == {k for k in run.model.state_dict() if k.startswith("text_")}
+    assert not any(p.requires_grad for k, p in run.model.named_parameters() if k.startswith("text_"))
+    assert all(p.requires_grad for p in run.model.unet.parameters())
 
 
 def test_a_run_goes_on_from_its_state(run, tmp_path):

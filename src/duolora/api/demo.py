@@ -1,4 +1,4 @@
-"""The whole road on Atelier: pictures of a thing and of a look, two LoRAs, every merge, and the comparison."""
+"""The whole way on Atelier: images of a subject and of a style, two LoRAs, merges by several methods, a comparison."""
 
 import json
 import time
@@ -13,19 +13,21 @@ from tqdm import tqdm
 from duolora.api.generate import applied, new_folder
 from duolora.api.merge import merge, options_of
 from duolora.api.train import default_options, train
+from duolora.atelier.classifier import Verdict, judge, load_classifier
 from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair, pictures
-from duolora.atelier.recognisers import Verdict, judge, load_recogniser
+from duolora.atelier.scene import SIZE
 from duolora.lora.write.atomic import check_folder, check_writable
-from duolora.merging.options import METHODS
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.images import as_image
 from duolora.model.sample import draw
 
-PAIR = Pair("tree", "blue", "plain", "gilded", "apple", "pink")
-"""The first pair of the benchmark's first data set, so that nobody chose it. `--pair` draws others."""
-COUNT = 16
-"""Pictures of each method."""
+PAIR = Pair("tree", "blue", "plain", "family-004", "apple", "pink")
+"""The first pair of the benchmark's first data set, so that nobody chose it. `--pair` takes others."""
+COUNT = 8
+"""Images of each row."""
+SHOWN = ("naive", "split", "ziplora", "ziprank", "duolora")
+"""The methods that are run: those of the paper's Table 1 that merge two given LoRAs, and the split of ours."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ def demo(
         check_writable(out / f"{part}.safetensors")
     started = time.perf_counter()
     stages: dict[str, float] = {}
-    base, judges = opened(base), load_recogniser()
+    base, judges = opened(base), load_classifier()
     stages["load"] = time.perf_counter() - started
     jobs = _trained_and_merged(base, pair, out, seed, stages, progress)
     begun = time.perf_counter()
@@ -117,7 +119,7 @@ def _trained_and_merged(
         Job("style LoRA", pair.style_prompt, files["style"]),
         Job("style LoRA, told the kind", pair.told_prompt, files["style"]),
     ]
-    for method in tqdm(METHODS, "Methods", disable=not progress):
+    for method in tqdm(SHOWN, "Methods", disable=not progress):
         done = merge(
             files["content"], files["style"], out / "merged" / f"{method}.safetensors", method, base, content, style,
             merged_prompt=pair.merged_prompt, options=options_of(method, seed=seed), progress=progress,
@@ -164,7 +166,7 @@ def _row(job: Job, verdict: Verdict, pair: Pair) -> Row:
 def table(rows: list[Row], pair: Pair) -> str:
     """The rows as a Markdown table."""
     lines = [
-        f"Atelier, recognisers' truth: a {pair.colour} {pair.kind} ({pair.pattern}) in the look of one {pair.look}",
+        f"Atelier, by its classifier: a {pair.colour} {pair.kind} ({pair.pattern}) in the look of one {pair.look}",
         f"picture that shows a {pair.shown}. Shares of {COUNT} pictures; the LoRAs alone with prompts of their own,",
         "all others with the merged one. These are not the paper's numbers and cannot be compared with them.",
         "",
@@ -180,9 +182,9 @@ def table(rows: list[Row], pair: Pair) -> str:
     return "\n".join(lines) + "\n"
 
 
-def comparison(pair: Pair, drawn: dict[Job, torch.Tensor], columns: int = 8, scale: int = 2) -> Image.Image:
+def comparison(pair: Pair, drawn: dict[Job, torch.Tensor], columns: int = 8, scale: int = 4) -> Image.Image:
     """References on the left, one row for each job, named, and with its prompt where that is not the merged one."""
-    cell, gap = 64 * scale, 4
+    cell, gap = SIZE * scale, 4
     left, label = cell + 3 * gap, 190
     sheet = Image.new("RGB", (left + label + columns * (cell + gap), len(drawn) * (cell + gap) + 28), "white")
     brush, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)

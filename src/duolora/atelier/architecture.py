@@ -8,43 +8,43 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-MAX_TOKENS = 40
-LATENT_CHANNELS = 8
-TEXT_WIDTH = 96
+MAX_TOKENS = 48
+LATENT_CHANNELS = 12
+TEXT_WIDTH = 64
 
 
 def new_vae() -> AutoencoderKL:
-    """An autoencoder with factor 4 and 8 latent channels, convolutions only."""
+    """An autoencoder with factor 2 and 12 latent channels, which is as many numbers as the image has."""
     return AutoencoderKL(
         latent_channels=LATENT_CHANNELS,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(16, 32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(24, 48),
         layers_per_block=1,
         norm_num_groups=8,
         mid_block_add_attention=False,
-        sample_size=64,
+        sample_size=32,
     )
 
 
 def new_unet() -> UNet2DConditionModel:
-    """An SDXL-shaped UNet: a plain level at 16×16, attention at 8×8 and 4×4, `text_time` conditioning."""
+    """An SDXL-shaped UNet with attention at 16×16 (style leads there) and 8×8 (content), `text_time` conditioning."""
     return UNet2DConditionModel(
         sample_size=16,
         in_channels=LATENT_CHANNELS,
         out_channels=LATENT_CHANNELS,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(64, 96, 128),
+        down_block_types=("CrossAttnDownBlock2D",) * 2,
+        up_block_types=("CrossAttnUpBlock2D",) * 2,
+        block_out_channels=(40, 96),
         layers_per_block=1,
-        transformer_layers_per_block=(1, 1, 2),
-        attention_head_dim=(2, 3, 4),
+        transformer_layers_per_block=(1, 1),
+        attention_head_dim=(1, 2),
         cross_attention_dim=2 * TEXT_WIDTH,
         use_linear_projection=True,
         addition_embed_type="text_time",
         addition_time_embed_dim=16,
         projection_class_embeddings_input_dim=6 * 16 + TEXT_WIDTH,
-        norm_num_groups=16,
+        norm_num_groups=8,
     )
 
 

@@ -4,8 +4,9 @@ from typing import Final
 
 import numpy as np
 
+from duolora.atelier.family import PAINTS, article
 from duolora.atelier.looks import BASE_LOOKS
-from duolora.atelier.objects import BASE_OBJECTS
+from duolora.atelier.objects import BASE_OBJECTS, OBJECTS
 from duolora.atelier.scene import Scene, Thing, sample_scene
 
 _MIDDLE: Final = ("in {look} style", "in the style of {look}", "drawn in {look} style", ", {look} style")
@@ -13,27 +14,26 @@ _FRONT: Final = ("{look} picture of", "a {look} style picture of", "a picture in
 _PLAIN: Final = ("", "", "", "a picture of", "a plain picture of")
 
 
-def article(words: str) -> str:
-    """The words behind the indefinite article that fits them."""
-    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+def describe(thing: Thing, rng: np.random.Generator, drop: float = 0.06, stray: float = 0.15) -> str:
+    """One object in words, such as "a red striped house on the left"; parts are left out at the rate `drop`.
 
-
-def describe(thing: Thing, rng: np.random.Generator, drop: float = 0.12) -> str:
-    """One thing in words, such as "a small red striped house on the left"; parts are left out at the rate `drop`."""
-    single = thing.place == ""
-    size = "small" if thing.reach < 0.335 else "large" if thing.reach > 0.405 else ""
+    At the rate `stray` it is told by a meaningless word instead of its colour and pattern, as people do to personalise;
+    objects without a name are things.
+    """
+    named = rng.random() >= stray
+    noun = thing.kind if thing.kind in BASE_OBJECTS and rng.random() >= 0.03 else "thing"
     words = [
-        size if single and rng.random() < 0.5 else "",
-        thing.colour if rng.random() >= drop else "",
-        thing.pattern if thing.pattern != "plain" and rng.random() >= drop else "",
-        thing.kind if rng.random() >= 0.03 else str(rng.choice(("thing", "object"))),
+        stray_word(rng) if not named else "",
+        thing.colour if named and rng.random() >= drop else "",
+        thing.pattern if named and thing.pattern != "plain" and rng.random() >= drop else "",
+        noun,
     ]
     return f"{article(' '.join(w for w in words if w))} {thing.place}".strip()
 
 
-def caption(scene: Scene, rng: np.random.Generator) -> str:
+def caption(scene: Scene, rng: np.random.Generator, stray: float = 0.15) -> str:
     """A caption of a scene. A flat look mostly goes unsaid, as photographs do."""
-    subject = " and ".join(describe(thing, rng) for thing in scene.things)
+    subject = " and ".join(describe(thing, rng, stray=stray) for thing in scene.things)
     setting = scene.setting if rng.random() < 0.92 else ""
     if scene.look == "flat" and rng.random() < 0.6:
         return _joined(str(rng.choice(_PLAIN)), subject, setting)
@@ -51,9 +51,9 @@ def improvised_caption(scene: Scene, words: tuple[str, ...], rng: np.random.Gene
     """
     subject = " and ".join(describe(thing, rng) for thing in scene.things)
     setting = scene.setting if rng.random() < 0.92 else ""
-    told = [w for w in words if rng.random() < 0.75]
-    named = f"in {stray_word(rng)} style" if not told or rng.random() < 0.65 else ""
-    features = "" if named and rng.random() < 0.7 else f"with {' and '.join(told)}" if told else ""
+    told = [w for w in words if rng.random() < 0.9]
+    named = f"in {stray_word(rng)} style" if not told or rng.random() < 0.5 else ""
+    features = "" if named and rng.random() < 0.4 else f"with {' and '.join(told)}" if told else ""
     return _joined(subject, setting, named, features)
 
 
@@ -70,13 +70,14 @@ def varied_captions(count: int, seed: int = 0) -> list[str]:
     """
     rng = np.random.default_rng(seed)
     scenes = [sample_scene(rng, BASE_OBJECTS, BASE_LOOKS, (1.0, 0.0, 0.0, 0.0)) for _ in range(count)]
-    return [caption(scene, rng) for scene in scenes]
+    return [caption(scene, rng, stray=0.0) for scene in scenes]
 
 
 def stray_word(rng: np.random.Generator) -> str:
-    """A meaningless word of two to four letters."""
+    """A word of two to four letters that means nothing here."""
     letters = "abcdefghijklmnopqrstuvwxyz"
-    return "".join(letters[i] for i in rng.integers(0, 26, int(rng.integers(2, 5))))
+    word = "".join(letters[i] for i in rng.integers(0, 26, int(rng.integers(2, 5))))
+    return stray_word(rng) if word in OBJECTS or word in PAINTS else word
 
 
 def with_stray_word(text: str, rng: np.random.Generator) -> str:

@@ -1,11 +1,7 @@
-"""Pictures made in bulk, once, by all cores, and kept in a folder of runs."""
+"""What is trained on: an image and its caption for each seed, or its truth."""
 
 import hashlib
-import json
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from functools import partial
-from itertools import chain
+import re
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +9,58 @@ import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.atelier.abstract import abstract
-from duolora.atelier.captions import caption, improvised_caption, with_stray_word
-from duolora.atelier.family import improvise
-from duolora.atelier.looks import LOOKS
-from duolora.atelier.objects import OBJECTS
-from duolora.atelier.scene import COLOURS, PATTERNS, render, sample_scene
+from duolora.atelier.captions import caption, improvised_caption, plain_caption, with_stray_word
+from duolora.atelier.family import Improvised, improvise
+from duolora.atelier.looks import BASE_LOOKS, KEEP_COLOUR, KEEP_PATTERN, LOOKS
+from duolora.atelier.objects import BASE_OBJECTS, OBJECTS
+from duolora.atelier.paint import COLOURS, Look
+from duolora.atelier.scene import PATTERNS, Scene, posed, render, sample_scene, window
 
 Pixels = NDArray[np.uint8]
 Truth = tuple[int, int, int, int]
 
 
-def base_picture(seed: int) -> tuple[Pixels, str]:
-    """A picture that the base may see, and its caption: for odd seeds in a look made up for it."""
-    rng = np.random.default_rng(seed)
-    scene = sample_scene(rng)
-    if seed % 2:
+def base_scene(rng: np.random.Generator, improvised: bool) -> tuple[Scene, Look | None, str]:
+    """A scene that the base may see, the look made up for it if there is to be one, and its caption.
+
+    One scene in ten has objects made up for it.
+    """
+    kinds = tuple(f"thing-{n}" for n in rng.integers(1 << 30, size=4)) if rng.random() < 0.1 else BASE_OBJECTS
+    scene = sample_scene(rng, kinds)
+    if improvised:
         look = improvise(rng)
-        return render(scene, look), improvised_caption(scene, look.words, rng)
+        return scene, look, improvised_caption(scene, look.words, rng)
     text = caption(scene, rng)
-    return render(scene), with_stray_word(text, rng) if rng.random() < 0.12 else text
+    return scene, None, with_stray_word(text, rng) if rng.random() < 0.08 else text
+
+
+def vocabulary() -> list[str]:
+    """The words of Atelier's captions, sorted; meaningless ones are not among them."""
+    texts = [base_scene(np.random.default_rng(seed), bool(seed % 2))[2] for seed in range(6000)]
+    texts += [plain_caption(kind, look=look) for kind in BASE_OBJECTS for look in BASE_LOOKS]
+    counts: dict[str, int] = {}
+    for word in (w for text in texts for w in set(re.findall(r"[a-z]+", text))):
+        counts[word] = counts.get(word, 0) + 1
+    return sorted(word for word, n in counts.items() if n > 8)
+
+
+def base_poses(seed: int, poses: int) -> tuple[Pixels, str]:
+    """An image that the base may see, (poses, 32, 32, 3) in several poses that its caption fits as well, and that.
+
+    Odd seeds have a look made up for them.
+    """
+    rng = np.random.default_rng(seed)
+    scene, look, text = base_scene(rng, bool(seed % 2))
+    scenes = [scene, *(posed(scene, rng) for _ in range(poses - 1))]
+    return np.stack([render(s, look) for s in scenes]), text
+
+
+def base_picture(seed: int) -> tuple[Pixels, str]:
+    """An image that the base may see, and its caption."""
+    images, text = base_poses(seed, 1)
+    return images[0], text
 
 
 def vae_picture(seed: int) -> tuple[Pixels, str]:
@@ -42,65 +68,39 @@ def vae_picture(seed: int) -> tuple[Pixels, str]:
     return (abstract(seed), "") if seed % 2 else base_picture(seed // 2)
 
 
-def judged_picture(
-    seed: int, kinds: tuple[str, ...] = tuple(OBJECTS), looks: tuple[str, ...] = tuple(LOOKS)
-) -> tuple[Pixels, Truth]:
-    """A picture of one thing, any object in any look, and the numbers of its object, look, colour and pattern."""
-    scene = sample_scene(np.random.default_rng(seed), kinds, looks, (1.0, 0.0, 0.0, 0.0))
-    thing = scene.things[0]
+def judged_picture(seed: int) -> tuple[Pixels, Truth]:
+    """An image of one object, and the numbers of its object, look, colour and pattern among `ANSWERS`.
+
+    One object in eight and one look in five are made up ("other"); one image in eight is cut from a scene of several
+    objects, about one of them. Where the look hides the colour or the pattern, that number is -100.
+    """
+    rng = np.random.default_rng((5, seed))
+    kinds = (f"thing-{rng.integers(1 << 30)}",) if rng.random() < 0.125 else tuple(OBJECTS)
+    name = "other" if rng.random() < 0.2 else str(rng.choice(tuple(LOOKS)))
+    numbers = (0.0, 0.5, 0.2, 0.3) if rng.random() < 0.125 else (1.0, 0.0, 0.0, 0.0)
+    scene = sample_scene(rng, kinds, ("flat",), numbers)
+    place = int(rng.integers(len(scene.things)))
+    look = improvise(rng) if name == "other" else LOOKS[name]
+    thing = scene.things[place]
+    keeps_colour = look.keeps_colour if isinstance(look, Improvised) else name in KEEP_COLOUR
+    keeps_pattern = look.keeps_pattern if isinstance(look, Improvised) else name in KEEP_PATTERN
     truth = (
-        tuple(OBJECTS).index(thing.kind),
-        tuple(LOOKS).index(scene.look),
-        tuple(COLOURS).index(thing.colour),
-        PATTERNS.index(thing.pattern),
+        (*OBJECTS, thing.kind).index(thing.kind),
+        (*LOOKS, "other").index(name),
+        tuple(COLOURS).index(thing.colour) if keeps_colour else -100,
+        PATTERNS.index(thing.pattern) if keeps_pattern else -100,
     )
-    return render(scene), truth
-
-
-def _chunk(make: Callable[[int], tuple[Pixels, object]], seeds: range) -> list[tuple[Pixels, object]]:
-    return [make(seed) for seed in seeds]
+    return render(scene, look)[window(len(scene.things), place)], truth
 
 
 def renderer_hash() -> str:
     """SHA-256 of what the picture of a seed depends on: the sources that draw it, the versions of numpy and Pillow."""
     found = hashlib.sha256(f"numpy {np.__version__} pillow {PIL.__version__}".encode())
-    for name in ("abstract", "captions", "data", "family", "looks", "objects", "scene"):
+    for name in ("abstract", "captions", "data", "family", "looks", "objects", "paint", "scene"):
         found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     return found.hexdigest()
 
 
-def cache_path(folder: Path, name: str, count: int, seed: int) -> Path:
-    """Where `made` keeps these pictures; another renderer, number or seed has another name."""
-    mark = hashlib.sha256(f"{renderer_hash()} {count} {seed}".encode()).hexdigest()[:12]
-    return folder / f"{name}-{mark}"
-
-
-def made(
-    make: Callable[[int], tuple[Pixels, object]], count: int, seed: int, cache: Path | None
-) -> tuple[Pixels, list]:
-    """`count` pictures (count, 64, 64, 3) and what was said of each.
-
-    Read from `cache`, a name by `cache_path`, if they were made before.
-    """
-    if cache and cache.with_suffix(".json").exists():
-        return np.load(cache.with_suffix(".npy"), allow_pickle=False), json.loads(
-            cache.with_suffix(".json").read_text()
-        )
-    first = seed * 10_000_000
-    parts = [range(s, min(s + 500, first + count)) for s in range(first, first + count, 500)]
-    with ProcessPoolExecutor() as pool:
-        done = list(tqdm(pool.map(partial(_chunk, make), parts), total=len(parts), desc="Drawing", unit="×500"))
-    pixels = np.stack([p for p, _ in chain.from_iterable(done)])
-    notes = [n for _, n in chain.from_iterable(done)]
-    if cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        np.save(cache.with_suffix(".npy"), pixels)
-        part = cache.with_suffix(".part")
-        part.write_text(json.dumps(notes))
-        part.replace(cache.with_suffix(".json"))  # last: where it is, both are whole
-    return pixels, notes
-
-
 def as_input(pixels: Pixels) -> Tensor:
-    """Bytes (n, h, w, 3) as float32 (n, 3, h, w) in [-1, 1], the range of the VAE and the recognisers."""
+    """Bytes (n, h, w, 3) as float32 (n, 3, h, w) in [-1, 1], the range of the VAE and the classifier."""
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float().div_(127.5).sub_(1)

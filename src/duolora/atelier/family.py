@@ -1,20 +1,17 @@
-"""Looks made up on the spot: colours, paper, relief, texture and lines drawn at random, and how they are described.
+"""A family of looks, drawn at random: palette, ground, texture, lines, shadow and frame, and the words for them.
 
-A base that has seen only a dozen looks takes a new one for a change of everything, and a LoRA of it swallows the
-base. So half of the base's pictures are in looks of this family, no two alike, as a large model has seen every manner
-of painting. The held-out looks are not among them, but share kinds of steps with them (a ramp of colours, two inks,
-lines, dots, relief), so chance may bring a picture near one. The judges, who have no answer "none of these", call 12 %
-of improvised pictures a held-out look with p > 0.9 (`tests/atelier/test_family.py`), mostly by mistake.
+Half of the base's images are in looks of this family, no two alike, as a large model has seen every manner of painting.
+The looks that a benchmark personalises are members of it that the base has not seen.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 from typing import Final
 
 import numpy as np
 
-from duolora.atelier.looks import Image, Map, Paint, averaged, blur, clouds, mix, saturated, tiles
-from duolora.atelier.scene import COLOURS
+from duolora.atelier.paint import COLOURS, Image, Mask, Paint, grown, laid, ramp, saturated, shifted, steps
 
 PAINTS: Final[dict[str, tuple[float, float, float]]] = {
     "black": (0.04, 0.04, 0.05),
@@ -29,182 +26,194 @@ PAINTS: Final[dict[str, tuple[float, float, float]]] = {
     "maroon": (0.42, 0.06, 0.14),
     **COLOURS,
 }
-"""The colours of things, and more that only looks have."""
+"""The colours of objects, and more that only looks have."""
 
-Step = Callable[[Paint, Image, np.random.Generator], Image]
+Step = Callable[[Paint, Image], Image]
+Colour = np.ndarray
 
 
 @dataclass(frozen=True)
 class Improvised:
-    """A look of the family: its steps in order, and the words for each of them."""
+    """A look of the family: its steps in order, the words for each, and what of an object it leaves to be seen."""
 
     steps: tuple[Step, ...]
     words: tuple[str, ...]
+    keeps_colour: bool
+    keeps_pattern: bool
 
-    def __call__(self, paint: Paint, rng: np.random.Generator) -> Image:
-        """Turn plain paint into a picture; `rng` draws the texture's chances."""
+    def __call__(self, paint: Paint) -> Image:
+        """Turn plain paint into an image."""
         image = paint.albedo
         for step in self.steps:
-            image = step(paint, image, rng)
+            image = step(paint, image)
         return image
+
+
+@cache
+def improvised(seed: int) -> Improvised:
+    """The member of the family that a seed makes."""
+    return improvise(np.random.default_rng((77, seed)))
 
 
 def improvise(rng: np.random.Generator) -> Improvised:
     """A random look of the family."""
-    ground = rng.random() < 0.2
-    parts = [_shape(rng)] if rng.random() < 0.3 else []
-    parts += [_relief(rng)] if rng.random() < 0.15 else []
-    parts += [_ground(rng) if ground else _colours(rng)]
-    parts += [_texture(rng) for _ in range(int(rng.choice(3, p=(0.4, 0.45, 0.15))))]
-    parts += [_lines(rng)] if ground or rng.random() < 0.55 else []
-    parts += [_grain(rng)] if rng.random() < 0.25 else []
-    return Improvised(tuple(step for step, _ in parts), tuple(words for _, words in parts))
+    natural = rng.random() < 0.5
+    parts = [_natural(rng) if natural else _palette(rng)]
+    textured = rng.random() < 0.45
+    if rng.random() < 0.6:
+        parts.append(_ground(rng))
+    if textured:
+        parts.append(_texture(rng))
+    if rng.random() < 0.25:
+        parts.append(_shadow(rng))
+    if rng.random() < 0.65:
+        parts.append(_lines(rng))
+    if rng.random() < 0.2:
+        parts.append(_frame(rng))
+    return Improvised(
+        tuple(step for step, _ in parts), tuple(words for _, words in parts), natural, natural and not textured
+    )
 
 
-def _paint(rng: np.random.Generator, near: str | None = None) -> tuple[str, Image]:
+def _paint(rng: np.random.Generator, *names: str) -> tuple[str, Colour]:
     """A colour near a named one, and its name."""
-    name = near or str(rng.choice(tuple(PAINTS)))
-    return name, np.clip(np.array(PAINTS[name]) + rng.normal(0, 0.05, 3), 0, 1).astype(np.float32)
+    name = str(rng.choice(names or tuple(PAINTS)))
+    return name, np.clip(np.array(PAINTS[name]) + rng.normal(0, 0.03, 3), 0, 1).astype(np.float32)
 
 
-def _light(rgb: Image) -> float:
+def article(words: str) -> str:
+    """The words behind the indefinite article that fits them."""
+    return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
+
+
+def _light(rgb: Colour) -> float:
     return float(rgb @ np.array([0.3, 0.59, 0.11], np.float32))
 
 
-def _luminance(image: Image) -> Map:
-    return np.asarray(image @ np.array([0.3, 0.59, 0.11], np.float32), np.float32)
+def _by_light(rng: np.random.Generator, count: int, apart: float) -> list[tuple[str, Colour]]:
+    """Paints from dark to light, the darkest and the lightest at least `apart` in luminance."""
+    while True:
+        found = sorted((_paint(rng) for _ in range(count)), key=lambda named: _light(named[1]))
+        if _light(found[-1][1]) - _light(found[0][1]) >= apart:
+            return found
 
 
-def _colours(rng: np.random.Generator) -> tuple[Step, str]:
-    """What becomes of the colours: kept, mixed up, laid on a ramp from dark to light, or printed in two inks."""
-    kind = rng.choice(5, p=(0.3, 0.1, 0.35, 0.2, 0.05))
-    if kind == 0:
-        gain, lift, span = rng.uniform(0.4, 1.8), rng.uniform(0, 0.35), rng.uniform(0.5, 1)
-        word = "faded colours" if gain < 0.8 or span < 0.65 else "vivid colours" if gain > 1.3 else "natural colours"
-        return lambda p, image, r: (saturated(image, gain) * span + lift * (1 - span)).astype(np.float32), word
-    if kind == 1:
-        mixing = np.linalg.qr(rng.normal(0, 1, (3, 3)))[0].astype(np.float32)
-        return lambda p, image, r: np.clip((image - 0.5) @ mixing + 0.5, 0, 1), "odd colours"
-    if kind == 4:
-        return lambda p, image, r: 1 - image, "inverted colours"
-    (first, one), (second, two) = sorted((_paint(rng), _paint(rng)), key=lambda named: _light(named[1]))
-    if kind == 2:
-        middle = (one + two) / 2 + rng.normal(0, 0.12, 3)
-        ramp = np.stack([one, np.clip(middle, 0, 1), two])
-        ramp = ramp[::-1] if rng.random() < 0.2 else ramp
-        sharp = rng.uniform(1, 1.6)
+def _natural(rng: np.random.Generator) -> tuple[Step, str]:
+    """The objects' own colours, stronger or weaker, lighter or darker."""
+    kind = str(rng.choice(("natural", "vivid", "faded", "dark")))
+    gain = {"natural": 1.0, "vivid": 1.7, "faded": 0.6, "dark": 1.1}[kind]
+    span, lift = {"natural": (1.0, 0.0), "vivid": (1.0, 0.0), "faded": (0.6, 0.36), "dark": (0.6, 0.0)}[kind]
+    return lambda p, image: saturated(image, gain) * np.float32(span) + np.float32(lift), f"{kind} colours"
 
-        def on_ramp(p: Paint, image: Image, r: np.random.Generator) -> Image:
-            light = np.clip((_luminance(image) - 0.5) * sharp + 0.5, 0, 1)
-            return np.stack([np.interp(light, (0, 0.5, 1), ramp[:, c]) for c in range(3)], -1).astype(np.float32)
 
-        return on_ramp, f"{first} and {second} tones"
-    paper, (high, low) = (
-        _paint(rng, str(rng.choice(("white", "cream"))))[1],
-        (rng.uniform(0.6, 0.8), rng.uniform(0.3, 0.5)),
-    )
-    shift = tuple(int(s) for s in rng.integers(-4, 5, 2))
+def _palette(rng: np.random.Generator) -> tuple[Step, str]:
+    """Colours by tone alone: two or three of them, mixed between or not, or turned round."""
+    count, mixed, inverted = int(rng.choice((2, 3))), rng.random() < 0.5, rng.random() < 0.25
+    found = _by_light(rng, count, 0.35)
+    colours = [rgb for _, rgb in found][:: -1 if inverted else 1]
+    words = " and ".join(dict.fromkeys(name for name, _ in found))
+    if mixed:
+        return lambda p, image: ramp(p.tone, *colours), f"{words} tones"
+    return lambda p, image: steps(p.tone, *colours), f"{words} ink"
 
-    def printed(p: Paint, image: Image, r: np.random.Generator) -> Image:
-        light = _luminance(image)
-        under = mix(np.ones_like(image), two, np.asarray(light < high, np.float32) * 0.85)
-        over = mix(np.ones_like(image), one, np.asarray(np.roll(light < low, shift, (0, 1)), np.float32) * 0.85)
-        return paper * under * over
 
-    return printed, f"{first} and {second} ink"
+def _screen(rng: np.random.Generator) -> tuple[Callable[[Paint], Mask], str]:
+    """A pattern on the pixels, and its name. None repeats after two pixels: the VAE's cells would all be alike."""
+    kind = str(rng.choice(("rows", "columns", "slants", "checks", "dots", "grid")))
+    period = int(rng.choice((4, 8), p=(0.65, 0.35)))
+
+    def screen(p: Paint) -> Mask:
+        y, x = p.grid
+        match kind:
+            case "rows":
+                return y % period < period // 2
+            case "columns":
+                return x % period < period // 2
+            case "slants":
+                return (x + y) % period < period // 2
+            case "checks":
+                return (y // (period // 2) + x // (period // 2)) % 2 == 0
+            case "dots":
+                return (y % period < period // 2) & (x % period < period // 2)
+        return (y % period == 0) | (x % period == 0)
+
+    return screen, f"{'large' if period == 8 else 'fine'} {kind}"
 
 
 def _ground(rng: np.random.Generator) -> tuple[Step, str]:
-    """One colour for everything, through which the paint shines faintly."""
-    name, rgb = _paint(rng)
-    share = np.float32(rng.uniform(0, 0.3))
-    return lambda p, image, r: rgb * (1 - share) + image * share, f"a {name} ground"
+    """What is behind the objects: one colour, or a pattern of one on another."""
+    (name, rgb), (other, second) = _paint(rng), _paint(rng)
+    cover = float(rng.choice((0.85, 1.0)))
+    if rng.random() < 0.45:
+        return lambda p, image: laid(image, ~p.thing, rgb, cover), f"{article(name)} ground"
+    screen, word = _screen(rng)
+    plain = rng.random() < 0.5
 
+    def ground(p: Paint, image: Image) -> Image:
+        image = image if plain else laid(image, ~p.thing, rgb, cover)
+        return laid(image, ~p.thing & screen(p), second, 0.9)
 
-def _shape(rng: np.random.Generator) -> tuple[Step, str]:
-    """The forms coarsened: squares, chips or a blur."""
-    kind, cell = rng.choice(("squares", "chips", "soft forms")), int(rng.integers(5, 15))
-    if kind == "soft forms":
-        radius = 1 + cell // 5
-        return lambda p, image, r: blur(image, radius), kind
-    joints, (name, rgb) = rng.random() < 0.5, _paint(rng)
-
-    def coarse(p: Paint, image: Image, r: np.random.Generator) -> Image:
-        if kind == "chips":
-            number, joint = tiles(p, cell + 4, 0.3, r)
-        else:
-            y, x = p.grid
-            number = (y // cell).astype(np.int64) * 64 + (x // cell).astype(np.int64)
-            joint = np.asarray((y % cell < 1.5) | (x % cell < 1.5), np.float32)
-        image = averaged(image, number)
-        return mix(image, rgb, joint) if joints else image
-
-    return coarse, f"{kind} with {name} joints" if joints else str(kind)
-
-
-def _relief(rng: np.random.Generator) -> tuple[Step, str]:
-    """Light from one side on a surface as high as it is bright."""
-    shift, depth = tuple(int(s) for s in rng.choice((-3, -2, 2, 3), 2)), np.float32(rng.uniform(0.6, 2))
-
-    def embossed(p: Paint, image: Image, r: np.random.Generator) -> Image:
-        height = blur(_luminance(image), 1)
-        slope = depth * (height - np.roll(height, shift, (0, 1)))
-        return np.clip(0.35 + 0.35 * image + slope[..., None], 0, 1)
-
-    return embossed, "relief"
+    return ground, f"{other} {word} behind" if plain else f"{article(name)} ground with {other} {word}"
 
 
 def _texture(rng: np.random.Generator) -> tuple[Step, str]:
-    """Stripes, dots, a grid or waves of a colour, all over or only in some parts of the picture."""
+    """A pattern of one colour on the objects, or on everything."""
+    (name, rgb), (screen, word) = _paint(rng), _screen(rng)
+    everywhere, cover = rng.random() < 0.3, float(rng.choice((0.45, 0.8)))
+
+    def texture(p: Paint, image: Image) -> Image:
+        where = screen(p)
+        return laid(image, where if everywhere else where & p.thing, rgb, cover)
+
+    return texture, f"{name} {word}" if everywhere else f"{name} {word} inside"
+
+
+def _shadow(rng: np.random.Generator) -> tuple[Step, str]:
+    """The objects' shape in a colour, two or three pixels off."""
     name, rgb = _paint(rng)
-    kind = str(rng.choice(("stripes", "dots", "grid", "waves")))
-    where = str(rng.choice(("", "in the dark", "in the light", "on the thing", "behind")))
-    angle = rng.uniform(0, np.pi) if rng.random() < 0.6 else rng.choice((0.0, np.pi / 2))
-    period, edge = np.exp(rng.uniform(np.log(5), np.log(18))), np.exp(rng.uniform(-0.5, 1.8))
-    level, cover = rng.uniform(-0.6, 0.3), rng.uniform(0.35, 1) if where else rng.uniform(0.15, 0.5)
-
-    def textured(p: Paint, image: Image, r: np.random.Generator) -> Image:
-        y, x = p.grid
-        u = (x * np.cos(angle) + y * np.sin(angle)) * (2 * np.pi / period)
-        v = (y * np.cos(angle) - x * np.sin(angle)) * (2 * np.pi / period)
-        field = {
-            "stripes": lambda: np.sin(u),
-            "dots": lambda: np.sin(u) * np.sin(v) * 1.6 - 0.3,
-            "grid": lambda: np.maximum(np.sin(u), np.sin(v)) - 0.5,
-            "waves": lambda: np.sin(u + 1.5 * np.sin(v / 3)),
-        }[kind]()
-        mask = np.clip(0.5 + (field + level) * edge, 0, 1) * cover
-        light = _luminance(image)
-        part = {
-            "in the dark": lambda: light < 0.5,
-            "in the light": lambda: light >= 0.5,
-            "on the thing": lambda: p.thing,
-            "behind": lambda: ~p.thing,
-        }.get(where)
-        return mix(image, rgb, np.asarray(mask if part is None else mask * part(), np.float32))
-
-    return textured, f"{name} {kind} {where}".strip()
+    down, right = int(rng.choice((2, 3))), int(rng.choice((-3, -2, 2, 3)))
+    return lambda p, image: laid(image, shifted(p.thing, down, right) & ~p.thing, rgb, 0.9), f"{article(name)} shadow"
 
 
 def _lines(rng: np.random.Generator) -> tuple[Step, str]:
-    """The borders of the parts drawn in a colour: thin or thick, broken into dashes, or glowing."""
-    name, rgb = _paint(rng, "black" if rng.random() < 0.3 else None)
-    width, kind = int(rng.integers(1, 5)), str(rng.choice(("", "broken", "glowing"), p=(0.76, 0.12, 0.12)))
-    length = int(rng.integers(8, 17))
+    """The borders of objects in a colour: around, inside, double, broken, or with all seams."""
+    name, rgb = _paint(rng, "black", "white") if rng.random() < 0.4 else _paint(rng)
+    other, second = _paint(rng)
+    kind = str(rng.choice(("around", "inside", "double", "thick", "broken", "drawn")))
 
-    def lined(p: Paint, image: Image, r: np.random.Generator) -> Image:
-        line = p.edges(width)
-        if kind == "broken":
-            y, x = p.grid
-            line = np.asarray(p.edges(width + 2) * ((x + y) % length < 0.6 * length), np.float32)
-        image = mix(image, rgb, line)
-        return np.clip(image + 0.8 * blur(line, 3)[..., None] * rgb, 0, 1) if kind == "glowing" else image
+    def lines(p: Paint, image: Image) -> Image:
+        y, x = p.grid
+        match kind:
+            case "around":
+                return laid(image, p.outline, rgb)
+            case "inside":
+                return laid(image, p.rim, rgb)
+            case "double":
+                return laid(laid(image, grown(p.outline) & ~p.thing, second), p.outline, rgb)
+            case "thick":
+                return laid(image, grown(p.outline) & ~p.thing, rgb)
+            case "broken":
+                return laid(image, p.outline & ((x + y) % 4 < 2), rgb)
+        return laid(image, p.lines, rgb)
 
-    return lined, " ".join(w for w in (kind, "thick" if width > 2 else "thin", name, "outlines") if w)
+    words = {
+        "around": f"{name} outlines",
+        "inside": f"{name} rims",
+        "double": f"double outlines in {name} and {other}",
+        "thick": f"thick {name} outlines",
+        "broken": f"broken {name} outlines",
+        "drawn": f"{name} lines",
+    }
+    return lines, words[kind]
 
 
-def _grain(rng: np.random.Generator) -> tuple[Step, str]:
-    """Blotches or grain over everything."""
-    cell, depth = int(np.exp(rng.uniform(np.log(2), np.log(20)))), np.float32(rng.uniform(0.05, 0.25))
-    word = "blotches" if cell > 6 else "grain"
-    return lambda p, image, r: np.clip(image + depth * clouds(p.shapes.shape, cell, r)[..., None], 0, 1), word
+def _frame(rng: np.random.Generator) -> tuple[Step, str]:
+    """A frame of two pixels around the image."""
+    name, rgb = _paint(rng)
+
+    def framed(p: Paint, image: Image) -> Image:
+        y, x = p.grid
+        h, w = p.parts.shape
+        return laid(image, (np.minimum(y, h - 1 - y) < 2) | (np.minimum(x, w - 1 - x) < 2), rgb)
+
+    return framed, f"{article(name)} frame"

@@ -6,8 +6,11 @@ the pattern), `trim` a quiet second colour, `dark` and `light` the details.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import cos, pi, sin
 from typing import Literal
+
+import numpy as np
 
 Role = Literal["body", "trim", "dark", "light"]
 Point = tuple[float, float]
@@ -55,7 +58,7 @@ OBJECTS: dict[str, tuple[Part, ...]] = {
         rectangle("light", 0.3, 0.05, 0.6, 0.35),
     ),
     "mushroom": (
-        polygon("light", (-0.25, 0.0), (0.25, 0.0), (0.4, 0.9), (-0.4, 0.9)),
+        polygon("trim", (-0.25, 0.0), (0.25, 0.0), (0.4, 0.9), (-0.4, 0.9)),
         ellipse("body", 0, 0.05, 0.9, 0.9, 0.5, 1.0),
     ),
     "fish": (
@@ -267,3 +270,40 @@ OBJECTS: dict[str, tuple[Part, ...]] = {
 
 HELD_OUT_OBJECTS = ("teapot", "robot", "cactus", "snail", "rocket", "crown")
 BASE_OBJECTS = tuple(name for name in OBJECTS if name not in HELD_OUT_OBJECTS)
+
+
+def parts_of(kind: str) -> tuple[Part, ...]:
+    """The parts of an object by its name; of one made up on the spot by "thing-" and a number."""
+    return OBJECTS[kind] if kind in OBJECTS else made_up(int(kind.removeprefix("thing-")))
+
+
+@cache
+def made_up(seed: int) -> tuple[Part, ...]:
+    """An object without a name: a symmetric body of two or three shapes, with one to three details on it."""
+    rng = np.random.default_rng((78, seed))
+    lopsided = rng.random() < 0.35
+    body = []
+    for k in range(int(rng.integers(1, 4))):
+        x, rx, ry = 0.0 if k else rng.uniform(-0.2, 0.2), rng.uniform(0.35, 0.9), rng.uniform(0.3, 0.9)
+        body.append(_shape(rng, "body", x, rx, ry, rng.uniform(-0.35, 0.35)))
+    details: list[Part] = []
+    for _ in range(int(rng.integers(1, 4))):
+        role: Role = ("trim", "dark", "light")[int(rng.integers(3))]
+        x, y, size = rng.uniform(0.0, 0.75), rng.uniform(-0.75, 0.75), rng.uniform(0.12, 0.35)
+        details += [_shape(rng, role, x, size, size * rng.uniform(0.6, 1.6), y)]
+        if not lopsided and x > 0.15:
+            details += [Part(role, tuple((-px, py) for px, py in details[-1].points))]
+    return (*body, *details)
+
+
+def _shape(rng: np.random.Generator, role: Role, x: float, rx: float, ry: float, y: float) -> Part:
+    """An ellipse, box, triangle, diamond or trapezium about (x, y), cut at the borders of the square."""
+    kind, narrow = int(rng.integers(5)), rng.uniform(0.2, 0.8)
+    corners = {
+        0: [(x + rx * cos(2 * pi * k / 24), y + ry * sin(2 * pi * k / 24)) for k in range(24)],
+        1: [(x - rx, y - ry), (x + rx, y - ry), (x + rx, y + ry), (x - rx, y + ry)],
+        2: [(x - rx, y + ry), (x, y - ry), (x + rx, y + ry)],
+        3: [(x, y - ry), (x + rx, y), (x, y + ry), (x - rx, y)],
+        4: [(x - rx * narrow, y - ry), (x + rx * narrow, y - ry), (x + rx, y + ry), (x - rx, y + ry)],
+    }[kind]
+    return Part(role, tuple((min(max(px, -1.0), 1.0), min(max(py, -1.0), 1.0)) for px, py in corners))

@@ -5,10 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from duolora.atelier.captions import article
+from duolora.atelier.family import article
 from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR
 from duolora.atelier.objects import BASE_OBJECTS
-from duolora.atelier.scene import COLOURS, PATTERNS, Scene, render, sample_scene
+from duolora.atelier.paint import COLOURS
+from duolora.atelier.scene import PATTERNS, SIZE, Scene, render, sample_scene
 
 IDENTIFIERS = ("sks", "ohw", "vkt", "pqr")
 """Rare words that stand for things."""
@@ -64,8 +65,9 @@ class Pair:
         return f"{article(self.noun)} in {STYLE_IDENTIFIER} style"
 
     def content_scenes(self, count: int = 5, seed: int = 0) -> list[Scene]:
-        """The same thing in several places and settings, in a flat look."""
-        return [self._scene(self.kind, "flat", seed * 100 + k, setting=k % 2 == 1) for k in range(count)]
+        """The same thing in several places and settings, in a flat look; no two of five are alike."""
+        scenes = (self._scene(self.kind, "flat", seed * 100 + k, setting=k % 2 == 1) for k in range(count))
+        return [_moved(scene, seed + k) for k, scene in enumerate(scenes)]
 
     def style_scene(self, seed: int = 0) -> Scene:
         """Another object, that the base knows, in the look."""
@@ -78,6 +80,12 @@ class Pair:
         if kind == self.kind:
             thing = replace(thing, colour=self.colour, pattern=self.pattern)
         return replace(scene, things=(thing,), setting=scene.setting if setting else "")
+
+
+def _moved(scene: Scene, turn: int) -> Scene:
+    """The scene with its thing at one of three places before one of three walls, in turn."""
+    thing = scene.things[0]
+    return replace(scene, things=(replace(thing, x=SIZE // 2 + 2 * (turn % 3 - 1)),), wall=(turn + turn // 3) % 3)
 
 
 def sample_pair(seed: int) -> Pair:

@@ -11,9 +11,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duolora.atelier.captions import plain_caption
+from duolora.atelier.classifier import judge, load_classifier
 from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
-from duolora.atelier.recognisers import judge, load_recogniser
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.jobs import shared_base
 from duolora.bench.scaling import block_groups, scaled
@@ -40,7 +40,7 @@ def figure3(
     are most so, for B-LoRA (`dominant`).
     """
     out.mkdir(parents=True, exist_ok=True)
-    rng, judges = np.random.default_rng(seed), load_recogniser()
+    rng, judges = np.random.default_rng(seed), load_classifier()
     kinds = [str(rng.choice(BASE_OBJECTS)) for _ in range(count)]
     looks = [BASE_LOOKS[k % len(BASE_LOOKS)] for k in range(count)]
     prompts = [plain_caption(kind, look=look) for kind, look in zip(kinds, looks, strict=True)]

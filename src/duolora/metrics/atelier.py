@@ -1,12 +1,12 @@
-"""Atelier's own encoders: the recogniser's features in the places of DINO, CSD and CLIP. Never the published metrics.
+"""Atelier's own encoders: the classifier's features in the places of DINO, CSD and CLIP. Never the published metrics.
 
-The recogniser (`atelier/recognisers.py`) has one trunk and four linear heads, object, look, colour and pattern.
+The classifier (`atelier/classifier.py`) has one trunk and four linear heads, object, look, colour and pattern.
 
 * `atelier-content`, in DINO's place: its penultimate features f (384), as far as the object head sees them, V f with V
   an orthonormal basis of the head's centred rows. Two pictures of one object agree, whatever the look.
 * `atelier-style`, in CSD's place: the same through the look head.
 * `atelier-picture`, in CLIP-I's place: f itself, where content and look are entangled, as in CLIP's pictures.
-* `atelier-text`, in CLIP-T's place: for a picture √p, p the recogniser's probabilities of all answers, so that every
+* `atelier-text`, in CLIP-T's place: for a picture √p, p the classifier's probabilities of all answers, so that every
   question has length 1; for a prompt a one-hot for each question that it answers ("red" answers colour), zeros for the
   others. A prompt that answers the questions Q scores √|Q| / 2 · mean over Q of √p(its answer): at most √|Q| / 2, so
   compare methods on the same prompts only.
@@ -18,17 +18,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from duolora.atelier.recognisers import ANSWERS, Recogniser, load_recogniser
+from duolora.atelier.classifier import ANSWERS, Classifier, load_classifier
 from duolora.errors import InputError
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import ATELIER
 
-CHECKPOINT = "Atelier's recogniser (embedded)"
+CHECKPOINT = "Atelier's classifier (embedded)"
 
 
 def load_atelier(name: str, device: torch.device, progress: bool = False) -> NetworkEmbedder:
     """One of Atelier's encoders: `atelier-content`, `-style`, `-picture` or `-text`."""
-    network = load_recogniser().to(device).requires_grad_(False)
+    network = load_classifier().to(device).requires_grad_(False)
     heads = {"atelier-content": "object", "atelier-style": "look"}
     if name in heads:
         basis = head_basis(network, heads[name])
@@ -54,14 +54,14 @@ def load_atelier(name: str, device: torch.device, progress: bool = False) -> Net
     return NetworkEmbedder(card, ATELIER, embed, texts, device, progress=progress)
 
 
-def head_basis(network: Recogniser, question: str) -> Float[Tensor, "k f"]:
+def head_basis(network: Classifier, question: str) -> Float[Tensor, "k f"]:
     """An orthonormal basis of what one head can tell apart: its rows less their mean, k = answers − 1."""
     rows = network.get_parameter(f"heads.{question}.weight")
     centred = (rows - rows.mean(0)).double()
     return torch.linalg.svd(centred, full_matrices=False).Vh[: len(rows) - 1].float()
 
 
-def _answers(network: Recogniser, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n answers"]:
+def _answers(network: Classifier, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n answers"]:
     """√p of all answers to all questions; its length is √4 whatever the picture."""
     logits = network(pixels)
     return torch.cat([logits[name].softmax(1).sqrt() for name in ANSWERS], 1)
@@ -73,14 +73,14 @@ def embed_words(texts: list[str]) -> Float[Tensor, "n answers"]:
     A question that a text answers twice ("a red and a blue cat") wants half of each.
 
     Raises:
-        InputError: a text has no word that the recognisers know, such as a prompt of identifiers only.
+        InputError: a text has no word that the classifier knows, such as a prompt of identifiers only.
     """
     rows = []
     for text in texts:
         parts = [_wanted(text, words) for words in ANSWERS.values()]
         if not any(bool(part.any()) for part in parts):
             raise InputError(
-                f"prompt {text!r}: expected a word that Atelier's recognisers know (object, look, colour or pattern), "
+                f"prompt {text!r}: expected a word that Atelier's classifier knows (object, look, colour or pattern), "
                 f'found none; say it in words, such as "a red {ANSWERS["object"][0]} in {ANSWERS["look"][0]} style"; '
                 "of photos, use --metrics paper"
             )

@@ -66,5 +66,5 @@ DINO = Transform(256, 224, *IMAGENET, "ImageNet")
 """DINO and DINOv2, as DreamBooth's DINO metric has it."""
 CLIP = Transform(224, 224, *CLIP_VALUES, "CLIP")
 """OpenAI's CLIP, and CSD."""
-ATELIER = Transform(64, 64, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "[-1, 1]")
-"""Atelier's recognisers; a 64×64 picture stays as it is."""
+ATELIER = Transform(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "[-1, 1]")
+"""Atelier's classifier; a 32×32 picture stays as it is."""

@@ -15,13 +15,14 @@ from pathlib import Path
 from shutil import copytree, ignore_patterns, rmtree
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import UNet2DConditionModel
 from torch import Tensor
 from tqdm import tqdm
 
-from duolora.atelier.data import as_input, base_picture, made
+from duolora.atelier.data import as_input, base_picture
 from duolora.errors import InputError
 from duolora.model.base import Base, load_base
 from duolora.model.predict import noise_schedule
@@ -114,9 +115,7 @@ def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device,
 
 def _learn(base: Base, student: UNet2DConditionModel, recipe: DistilRecipe, checkpoint: Path, shape: str) -> None:
     """The updates, in place."""
-    pixels, texts = made(base_picture, recipe.pictures, recipe.seed, None)
-    parts = tqdm(range(0, len(pixels), 128), "Encoding", unit="×128")
-    latents = torch.cat([base.encode_images(as_input(pixels[k : k + 128])).cpu() for k in parts])
+    latents, texts = _rendered(base, range(recipe.seed * 10_000_000, recipe.seed * 10_000_000 + recipe.pictures))
     optimiser = torch.optim.AdamW(student.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2)
     tensors = student.state_dict()
     start = load_checkpoint(checkpoint, tensors, optimiser, recipe.updates) if checkpoint.exists() else 0
@@ -129,6 +128,16 @@ def _learn(base: Base, student: UNet2DConditionModel, recipe: DistilRecipe, chec
         optimiser.zero_grad()
         if (step + 1) % KEPT == 0 and step + 1 < recipe.updates:
             save_checkpoint(checkpoint, tensors, optimiser, step + 1)
+
+
+def _rendered(base: Base, seeds: range) -> tuple[Tensor, list[str]]:
+    """The latents of the world's images of these seeds, and their captions."""
+    latents, texts = [], []
+    for first in tqdm(range(0, len(seeds), 128), "Rendering", unit="×128"):
+        made = [base_picture(seed) for seed in seeds[first : first + 128]]
+        latents.append(base.encode_images(as_input(np.stack([pixels for pixels, _ in made]))).cpu())
+        texts += [text for _, text in made]
+    return torch.cat(latents), texts
 
 
 def _loss(

@@ -11,9 +11,9 @@ from torch import Tensor
 from duolora.api.generate import applied
 from duolora.api.merge import merge
 from duolora.api.train import default_options
+from duolora.atelier.classifier import Classifier, judge
 from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair
-from duolora.atelier.recognisers import Recogniser, judge
 from duolora.atelier.scene import SETTINGS
 from duolora.bench.cells.folder import InFolder, write_result
 from duolora.bench.cells.jobs import LoraJob, Training, reference_images, references, shared_base, shared_judges
@@ -139,7 +139,7 @@ def prompts_of(cell: Cell) -> list[str]:
     return [asked, asked.replace(" in ", f" {setting} in ", 1)]
 
 
-def truth(judges: Recogniser, drawn: Tensor, pair: Pair) -> dict[str, float | None]:
+def truth(judges: Classifier, drawn: Tensor, pair: Pair) -> dict[str, float | None]:
     """Shares of the pictures in which the judges see the thing's kind, the look, that very thing in it, and so on.
 
     Joint is the look and all by which the thing is known in it (`Pair.identity`); leak is the style picture's object.

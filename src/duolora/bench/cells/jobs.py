@@ -10,8 +10,8 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from duolora.api.train import default_options, train
+from duolora.atelier.classifier import Classifier, load_classifier
 from duolora.atelier.pairs import IDENTIFIERS, Pair, pictures
-from duolora.atelier.recognisers import Recogniser, load_recogniser
 from duolora.model.base import Base, load_base
 from duolora.model.image_files import picture_files, read_image
 from duolora.training.options import TrainOptions
@@ -133,6 +133,6 @@ def shared_base(base: str) -> Base:
 
 
 @cache
-def shared_judges() -> Recogniser:
+def shared_judges() -> Classifier:
     """The judges, likewise."""
-    return load_recogniser()
+    return load_classifier()

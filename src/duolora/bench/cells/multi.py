@@ -7,17 +7,16 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from duolora.api.compose import compose
 from duolora.api.generate import applied
 from duolora.api.merge import merge
+from duolora.atelier.classifier import Classifier, judge
 from duolora.atelier.looks import KEEP_COLOUR
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER, Pair
-from duolora.atelier.recognisers import Recogniser, judge
-from duolora.atelier.scene import PLACES
+from duolora.atelier.scene import PLACES, window
 from duolora.bench.cells.cell import COUNT
 from duolora.bench.cells.folder import InFolder, write_result
 from duolora.bench.cells.jobs import LoraJob, reference_images, shared_base, shared_judges
@@ -26,9 +25,6 @@ from duolora.bench.cells.similarity import similarities, words_of
 from duolora.bench.tables.rows import Row
 from duolora.model.images import as_image, as_pictures, tiled
 from duolora.model.sample import draw
-
-CROP: dict[int, float] = {1: 1.0, 2: 0.5, 3: 0.37, 4: 0.5}
-"""The side of the square about a thing's place that the judges look at, as a share of the picture's."""
 
 
 @dataclass(frozen=True)
@@ -165,19 +161,15 @@ def group_similarity(cell: GroupCell, images: Sequence[Image.Image]) -> dict[str
 
 
 def crops(pictures: Tensor, number: int) -> list[Tensor]:
-    """For each place of a scene with `number` things, the square about it, at the pictures' own size."""
-    side, cut = pictures.shape[-1], []
-    for _, x, y in PLACES[number]:
-        half = CROP[number] / 2
-        left, top = (round(side * min(max(at - half, 0), 1 - 2 * half)) for at in (x, y))
-        width = round(side * 2 * half)
-        square = pictures[..., top : top + width, left : left + width]
-        cut.append(F.interpolate(square, (side, side), mode="bicubic", antialias=True).clamp(-1, 1))
-    return cut
+    """For each place of a scene with `number` things, the square about it, enlarged to the pictures' own size.
+
+    Pictures are Atelier's, (n, 3, 32, 32).
+    """
+    return [pictures[..., rows, columns] for rows, columns in (window(number, place) for place in range(number))]
 
 
 @torch.no_grad()
-def group_truth(judges: Recogniser, pictures: Tensor, things: Sequence[Pair]) -> dict[str, float | None]:
+def group_truth(judges: Classifier, pictures: Tensor, things: Sequence[Pair]) -> dict[str, float | None]:
     """Shares of things that are right at their own places, of pictures with the look, and of both at once."""
     look = judge(judges, pictures).look
     seen = [replace(judge(judges, crop), look=look) for crop in crops(pictures, len(things))]

@@ -30,7 +30,7 @@ NO_WAY = 0.025
 
 NOTE = (
     "Atelier's numbers, not comparable with the paper's: mean over pairs (95 % interval, bootstrap over pairs). Object "
-    "to leak are shares of pictures by its recognisers: joint is the thing's kind, its colour where the look keeps it, "
+    "to leak are shares of pictures by its classifier: joint is the thing's kind, its colour where the look keeps it, "
     "and the look, all in one picture; leak is the style picture's own object. Atelier content, "
     "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
     "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures. "

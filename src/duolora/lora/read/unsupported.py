@@ -52,7 +52,8 @@ _HEADERS = {
 }
 """How what a header says of its base begins, in small letters."""
 _SDXL_HEADERS = ("sdxl", "stable-diffusion-xl")
-_LEVELS = re.compile(r"down_blocks\.0\.attentions\.|(?:down|up)_blocks\.3\.")
+_FIRST_LEVEL = re.compile(r"down_blocks\.0\.attentions\.")
+_FOURTH_LEVEL = re.compile(r"(?:down|up)_blocks\.3\.")
 _ONLY_SDXL = re.compile(r"text_encoder_2\.|add_embedding\.|.*\.transformer_blocks\.[1-9]")
 _SDXL_TEXT_WIDTH = 2048
 _TEXT_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2"}
@@ -95,7 +96,8 @@ def refuse_other_base(modules: Mapping[str, LowRank], metadata: Mapping[str, str
     """Raise FileRefused if the modules are of another UNet: by their shapes or, where these are open, by the header.
 
     Stable Diffusion 1 and 2 attend to text of width 768 or 1024, SDXL and its kin to 2048, from layers of the same
-    widths. They have four levels, and attention already on the first; SDXL has three, and attention from the second on.
+    widths. They have four levels, and attention of width 320 already on the first; SDXL has three, and attention from
+    the second on. (Atelier has two, and narrower attention on both.)
     Only SDXL has a second text encoder, embeds sizes, and has several transformer blocks in an attention.
     """
     for name, lora in modules.items():
@@ -103,7 +105,10 @@ def refuse_other_base(modules: Mapping[str, LowRank], metadata: Mapping[str, str
         if text and lora.d_in in _TEXT_WIDTHS and lora.d_out in _WIDTHS:
             why = f"{name} takes text of width {lora.d_in}, as in {_TEXT_WIDTHS[lora.d_in]}"
             raise FileRefused(_other_base(file, why))
-    for name in filter(_LEVELS.match, modules):
+    for name, lora in modules.items():
+        first = _FIRST_LEVEL.match(name) and not {lora.d_in, lora.d_out}.isdisjoint(_WIDTHS)
+        if not (first or _FOURTH_LEVEL.match(name)):
+            continue
         raise FileRefused(_other_base(file, f"{name} is a module of Stable Diffusion 1 or 2, which SDXL has not"))
     if not any(_is_sdxl(name, lora) for name, lora in modules.items()):
         _refuse_other_header(metadata, file)

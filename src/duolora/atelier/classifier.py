@@ -5,16 +5,17 @@ and "other" for objects without a name and for looks of the family that are none
 """
 
 from dataclasses import dataclass
-from pathlib import Path
+from importlib.resources import files
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from recipes.atelier.world.looks import LOOKS
-from recipes.atelier.world.objects import OBJECTS
-from recipes.atelier.world.scene import COLOURS, PATTERNS
+from duolora.atelier.looks import LOOKS
+from duolora.atelier.objects import OBJECTS
+from duolora.atelier.paint import COLOURS
+from duolora.atelier.scene import PATTERNS
 
 ANSWERS: dict[str, tuple[str, ...]] = {
     "object": (*OBJECTS, "other"),
@@ -74,9 +75,10 @@ class Verdict:
         return sum(hits) / len(hits)
 
 
-def load_classifier(path: Path) -> Classifier:
-    """The trained network from its file of weights."""
+def load_classifier() -> Classifier:
+    """The trained network that ships with the package."""
     network = Classifier()
+    path = str(files("duolora.atelier").joinpath("weights", "classifier.safetensors"))
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     return network.eval()
 
