@@ -205,7 +205,7 @@ class Run:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder of the state, the tokenizer and the averaged weights.")],
-    text: Annotated[Path, typer.Option(help="Folder that `recipes.atelier.text` wrote.")],
+    text: Annotated[Path, typer.Option(help="Folder that `recipes.atelier.text` wrote, or a pipeline.")],
     minutes: Annotated[float, typer.Option(help="How long to train this time.")],
     cooling: Annotated[float, typer.Option(help="The share of the time in which the learning rate falls.")] = 0.25,
     batch: Annotated[int, typer.Option(help="Images of each process in a step.")] = Recipe.batch,
@@ -213,7 +213,7 @@ def main(
     muon_lr: Annotated[float, typer.Option(help="Of matrices and convolutions; 0: by AdamW, too.")] = Recipe.muon_lr,
     adam_lr: Annotated[float, typer.Option(help="Of everything else.")] = Recipe.adam_lr,
     seed: int = Recipe.seed,
-    start_from: Annotated[Path | None, typer.Option(help="A folder whose averaged weights are the start.")] = None,
+    start_from: Annotated[Path | None, typer.Option(help="A run, or a pipeline, whose UNet is the start.")] = None,
     save_every: Annotated[float, typer.Option(help="Minutes between two states.")] = 2.0,
 ) -> None:
     """Train for some minutes, from the state in the folder if there is one."""
@@ -236,10 +236,7 @@ def main(
     if steady.exists():
         load_state(steady, run)
     else:
-        weights = load_file(text / "text.safetensors")
-        if start_from is not None:
-            started_from = load_file(start_from / "average.safetensors")
-            weights |= {key: value for key, value in started_from.items() if key.startswith("unet.")}
+        weights = first_weights(text, start_from)
         run.model.load_state_dict(weights, strict=start_from is not None)
         run.average = {k: v.detach().clone() for k, v in run.model.state_dict().items()}
     first = (recipe.seed * 1000 + run.step) * 10_000_000 + rank
@@ -274,6 +271,26 @@ def main(
     if rank == 0:
         save_average(out, run, world)
     print(f"{run.step} steps, {run.seen} images", flush=True)
+
+
+def first_weights(text: Path, start_from: Path | None) -> dict[str, Tensor]:
+    """What a run begins with: the text encoders and, from another run or a pipeline, the UNet; all in float32."""
+    encoders = text / "text.safetensors"
+    weights = load_file(encoders) if encoders.exists() else part_of(text, "text_encoder", "model")
+    if not encoders.exists():
+        weights |= part_of(text, "text_encoder_2", "model")
+    if start_from is not None and (start_from / "average.safetensors").exists():
+        average = load_file(start_from / "average.safetensors")
+        weights |= {key: value for key, value in average.items() if key.startswith("unet.")}
+    elif start_from is not None:
+        weights |= part_of(start_from, "unet", "diffusion_pytorch_model")
+    return weights
+
+
+def part_of(pipeline: Path, name: str, file: str) -> dict[str, Tensor]:
+    """The weights of one of a pipeline's networks, by their names in `TextToImage`."""
+    stored = load_file(pipeline / name / f"{file}.safetensors")
+    return {f"{name}.{key}": value.float() if value.is_floating_point() else value for key, value in stored.items()}
 
 
 def save_average(out: Path, run: Run, world: int) -> None:

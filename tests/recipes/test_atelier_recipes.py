@@ -15,6 +15,7 @@ from duolora.atelier.architecture import new_vae, save_tokenizer
 from duolora.atelier.data import as_input, vae_picture, vocabulary
 from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
+from duolora.model.defaults import base_place
 from recipes.atelier import base, latents, text, vae
 from recipes.atelier.muon import Muon, orthogonalised
 
@@ -157,3 +158,10 @@ def test_the_trained_vae_keeps_images():
     decibels = -10 * error.square().mean((1, 2, 3)).log10()
     assert decibels[::2].mean() > 34
     assert decibels[1::2].mean() > 28
+
+
+def test_a_run_can_begin_with_the_pipeline_that_ships(run):
+    pipeline = Path(str(base_place("atelier")))
+    weights = base.first_weights(pipeline, pipeline)
+    assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in run.model.state_dict().items()}
+    assert {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.float32}
