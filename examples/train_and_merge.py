@@ -14,7 +14,7 @@ from duolora.atelier.pairs import pictures, sample_pair
 
 
 def main(out: Path, steps: int = 400) -> list[Path]:
-    """Train, merge and generate in the folder `out`; returns the images."""
+    """Train (for some steps, the masks for 100 at most), merge and generate in the folder `out`; returns the images."""
     pair = sample_pair(1)
     (out / "subject").mkdir(parents=True, exist_ok=True)
     for number, pixels in enumerate(pictures(pair.content_scenes())):
@@ -28,7 +28,11 @@ def main(out: Path, steps: int = 400) -> list[Path]:
         options = replace(duolora.default_options("atelier", kind), steps=steps)
         duolora.train(images, prompt, out / f"{kind}.safetensors", options=options)
     merged = duolora.merge(
-        out / "content.safetensors", out / "style.safetensors", out / "both.safetensors", base="atelier"
+        out / "content.safetensors",
+        out / "style.safetensors",
+        out / "both.safetensors",
+        base="atelier",
+        options=duolora.options_of("duolora", steps=min(100, steps)),
     )
     return duolora.generate(pair.merged_prompt, out / "images", loras=[merged.path])
 
