@@ -14,6 +14,7 @@ from duolora.api.generate import applied, new_folder
 from duolora.api.merge import merge, options_of
 from duolora.api.train import default_options, train
 from duolora.atelier.classifier import Verdict, judge, load_classifier
+from duolora.atelier.family import article
 from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
 from duolora.atelier.pairs import Pair, pictures
 from duolora.atelier.scene import SIZE
@@ -80,7 +81,7 @@ def demo(
     jobs = _trained_and_merged(base, pair, out, seed, stages, progress)
     begun = time.perf_counter()
     rows, drawn = [], {}
-    for job in tqdm(jobs, "Drawing", disable=not progress):
+    for job in tqdm(jobs, "Generating", disable=not progress):
         drawn[job] = _drawn(base, job, seed)
         rows.append(_row(job, judge(judges, drawn[job]), pair))
         _save(drawn[job], out / "pictures" / job.name.replace(" ", "-"))
@@ -117,7 +118,7 @@ def _trained_and_merged(
         Job("base", pair.merged_prompt),
         Job("content LoRA", pair.content_prompt, files["content"]),
         Job("style LoRA", pair.style_prompt, files["style"]),
-        Job("style LoRA, told the kind", pair.told_prompt, files["style"]),
+        Job("style LoRA, class prompt", pair.told_prompt, files["style"]),
     ]
     for method in tqdm(SHOWN, "Methods", disable=not progress):
         done = merge(
@@ -166,11 +167,11 @@ def _row(job: Job, verdict: Verdict, pair: Pair) -> Row:
 def table(rows: list[Row], pair: Pair) -> str:
     """The rows as a Markdown table."""
     lines = [
-        f"Atelier, by its classifier: a {pair.colour} {pair.kind} ({pair.pattern}) in the look of one {pair.look}",
-        f"picture that shows a {pair.shown}. Shares of {COUNT} pictures; the LoRAs alone with prompts of their own,",
+        f"Atelier, by its classifier: a {pair.colour} {pair.kind} ({pair.pattern}) in the style of one {pair.look}",
+        f"image that shows {article(pair.shown)}. Shares of {COUNT} images; the LoRAs alone with prompts of their own,",
         "all others with the merged one. These are not the paper's numbers and cannot be compared with them.",
         "",
-        "| | object | look | both | colour | pattern | leak | masks | moved | file, kB | time, s |",
+        "| | object | style | both | colour | pattern | leak | masks | mean change | file, kB | time, s |",
         "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in rows:
