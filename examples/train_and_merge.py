@@ -1,6 +1,6 @@
 """From images of a subject and of a style to images of both together: `python examples/train_and_merge.py FOLDER`.
 
-Runs on Atelier, the base in the box, in two to four minutes on two cores. For SDXL, give `base=` the id of a model.
+Runs on Atelier, the base in the box, in some minutes on two cores. For SDXL, give `base=` the id of a model.
 """
 
 import sys

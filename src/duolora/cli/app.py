@@ -87,7 +87,7 @@ app = typer.Typer(
         duolora merge --content teapot.safetensors --style flat.safetensors   --out both.safetensors
         duolora generate --prompt "a sks teapot in zwx style" --lora both.safetensors --out images
 
-    Every command works on the base that ships inside (`--base atelier`, 64×64 pixels, two CPU cores are enough) and on
+    Every command works on the base that ships inside (`--base atelier`, 32×32 pixels, two CPU cores are enough) and on
     SDXL, SSD-1B and Segmind-Vega (`--base` with a diffusers folder, a .safetensors checkpoint or a hub id).
     """,
 )
