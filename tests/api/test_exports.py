@@ -196,7 +196,7 @@ def test_wrong_compositions_are_named(sources, tmp_path):
         compose(sources, out, [1.0])
     with pytest.raises(InputError, match="weights: expected 2 finite numbers"):
         compose(sources, out, [1.0, float("nan")])
-    with pytest.raises(InputError, match="format: expected one of diffusers, kohya, uniform, got 'split'"):
+    with pytest.raises(InputError, match="format: expected one of kohya, diffusers, uniform, got 'split'"):
         compose(sources, out, format="split")
     name = next(iter(read_adapter(sources[0]).modules))
     write_adapter(tmp_path / "wide.safetensors", Adapter({name: LowRank(torch.ones(9, 2), torch.ones(2, 9))}))
@@ -212,7 +212,7 @@ def test_composing_says_what_it_leaves_out(sources, tmp_path):
     done = compose([sources[0], bundle], tmp_path / "all.safetensors")
     assert done.left_out == ("bundle_emb.sks",)
     assert read_adapter(done.path).recipe["left_out"] == ["bundle_emb.sks"]
-    said = run("compose", sources[0], bundle, "--out", tmp_path / "all.safetensors")
+    said = run("compose", sources[0], bundle, "--out", tmp_path / "again.safetensors")
     assert "not carried over: bundle_emb.sks" in said.stdout
 
 

@@ -97,7 +97,7 @@ def test_commands_on_files(loras, both, tmp_path):
     for wrong, message in (
         (
             ("convert", both, "--out", tmp_path / "x.safetensors", "--format", "ckpt"),
-            "format: expected one of diffusers",
+            "format: expected one of kohya",
         ),
         (("convert", both, "--out", tmp_path / "x.safetensors", "--dtype", "int8"), "dtype: expected one of"),
         (("convert", both, "--out", tmp_path), "got a folder"),

@@ -68,7 +68,7 @@ set = ["content_weight=0.5"]
     done = run("--config", config, "merge", "--out", out, "--dtype", "float32")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["trainable"] == 0
-    assert "down_blocks.1  content" in done.stderr, "the block map, though nothing is learnt"
+    assert "down_blocks.2  content" in done.stderr, "the block map, though nothing is learnt"
     with safe_open(out, "pt") as file:
         assert json.loads(file.metadata()["duolora"])["options"]["content_weight"] == 0.5
         assert json.loads(file.metadata()["duolora_proof"])["dtype"] == "float32"

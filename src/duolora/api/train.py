@@ -87,6 +87,8 @@ def train(
     if save_every < 1:
         raise InputError(f"save_every: expected 1 or more steps, got {save_every}")
     word("kind", kind or "content", ("content", "style"))
+    if options is not None:
+        check_training(options)
     files = picture_files(images)
     name = base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
     shapes = base.architecture.shapes if isinstance(base, Base) else shapes_in(name)
