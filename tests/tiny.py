@@ -5,7 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -114,6 +120,22 @@ def tiny_pipeline(
             beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", timestep_spacing="leading", **scheduler
         ),
     )
+
+
+def tiny_sd15(folder: Path) -> StableDiffusionPipeline:
+    """A pipeline with Stable Diffusion 1.5's parts and levels; its tokenizer is written into `folder`."""
+    unet = tiny_unet(
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(32, 32, 64, 64), attention_head_dim=4, transformer_layers_per_block=1,
+        cross_attention_dim=TEXT_WIDTHS[0], use_linear_projection=False, addition_embed_type=None,
+        addition_time_embed_dim=None, projection_class_embeddings_input_dim=None,
+    )  # fmt: skip
+    parts = tiny_pipeline(folder, unet)
+    return StableDiffusionPipeline(
+        vae=parts.vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=unet, scheduler=parts.scheduler,
+        safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
 
 
 def save_single_file(pipeline: StableDiffusionXLPipeline, path: Path) -> Path:

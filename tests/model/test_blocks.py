@@ -143,7 +143,7 @@ def test_a_users_table_goes_by_the_longest_beginning():
     [
         ({"up_blocks.2": "style"}, r"up_blocks\.2: expected the beginning.*down_blocks\.1"),
         ({"up_blocks.0": "both"}, "up_blocks.0: expected one of content, style, neutral, got 'both'"),
-        ("sdxl", "expected one of resolution, literal, released, blora or a table, got 'sdxl'"),
+        ("sdxl", "expected one of resolution, literal, released, blora, none or a table, got 'sdxl'"),
     ],
 )
 def test_tables_that_cannot_be_meant_are_refused(kind, message):

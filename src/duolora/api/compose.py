@@ -9,6 +9,7 @@ from typing import get_args
 
 from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter
+from duolora.lora.families import common
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
@@ -60,6 +61,7 @@ def compose(
     kind = word("format", format, get_args(Format))
     check_out(target, paths, overwrite)
     adapters = [read_adapter(path, as_stored=True) for path in paths]
+    families = common(zip(paths, (adapter.families for adapter in adapters), strict=True))
     if weights is None and all(adapter.recipe.get("made_by") == "duolora merge" for adapter in adapters):
         share = f"{1 / len(paths):.3g}"
         warnings.warn(
@@ -70,7 +72,9 @@ def compose(
         {"file": source_hash(path), "name": path.name, "weight": weight, "prompt": adapter.recipe.get("prompt")}
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
-    recipe: dict[str, object] = {"made_by": "duolora compose", "sources": sources, "versions": versions()}
+    recipe: dict[str, object] = {
+        "made_by": "duolora compose", "architecture": " or ".join(families), "sources": sources, "versions": versions(),
+    }  # fmt: skip
     left_out = left_out_of(adapters, recipe)
     whole = composed(adapters, chosen, recipe)
     del adapters  # before the file is written
@@ -90,7 +94,8 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict
     """The weighted sum; a module that only some cover is the sum of those.
 
     Raises:
-        InputError: two adapters have one module in different shapes.
+        BaseMismatch: two adapters are for different families.
+        InputError: they have one module in different shapes.
     """
     found: dict[str, list[LowRank]] = {}
     for adapter, weight in zip(adapters, weights, strict=True):
@@ -101,7 +106,8 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict
                 raise InputError(f"{name}: expected one shape in all files, found {shapes}; they are for other bases")
             first.append(replace(lora, scale=weight * lora.scale))
     modules = {name: concatenate([_wide(lora) for lora in loras]) for name, loras in found.items()}
-    return Adapter(modules, recipe, notes=_notes(adapters))
+    families = common((f"LoRA {k}", adapter.families) for k, adapter in enumerate(adapters, 1))
+    return Adapter(modules, recipe, notes=_notes(adapters), families=families)
 
 
 def _wide(lora: LowRank) -> LowRank:

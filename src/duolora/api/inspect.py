@@ -7,6 +7,7 @@ from typing import Any
 
 from duolora.errors import FileRefused, InputError
 from duolora.lora.adapter import Adapter
+from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS, halves
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.header import read_header, weights_of
@@ -30,10 +31,13 @@ ROLES = {
 DIALECTS = {
     "base_model.model.": "PEFT",
     "diffusion_model.": "ComfyUI",
+    "lora_transformer_": "OneTrainer",
     "lora_": "kohya",
     "lycoris_": "LyCORIS",
     "text_encoder": "diffusers",
     "unet.": "diffusers",
+    "transformer": "diffusers",
+    "double_blocks.": "XLabs",
 }
 """Whose names the keys of a file are, by how they begin."""
 
@@ -78,18 +82,23 @@ def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path 
 
 def _identity(adapter: Adapter, weights: Path) -> Facts:
     """What people look for first: for which base it is, in whose names, how large, and its trigger words."""
-    shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
     ranks = [lora.rank for lora in adapter.modules.values()]
     keys, _ = read_header(weights)
     prompt, title = adapter.recipe.get("prompt"), adapter.notes.get("modelspec.title")
     return {
-        "base": adapter.recipe.get("base") or f"{recognised(shapes).name} (by its shapes)",
+        "base": adapter.recipe.get("base") or f"{_architecture(adapter)} (by its shapes)",
         "dialect": next((name for start, name in DIALECTS.items() if min(keys, default="").startswith(start)), "other"),
         "rank": [min(ranks), max(ranks)],
         "trigger_words": prompt,
         "title": None if title == prompt else title,  # a file without a title has its prompt for one
         "source_files": _source_names(adapter.recipe),
     }
+
+
+def _architecture(adapter: Adapter) -> str:
+    """Which of SDXL's kin it is for, by depths; else the families that its modules fit."""
+    shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
+    return recognised(shapes).name if adapter.families[0] == "SDXL" else " or ".join(adapter.families)
 
 
 def _source_names(recipe: Mapping[str, object]) -> list[str]:
@@ -106,7 +115,7 @@ def _about(adapter: Adapter, path: Path) -> Facts:
     for block, names in blocks_of(squares).items():
         here = sum(squares[name] for name in names)
         blocks[block] = {
-            "role": _role(block, adapter.recipe),
+            "role": _role(block, adapter),
             "modules": len(names),
             "rank": [min(r := [adapter.modules[n].rank for n in names]), max(r)],
             "directions_for_90_percent": _effective([adapter.modules[name] for name in names]),
@@ -115,7 +124,7 @@ def _about(adapter: Adapter, path: Path) -> Facts:
         }
     roles = dict.fromkeys(("content", "style", "neutral"), 0.0)
     for block, names in blocks_of(squares).items():
-        roles[_role(block, adapter.recipe)] += sum(squares[name] for name in names) / whole if whole else 0.0
+        roles[_role(block, adapter)] += sum(squares[name] for name in names) / whole if whole else 0.0
     facts: Facts = {
         "modules": len(squares),
         "norm": math.sqrt(whole),
@@ -144,6 +153,7 @@ def _sizes(modules: Mapping[str, LowRank]) -> dict[str, dict[str, float]]:
 
 def _compared(adapter: Adapter, path: Path, other: Path) -> Facts:
     there = read_adapter(other)
+    common([(path, adapter.families), (other, there.families)])
     facts: Facts = {"file": str(other), "recipe": there.recipe, "cosine": _cosines(adapter.modules, there.modules)}
     if CONTENT_RANKS in adapter.recipe:
         for half, part in zip(("content", "style"), halves(adapter, path), strict=True):
@@ -201,7 +211,7 @@ def _by_block(modules: Mapping[str, Any]) -> dict[str, Any]:
     return {name: modules[name] for names in blocks_of(modules).values() for name in names}
 
 
-def _role(block: str, recipe: Mapping[str, object]) -> str:
-    table = recipe.get("blocks")
-    found = (table if isinstance(table, dict) else ROLES).get(block, "neutral")
+def _role(block: str, adapter: Adapter) -> str:
+    table, ours = adapter.recipe.get("blocks"), ROLES if adapter.families[0] == "SDXL" else {}
+    found = (table if isinstance(table, dict) else ours).get(block, "neutral")
     return found if found in ("content", "style") else "neutral"

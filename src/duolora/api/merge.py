@@ -11,6 +11,7 @@ import torch
 
 from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter
+from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
@@ -190,6 +191,7 @@ def merge(
 def _read(asked: MergeInputs) -> Read:
     """The two files, and the base where a step needs one or the caller names one."""
     content, style = read_adapter(asked.content), read_adapter(asked.style)
+    common([(asked.content, content.families), (asked.style, style.families)])
     _remark(asked, content, style)
     prompts = _prompts(asked, content, style)
     base = _base(asked, content, style)
@@ -221,7 +223,7 @@ def _base(asked: MergeInputs, content: Adapter, style: Adapter) -> Base | None:
         found = architecture_of_files(content, style).name
         if found != "atelier":
             plain = ", ".join(name for name, options in METHODS.items() if not options.asks_network)
-            which = "a UNet that is not known" if found == "unknown" else f"the UNet of {found}"
+            which = "a UNet that is not known" if found == "unknown" else found
             raise InputError(
                 f"base: the LoRAs are for {which}, and {asked.method} trains masks on the base itself; name it with "
                 f"--base (a diffusers folder, a .safetensors checkpoint or a hub id), or take one of {plain}, which "
@@ -309,7 +311,8 @@ def _write(asked: MergeInputs, found: Read, masked: Masked, merged: Folded, meta
     ranks = {} if merged.content_ranks is None else {CONTENT_RANKS: merged.content_ranks}
     parts = {"content": masked.learnt.content_masks, "style": masked.learnt.style_masks}
     masks = MaskFile(parts, metadata, found.notes) if ranks else None
-    adapter = Adapter(merged.modules, metadata | ranks, notes=found.notes)
+    families = common([(asked.content, found.content.families), (asked.style, found.style.families)])
+    adapter = Adapter(merged.modules, metadata | ranks, notes=found.notes, families=families)
     done = export(asked.out, adapter, asked.format, asked.dtype, masks, (asked.content, asked.style))
     if masked.checkpoint is not None:
         masked.checkpoint.unlink(missing_ok=True)

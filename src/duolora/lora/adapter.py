@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from duolora.lora.families import FAMILIES, Family, fitting
 from duolora.paper.lowrank import LowRank
 
 
@@ -10,7 +11,7 @@ class Adapter:
     """The low-rank updates of a pipeline's modules, and where they came from."""
 
     modules: dict[str, LowRank]
-    """Named by their paths in the UNet; those of the text encoders begin with `text_encoder.` or `text_encoder_2.`"""
+    """By their paths in the UNet or transformer; a text encoder's begin with `text_encoder.` or `text_encoder_2.`"""
     recipe: dict[str, object] = field(default_factory=dict)
     """What the file says of its making; only what JSON can hold."""
     left_out: tuple[str, ...] = ()
@@ -19,3 +20,16 @@ class Adapter:
     """What the header of the file says of its proof; nothing where the tensors are not those that were proved."""
     notes: dict[str, str] = field(default_factory=dict)
     """What people wrote about it, by keys of headers (see `read.notes`); files that are made of it carry it along."""
+    families: tuple[str, ...] = ()
+    """The families that it can be for, the likeliest first (see `families`); by default those that its modules fit."""
+
+    def __post_init__(self) -> None:
+        """Find the families by the modules where none are given."""
+        if not self.families:
+            shapes = {name: (lora.d_out, lora.d_in) for name, lora in self.modules.items()}
+            object.__setattr__(self, "families", fitting(shapes) or ("SDXL",))
+
+    @property
+    def family(self) -> Family:
+        """The likeliest family."""
+        return FAMILIES[self.families[0]]

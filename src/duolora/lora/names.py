@@ -143,8 +143,8 @@ def from_kohya(stem: str) -> str:
     return name if name in _OUTER or _BLOCK.fullmatch(name) else from_sgm(name)
 
 
-def kohya_names(modules: Iterable[str], certain: bool = False) -> dict[str, str]:
-    """Kohya's name of each module: sgm's blocks where they are certain, else diffusers' in all of them.
+def kohya_names(modules: Iterable[str], certain: bool | None = None) -> dict[str, str]:
+    """Kohya's name of each module of a UNet: sgm's blocks where they are certain, else diffusers' in all of them.
 
     Blocks with one layer only (or of which no second one is known) are numbered otherwise by readers that know the
     base, and diffusers throws sgm names away where a file has both kinds.
@@ -152,7 +152,7 @@ def kohya_names(modules: Iterable[str], certain: bool = False) -> dict[str, str]
     modules = list(modules)
     numbered = any(re.match(r"down_blocks\.\d+\.\w+\.1\.|up_blocks\.\d+\.\w+\.2\.", name) for name in modules)
     unnumbered = all(name in _OUTER or name.startswith(("mid_block", "text_encoder")) for name in modules)
-    certain = certain or numbered or unnumbered
+    certain = numbered or unnumbered if certain is None else certain
     return {name: _kohya(name, certain) for name in modules}
 
 

@@ -58,7 +58,8 @@ def halves(adapter: Adapter, file: object) -> tuple[Adapter, Adapter]:
             kept = slice(0, counts[name]) if half == "content" else slice(counts[name], lora.rank)
             if lora.up[:, kept].numel():
                 modules[name] = replace(lora, up=lora.up[:, kept], down=lora.down[kept])
-        parted.append(Adapter(modules, recipe | {"half": half}, notes=adapter.notes))
+        said = recipe | {"half": half}
+        parted.append(replace(adapter, modules=modules, recipe=said, left_out=(), proof={}))
     return parted[0], parted[1]
 
 

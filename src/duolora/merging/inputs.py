@@ -8,8 +8,9 @@ from torch import Tensor
 
 from duolora.errors import BaseMismatch, InputError
 from duolora.lora.adapter import Adapter
+from duolora.lora.families import ATTENTION, common
 from duolora.merging.options import MaskAxis, MergeOptions
-from duolora.model.architectures import PROJECTION, Architecture, recognised
+from duolora.model.architectures import Architecture, recognised
 from duolora.model.blocks import block_roles
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
@@ -50,8 +51,9 @@ def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
     """The architecture of two LoRAs, from the names and shapes of their modules alone.
 
     Raises:
-        BaseMismatch: they have a module in different shapes.
+        BaseMismatch: they are for different families, or have a module in different shapes.
     """
+    families = common([("the content LoRA", content.families), ("the style LoRA", style.families)])
     shapes: dict[str, tuple[int, int]] = {}
     for name, lora in (*content.modules.items(), *style.modules.items()):
         shape = (lora.d_out, lora.d_in)
@@ -60,7 +62,8 @@ def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
                 f"{name}: expected one shape in both files, found {shapes[name]} (outputs, inputs) in the content LoRA "
                 f"and {shape} in the style LoRA; they were made for different bases"
             )
-    return recognised({name: shape for name, shape in shapes.items() if PROJECTION.fullmatch(name)})
+    attention = {name: shape for name, shape in shapes.items() if ATTENTION.fullmatch(name)}
+    return recognised(attention) if families[0] == "SDXL" else Architecture(families[0], attention, None)
 
 
 def parted(architecture: Architecture, adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:

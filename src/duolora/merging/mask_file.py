@@ -13,6 +13,7 @@ from torch import Tensor
 
 from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
+from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter, read_tensors, source_hash
 from duolora.lora.read.header import read_header
@@ -114,7 +115,10 @@ def rebuilt(
     names: dict[str, Role] = {name: "neutral" for kind in KINDS for name in stored.masks[kind]}
     both = Sources(of_content, of_style, content_rest, style_rest, names)
     merged = folded(both, stored.masks["content"], stored.masks["style"], options)
-    return Adapter(merged.modules, stored.recipe | {CONTENT_RANKS: merged.content_ranks}, notes=stored.notes)
+    families = common((path, sides[kind].families) for kind, path in zip(KINDS, (content, style), strict=True))
+    return Adapter(
+        merged.modules, stored.recipe | {CONTENT_RANKS: merged.content_ranks}, notes=stored.notes, families=families
+    )
 
 
 def _parted(adapter: Adapter, masks: Masks, kind: str, options: MergeOptions) -> tuple[Loras, Loras]:

@@ -8,6 +8,7 @@ literal       the paper's names: content in up_blocks.2, down_blocks.2, mid_bloc
               up_blocks.2 of SDXL has no attention, and up_blocks.0 is left free
 released      as `resolution`, but of the lowest resolution only the down block is content
 blora         B-LoRA's two blocks: up_blocks.0.attentions.0 content, up_blocks.0.attentions.1 style
+none          no LoRA leads anywhere; of transformers no map is known
 
 Every other module is neutral.
 """
@@ -82,6 +83,13 @@ def block_roles(architecture: Architecture, kind: str | Mapping[str, str] = "res
         return {name: _longest(table, name) for name in names}
     if kind not in get_args(BlockMap):
         raise InputError(f"block map: expected one of {', '.join(get_args(BlockMap))} or a table, got {kind!r}")
+    if kind == "none":
+        return dict.fromkeys(names, "neutral")
+    if names and not any(name.startswith(("down_blocks", "mid_block", "up_blocks")) for name in names):
+        raise InputError(
+            f"block map: {kind!r} goes by the blocks and levels of a UNet, which {architecture.name} has not; take "
+            "block_map=none, a table, or a method without a map (naive, svd, ties, dare_ties)"
+        )
     if kind in ("literal", "blora"):
         return {name: _longest(LITERAL if kind == "literal" else BLORA, name) for name in names}
     levels = architecture.levels
@@ -146,18 +154,30 @@ def _checked(prefix: str, role: str, names: list[str]) -> Role:
     return known[role]
 
 
+_BLOCKS = ("blocks", "layers", "noise_refiner", "context_refiner")
+"""How the lists of a network's blocks end."""
+
+
 def block_of(module: str) -> str:
-    """The block that a module belongs to, such as `down_blocks.1`; `other` for those outside of blocks."""
+    """The block that a module belongs to, such as `down_blocks.1` or `layers.7`; `other` outside of blocks."""
     parts = module.split(".")
     if parts[0] in TEXT_ENCODERS or parts[0] == "mid_block":
         return parts[0]
-    return ".".join(parts[:2]) if parts[0] in ("down_blocks", "up_blocks") else "other"
+    return ".".join(parts[:2]) if parts[0].endswith(_BLOCKS) and len(parts) > 2 else "other"
 
 
 def blocks_of(modules: Iterable[str]) -> dict[str, list[str]]:
     """The modules of each block, from the network's first block to its last."""
-    order = ["down_blocks", "mid_block", "up_blocks", "other", *TEXT_ENCODERS]
+    order = ["down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks"]
+    last = ["other", *TEXT_ENCODERS]
     found: dict[str, list[str]] = {}
     for name in sorted(modules):
         found.setdefault(block_of(name), []).append(name)
-    return {b: found[b] for b in sorted(found, key=lambda b: (order.index(b.partition(".")[0]), b))}
+    kinds = {block.partition(".")[0] for block in found}
+    ordered = [*order, *sorted(kinds - {*order, *last}), *last]
+
+    def place(block: str) -> tuple[int, int]:
+        kind, _, number = block.partition(".")
+        return ordered.index(kind), int(number or 0)
+
+    return {block: found[block] for block in sorted(found, key=place)}

@@ -4,7 +4,7 @@ from typing import Literal
 
 Role = Literal["content", "style", "neutral"]
 """Which LoRA leads in a layer (Sec. 3.3.1)."""
-BlockMap = Literal["resolution", "literal", "released", "blora"]
+BlockMap = Literal["resolution", "literal", "released", "blora", "none"]
 """Which layers have which role (Sec. 3.3.1, see `model/blocks.py`)."""
 Init = Literal["ones", "values", "all-ones", "split"]
 """How masks begin (Sec. 3.3.2)."""

@@ -8,8 +8,9 @@ from typing import Any
 
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.header import read_header
-from duolora.lora.read.keys import RECIPE, module_of
+from duolora.lora.read.keys import RECIPE
 from duolora.lora.read.peft_config import json_object
+from duolora.lora.read.spelling import module_of
 from duolora.model.blocks import blocks_of
 
 Ranks = dict[str, dict[str, float]]

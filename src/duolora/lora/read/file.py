@@ -47,7 +47,7 @@ def read_adapter(path: Path, as_stored: bool = False) -> Adapter:
     Nothing of the tensors is read before the header has shown that they can be a LoRA.
 
     Raises:
-        FileRefused: it is missing, damaged, unsafe, or not a plain LoRA for an SDXL-shaped UNet.
+        FileRefused: it is missing, damaged, unsafe, or not a plain LoRA for a network that diffusers has.
     """
     path, weights = path.expanduser(), weights_of(path)
     entries, metadata = read_header(weights)

@@ -1,4 +1,4 @@
-"""From the keys of a LoRA file to modules of diffusers' UNet and text encoders.
+"""From the keys of a LoRA file to modules of diffusers' networks; those of transformers are in `transformers`.
 
 diffusers, new    unet.<module>.lora_A.weight, .lora_B.weight; with the prefix `unet.`, without it or with two of it
 diffusers, old    unet.<module>.lora.down.weight, .lora.up.weight; also <attention>.processor.to_q_lora.down.weight
@@ -13,43 +13,26 @@ A module's strength is scale = alpha / rank; alpha stands in `<module>.alpha`, o
 up (outputs, r, 1, 1), and with `lora_mid` (r, r, height, width) between a 1×1 down and up.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
-from duolora.lora.names import KOHYA_PREFIXES, from_kohya, from_sgm, is_module
+from duolora.lora.families import fitting, narrowed
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.notes import notes_of
-from duolora.lora.read.peft_config import ADAPTER_METADATA, PeftConfig, json_object, peft_configs
-from duolora.lora.read.unsupported import refuse_foreign, refuse_other_base
+from duolora.lora.read.peft_config import ADAPTER_METADATA, NETWORK, PeftConfig, json_object, peft_configs
+from duolora.lora.read.spelling import module_of, stem_and_side
+from duolora.lora.read.transformers import of_transformer, transformer_factors
+from duolora.lora.read.unsupported import refuse_foreign
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import tensors_hash
 
 RECIPE, PROOF = "duolora", "duolora_proof"
-_FACTOR = re.compile(r"(?P<stem>.+)\.(?P<side>lora_A|lora_B|lora_down|lora_up|lora_mid)(?:\.default)?\.weight")
-_SIDES = {"lora_A": "down", "lora_down": "down", "lora_B": "up", "lora_up": "up", "lora_mid": "mid"}
-_OLD = (
-    (re.compile(r"\.processor\."), "."),
-    (re.compile(r"\.to_out_lora\.(down|up)\."), r".to_out.0.lora_\1."),
-    (re.compile(r"\.to_([qkv])_lora\.(down|up)\."), r".to_\1.lora_\2."),
-    (re.compile(r"\.lora(?:_linear_layer)?\.(down|up)\."), r".lora_\1."),
-)
-_OLD_TEXT = (
-    (re.compile(r"\.self_attn\.to_([qkv])\."), r".self_attn.\1_proj."),
-    (re.compile(r"\.self_attn\.to_out\.0\."), ".self_attn.out_proj."),
-    (re.compile(r"^(text_encoder(?:_2)?)\.encoder\."), r"\1.text_model.encoder."),
-)
-_CLIPS = (
-    (re.compile(r"^(?:text_encoders\.)?clip_l\.(?:transformer\.)?"), "text_encoder."),
-    (re.compile(r"^(?:text_encoders\.)?clip_g\.(?:transformer\.)?"), "text_encoder_2."),
-)
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -67,29 +50,34 @@ def adapter_from(
     """The adapter that the tensors and the header of a file spell out; factors in float32, or as they are stored.
 
     Raises:
-        FileRefused: it is not a plain LoRA for an SDXL-shaped UNet, or its keys do not make whole LoRAs.
+        FileRefused: it is not a plain LoRA for a network that diffusers has, or its keys do not make whole LoRAs.
     """
     refuse_foreign(tensors, metadata, file)
     configs = peft_configs(metadata, file)
-    parts, left_out = _parts(tensors, file)
+    parts, left_out, families = (_of_transformer if of_transformer(tensors, file) else _parts)(tensors, file)
     _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], configs, file)
     if not as_stored:
         for part in parts.values():
             part.factors = {side: value.float() for side, value in part.factors.items()}
-    modules = {name: _lora(name, part, configs, file) for name, part in sorted(parts.items())}
+    families = families or narrowed(fitting({name: _shape(part) for name, part in parts.items()}), metadata)
+    modules = {name: _lora(name, part, configs, file, families) for name, part in sorted(parts.items())}
     if not modules:
         raise FileRefused(
             f"{file}: expected LoRAs of modules, found {len(left_out)} other parts only; give a LoRA file"
         )
-    refuse_other_base(modules, metadata, file)
     proof = json_object(metadata, PROOF, file)
     ours = "tensors" in proof and proof["tensors"] == tensors_hash(tensors)
     recipe = _recipe(metadata, ours, file)
-    return Adapter(modules, recipe, tuple(left_out), proof if ours else {}, notes_of(metadata))
+    return Adapter(modules, recipe, tuple(left_out), proof if ours else {}, notes_of(metadata), families)
 
 
-def _parts(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, _Parts], list[str]]:
-    """What the file says about each module, and what is left out: embeddings and biases that some programs add."""
+_Read = tuple[dict[str, _Parts], list[str], tuple[str, ...]]
+"""What the file says about each module, what is left out (embeddings and biases that some programs add), and the
+families, as far as its spelling says more of them than its modules."""
+
+
+def _parts(tensors: Mapping[str, Tensor], file: str) -> _Read:
+    """What a UNet's LoRA says."""
     parts: dict[str, _Parts] = defaultdict(_Parts)
     left_out = set()
     for key, value in sorted(tensors.items()):
@@ -99,7 +87,12 @@ def _parts(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, _Parts],
         if key.endswith(".diff_b"):
             left_out.add("differences of biases (.diff_b)")
             continue
-        stem, side = _stem_and_side(key, file)
+        try:
+            stem, side = stem_and_side(key)
+        except ValueError as error:
+            raise FileRefused(
+                f"{file}: {key} is not a key of a plain LoRA; expected diffusers' or kohya's names"
+            ) from error
         part = parts[_module(stem, file)]
         if side in part.factors or (side == "alpha" and part.alpha is not None):
             raise FileRefused(f"{file}: {key} is there a second time under another spelling; remove one of the two")
@@ -107,19 +100,22 @@ def _parts(tensors: Mapping[str, Tensor], file: str) -> tuple[dict[str, _Parts],
             part.alpha = _number(value, key, file)
         else:
             part.factors[side] = _checked(value, key, file)
-    return parts, sorted(left_out)
+    return parts, sorted(left_out), ()
 
 
-def _stem_and_side(key: str, file: str) -> tuple[str, str]:
-    """The module's name in a key, and whether the key holds its down, up, mid or alpha."""
-    name = key
-    for old, new in (*_OLD, *(_OLD_TEXT if key.startswith("text_encoder") else ())):
-        name = old.sub(new, name)
-    if found := _FACTOR.fullmatch(name):
-        return found["stem"], _SIDES[found["side"]]
-    if name.endswith(".alpha"):
-        return name.removesuffix(".alpha"), "alpha"
-    raise FileRefused(f"{file}: {key} is not a key of a plain LoRA; expected diffusers' or kohya's names")
+def _of_transformer(tensors: Mapping[str, Tensor], file: str) -> _Read:
+    """The same of a transformer's LoRA, whose strengths are in its factors then."""
+    left_out = {"differences of biases (.diff_b)" for key in tensors if key.endswith(".diff_b")}
+    for key, value in tensors.items():
+        (_number if key.endswith(".alpha") else _checked)(value, key, file)
+    factors, families = transformer_factors({k: v for k, v in tensors.items() if not k.endswith(".diff_b")}, file)
+    return {name: _Parts(dict(here)) for name, here in factors.items()}, sorted(left_out), families
+
+
+def _shape(part: _Parts) -> tuple[int, int]:
+    """Outputs and inputs, as far as its factors say."""
+    up, down = part.factors.get("up"), part.factors.get("down")
+    return (0 if up is None else up.shape[0], 0 if down is None else down[0].numel())
 
 
 def _module(stem: str, file: str) -> str:
@@ -128,24 +124,9 @@ def _module(stem: str, file: str) -> str:
         return module_of(stem)
     except ValueError as error:
         raise FileRefused(
-            f"{file}: {stem} is not a module of SDXL's UNet or text encoders in kohya's or diffusers' names; "
-            "use a LoRA that was trained on SDXL or one of its kin"
+            f"{file}: {stem} is not a module of SDXL's UNet or text encoders, nor of Stable Diffusion's, in kohya's or "
+            "diffusers' names; use a LoRA that was trained on one of these or on a transformer that diffusers has"
         ) from error
-
-
-@cache
-def module_of(stem: str) -> str:
-    """The path in diffusers' UNet or text encoders of what a key without its end names; ValueError if it is none."""
-    if stem.startswith(tuple(KOHYA_PREFIXES)):
-        name = from_kohya(stem)
-    else:
-        name = re.sub(r"^(?:(?:unet\.)+|diffusion_model\.)", "", stem)
-        for clip, encoder in _CLIPS:
-            name = clip.sub(encoder, name)
-        name = name if is_module(name) else from_sgm(name)
-    if not is_module(name):
-        raise ValueError(name)
-    return name
 
 
 def _number(value: Tensor, key: str, file: str) -> float:
@@ -164,7 +145,7 @@ def _checked(value: Tensor, key: str, file: str) -> Tensor:
     return value
 
 
-def _lora(name: str, part: _Parts, configs: Mapping[str, PeftConfig], file: str) -> LowRank:
+def _lora(name: str, part: _Parts, configs: Mapping[str, PeftConfig], file: str, families: tuple[str, ...]) -> LowRank:
     """The LoRA of one module, once it is certain that its factors are there and fit each other."""
     if set(part.factors) not in ({"up", "down"}, {"up", "mid", "down"}):
         there = " and ".join(sorted(part.factors)) or "only an alpha"
@@ -178,7 +159,8 @@ def _lora(name: str, part: _Parts, configs: Mapping[str, PeftConfig], file: str)
         )
     kernel = (down.shape[2], down.shape[3]) if down.ndim == 4 else None
     if kernel in (None, (1, 1)):  # some programs save linear layers as 1×1 convolutions, and others the reverse
-        kernel = (1, 1) if name.endswith(".conv_shortcut") else None
+        convolved = (".conv_shortcut", ".proj_in", ".proj_out") if families[:1] == ("SD 1.5",) else (".conv_shortcut",)
+        kernel = (1, 1) if name.endswith(convolved) else None
     return LowRank(up.flatten(1), down.flatten(1), _scale(name, part, configs, up.shape[1]), kernel)
 
 
@@ -198,9 +180,9 @@ def _whole_down(name: str, factors: Mapping[str, Tensor], file: str) -> Tensor:
 
 def _scale(name: str, part: _Parts, configs: Mapping[str, PeftConfig], rank: int) -> float:
     encoder, _, rest = name.partition(".")
-    component = encoder if encoder.startswith("text_encoder") else "unet"
+    component = encoder if encoder.startswith("text_encoder") else NETWORK
     if component in configs:
-        names = [name] if component == "unet" else [rest, rest.removeprefix("text_model.")]
+        names = [name] if component == NETWORK else [rest, rest.removeprefix("text_model.")]
         return configs[component].scale(names, rank)
     return 1.0 if part.alpha is None else part.alpha / rank
 

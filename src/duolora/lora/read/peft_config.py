@@ -16,6 +16,8 @@ from duolora.errors import FileRefused
 from duolora.lora.read.patterns import Matcher, PatternRefused
 
 ADAPTER_METADATA = "lora_adapter_metadata"
+NETWORK = "network"
+"""The component that is no text encoder: `unet` or `transformer` in a header."""
 _ALPHA = 8
 """The alpha of LoraConfig when it is not told one."""
 
@@ -46,7 +48,7 @@ class PeftConfig:
 
 
 def peft_configs(metadata: Mapping[str, str], file: str) -> dict[str, PeftConfig]:
-    """The LoraConfig of each component (`unet`, `text_encoder`, `text_encoder_2`) that the header has one for.
+    """The LoraConfig of each component (`NETWORK`, `text_encoder`, `text_encoder_2`) that the header has one for.
 
     Raises:
         FileRefused: it is damaged, or of another kind of adapter than LoRA.
@@ -55,8 +57,9 @@ def peft_configs(metadata: Mapping[str, str], file: str) -> dict[str, PeftConfig
     components: dict[str, dict[str, Any]] = {}
     for key, value in found.items():
         component, _, argument = key.partition(".")
-        if component not in ("unet", "text_encoder", "text_encoder_2"):
-            component, argument = "unet", key
+        if component not in ("unet", "transformer", "text_encoder", "text_encoder_2"):
+            argument = key
+        component = component if component in ("text_encoder", "text_encoder_2") else NETWORK
         components.setdefault(component, {})[argument] = value
     return {component: _config(arguments, file) for component, arguments in components.items()}
 

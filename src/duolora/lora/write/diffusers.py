@@ -23,7 +23,7 @@ def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]
     tensors = {}
     for name, lora in adapter.modules.items():
         encoder = name.partition(".")[0]
-        prefix = "" if encoder in TEXT_ENCODERS else "unet."
+        prefix = "" if encoder in TEXT_ENCODERS else f"{adapter.family.network}."
         # diffusers cannot tell what a text encoder's file is, by its new names, where no attention is in it
         old = encoder in TEXT_ENCODERS and encoder not in spoken
         sides = ("lora_linear_layer.down", "lora_linear_layer.up") if old else ("lora_A", "lora_B")
@@ -53,17 +53,18 @@ def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
-    """The header that goes with `diffusers_tensors`: arguments of LoraConfig for the UNet and each text encoder."""
+    """The header that goes with `diffusers_tensors`: arguments of LoraConfig for the network and each text encoder."""
     components: dict[str, dict[str, LowRank]] = defaultdict(dict)
+    network = adapter.family.network
     for name, lora in adapter.modules.items():
         encoder, _, rest = name.partition(".")
         if encoder in TEXT_ENCODERS:
             components[encoder][rest.removeprefix("text_model.")] = lora
         else:
-            components["unet"][name] = lora
+            components[network][name] = lora
     config: dict[str, object] = {}
     for component, modules in components.items():
-        config |= {f"{component}.{key}": value for key, value in _config(modules, component == "unet").items()}
+        config |= {f"{component}.{key}": value for key, value in _config(modules, component == network).items()}
     text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return {"format": "pt", ADAPTER_METADATA: text}
 

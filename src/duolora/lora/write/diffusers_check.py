@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import MappingProxyType, SimpleNamespace
+from typing import Any
 
 import torch
-from diffusers.loaders import StableDiffusionXLLoraLoaderMixin
+from diffusers.loaders import lora_pipeline
 from diffusers.loaders.peft import PeftAdapterMixin
 from diffusers.utils import logging
 from peft.tuners.lora import LoraLayer
@@ -21,7 +22,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
 from duolora.lora.adapter import Adapter
+from duolora.lora.families import Family
 from duolora.lora.names import TEXT_ENCODERS
+from duolora.lora.read.peft_config import NETWORK
 from duolora.lora.verify import relative_error
 from duolora.paper.lowrank import LowRank
 
@@ -30,10 +33,18 @@ _LAYERS_PER_BLOCK = 2
 """Of the UNets whose blocks we number as SDXL's original code does (see `names.kohya_names`)."""
 
 
-class _Layers(PeftAdapterMixin, nn.Module):  # type: ignore[misc]
-    """A UNet for diffusers' loader: the layers that an adapter covers, under their names."""
+class _Block(nn.Module):
+    """A part of a network; some are known by numbers."""
 
-    config = SimpleNamespace(layers_per_block=_LAYERS_PER_BLOCK)
+    def __getitem__(self, name: object) -> nn.Module:
+        found: nn.Module = getattr(self, str(name))
+        return found
+
+
+class _Layers(PeftAdapterMixin, nn.Module):  # type: ignore[misc]
+    """A network for diffusers' loader: the layers that an adapter covers, under their names."""
+
+    config = SimpleNamespace(layers_per_block=_LAYERS_PER_BLOCK, image_dim=None)
 
     def __init__(self, modules: Mapping[str, LowRank]) -> None:
         super().__init__()
@@ -42,20 +53,20 @@ class _Layers(PeftAdapterMixin, nn.Module):  # type: ignore[misc]
             *parents, leaf = name.split(".")
             for parent in parents:
                 if not hasattr(place, parent):
-                    place.add_module(parent, nn.Module())
+                    place.add_module(parent, _Block())
                 place = getattr(place, parent)
             place.add_module(leaf, _layer(lora))
 
 
-class _Pipeline(StableDiffusionXLLoraLoaderMixin):  # type: ignore[misc]
-    """The part of SDXL's pipeline that loads LoRAs."""
-
-    hf_device_map: Mapping[str, str] = MappingProxyType({})
-    """Anything but None says that there is nothing to take off a device."""
-
-    def __init__(self, components: Mapping[str, Mapping[str, LowRank]]) -> None:
-        self.unet = _Layers(components["unet"])
-        self.text_encoder, self.text_encoder_2 = (_text_encoder(components[name]) for name in TEXT_ENCODERS)
+def _pipeline(family: Family, components: Mapping[str, Mapping[str, LowRank]]) -> Any:
+    """The part of the family's pipeline that loads LoRAs."""
+    loader = getattr(lora_pipeline, family.loader)
+    # anything but None as the map says that there is nothing to take off a device
+    pipeline = type("Pipeline", (loader,), {"hf_device_map": MappingProxyType({}), "components": {}})()
+    setattr(pipeline, family.network, _Layers(components[NETWORK]))
+    for name in TEXT_ENCODERS:
+        setattr(pipeline, name, _text_encoder(components[name]))
+    return pipeline
 
 
 def error_in_diffusers(path: Path, meant: Adapter) -> float:
@@ -87,26 +98,27 @@ def loaded_by_diffusers(path: Path, meant: Adapter) -> Adapter:
     components: dict[str, dict[str, LowRank]] = defaultdict(dict)
     for name, lora in meant.modules.items():
         encoder, _, rest = name.partition(".")
-        component, rest = (encoder, rest.removeprefix("text_model.")) if encoder in TEXT_ENCODERS else ("unet", name)
+        component, rest = (encoder, rest.removeprefix("text_model.")) if encoder in TEXT_ENCODERS else (NETWORK, name)
         components[component][rest] = lora
     before, bars = logging.get_verbosity(), is_progress_bar_enabled()
     logging.set_verbosity(logging.CRITICAL)
     disable_progress_bar()
     try:
         with torch.device("meta"):
-            pipeline = _Pipeline(components)
-        for network in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
-            _grounded(network)
+            pipeline = _pipeline(meant.family, components)
+        network = getattr(pipeline, meant.family.network)
+        for part in (network, pipeline.text_encoder, pipeline.text_encoder_2):
+            _grounded(part)
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=_NAME, use_safetensors=True)
     finally:
         logging.set_verbosity(before)
         if bars:
             enable_progress_bar()
-    found = _factors(pipeline.unet, "")
+    found = _factors(network, "")
     for encoder in TEXT_ENCODERS:
-        network = getattr(pipeline, encoder)
-        found |= {} if network is None else _factors(network, f"{encoder}.")
-    return Adapter(found)
+        part = getattr(pipeline, encoder)
+        found |= {} if part is None else _factors(part, f"{encoder}.")
+    return Adapter(found, families=meant.families)
 
 
 def _grounded(network: nn.Module | None) -> None:

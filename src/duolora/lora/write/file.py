@@ -1,6 +1,7 @@
 """LoRA files, written whole or not at all, and proved before they take their name."""
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from duolora.errors import DuoLoRAError
+from duolora.errors import DuoLoRAError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
@@ -16,7 +17,7 @@ from duolora.lora.verify import TOLERANCE, Proof, identical, proof
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
 from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
-from duolora.lora.write.kohya import kohya_metadata, kohya_tensors
+from duolora.lora.write.kohya import has_kohya_names, kohya_metadata, kohya_tensors
 from duolora.lora.write.layout import laid_out
 from duolora.lora.write.uniform import uniform
 from duolora.options import DEFAULT_FORMAT, Format
@@ -73,6 +74,14 @@ def staged_adapter(
     check_writable(path)
     if not adapter.modules:
         raise DuoLoRAError(f"{path}: there is nothing to write: the adapter covers no module; lower the threshold")
+    if format == "kohya" and not has_kohya_names(adapter):
+        what = " or ".join(adapter.families)
+        warnings.warn(
+            f"{path}: written in diffusers' names, which ComfyUI reads, too; of {what} they are certain",
+            Notice,
+            stacklevel=2,
+        )
+        format = "diffusers"
     tensors, metadata = FORMATS[format](adapter, dtype)
     for key, value in tensors.items():
         if not torch.isfinite(value).all():

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from duolora.lora.adapter import Adapter
-from duolora.lora.names import kohya_names
+from duolora.lora.families import FAMILIES, UNETS
+from duolora.lora.names import TEXT_ENCODERS, kohya_names
 from duolora.lora.read.notes import UNTITLED, plain
 from duolora.lora.write.diffusers import alpha, stored_factors
 from duolora.lora.write.layout import data_of
+from duolora.lora.write.stems import stems
 from duolora.paper.lowrank import LowRank
 
 MODEL_SPEC = "1.0.1"
-ARCHITECTURE = "stable-diffusion-xl-v1-base/lora"
 _WIDTHS = {
     "down_blocks.0.": 320,
     "down_blocks.1.": 640,
@@ -36,12 +37,32 @@ _WIDTHS = {
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, and alphas in float32, under kohya's names."""
     tensors, common = {}, _common_alpha(adapter.modules)
-    for name, stem in kohya_names(adapter.modules, _is_sdxl(adapter.modules)).items():
-        lora = _with_alpha(adapter.modules[name], common)
+    for stem, each in _stems(adapter).items():
+        lora = _with_alpha(each, common)
         up, down = stored_factors(lora, dtype)
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
         tensors[f"{stem}.alpha"] = torch.tensor(alpha(lora), dtype=torch.float32)
     return tensors
+
+
+def has_kohya_names(adapter: Adapter) -> bool:
+    """Whether it is certain under which of kohya's names programs look for its modules."""
+    known = [name for name in adapter.families if FAMILIES[name].kohya]
+    return len(known) == len(adapter.families) and (len(known) == 1 or set(known) <= set(UNETS))
+
+
+def _stems(adapter: Adapter) -> dict[str, LowRank]:
+    """The modules under kohya's names."""
+    family, modules = adapter.families[0], adapter.modules
+    if family == "SDXL":
+        names = kohya_names(modules, _is_sdxl(modules) or None)
+    elif family in UNETS:
+        names = {name: stem.replace("lora_te1_", "lora_te_") for name, stem in kohya_names(modules, False).items()}
+    else:
+        spoken = {name: lora for name, lora in modules.items() if name.partition(".")[0] in TEXT_ENCODERS}
+        rest = replace(adapter, modules={name: lora for name, lora in modules.items() if name not in spoken})
+        return stems(rest, family) | {stem: spoken[name] for name, stem in kohya_names(spoken).items()}
+    return {stem: modules[name] for name, stem in names.items()}
 
 
 def _is_sdxl(modules: Mapping[str, LowRank]) -> bool:
@@ -55,20 +76,22 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
     ranks = {lora.rank for lora in adapter.modules.values()}
     alphas = [value for key, value in tensors.items() if key.endswith(".alpha")]
     prompt = adapter.recipe.get("prompt")
+    version, architecture = adapter.family.kohya or ("", "")
     convolutions = [lora.rank for lora in adapter.modules.values() if lora.kernel not in (None, (1, 1))]
     found = {
         "format": "pt",
-        "ss_base_model_version": "sdxl_base_v1-0",
+        "ss_base_model_version": version,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{float(alphas[0]):g}",
         "sshs_model_hash": _weights_hash(tensors),
         "modelspec.sai_model_spec": MODEL_SPEC,
-        "modelspec.architecture": ARCHITECTURE,
-        "modelspec.implementation": "https://github.com/Stability-AI/generative-models",
+        "modelspec.architecture": architecture,
         "modelspec.title": UNTITLED,
         "modelspec.hash_sha256": "0x" + _weights_hash(tensors),
     }
+    if adapter.families[0] == "SDXL":
+        found["modelspec.implementation"] = "https://github.com/Stability-AI/generative-models"
     if convolutions:
         conv = {"conv_dim": str(max(convolutions)), "conv_alpha": found["ss_network_alpha"]}
         found["ss_network_args"] = json.dumps(conv, sort_keys=True)

@@ -20,6 +20,8 @@ from duolora.lora.write.file import header_json, said_of
 from duolora.lora.write.layout import laid_out
 from duolora.provenance import tensors_hash
 
+NETWORKS = {"unet": "UNet", "transformer": "transformer"}
+
 
 def peft_files(folder: Path) -> tuple[Path, Path]:
     """The files of a folder of PEFT's."""
@@ -33,14 +35,18 @@ def staged_peft(stage: Stage, folder: Path, adapter: Adapter, dtype: torch.dtype
         DuoLoRAError: it has modules of text encoders, which are other models, or its values do not survive `dtype`.
     """
     if spoken := [name for name in adapter.modules if name.partition(".")[0] in TEXT_ENCODERS]:
-        raise DuoLoRAError(f"{folder}: a folder of PEFT's is of one model, the UNet, and {spoken[0]} is of another")
+        raise DuoLoRAError(
+            f"{folder}: a folder of PEFT's is of one model, the {NETWORKS[adapter.family.network]}, and {spoken[0]} is "
+            "of another"
+        )
     if not adapter.modules:
         raise DuoLoRAError(f"{folder}: there is nothing to write: the adapter covers no module; lower the threshold")
     unit = {name: replace(lora, up=lora.scale * lora.up, scale=1.0) for name, lora in adapter.modules.items()}
     folded = replace(adapter, modules=unit)
-    tensors = {key.removeprefix("unet."): value for key, value in diffusers_tensors(folded, dtype).items()}
+    prefix = f"{adapter.family.network}."
+    tensors = {key.removeprefix(prefix): value for key, value in diffusers_tensors(folded, dtype).items()}
     found = json.loads(diffusers_metadata(folded)[ADAPTER_METADATA])
-    config = {key.removeprefix("unet."): value for key, value in found.items()} | {"peft_type": "LORA"}
+    config = {key.removeprefix(prefix): value for key, value in found.items()} | {"peft_type": "LORA"}
     stored = {f"{PEFT_PREFIX}{key}": value for key, value in tensors.items()}
     weights, described = peft_files(folder)
     there = stage(described, [json.dumps(config, indent=1, sort_keys=True).encode()])
