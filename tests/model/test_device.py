@@ -38,15 +38,15 @@ def test_old_gpus_get_float16(monkeypatch, capability, dtype):
 
 def test_offloading_follows_the_free_memory(base_folder, monkeypatch):
     parts, cuda = load_base(base_folder, "cpu").parts, torch.device("cuda")
-    unet = placing._bytes(parts.unet)
-    whole = unet + sum(map(placing._bytes, (parts.vae, parts.text_encoder, parts.text_encoder_2)))
+    unet, others = placing._bytes(parts.unet), [parts.vae, parts.text_encoder, parts.text_encoder_2]
+    whole = unet + sum(map(placing._bytes, others))
     found = []
     for free in (2 * whole, 1.4 * unet, 1.2 * unet):
         monkeypatch.setattr("torch.cuda.mem_get_info", lambda device, free=free: (int(free), 10 * whole))
-        found.append(chosen_offload("auto", cuda, parts))
+        found.append(chosen_offload("auto", cuda, parts.unet, others))
     assert found == WAYS
-    assert chosen_offload("auto", torch.device("cpu"), parts) == "none"
-    assert chosen_offload("sequential", cuda, parts) == "sequential"
+    assert chosen_offload("auto", torch.device("cpu"), parts.unet, others) == "none"
+    assert chosen_offload("sequential", cuda, parts.unet, others) == "sequential"
 
 
 def hooked(base) -> bool:

@@ -134,7 +134,7 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
                 ) from error
         if names:
             pipeline.set_adapters(names, weights)
-        for network in (pipeline.unet, pipeline.text_encoder, pipeline.text_encoder_2):
+        for network in (pipeline.unet, *base.text_encoders):
             network.eval()
         yield
     finally:

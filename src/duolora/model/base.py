@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -27,7 +27,7 @@ from duolora.model.device import (
     chosen_dtype,
     chosen_offload,
 )
-from duolora.model.files import read_pipeline, refusing
+from duolora.model.files import Pipeline, read_pipeline, refusing
 from duolora.model.prompts import chunks, tell_unread
 from duolora.provenance import weights_hash
 
@@ -36,7 +36,7 @@ PIXELS_AT_ONCE = 1024 * 1024
 
 @dataclass(frozen=True, eq=False)
 class PromptEmbeds:
-    """Prompts as the UNet wants them: one vector a token, and one a prompt."""
+    """Prompts as the UNet wants them: one vector a token, and one a prompt (of no numbers, where none is wanted)."""
 
     embeds: Float[Tensor, "n L d"]
     pooled: Float[Tensor, "n p"]
@@ -54,7 +54,7 @@ class PromptEmbeds:
 
 @dataclass(eq=False)
 class Base:
-    """A base model, frozen: an SDXL-shaped pipeline with its noise scheduler for training.
+    """A base model, frozen: a pipeline of SDXL's or Stable Diffusion's kind with its noise scheduler for training.
 
     The VAE is float32 whatever the rest is. VAE and text encoders may wait on the CPU (`release_encoders`); whatever
     needs them brings them back. With `offload`, networks take turns on the device, and diffusers' own offloading holds
@@ -62,7 +62,7 @@ class Base:
     """
 
     name: str
-    parts: StableDiffusionXLPipeline
+    parts: Pipeline
     noise_scheduler: DDPMScheduler
     device: torch.device
     dtype: torch.dtype
@@ -101,7 +101,12 @@ class Base:
         return weights_hash(self.unet, *self._encoders())
 
     def _encoders(self) -> list[nn.Module]:
-        return [self.parts.vae, self.parts.text_encoder, self.parts.text_encoder_2]
+        return [self.parts.vae, *self.text_encoders]
+
+    @property
+    def text_encoders(self) -> list[nn.Module]:
+        """One of Stable Diffusion's, two of SDXL's."""
+        return text_encoders(self.parts)
 
     def described(self) -> str:
         """The base, and where and how it runs, in one line."""
@@ -140,11 +145,14 @@ class Base:
         if not prompts:
             raise InputError("expected at least one prompt, got none")
         tell_unread(self.parts, prompts)
-        self._bring(self.parts.text_encoder, self.parts.text_encoder_2)
+        self._bring(*self.text_encoders)
         parts = [chunks(self.parts, prompt) for prompt in prompts]
         most = max(map(len, parts))
         texts = [text for part in parts for text in (*part, *[""] * (most - len(part)))]
-        embeds, _, pooled, _ = self.parts.encode_prompt(texts, device=self.device, do_classifier_free_guidance=False)
+        embeds, _, *more = self.parts.encode_prompt(
+            texts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        pooled = more[0] if more else embeds.new_zeros(len(texts), 0)
         return PromptEmbeds(
             embeds.to(self.dtype).reshape(len(parts), -1, embeds.shape[2]), pooled[::most].to(self.dtype)
         )
@@ -152,7 +160,7 @@ class Base:
     def empty_prompt(self) -> PromptEmbeds:
         """What the pipeline's guidance takes as the prompt that says nothing: zeros, where the pipeline says so."""
         empty = self.encode_prompts([""])
-        if not self.parts.config.force_zeros_for_empty_prompt:
+        if not self.parts.config.get("force_zeros_for_empty_prompt"):
             return empty
         return PromptEmbeds(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled))
 
@@ -190,12 +198,12 @@ class Base:
         return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in torch.split(scaled, _at_once(area))])
 
     def time_ids(self, n: int, height: int, width: int) -> Float[Tensor, "n 6"]:
-        """SDXL's size conditions of n uncropped pictures: original size, corner of the crop, target size."""
+        """SDXL's size conditions of n uncropped images: original size, corner, target size; others ignore them."""
         return torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=torch.float32).repeat(
             n, 1
         )
 
-    def pipeline(self) -> StableDiffusionXLPipeline:
+    def pipeline(self) -> Pipeline:
         """The whole pipeline, with the base's own sampler; on the device, unless `sampling` offloads it.
 
         It is this base's own, so a LoRA loaded into it stays in the base until it is unloaded. Where the UNet is
@@ -206,7 +214,7 @@ class Base:
         return self.parts
 
     @contextmanager
-    def sampling(self) -> Iterator[StableDiffusionXLPipeline]:
+    def sampling(self) -> Iterator[Pipeline]:
         """The pipeline for a while of drawing, offloaded by diffusers if the base is to be; plain again on leaving."""
         pipeline = self.pipeline()
         if self.offload == "model":
@@ -247,14 +255,19 @@ def place_of(base: "str | Path | BaseChoice | Base | None") -> Path | None:
     return base_place(base.name if isinstance(base, Base) else str(base.base if isinstance(base, BaseChoice) else base))
 
 
-def lora_shapes(parts: StableDiffusionXLPipeline) -> dict[str, tuple[int, int]]:
+def text_encoders(parts: Pipeline) -> list[nn.Module]:
+    """The text encoders of a pipeline that has one or two."""
+    return [encoder for name in TEXT_ENCODERS if (encoder := getattr(parts, name, None)) is not None]
+
+
+def lora_shapes(parts: Pipeline) -> dict[str, tuple[int, int]]:
     """The (d_out, d_in) of every layer that a LoRA may change, by the names that adapters use.
 
     Those of text encoders are `text_encoder.text_model.…`, whatever this version of transformers calls them.
     """
     shapes = layer_shapes(parts.unet)
-    for encoder in TEXT_ENCODERS:
-        for name, shape in layer_shapes(getattr(parts, encoder)).items():
+    for encoder, network in zip(TEXT_ENCODERS, text_encoders(parts), strict=False):
+        for name, shape in layer_shapes(network).items():
             bare = name.removeprefix("text_model.")
             shapes[f"{encoder}.{bare if bare == 'text_projection' else f'text_model.{bare}'}"] = shape
     return shapes
@@ -265,7 +278,7 @@ def _at_once(area: int) -> int:
     return max(1, PIXELS_AT_ONCE // area)
 
 
-def _checked_size(resolution: int | None, parts: StableDiffusionXLPipeline) -> int:
+def _checked_size(resolution: int | None, parts: Pipeline) -> int:
     """The side of images as asked for, 0 for the base's own, once it is certain that VAE and UNet can halve it."""
     step = parts.vae_scale_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1)
     if resolution is not None and (resolution < step or resolution % step):
@@ -298,7 +311,7 @@ def load_base(
         resolution: height and width of images in pixels, by default what the base was made for.
 
     Raises:
-        FileRefused: it is there, but unsafe, damaged or not an SDXL-shaped model.
+        FileRefused: it is there, but unsafe, damaged or no model of SDXL's or Stable Diffusion's kind.
         InputError: it is not there, or an argument cannot be used.
     """
     check_offload(offload)
@@ -306,15 +319,16 @@ def load_base(
     saving = chosen_checkpointing(gradient_checkpointing, where)
     kind = chosen_dtype(defaults.dtype if dtype == "auto" else dtype, where)
     parts = read_pipeline(str(base), kind, None if config is None else Path(config).expanduser())
-    for module in (parts.unet, parts.vae, parts.text_encoder, parts.text_encoder_2):
+    for module in (parts.unet, parts.vae, *text_encoders(parts)):
         module.requires_grad_(False).eval()
     parts.vae.to(torch.float32)
-    for module in (parts.unet, parts.text_encoder, parts.text_encoder_2):
+    for module in (parts.unet, *text_encoders(parts)):
         module.to(kind)
     parts.set_progress_bar_config(disable=True)
     with refusing(Path(base)):
         noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
-    offloading, size = chosen_offload(offload, where, parts), _checked_size(resolution, parts)
+    offloading = chosen_offload(offload, where, parts.unet, [parts.vae, *text_encoders(parts)])
+    size = _checked_size(resolution, parts)
     found = Base(str(base), parts, noise_scheduler, where, kind, offloading, defaults, size)
     if saving:
         parts.unet.enable_gradient_checkpointing()

@@ -111,6 +111,8 @@ def check_tokenizers(folder: Path, encoders: Mapping[str, Mapping[str, Any]]) ->
         FileRefused: with the folder or the file and the key.
     """
     for name, encoder in TOKENIZERS.items():
+        if encoder not in encoders:
+            continue
         place = folder / name
         if not any((place / file).is_file() for file in ("tokenizer.json", "vocab.json")):
             raise FileRefused(f"{place}: expected a tokenizer's files, found none; {AGAIN}")

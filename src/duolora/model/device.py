@@ -1,9 +1,9 @@
 """Where and how a base runs: device, dtype and offloading, as asked for or as the machine suggests."""
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import torch
-from diffusers import StableDiffusionXLPipeline
 from torch import nn
 
 from duolora.errors import InputError
@@ -62,7 +62,7 @@ def check_offload(offload: str) -> None:
         raise InputError(f"offload: expected one of {', '.join(known)}, got {offload!r}")
 
 
-def chosen_offload(offload: str, device: torch.device, parts: StableDiffusionXLPipeline) -> Offload:
+def chosen_offload(offload: str, device: torch.device, network: nn.Module, encoders: Sequence[nn.Module]) -> Offload:
     """How networks leave the device: as asked for, or "auto" by the free memory of a GPU; none on the CPU itself."""
     if device.type == "cpu":
         return "none"
@@ -72,10 +72,9 @@ def chosen_offload(offload: str, device: torch.device, parts: StableDiffusionXLP
     if device.type != "cuda":
         return "none"
     free, _ = torch.cuda.mem_get_info(device)
-    unet, rest = _bytes(parts.unet), sum(map(_bytes, (parts.vae, parts.text_encoder, parts.text_encoder_2)))
-    if free >= WHOLE * (unet + rest):
+    if free >= WHOLE * (_bytes(network) + sum(map(_bytes, encoders))):
         return "none"
-    return "model" if free >= TURNS * unet else "sequential"
+    return "model" if free >= TURNS * _bytes(network) else "sequential"
 
 
 def chosen_checkpointing(gradient_checkpointing: str, device: torch.device) -> bool:

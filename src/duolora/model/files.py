@@ -7,15 +7,16 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, TypeAlias
 
 import diffusers
 import torch
 import transformers
-from diffusers import StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from duolora.errors import FileRefused, InputError
+from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import PICKLES, base_place, check_base
@@ -23,12 +24,15 @@ from duolora.model.sdxl import architecture_of_keys, write_configs
 from duolora.provenance import file_hash, sampled_hash
 from duolora.textfiles import read_json
 
-CLASSES = {
-    "unet": "UNet2DConditionModel",
-    "vae": "AutoencoderKL",
-    "text_encoder": "CLIPTextModel",
-    "text_encoder_2": "CLIPTextModelWithProjection",
+Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusionPipeline
+_ONE = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
+CLASSES: dict[type[Pipeline], dict[str, str]] = {
+    StableDiffusionXLPipeline: _ONE | {"text_encoder_2": "CLIPTextModelWithProjection"},
+    StableDiffusionPipeline: _ONE,
 }
+"""The networks of each kind of pipeline."""
+UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
+"""Parts of Stable Diffusion's folders that nothing here has a use for."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PUBLISHED = {
     "31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b": SDXL,  # the single file
@@ -39,21 +43,20 @@ PUBLISHED = {
 LARGE = 2**32
 """Bytes that published weights have at least; smaller files are not hashed for it."""
 SMALL = 256 * 1024 * 1024
-NETWORKS = ("unet", "vae", "text_encoder", "text_encoder_2")
 CHECKPOINT_KEYS = (
     "model.diffusion_model.label_emb.0.0.weight",
     "first_stage_model.decoder.conv_in.weight",
     "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
     "conditioner.embedders.1.model.positional_embedding",
 )
-BASES = "SDXL 1.0, SSD-1B, Segmind-Vega, one of their fine-tunes, or `atelier`"
+BASES = "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5, one of their fine-tunes, or `atelier`"
 
 
-def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> StableDiffusionXLPipeline:
+def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipeline:
     """The pipeline that `base` names (see `load_base`), on the CPU.
 
     Raises:
-        FileRefused: it is there, but unsafe, damaged or not an SDXL-shaped model.
+        FileRefused: it is there, but unsafe, damaged or no model of SDXL's or Stable Diffusion's kind.
         InputError: it is not there.
     """
     for library in (diffusers.utils.logging, transformers.utils.logging):
@@ -101,41 +104,44 @@ def is_small(base: str) -> bool:
     return 0 < sum(sizes) <= SMALL
 
 
-def check_folder(folder: Path) -> None:
-    """Refuse a diffusers folder that holds pickles or code, or another kind of model than ours.
+def check_folder(folder: Path) -> type[Pipeline]:
+    """The pipeline of a diffusers folder, once it is certain that it holds no pickles, no code and no other model.
 
     Raises:
         FileRefused: with the reason.
     """
     index = _json(folder / "model_index.json")
-    if not str(index.get("_class_name")).startswith("StableDiffusionXL"):
-        raise FileRefused(
-            f"{folder}: expected an SDXL pipeline, found {str(index.get('_class_name'))[:60]}; use {BASES}"
-        )
+    named = str(index.get("_class_name"))
+    kind = StableDiffusionPipeline if named == "StableDiffusionPipeline" else StableDiffusionXLPipeline
+    if kind is StableDiffusionXLPipeline and not named.startswith("StableDiffusionXL"):
+        raise FileRefused(f"{folder}: expected an SDXL pipeline, found {named[:60]}; use {BASES}")
+    if index.get("safety_checker") == ["stable_diffusion", "StableDiffusionSafetyChecker"]:
+        del index["safety_checker"]  # which is left unread
     for name, value in index.items():
         if isinstance(value, list) and value[:1] not in ([None], ["diffusers"], ["transformers"]):
             origin = reprlib.repr(value[0]) if value else "nowhere"
             raise FileRefused(f"{folder}: {name} would run code from {origin}, which is never done; use {BASES}")
     parts = [name for name, value in index.items() if isinstance(value, list)]
     check_files(folder, parts)
-    for name, known in CLASSES.items():
+    for name, known in CLASSES[kind].items():
         found = index.get(name)
         if not isinstance(found, list) or not found or found[-1] != known:
             raise FileRefused(f"{folder}: {name}: expected {known}, found {reprlib.repr(found)}; use {BASES}")
-    for name in NETWORKS:
+    for name in CLASSES[kind]:
         suffixes = {file.suffix for file in (folder / name).glob("*")}
         if ".safetensors" not in suffixes:
             held = "pickled weights, which are never opened" if suffixes.intersection(PICKLES) else "no weights"
             raise FileRefused(f"{folder / name}: expected .safetensors, found {held}; get the model as safetensors")
-    configs = {name: _json(folder / name / "config.json") for name in NETWORKS}
+    configs = {name: _json(folder / name / "config.json") for name in CLASSES[kind]}
     schedule = _json(folder / "scheduler" / "scheduler_config.json")
     others = [name for name in parts if name not in TOKENIZERS]
     check_configs({file: _json(file) for name in others for file in sorted((folder / name).glob("*config.json"))})
     _check_configs(folder, configs)
-    check_tokenizers(folder, {name: configs[name] for name in ("text_encoder", "text_encoder_2")})
+    check_tokenizers(folder, {name: config for name, config in configs.items() if name in TEXT_ENCODERS})
     if "beta_schedule" not in schedule:
         found = schedule.get("_class_name")
         raise FileRefused(f"{folder}: expected a scheduler with betas, as SDXL's, found {found}; use {BASES}")
+    return kind
 
 
 def check_single_file(path: Path) -> tuple[set[str], dict[str, Any]]:
@@ -165,7 +171,7 @@ def _schedule(keys: set[str], metadata: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _check_configs(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """Compare the facts of a UNet with those of SDXL and of the networks beside it."""
+    """Compare the facts of a UNet with those of its kind, and of the networks beside it."""
 
     def number(name: str, key: str) -> float:
         value = configs[name].get(key) or 0
@@ -176,34 +182,38 @@ def _check_configs(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
 
     unet = configs["unet"]
     number("vae", "scaling_factor")
-    facts = {
-        "addition_embed_type": "text_time",
+    two = "text_encoder_2" in configs
+    facts: dict[str, object] = {
+        "addition_embed_type": "text_time" if two else None,
         "in_channels": configs["vae"].get("latent_channels"),
-        "cross_attention_dim": number("text_encoder", "hidden_size") + number("text_encoder_2", "hidden_size"),
-        "projection_class_embeddings_input_dim": 6 * number("unet", "addition_time_embed_dim")
-        + number("text_encoder_2", "projection_dim"),
+        "cross_attention_dim": sum(number(name, "hidden_size") for name in configs if name in TEXT_ENCODERS),
     }
+    if two:
+        pooled = number("text_encoder_2", "projection_dim")
+        facts["projection_class_embeddings_input_dim"] = 6 * number("unet", "addition_time_embed_dim") + pooled
     for key, expected in facts.items():
         if unet.get(key) != expected:
+            shaped = "an SDXL-shaped model" if two else "Stable Diffusion"
             raise FileRefused(
-                f"{folder / 'unet' / 'config.json'}: expected {key} {expected!r} as an SDXL-shaped model has it, "
+                f"{folder / 'unet' / 'config.json'}: expected {key} {expected!r} as {shaped} has it, "
                 f"found {reprlib.repr(unet.get(key))}; use {BASES}"
             )
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> StableDiffusionXLPipeline:
-    check_folder(folder)
+def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
+    kind = check_folder(folder)
+    without = {} if kind is StableDiffusionXLPipeline else dict.fromkeys(UNREAD) | {"requires_safety_checker": False}
     names = [file.name for file in (folder / "unet").glob("*.safetensors")]
     variant = "fp16" if all(".fp16" in name for name in names) else None
     with refusing(folder):
-        parts = StableDiffusionXLPipeline.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant
+        parts = kind.from_pretrained(
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **without
         )
-        stored = {name: _stored_keys(folder / name) for name in ("text_encoder", "text_encoder_2")}
+        stored = {name: _stored_keys(folder / name) for name in CLASSES[kind] if name in TEXT_ENCODERS}
     return _complete(folder, parts, stored)
 
 
-def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDiffusionXLPipeline:
+def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> Pipeline:
     keys, schedule = check_single_file(path)
     if config is not None and not (config / "model_index.json").is_file():
         raise InputError(f"{config}: expected a diffusers folder with model_index.json")
@@ -222,9 +232,9 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> StableDif
     return _complete(path, parts, {})
 
 
-def _complete(path: Path, parts: StableDiffusionXLPipeline, stored: dict[str, set[str]]) -> StableDiffusionXLPipeline:
+def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]]) -> Pipeline:
     """Refuse a model with weights that were not read: diffusers leaves them empty, transformers makes them up."""
-    for name in NETWORKS:
+    for name in CLASSES[type(parts)]:
         weights = getattr(parts, name).named_parameters()
         known = {_bare(key) for key in stored.get(name, ())}
         if lost := [key for key, value in weights if value.is_meta or (known and _bare(key) not in known)]:
@@ -249,7 +259,7 @@ def _stored_keys(folder: Path) -> set[str]:
 def _downloaded(base: str) -> Path:
     """The folder in the hub's cache that holds the model of this id, downloaded if need be."""
     try:
-        return Path(StableDiffusionXLPipeline.download(base, use_safetensors=True))
+        return Path(DiffusionPipeline.download(base, use_safetensors=True))
     except (OSError, ValueError) as error:
         raise InputError(
             f"{base}: no such folder here, and the hub gave no model of that id as safetensors; check the name and the "

@@ -53,8 +53,8 @@ def _packed(parts: Any, prompt: str) -> tuple[list[list[str]], list[str]]:
 
 
 def _tokenizers(parts: Any) -> list[Any]:
-    """Those that there are: a base for timing has none."""
-    return [each for each in (parts.tokenizer, parts.tokenizer_2) if each is not None]
+    """Those that there are: Stable Diffusion has one, a base for timing none."""
+    return [each for each in (parts.tokenizer, getattr(parts, "tokenizer_2", None)) if each is not None]
 
 
 def _tokens(tokenizer: Any, word: str) -> list[int]:

@@ -83,9 +83,7 @@ def _conditions(base: Base, prompts: Sequence[str]) -> dict[str, Any]:
     encoded = base.encode_prompts(known).after(base.empty_prompt())
     rows = encoded.rows(torch.tensor([1 + known.index(prompt) for prompt in prompts]))
     none = encoded.rows(torch.zeros(len(prompts), dtype=torch.long))
-    return {
-        "prompt_embeds": rows.embeds,
-        "pooled_prompt_embeds": rows.pooled,
-        "negative_prompt_embeds": none.embeds,
-        "negative_pooled_prompt_embeds": none.pooled,
-    }
+    found = {"prompt_embeds": rows.embeds, "negative_prompt_embeds": none.embeds}
+    if rows.pooled.shape[1]:
+        found |= {"pooled_prompt_embeds": rows.pooled, "negative_pooled_prompt_embeds": none.pooled}
+    return found
