@@ -8,13 +8,16 @@ import torch
 from diffusers import (
     AutoencoderKL,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
 )
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
 from duolora.atelier.architecture import save_tokenizer
 from duolora.model.architectures import unet_config
@@ -135,6 +138,23 @@ def tiny_sd15(folder: Path) -> StableDiffusionPipeline:
     return StableDiffusionPipeline(
         vae=parts.vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, unet=unet, scheduler=parts.scheduler,
         safety_checker=None, feature_extractor=None, requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def tiny_flux(folder: Path) -> FluxPipeline:
+    """A pipeline with FLUX.1's parts; its tokenizers are written into `folder`."""
+    parts = tiny_pipeline(folder)
+    torch.manual_seed(0)
+    t5 = T5Config(vocab_size=len(parts.tokenizer_2), d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformer = FluxTransformer2DModel(
+        in_channels=16, num_layers=1, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, pooled_projection_dim=TEXT_WIDTHS[0], guidance_embeds=True, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    parts.vae.register_to_config(shift_factor=0.1)
+    return FluxPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=parts.vae,
+        text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, text_encoder_2=T5EncoderModel(t5).eval(),
+        tokenizer_2=parts.tokenizer_2, transformer=transformer.eval().requires_grad_(False),
     )  # fmt: skip
 
 

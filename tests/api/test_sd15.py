@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import StableDiffusionPipeline
+from diffusers import StableDiffusionPipeline, UNet2DConditionModel
 
 from duolora.api.generate import applied, generate
 from duolora.api.merge import merge, options_of
@@ -13,7 +13,7 @@ from duolora.api.train import TrainOptions, train
 from duolora.errors import BaseMismatch, FileRefused
 from duolora.lora.read.file import read_adapter
 from duolora.model.base import Base, load_base
-from duolora.model.blocks import block_roles
+from duolora.model.blocks import architecture_of, block_roles
 from duolora.model.mount import Mount
 from duolora.model.sample import draw
 from duolora.paper.lowrank import svd_basis
@@ -105,3 +105,11 @@ def test_a_unet_of_another_text_width_is_refused(sd15_folder, tmp_path):
     config.write_text(json.dumps(json.loads(config.read_text()) | {"cross_attention_dim": 99}))
     with pytest.raises(FileRefused, match="expected cross_attention_dim 24 as Stable Diffusion has it, found 99"):
         load_base(tmp_path / "base")
+
+
+def test_counts_at_full_size():
+    """The numbers in docs/families.md, rank 64, two LoRAs: diffusers' defaults are Stable Diffusion's blocks."""
+    with torch.device("meta"):
+        shapes = architecture_of(UNet2DConditionModel(cross_attention_dim=768), "SD 1.5").shapes
+    assert len(shapes) == 128 and 2 * 64 * len(shapes) == 16_384
+    assert 2 * sum(d_out for d_out, _ in shapes.values()) == 199_680

@@ -134,7 +134,7 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
                 ) from error
         if names:
             pipeline.set_adapters(names, weights)
-        for network in (pipeline.unet, *base.text_encoders):
+        for network in (base.unet, *base.text_encoders):
             network.eval()
         yield
     finally:

@@ -11,7 +11,7 @@ import torch
 
 from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter
-from duolora.lora.families import common
+from duolora.lora.families import FAMILIES, common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
@@ -27,7 +27,9 @@ from duolora.merging.options import METHODS, MergeOptions
 from duolora.merging.options import options_of as options_of
 from duolora.model.architectures import Architecture
 from duolora.model.base import Base, BaseChoice, opened, place_of
+from duolora.model.blocks import block_of
 from duolora.model.defaults import AUTO
+from duolora.model.predict import noise_schedule
 from duolora.options import DEFAULT_FORMAT, Export, check, word
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
@@ -223,7 +225,8 @@ def _base(asked: MergeInputs, content: Adapter, style: Adapter) -> Base | None:
         found = architecture_of_files(content, style).name
         if found != "atelier":
             plain = ", ".join(name for name, options in METHODS.items() if not options.asks_network)
-            which = "a UNet that is not known" if found == "unknown" else found
+            which = found if found in FAMILIES else f"the UNet of {found}"
+            which = "a UNet that is not known" if found == "unknown" else which
             raise InputError(
                 f"base: the LoRAs are for {which}, and {asked.method} trains masks on the base itself; name it with "
                 f"--base (a diffusers folder, a .safetensors checkpoint or a hub id), or take one of {plain}, which "
@@ -260,7 +263,7 @@ def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
         made_for = {"base": base.name, "base_weights": base.weights_hash()}
     said: Metadata = {}
     if asked.options.needs_roles or found.architecture.levels is not None:
-        said["blocks"] = {name.split(".attentions")[0]: role for name, role in both.roles.items()}
+        said["blocks"] = {block_of(name): role for name, role in both.roles.items()}
     if prompts is not None:
         said |= {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
     return {
@@ -290,12 +293,12 @@ def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -
 
 def _learnt_from(base: Base, data: Calibration) -> Metadata:
     """What the masks are trained from, beyond the metadata: a checkpoint of anything else is not gone on from."""
-    schedule = base.noise_scheduler
+    schedule = noise_schedule(base)
     return {
         "x_c": tensor_hash(data.x_c),
         "x_s": tensor_hash(data.x_s),
-        "noise": tensor_hash(schedule.alphas_cumprod),
-        "prediction": schedule.config.prediction_type,
+        "noise": tensor_hash(torch.stack((schedule.alpha, schedule.sigma))),
+        "prediction": "flow" if schedule.flow else "velocity" if schedule.velocity else "noise",
     }
 
 

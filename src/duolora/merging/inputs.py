@@ -39,12 +39,18 @@ def sources(architecture: Architecture, content: Adapter, style: Adapter, option
     """The two adapters, sorted by whether a module may have masks."""
     sides = (parted(architecture, each, options) for each in (content, style))
     (of_content, content_rest), (of_style, style_rest) = sides
-    if options.needs_roles or architecture.levels is not None:
-        found = block_roles(architecture, options.block_map)
-    else:
-        found = dict.fromkeys(architecture.shapes, "neutral")
+    found = roles_of(architecture, options)
     covered = {name: role for name, role in found.items() if name in of_content or name in of_style}
     return Sources(of_content, of_style, content_rest, style_rest, covered)
+
+
+def roles_of(architecture: Architecture, options: MergeOptions) -> dict[str, Role]:
+    """The role of every module that may have masks. Of transformers no map is known, so none is the default there."""
+    unet = any(".attentions." in name for name in architecture.shapes)
+    by_default = options.block_map == MergeOptions.block_map and not unet and options.asks_network
+    if by_default or not (options.needs_roles or architecture.levels is not None):
+        return dict.fromkeys(architecture.shapes, "neutral")
+    return block_roles(architecture, options.block_map)
 
 
 def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:

@@ -11,11 +11,10 @@ from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.fold import Kind, folded_sides, rest_of
-from duolora.merging.inputs import Loras, parted
+from duolora.merging.inputs import Loras, parted, roles_of
 from duolora.merging.learn import latents_of
 from duolora.merging.options import MergeOptions
 from duolora.model.base import Base
-from duolora.model.blocks import block_roles
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +43,7 @@ def merged_at_once(base: Base, taught: Sequence[Taught], options: MergeOptions, 
     drawn = [(loras, each.prompt, each.images) for each, (loras, _) in zip(taught, sides, strict=True)]
     latents = latents_of(base, drawn, options, progress)
     parts = [Part(loras, each.kind, x, each.prompt) for each, (loras, _), x in zip(taught, sides, latents, strict=True)]
-    found_roles = block_roles(architecture, options.block_map)
+    found_roles = roles_of(architecture, options)
     masks = one_shot(base, parts, found_roles, options, progress)
     folding = [(loras, m, each.kind) for each, (loras, _), m in zip(taught, sides, masks, strict=True)]
     covered = [name for name in found_roles if any(name in loras for loras, _ in sides)]

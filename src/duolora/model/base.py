@@ -5,11 +5,18 @@ Only safetensors are read, and no code that comes with a model is run.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
-from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
+from diffusers import (
+    AutoencoderKL,
+    DDPMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    UNet2DConditionModel,
+)
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -17,6 +24,7 @@ from duolora.errors import InputError
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import Architecture
 from duolora.model.blocks import architecture_of, layer_shapes
+from duolora.model.defaults import FILE as DEFAULTS
 from duolora.model.defaults import BaseChoice as BaseChoice
 from duolora.model.defaults import BaseDefaults, base_place, read_defaults
 from duolora.model.device import (
@@ -28,9 +36,12 @@ from duolora.model.device import (
     chosen_offload,
 )
 from duolora.model.files import Pipeline, read_pipeline, refusing
+from duolora.model.kind import Kind
+from duolora.model.kinds import kind_of
 from duolora.model.prompts import chunks, tell_unread
 from duolora.provenance import weights_hash
 
+Network: TypeAlias = UNet2DConditionModel | FluxTransformer2DModel
 PIXELS_AT_ONCE = 1024 * 1024
 
 
@@ -54,7 +65,7 @@ class PromptEmbeds:
 
 @dataclass(eq=False)
 class Base:
-    """A base model, frozen: a pipeline of SDXL's or Stable Diffusion's kind with its noise scheduler for training.
+    """A base model, frozen: a pipeline of one of the `KINDS` with its noise scheduler for training.
 
     The VAE is float32 whatever the rest is. VAE and text encoders may wait on the CPU (`release_encoders`); whatever
     needs them brings them back. With `offload`, networks take turns on the device, and diffusers' own offloading holds
@@ -63,7 +74,7 @@ class Base:
 
     name: str
     parts: Pipeline
-    noise_scheduler: DDPMScheduler
+    noise_scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler
     device: torch.device
     dtype: torch.dtype
     offload: Offload = "none"
@@ -73,9 +84,14 @@ class Base:
     """Height and width, in pixels, to work at; 0 is what it was made for."""
 
     @property
-    def unet(self) -> UNet2DConditionModel:
-        """The denoising network."""
-        return self.parts.unet
+    def unet(self) -> Network:
+        """The denoising network, be it a UNet or a transformer."""
+        return getattr(self.parts, self.kind.network)
+
+    @property
+    def kind(self) -> Kind:
+        """What sets it apart from other kinds of bases."""
+        return kind_of(self.parts)
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -85,7 +101,8 @@ class Base:
     @property
     def resolution(self) -> int:
         """Height and width, in pixels, of its images: as asked for, or what the base was made for."""
-        return self.size or int(self.unet.config.sample_size * self.parts.vae_scale_factor)
+        latents = self.unet.config.get("sample_size") or self.parts.default_sample_size
+        return self.size or int(latents * self.parts.vae_scale_factor)
 
     @property
     def architecture(self) -> Architecture:
@@ -149,10 +166,7 @@ class Base:
         parts = [chunks(self.parts, prompt) for prompt in prompts]
         most = max(map(len, parts))
         texts = [text for part in parts for text in (*part, *[""] * (most - len(part)))]
-        embeds, _, *more = self.parts.encode_prompt(
-            texts, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
-        )
-        pooled = more[0] if more else embeds.new_zeros(len(texts), 0)
+        embeds, pooled = self.kind.encode(self.parts, texts, self.device)
         return PromptEmbeds(
             embeds.to(self.dtype).reshape(len(parts), -1, embeds.shape[2]), pooled[::most].to(self.dtype)
         )
@@ -168,11 +182,11 @@ class Base:
     def encode_images(
         self, pixels: Float[Tensor, "n 3 height width"], generator: torch.Generator | None = None
     ) -> Float[Tensor, "n c h w"]:
-        """Latents of pictures in [-1, 1], times the VAE's scaling factor, float32.
+        """Latents of images in [-1, 1], less the VAE's shift and times its scaling factor, float32.
 
         The mean of the posterior; with a (CPU) generator a sample of it, which is the same on any device.
         """
-        scale = self.parts.vae_scale_factor
+        scale = self.parts.vae_scale_factor * self.kind.patch
         height, width = pixels.shape[2:]
         if height % scale or width % scale:
             raise InputError(
@@ -187,13 +201,17 @@ class Base:
                 noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
                 latents[-1] = posterior.mean + posterior.std * noise
         scaling: float = self.vae.config.scaling_factor
-        return torch.cat(latents) * scaling
+        return (torch.cat(latents) - self._shift) * scaling
+
+    @property
+    def _shift(self) -> float:
+        return float(self.vae.config.get("shift_factor") or 0)
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         """Pictures, about in [-1, 1], of latents as `encode_images` makes them; float32."""
         self._bring(self.vae)
-        scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor
+        scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor + self._shift
         area = latents.shape[2] * latents.shape[3] * self.parts.vae_scale_factor**2
         return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in torch.split(scaled, _at_once(area))])
 
@@ -265,7 +283,7 @@ def lora_shapes(parts: Pipeline) -> dict[str, tuple[int, int]]:
 
     Those of text encoders are `text_encoder.text_model.…`, whatever this version of transformers calls them.
     """
-    shapes = layer_shapes(parts.unet)
+    shapes = layer_shapes(getattr(parts, kind_of(parts).network))
     for encoder, network in zip(TEXT_ENCODERS, text_encoders(parts), strict=False):
         for name, shape in layer_shapes(network).items():
             bare = name.removeprefix("text_model.")
@@ -280,7 +298,9 @@ def _at_once(area: int) -> int:
 
 def _checked_size(resolution: int | None, parts: Pipeline) -> int:
     """The side of images as asked for, 0 for the base's own, once it is certain that VAE and UNet can halve it."""
-    step = parts.vae_scale_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1)
+    kind = kind_of(parts)
+    halved = 2 ** (len(parts.unet.config.block_out_channels) - 1) if kind.network == "unet" else kind.patch
+    step = parts.vae_scale_factor * halved
     if resolution is not None and (resolution < step or resolution % step):
         raise InputError(f"resolution: expected a multiple of {step} pixels, got {resolution}")
     return resolution or 0
@@ -311,7 +331,7 @@ def load_base(
         resolution: height and width of images in pixels, by default what the base was made for.
 
     Raises:
-        FileRefused: it is there, but unsafe, damaged or no model of SDXL's or Stable Diffusion's kind.
+        FileRefused: it is there, but unsafe, damaged or of no kind in `KINDS`.
         InputError: it is not there, or an argument cannot be used.
     """
     check_offload(offload)
@@ -319,18 +339,22 @@ def load_base(
     saving = chosen_checkpointing(gradient_checkpointing, where)
     kind = chosen_dtype(defaults.dtype if dtype == "auto" else dtype, where)
     parts = read_pipeline(str(base), kind, None if config is None else Path(config).expanduser())
-    for module in (parts.unet, parts.vae, *text_encoders(parts)):
+    kind_found = kind_of(parts)
+    network = getattr(parts, kind_found.network)
+    for module in (network, parts.vae, *text_encoders(parts)):
         module.requires_grad_(False).eval()
     parts.vae.to(torch.float32)
-    for module in (parts.unet, *text_encoders(parts)):
+    for module in (network, *text_encoders(parts)):
         module.to(kind)
     parts.set_progress_bar_config(disable=True)
     with refusing(Path(base)):
-        noise_scheduler = DDPMScheduler.from_config(parts.scheduler.config)
-    offloading = chosen_offload(offload, where, parts.unet, [parts.vae, *text_encoders(parts)])
+        noise_scheduler = parts.scheduler if kind_found.flow else DDPMScheduler.from_config(parts.scheduler.config)
+    if not (base_place(str(base)) / DEFAULTS).is_file():
+        defaults = replace(defaults, guidance=kind_found.guidance)
+    offloading = chosen_offload(offload, where, network, [parts.vae, *text_encoders(parts)])
     size = _checked_size(resolution, parts)
     found = Base(str(base), parts, noise_scheduler, where, kind, offloading, defaults, size)
     if saving:
-        parts.unet.enable_gradient_checkpointing()
+        network.enable_gradient_checkpointing()
     found.pipeline()
     return found

@@ -19,6 +19,8 @@ WIDEST = 1024
 TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
 TOKENS = 77
 """What CLIP's text encoders take, where a config does not say."""
+T5 = 512
+"""What T5 takes, whose config does not say either."""
 ATTENTION = (None, "eager", "sdpa")
 AGAIN = "get the model again"
 
@@ -113,10 +115,14 @@ def check_tokenizers(folder: Path, encoders: Mapping[str, Mapping[str, Any]]) ->
     for name, encoder in TOKENIZERS.items():
         if encoder not in encoders:
             continue
+        known = encoders[encoder]
         place = folder / name
-        if not any((place / file).is_file() for file in ("tokenizer.json", "vocab.json")):
+        if not any((place / file).is_file() for file in ("tokenizer.json", "vocab.json", "spiece.model")):
             raise FileRefused(f"{place}: expected a tokenizer's files, found none; {AGAIN}")
-        path, most = place / "tokenizer_config.json", encoders[encoder].get("max_position_embeddings", TOKENS)
+        path, most = (
+            place / "tokenizer_config.json",
+            known.get("max_position_embeddings", T5 if known.get("model_type") == "t5" else TOKENS),
+        )
         try:
             config = read_json(path)
         except FileNotFoundError as error:

@@ -15,30 +15,32 @@ Every other module is neutral.
 
 import re
 from collections.abc import Iterable, Mapping
-from typing import get_args
+from typing import Any, get_args
 
-from diffusers import UNet2DConditionModel
 from torch import nn
 
 from duolora.errors import InputError
+from duolora.lora.families import ATTENTION
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import PROJECTION, Architecture
 from duolora.paper.choices import BlockMap, Role
 
 
-def target_modules(unet: UNet2DConditionModel) -> list[str]:
+def target_modules(unet: nn.Module) -> list[str]:
     """The names of the query, key, value and output projections of every attention, in the network's order."""
     return list(architecture_of(unet).shapes)
 
 
-def architecture_of(unet: UNet2DConditionModel, name: str = "") -> Architecture:
-    """The attention projections of a UNet, which may be on the meta device."""
+def architecture_of(network: Any, name: str = "") -> Architecture:
+    """The attention projections of a UNet or a transformer, which may be on the meta device."""
+    levels = network.config.get("down_block_types")
+    pattern = ATTENTION if levels is None else PROJECTION
     shapes = {
         path: (m.out_features, m.in_features)
-        for path, m in unet.named_modules()
-        if isinstance(m, nn.Linear) and PROJECTION.fullmatch(path)
+        for path, m in network.named_modules()
+        if isinstance(m, nn.Linear) and pattern.fullmatch(path)
     }
-    return Architecture(name, shapes, len(unet.config["down_block_types"]))
+    return Architecture(name, shapes, None if levels is None else len(levels))
 
 
 def layer_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
@@ -60,7 +62,7 @@ LITERAL: dict[str, Role] = {
 BLORA: dict[str, Role] = {"up_blocks.0.attentions.0": "content", "up_blocks.0.attentions.1": "style"}
 
 
-def roles(unet: UNet2DConditionModel, kind: str | Mapping[str, str] = "resolution") -> dict[str, Role]:
+def roles(unet: nn.Module, kind: str | Mapping[str, str] = "resolution") -> dict[str, Role]:
     """The role of every target module, in the network's order; works on the meta device (see `block_roles`)."""
     return block_roles(architecture_of(unet), kind)
 
@@ -110,19 +112,15 @@ def formatted(found: Mapping[str, Role]) -> str:
     """A line for each block, or for each attention where they differ in a block: its role and how many modules."""
     blocks: dict[str, list[Role]] = {}
     for name, role in found.items():
-        blocks.setdefault(_block(name), []).append(role)
+        blocks.setdefault(block_of(name), []).append(role)
     mixed = {block for block, here in blocks.items() if len(set(here)) > 1}
     lines: dict[tuple[str, Role], int] = {}
     for name, role in found.items():
-        block = _block(name)
+        block = block_of(name)
         line = (".".join(name.split(".")[: block.count(".") + 3]) if block in mixed else block, role)
         lines[line] = lines.get(line, 0) + 1
     width = max((len(block) for block, _ in lines), default=0)
     return "\n".join(f"{block:{width}}  {role:7}  {count:3} modules" for (block, role), count in lines.items())
-
-
-def _block(name: str) -> str:
-    return name.partition(".attentions")[0]
 
 
 def _level(name: str, levels: int) -> int:
@@ -149,7 +147,7 @@ def _checked(prefix: str, role: str, names: list[str]) -> Role:
     if not any(_begins(name, prefix) for name in names):
         raise InputError(
             f"block map: {prefix}: expected the beginning of an attention module's path, such as "
-            f"{_block(names[0]) if names else 'down_blocks.1'}; the UNet has no such"
+            f"{block_of(names[0]) if names else 'down_blocks.1'}; the UNet has no such"
         )
     return known[role]
 

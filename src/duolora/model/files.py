@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
 from safetensors import SafetensorError, safe_open
 
 from duolora.errors import FileRefused, InputError
@@ -20,19 +20,19 @@ from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import PICKLES, base_place, check_base
+from duolora.model.kind import Kind
+from duolora.model.kinds import KINDS, kind_of
 from duolora.model.sdxl import architecture_of_keys, write_configs
+from duolora.model.unets import SD15
+from duolora.model.unets import SDXL as SDXL_KIND
 from duolora.provenance import file_hash, sampled_hash
 from duolora.textfiles import read_json
 
-Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusionPipeline
-_ONE = {"unet": "UNet2DConditionModel", "vae": "AutoencoderKL", "text_encoder": "CLIPTextModel"}
-CLASSES: dict[type[Pipeline], dict[str, str]] = {
-    StableDiffusionXLPipeline: _ONE | {"text_encoder_2": "CLIPTextModelWithProjection"},
-    StableDiffusionPipeline: _ONE,
-}
-"""The networks of each kind of pipeline."""
+Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusionPipeline | FluxPipeline
 UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of Stable Diffusion's folders that nothing here has a use for."""
+NUMBERS = ("hidden_size", "projection_dim", "addition_time_embed_dim", "d_model", "latent_channels", "scaling_factor")
+"""What configs say of the sizes of networks that fit each other."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PUBLISHED = {
     "31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b": SDXL,  # the single file
@@ -49,14 +49,14 @@ CHECKPOINT_KEYS = (
     "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
     "conditioner.embedders.1.model.positional_embedding",
 )
-BASES = "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5, one of their fine-tunes, or `atelier`"
+BASES = "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5, FLUX.1, one of their fine-tunes, or `atelier`"
 
 
 def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipeline:
     """The pipeline that `base` names (see `load_base`), on the CPU.
 
     Raises:
-        FileRefused: it is there, but unsafe, damaged or no model of SDXL's or Stable Diffusion's kind.
+        FileRefused: it is there, but unsafe, damaged or of no kind in `KINDS`.
         InputError: it is not there.
     """
     for library in (diffusers.utils.logging, transformers.utils.logging):
@@ -104,17 +104,17 @@ def is_small(base: str) -> bool:
     return 0 < sum(sizes) <= SMALL
 
 
-def check_folder(folder: Path) -> type[Pipeline]:
-    """The pipeline of a diffusers folder, once it is certain that it holds no pickles, no code and no other model.
+def check_folder(folder: Path) -> Kind:
+    """The kind of a diffusers folder, once it is certain that it holds no pickles, no code and no other model.
 
     Raises:
         FileRefused: with the reason.
     """
     index = _json(folder / "model_index.json")
     named = str(index.get("_class_name"))
-    kind = StableDiffusionPipeline if named == "StableDiffusionPipeline" else StableDiffusionXLPipeline
-    if kind is StableDiffusionXLPipeline and not named.startswith("StableDiffusionXL"):
-        raise FileRefused(f"{folder}: expected an SDXL pipeline, found {named[:60]}; use {BASES}")
+    kind = KINDS.get(named) or (SDXL_KIND if named.startswith("StableDiffusionXL") else None)
+    if kind is None:
+        raise FileRefused(f"{folder}: expected a pipeline of {', '.join(KINDS)}, found {named[:60]}; use {BASES}")
     if index.get("safety_checker") == ["stable_diffusion", "StableDiffusionSafetyChecker"]:
         del index["safety_checker"]  # which is left unread
     for name, value in index.items():
@@ -123,23 +123,25 @@ def check_folder(folder: Path) -> type[Pipeline]:
             raise FileRefused(f"{folder}: {name} would run code from {origin}, which is never done; use {BASES}")
     parts = [name for name, value in index.items() if isinstance(value, list)]
     check_files(folder, parts)
-    for name, known in CLASSES[kind].items():
+    for name, known in kind.networks.items():
         found = index.get(name)
         if not isinstance(found, list) or not found or found[-1] != known:
             raise FileRefused(f"{folder}: {name}: expected {known}, found {reprlib.repr(found)}; use {BASES}")
-    for name in CLASSES[kind]:
+    for name in kind.networks:
         suffixes = {file.suffix for file in (folder / name).glob("*")}
         if ".safetensors" not in suffixes:
             held = "pickled weights, which are never opened" if suffixes.intersection(PICKLES) else "no weights"
             raise FileRefused(f"{folder / name}: expected .safetensors, found {held}; get the model as safetensors")
-    configs = {name: _json(folder / name / "config.json") for name in CLASSES[kind]}
-    schedule = _json(folder / "scheduler" / "scheduler_config.json")
+    configs = {name: _json(folder / name / "config.json") for name in kind.networks}
     others = [name for name in parts if name not in TOKENIZERS]
     check_configs({file: _json(file) for name in others for file in sorted((folder / name).glob("*config.json"))})
-    _check_configs(folder, configs)
+    _check_configs(folder, kind, configs)
     check_tokenizers(folder, {name: config for name, config in configs.items() if name in TEXT_ENCODERS})
-    if "beta_schedule" not in schedule:
-        found = schedule.get("_class_name")
+    schedule = _json(folder / "scheduler" / "scheduler_config.json")
+    found = schedule.get("_class_name")
+    if kind.flow and not str(found).startswith("FlowMatch"):
+        raise FileRefused(f"{folder}: expected a scheduler of flow matching, as {kind.name}'s, found {found}")
+    if not kind.flow and "beta_schedule" not in schedule:
         raise FileRefused(f"{folder}: expected a scheduler with betas, as SDXL's, found {found}; use {BASES}")
     return kind
 
@@ -170,46 +172,31 @@ def _schedule(keys: set[str], metadata: Mapping[str, str]) -> dict[str, Any]:
     return found | ({"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if "ztsnr" in keys else {})
 
 
-def _check_configs(folder: Path, configs: dict[str, dict[str, Any]]) -> None:
-    """Compare the facts of a UNet with those of its kind, and of the networks beside it."""
-
-    def number(name: str, key: str) -> float:
-        value = configs[name].get(key) or 0
-        if not isinstance(value, int | float):
-            file = folder / name / "config.json"
-            raise FileRefused(f"{file}: {key}: expected a number, found {reprlib.repr(value)}; get the model again")
-        return value
-
-    unet = configs["unet"]
-    number("vae", "scaling_factor")
-    two = "text_encoder_2" in configs
-    facts: dict[str, object] = {
-        "addition_embed_type": "text_time" if two else None,
-        "in_channels": configs["vae"].get("latent_channels"),
-        "cross_attention_dim": sum(number(name, "hidden_size") for name in configs if name in TEXT_ENCODERS),
-    }
-    if two:
-        pooled = number("text_encoder_2", "projection_dim")
-        facts["projection_class_embeddings_input_dim"] = 6 * number("unet", "addition_time_embed_dim") + pooled
-    for key, expected in facts.items():
-        if unet.get(key) != expected:
-            shaped = "an SDXL-shaped model" if two else "Stable Diffusion"
+def _check_configs(folder: Path, kind: Kind, configs: dict[str, dict[str, Any]]) -> None:
+    """Compare the facts of a network with those of its kind, and of the networks beside it."""
+    for name, config in configs.items():
+        for key in NUMBERS:
+            if not isinstance(value := config.get(key) or 0, int | float):
+                file = folder / name / "config.json"
+                raise FileRefused(f"{file}: {key}: expected a number, found {reprlib.repr(value)}; get the model again")
+    for key, expected in kind.facts(configs).items():
+        if (found := configs[kind.network].get(key)) != expected:
             raise FileRefused(
-                f"{folder / 'unet' / 'config.json'}: expected {key} {expected!r} as {shaped} has it, "
-                f"found {reprlib.repr(unet.get(key))}; use {BASES}"
+                f"{folder / kind.network / 'config.json'}: expected {key} {expected!r} as {kind.name} has it, "
+                f"found {reprlib.repr(found)}; use {BASES}"
             )
 
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
     kind = check_folder(folder)
-    without = {} if kind is StableDiffusionXLPipeline else dict.fromkeys(UNREAD) | {"requires_safety_checker": False}
-    names = [file.name for file in (folder / "unet").glob("*.safetensors")]
+    without = dict.fromkeys(UNREAD) | {"requires_safety_checker": False} if kind is SD15 else {}
+    names = [file.name for file in (folder / kind.network).glob("*.safetensors")]
     variant = "fp16" if all(".fp16" in name for name in names) else None
     with refusing(folder):
-        parts = kind.from_pretrained(
+        parts = kind.pipeline.from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **without
         )
-        stored = {name: _stored_keys(folder / name) for name in CLASSES[kind] if name in TEXT_ENCODERS}
+        stored = {name: _stored_keys(folder / name) for name in kind.networks if name in TEXT_ENCODERS}
     return _complete(folder, parts, stored)
 
 
@@ -234,7 +221,7 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> Pipeline:
 
 def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]]) -> Pipeline:
     """Refuse a model with weights that were not read: diffusers leaves them empty, transformers makes them up."""
-    for name in CLASSES[type(parts)]:
+    for name in kind_of(parts).networks:
         weights = getattr(parts, name).named_parameters()
         known = {_bare(key) for key in stored.get(name, ())}
         if lost := [key for key, value in weights if value.is_meta or (known and _bare(key) not in known)]:

@@ -14,7 +14,6 @@ from types import TracebackType
 from typing import Any, Literal
 
 import torch
-from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Shaped
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -68,7 +67,7 @@ class Mount:
 
     def __init__(
         self,
-        unet: UNet2DConditionModel,
+        unet: Any,
         adapters: Sequence[Mapping[str, LowRank]],
         axis: Axis = "rank",
         device: torch.device | None = None,
@@ -175,7 +174,7 @@ def _swap(undo: ExitStack, owner: nn.Module, name: str, value: Any) -> None:
 
 
 def _stacked(
-    unet: UNet2DConditionModel, adapters: Sequence[Mapping[str, LowRank]], device: torch.device, dtype: torch.dtype
+    unet: Any, adapters: Sequence[Mapping[str, LowRank]], device: torch.device, dtype: torch.dtype
 ) -> dict[str, Stacked]:
     """The stacked adapters of every module that any of them covers, in the network's order."""
     covered = {name for adapter in adapters for name in adapter}

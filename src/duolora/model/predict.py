@@ -7,12 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from diffusers import UNet2DConditionModel
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from duolora.errors import InputError
-from duolora.model.base import Base, PromptEmbeds
+from duolora.model.base import Base, Network, PromptEmbeds
+from duolora.model.flux import STEPS
+from duolora.model.kinds import kind_of_network
 from duolora.model.mount import Mount
 from duolora.model.prompts import refuse_unread
 from duolora.paper.choices import Gate
@@ -23,7 +24,7 @@ GATES: tuple[Gate, ...] = ("base", "content", "style", "merged", "content_masked
 
 
 def predict(
-    unet: UNet2DConditionModel,
+    unet: Network,
     x: Float[Tensor, "batch c h w"],
     t: Int[Tensor, " batch"],
     prompt: PromptEmbeds,
@@ -34,22 +35,17 @@ def predict(
 
     `mixed` is for trained float32 factors in a narrower network: the call runs under autocast then.
     """
-    n = len(x)
-    conditions = {"text_embeds": prompt.pooled.expand(n, -1), "time_ids": time_ids.expand(n, -1)}
+    n, call = len(x), kind_of_network(unet).call
+    conditions = prompt.embeds.expand(n, -1, -1), prompt.pooled.expand(n, -1), time_ids.expand(n, -1)
     with torch.autocast(x.device.type, unet.dtype, enabled=mixed and unet.dtype != torch.float32):
-        y: Tensor = unet(
-            x.to(unet.dtype),
-            t,
-            encoder_hidden_states=prompt.embeds.expand(n, -1, -1),
-            added_cond_kwargs=conditions,
-            return_dict=False,
-        )[0]
-    return y.float()
+        return call(unet, x.to(unet.dtype), t, *conditions).float()
 
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
     """x_t = α_t x_0 + σ_t ε with α² + σ² = 1, and what the network predicts: ε, or v = α ε − σ x_0.
+
+    With flow matching α_t = 1 − t, σ_t = t, and what is predicted is ε − x_0.
 
     Computes in float32 or wider. `alpha` and `sigma` hold one number for each of the T training timesteps.
     """
@@ -57,6 +53,7 @@ class NoiseSchedule:
     alpha: Float[Tensor, " T"]
     sigma: Float[Tensor, " T"]
     velocity: bool
+    flow: bool = False
 
     def _at(self, t: Int[Tensor, " batch"]) -> tuple[Tensor, Tensor]:
         return self.alpha[t][:, None, None, None], self.sigma[t][:, None, None, None]
@@ -71,21 +68,25 @@ class NoiseSchedule:
     def target(
         self, x0: Float[Tensor, "batch c h w"], noise: Float[Tensor, "batch c h w"], t: Int[Tensor, " batch"]
     ) -> Float[Tensor, "batch c h w"]:
-        """The prediction that would be exact: ε, or v = α_t ε − σ_t x_0."""
+        """The prediction that would be exact: ε, or v = α_t ε − σ_t x_0, or ε − x_0."""
+        if self.flow:
+            return noise - x0
         alpha, sigma = self._at(t)
         return alpha * noise - sigma * x0 if self.velocity else noise
 
     def predict_x0(
         self, x_t: Float[Tensor, "batch c h w"], t: Int[Tensor, " batch"], prediction: Float[Tensor, "batch c h w"]
     ) -> Float[Tensor, "batch c h w"]:
-        """x̂_0 = α_t x_t − σ_t v, or (x_t − σ_t ε) / α_t."""
+        """x̂_0 = α_t x_t − σ_t v, or (x_t − σ_t ε) / α_t, or x_t − σ_t (ε − x_0)."""
         alpha, sigma = self._at(t)
+        if self.flow:
+            return x_t - sigma * prediction
         return alpha * x_t - sigma * prediction if self.velocity else (x_t - sigma * prediction) / alpha
 
     def min_snr_weight(self, t: Int[Tensor, " batch"], gamma: float) -> Float[Tensor, " batch"]:
-        """min(SNR, γ) / SNR, or min(SNR, γ) / (SNR + 1) for v, with SNR = α² / σ² (Hang et al., 2023)."""
+        """min(SNR, γ) / SNR, or min(SNR, γ) / (SNR + 1) for v and flow; SNR = α² / σ² (Hang et al., 2023)."""
         snr = (self.alpha[t] / self.sigma[t]) ** 2
-        return snr.clamp(max=gamma) / (snr + 1 if self.velocity else snr)
+        return snr.clamp(max=gamma) / (snr + 1 if self.velocity or self.flow else snr)
 
     def process(self) -> Process:
         """The two conversions that the paper's losses need."""
@@ -112,6 +113,9 @@ def noise_schedule(base: Base) -> NoiseSchedule:
     Raises:
         InputError: the scheduler predicts something else, or predicts noise where no signal is left.
     """
+    if base.kind.flow:
+        sigma = torch.arange(1, STEPS + 1, device=base.device) / STEPS
+        return NoiseSchedule(1 - sigma, sigma, velocity=False, flow=True)
     kind = base.noise_scheduler.config.prediction_type
     if kind not in ("epsilon", "v_prediction"):
         raise InputError(f"{base.name}: scheduler prediction_type is {kind!r}; expected 'epsilon' or 'v_prediction'")
@@ -130,7 +134,7 @@ def noise_schedule(base: Base) -> NoiseSchedule:
 class MountedUNet:
     """Predictions of a UNet with any number of adapters, whatever mixture of prompts and gates a batch has."""
 
-    unet: UNet2DConditionModel
+    unet: Network
     mount: Mount
     prompts: tuple[str, ...]
     embeds: PromptEmbeds

@@ -71,7 +71,7 @@ def draw(
                 callback_on_step_end=after_step,
                 output_type="latent",
             ).images
-            drawn.append(latents)
+            drawn.append(base.kind.unpacked(latents, base.resolution // base.parts.vae_scale_factor))
     return torch.cat([base.decode(latents).cpu() for latents in drawn])
 
 

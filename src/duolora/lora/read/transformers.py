@@ -20,6 +20,8 @@ Factors = dict[str, dict[str, Tensor]]
 """The down and up of each module."""
 _ALIKE = ("lora_te", "text_encoder", "clip_")
 """How names of text encoders begin, in every spelling."""
+_MOST = 5000
+"""Modules of a file that converters are asked about; the largest networks have under 1,500."""
 _UNET = re.compile(r"(?:down|up|input|output)_blocks?[._]\d|mid(?:dle)?_block[._]")
 _PREFIX = re.compile(r"^(?:(?:transformer|diffusion_model|unet|base_model\.model)\.)+")
 _FLAT = re.compile(r"^(?:lora_transformer_|lora_unet_|lycoris_)")
@@ -66,7 +68,7 @@ def transformer_factors(tensors: Mapping[str, Tensor], file: str) -> tuple[Facto
     plain = {_plain(stem): factors for stem, factors in given.items()}
     if len(plain) == len(given) and _fits(plain):
         return plain, ()
-    for name in FAMILIES:
+    for name in FAMILIES if len(given) <= _MOST else ():
         if name not in UNETS and (found := _converted(given, name)) is not None:
             return found, (name,)
     strange = next((stem for stem in given if not fitting({_plain(stem): (0, 0)})), min(given))

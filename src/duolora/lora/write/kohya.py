@@ -48,6 +48,9 @@ def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
 def has_kohya_names(adapter: Adapter) -> bool:
     """Whether it is certain under which of kohya's names programs look for its modules."""
     known = [name for name in adapter.families if FAMILIES[name].kohya]
+    narrow = any(n.endswith(".attn.to_q") and x.d_out not in adapter.family.widths for n, x in adapter.modules.items())
+    if known == ["FLUX.1"] and narrow:  # whose blocks diffusers takes apart at one width only
+        return False
     return len(known) == len(adapter.families) and (len(known) == 1 or set(known) <= set(UNETS))
 
 

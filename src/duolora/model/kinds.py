@@ -1,0 +1,21 @@
+"""The kinds of bases, by the names of their pipelines."""
+
+from typing import Any
+
+from torch import nn
+
+from duolora.model.flux import FLUX
+from duolora.model.kind import Kind
+from duolora.model.unets import SD15, SDXL
+
+KINDS: dict[str, Kind] = {kind.pipeline.__name__: kind for kind in (SDXL, SD15, FLUX)}
+
+
+def kind_of(parts: Any) -> Kind:
+    """The kind of a pipeline."""
+    return KINDS[type(parts).__name__]
+
+
+def kind_of_network(network: nn.Module) -> Kind:
+    """The kind of a denoising network; the first where several have it."""
+    return next(kind for kind in KINDS.values() if kind.networks[kind.network] == type(network).__name__)
