@@ -10,16 +10,16 @@ from pathlib import Path
 from PIL import Image
 
 import duolora
-from duolora.atelier.pairs import pictures, sample_pair
+from duolora.atelier.pairs import rendered, sample_pair
 
 
 def main(out: Path, steps: int = 400) -> list[Path]:
     """Train (for some steps, the masks for 100 at most), merge and generate in the folder `out`; returns the images."""
     pair = sample_pair(1)
     (out / "subject").mkdir(parents=True, exist_ok=True)
-    for number, pixels in enumerate(pictures(pair.content_scenes())):
+    for number, pixels in enumerate(rendered(pair.content_scenes())):
         Image.fromarray(pixels).save(out / "subject" / f"{number}.png")
-    Image.fromarray(pictures([pair.style_scene()])[0]).save(out / "style.png")
+    Image.fromarray(rendered([pair.style_scene()])[0]).save(out / "style.png")
 
     for kind, images, prompt in (
         ("content", out / "subject", pair.content_prompt),

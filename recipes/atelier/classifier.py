@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from duolora.atelier.classifier import ANSWERS, Classifier
-from duolora.atelier.data import as_input, judged_picture
+from duolora.atelier.data import as_input, classifier_image
 from recipes.atelier.muon import Muon
 
 
@@ -50,7 +50,7 @@ def main(
     step, right = 0, torch.zeros(4, 2)
     while (done := (time.time() - started) / (60 * minutes)) < 1:
         first = seed * 1_000_000_000 + int(started) % 1_000_000 * 1000 + step * batch
-        made = [judged_picture(first + k) for k in range(batch)]
+        made = [classifier_image(first + k) for k in range(batch)]
         images, truth = (
             as_input(np.stack([pixels for pixels, _ in made])),
             torch.tensor([t for _, t in made]).to(device),

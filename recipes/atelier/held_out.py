@@ -1,16 +1,16 @@
-"""Choose the held-out looks: `python -m recipes.atelier.held_out` prints the seeds that `looks.py` keeps.
+"""Choose the held-out styles: `python -m recipes.atelier.held_out` prints the seeds that `styles.py` keeps.
 
 Members of the family are taken in the order of their seeds, but for those in which an object is hard to see, and those
-that are near a look that is taken already or that has a name. So they are drawn at random, and can be told apart.
+that are near a style that is taken already or that has a name. So they are sampled at random, and can be told apart.
 """
 
 import numpy as np
 from numpy.typing import NDArray
 
 from duolora.atelier.family import improvised
-from duolora.atelier.looks import NAMED_LOOKS
-from duolora.atelier.paint import Look
+from duolora.atelier.paint import Style
 from duolora.atelier.scene import paint, single
+from duolora.atelier.styles import NAMED_STYLES
 
 COUNT, VISIBLE, APART = 36, 0.22, 0.2
 PROBES = [
@@ -21,18 +21,18 @@ PROBES = [
 ]
 
 
-def images(look: Look) -> NDArray[np.float32]:
-    """The probes in a look, (6, 32, 32, 3)."""
-    return np.stack([np.clip(look(paint(scene)), 0, 1) for scene in PROBES])
+def images(style: Style) -> NDArray[np.float32]:
+    """The probes in a style, (6, 32, 32, 3)."""
+    return np.stack([np.clip(style(paint(scene)), 0, 1) for scene in PROBES])
 
 
-def visibility(look: Look) -> float:
+def visibility(style: Style) -> float:
     """How much an object differs from what is behind it, in all and at its border; the least over the probes."""
     found = []
     for scene in PROBES:
         p = paint(scene)
-        image = np.clip(look(p), 0, 1)
-        whole = np.abs(image[p.thing].mean(0) - image[~p.thing].mean(0)).mean()
+        image = np.clip(style(p), 0, 1)
+        whole = np.abs(image[p.objects].mean(0) - image[~p.objects].mean(0)).mean()
         border = np.abs(image[p.outline].mean(0) - image[p.rim].mean(0)).mean()
         found.append(float(whole + border) / 2)
     return min(found)
@@ -40,11 +40,11 @@ def visibility(look: Look) -> float:
 
 def main() -> None:
     """Print the seeds."""
-    taken = [images(look) for look in NAMED_LOOKS.values()]
+    taken = [images(style) for style in NAMED_STYLES.values()]
     seeds: list[int] = []
     for seed in range(10_000):
-        look, found = improvised(seed), images(improvised(seed))
-        if visibility(look) > VISIBLE and all(np.abs(found - other).mean() > APART for other in taken):
+        style, found = improvised(seed), images(improvised(seed))
+        if visibility(style) > VISIBLE and all(np.abs(found - other).mean() > APART for other in taken):
             taken.append(found)
             seeds.append(seed)
         if len(seeds) == COUNT:

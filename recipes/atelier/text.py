@@ -2,7 +2,7 @@
 
 SDXL's text encoders come trained on images and their captions. Atelier's are trained on captions and the scenes behind
 them: an attention over the tokens' states, as a UNet has it, and the pooled vector must tell the object, colour and
-pattern at every place, the named look and every word that was said. An untrained encoder leaves the words of one
+pattern at every place, the named style and every word that was said. An untrained encoder leaves the words of one
 caption so alike that a UNet draws blobs for a hundred thousand images before it tells one object from another.
 """
 
@@ -22,10 +22,10 @@ from transformers import CLIPTokenizer
 
 from duolora.atelier.architecture import TEXT_WIDTH, new_text_encoders, save_tokenizer
 from duolora.atelier.data import base_scene, vocabulary
-from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.paint import COLOURS
 from duolora.atelier.scene import PATTERNS, PLACES
+from duolora.atelier.styles import BASE_STYLES
 
 SLOTS = [(number, place) for number in PLACES for place in range(len(PLACES[number]))]
 """Every place of every number of objects."""
@@ -56,17 +56,17 @@ class Reader(nn.Module):
         self.queries = nn.Parameter(torch.randn(len(SLOTS) + 1, width) * width**-0.5)
         self.keys, self.values = nn.Linear(width, width), nn.Linear(width, width)
         self.places = nn.Linear(width, sum(ANSWERS))
-        self.look = nn.Linear(width, len(BASE_LOOKS) + 1)
+        self.style = nn.Linear(width, len(BASE_STYLES) + 1)
         self.pooled_places = nn.Linear(TEXT_WIDTH, sum(ANSWERS))
-        self.pooled_look = nn.Linear(TEXT_WIDTH, len(BASE_LOOKS) + 1)
+        self.pooled_style = nn.Linear(TEXT_WIDTH, len(BASE_STYLES) + 1)
         self.pooled_words = nn.Linear(TEXT_WIDTH, words)
 
     def forward(self, states: Tensor, pooled: Tensor, truth: "Truth") -> Tensor:
         """The sum of all questions' cross entropies, from the tokens' states and from the pooled vector."""
         weights = (self.queries @ self.keys(states).mT * states.shape[-1] ** -0.5).softmax(-1)
         read = weights @ self.values(states)
-        loss = F.cross_entropy(self.look(read[:, -1]), truth.look)
-        loss += F.cross_entropy(self.pooled_look(pooled), truth.look)
+        loss = F.cross_entropy(self.style(read[:, -1]), truth.style)
+        loss += F.cross_entropy(self.pooled_style(pooled), truth.style)
         for answers, right in zip(self.places(read[:, :-1]).split(ANSWERS, -1), truth.places.unbind(-1), strict=True):
             loss += F.cross_entropy(answers.flatten(0, 1), right.flatten(), ignore_index=-100)
         alone = truth.places[:, 0]
@@ -82,16 +82,16 @@ class Truth:
     def __init__(self, seeds: range, words: dict[str, int]) -> None:
         self.texts: list[str] = []
         self.places = torch.full((len(seeds), len(SLOTS), 3), -100)
-        self.look = torch.zeros(len(seeds), dtype=torch.long)
+        self.style = torch.zeros(len(seeds), dtype=torch.long)
         self.words = torch.zeros(len(seeds), len(words))
         for n, seed in enumerate(seeds):
             scene, improvised, text = base_scene(np.random.default_rng((9, seed)), bool(seed % 2))
             self.texts.append(text)
-            self.look[n] = len(BASE_LOOKS) if improvised else BASE_LOOKS.index(scene.look)
-            for place, thing in enumerate(scene.things):
-                kind = BASE_OBJECTS.index(thing.kind) if thing.kind in BASE_OBJECTS else len(BASE_OBJECTS)
-                answer = (kind, tuple(COLOURS).index(thing.colour), PATTERNS.index(thing.pattern))
-                self.places[n, SLOTS.index((len(scene.things), place))] = torch.tensor(answer)
+            self.style[n] = len(BASE_STYLES) if improvised else BASE_STYLES.index(scene.style)
+            for place, item in enumerate(scene.objects):
+                kind = BASE_OBJECTS.index(item.kind) if item.kind in BASE_OBJECTS else len(BASE_OBJECTS)
+                answer = (kind, tuple(COLOURS).index(item.colour), PATTERNS.index(item.pattern))
+                self.places[n, SLOTS.index((len(scene.objects), place))] = torch.tensor(answer)
             for word in text.replace(",", " ").split():
                 if word in words:
                     self.words[n, words[word]] = 1

@@ -20,7 +20,7 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 
 from duolora.atelier.architecture import new_vae
-from duolora.atelier.data import as_input, vae_picture
+from duolora.atelier.data import as_input, vae_image
 from recipes.atelier import latents
 
 LOG_VARIANCE = -12.0
@@ -88,7 +88,7 @@ def main(
     step = 0
     while (done := (time.time() - started) / (60 * minutes)) < 1:
         first = seed * 100_000_000 + int(started) % 100_000 * 1000 + step * batch
-        images = as_input(np.stack([vae_picture(first + k)[0] for k in range(batch)])).to(device)
+        images = as_input(np.stack([vae_image(first + k)[0] for k in range(batch)])).to(device)
         loss = decoder_loss(vae, images, torch.Generator().manual_seed(first))
         optimiser.param_groups[0]["lr"] = lr * min(1, (step + 1) / 100) * min(1, max(0.01, 1.6 * (1 - done)))
         loss.backward()

@@ -1,7 +1,9 @@
-"""Text and JSON that other programs wrote: with or without a byte order mark, of bounded size and depth."""
+"""Text files: read as other programs write them, of bounded size and depth; written whole or not at all."""
 
 import json
 import os
+import secrets
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -78,3 +80,25 @@ def _depth(value: Any) -> int:
         depth += 1
         level = [part for each in level for part in (each.values() if isinstance(each, dict) else each)]
     return depth
+
+
+def write_whole(path: Path, data: str | bytes) -> Path:
+    """Write a file, and its folder if need be; until it is whole, what was there before stays."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        draft.write_bytes(data.encode() if isinstance(data, str) else data)
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, value: object) -> Path:
+    """Write a value as JSON (see `write_whole`); what JSON has no words for is written as text."""
+    return write_whole(path, json.dumps(value, indent=1, default=str) + "\n")
+
+
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table."""
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))

@@ -1,8 +1,7 @@
-"""The demo's table and picture say what was measured."""
+"""The demo's table and image say what was measured."""
 
 from contextlib import nullcontext
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -10,17 +9,17 @@ import torch
 from PIL import ImageDraw
 
 from duolora.api import demo as module
-from duolora.api.demo import Job, _row, comparison, demo, spent, table
-from duolora.atelier.classifier import Verdict
-from duolora.atelier.pairs import Pair
+from duolora.api.demo import Job, comparison, demo, spent, table
+from duolora.atelier.classifier import Predictions
+from duolora.atelier.pairs import Pair, truth
 from duolora.bench.cells.pairs import suite
 from duolora.errors import InputError
 from duolora.merging.options import METHODS
 
 PAIR = Pair("teapot", "red", "plain", "outline", "house")
-VERDICT = Verdict(
+SEEN = Predictions(
     object=["teapot", "teapot", "house", "cat"],
-    look=["outline", "flat", "outline", "flat"],
+    style=["outline", "flat", "outline", "flat"],
     colour=["red", "red", "red", "blue"],
     pattern=["plain", "dotted", "plain", "plain"],
 )
@@ -31,21 +30,19 @@ def test_nobody_chose_its_pair():
 
 
 def test_shares_are_counted():
-    row = _row(Job("naive", PAIR.merged_prompt, Path("x")), VERDICT, PAIR)
-    assert (row.object, row.look, row.both, row.leak) == (0.5, 0.5, 0.25, 0.25)
-    assert (row.colour, row.pattern) == (0.75, 0.75)
+    shares = {"object": 0.5, "style": 0.5, "both": 0.25, "colour": 0.75, "pattern": 0.75, "leak": 0.25}
+    assert truth(SEEN, PAIR) == shares
 
 
-def test_colour_is_not_judged_where_the_look_hides_it():
+def test_colour_is_not_classified_where_the_style_hides_it():
     hidden = Pair("teapot", "red", "plain", "sepia", "house")
-    row = _row(Job("naive", ""), VERDICT, hidden)
-    assert row.colour is None
-    assert row.pattern is None
-    assert "–" in table([row], hidden)
+    shares = truth(SEEN, hidden)
+    assert shares["colour"] is shares["pattern"] is None
+    assert "–" in table({Job("naive", ""): shares}, hidden)
 
 
 def test_table_has_a_line_for_each_row():
-    rows = [_row(Job(n, "", masks=1234, kilobytes=5.0), VERDICT, PAIR) for n in ("naive", "duolora")]
+    rows = {Job(n, "", masks=1234, kilobytes=5.0): truth(SEEN, PAIR) for n in ("naive", "duolora")}
     text = table(rows, PAIR)
     assert "| naive | 0.50 | 0.50 | 0.25 |" in text
     assert "1,234" in text
@@ -53,13 +50,20 @@ def test_table_has_a_line_for_each_row():
 
 
 def test_time_is_listed_by_stage():
-    stages = {"load": 1.2, "train content": 30.0, "merge naive": 1.0, "merge duolora": 9.0, "draw": 5.0, "total": 47.0}
-    assert spent(stages) == "47 s (load 1, train content 30, draw 5, merge 10)"
+    stages = {
+        "load": 1.2,
+        "train content": 30.0,
+        "merge naive": 1.0,
+        "merge duolora": 9.0,
+        "generate": 5.0,
+        "total": 47.0,
+    }
+    assert spent(stages) == "47 s (load 1, train content 30, generate 5, merge 10)"
 
 
 def test_comparison_grows_with_methods():
-    drawn = {Job(name, PAIR.merged_prompt): torch.zeros(3, 3, 32, 32) for name in ("a", "b", "c")}
-    assert comparison(PAIR, drawn).height > comparison(PAIR, dict(list(drawn.items())[:1])).height
+    generated = {Job(name, PAIR.merged_prompt): torch.zeros(3, 3, 32, 32) for name in ("a", "b", "c")}
+    assert comparison(PAIR, generated).height > comparison(PAIR, dict(list(generated.items())[:1])).height
 
 
 def test_a_row_with_another_prompt_says_so(monkeypatch):
@@ -74,8 +78,8 @@ def test_a_row_with_another_prompt_says_so(monkeypatch):
     assert written == ["references", heading, "base", "content LoRA", f"prompt: “{PAIR.content_prompt}”", "naive"]
 
 
-def told(monkeypatch, base, tmp_path, seed):
-    """What the demo asks of training, merging and drawing; nothing is run."""
+def asked_of(monkeypatch, base, tmp_path, seed):
+    """What the demo asks of training, merging and generating; nothing is run."""
     asked = {"train": [], "merge": [], "draw": []}
 
     def train(images, prompt, out, base, options, progress):
@@ -98,8 +102,8 @@ def told(monkeypatch, base, tmp_path, seed):
     return asked
 
 
-def test_the_seed_reaches_training_merging_and_drawing(monkeypatch, base, tmp_path):
-    first, second = (told(monkeypatch, base, tmp_path, seed) for seed in (0, 5))
+def test_the_seed_reaches_training_merging_and_generating(monkeypatch, base, tmp_path):
+    first, second = (asked_of(monkeypatch, base, tmp_path, seed) for seed in (0, 5))
     assert (first["train"], second["train"]) == ([0, 0], [5, 5])
     assert [seed for _, _, seed in second["merge"]] == [5] * len(module.SHOWN)
     assert [(method, options) for method, options, _ in second["merge"]] == [
@@ -108,7 +112,7 @@ def test_the_seed_reaches_training_merging_and_drawing(monkeypatch, base, tmp_pa
     assert all(a != b for a, b in zip(first["draw"], second["draw"], strict=True))
 
 
-@pytest.mark.parametrize("taken", [".", "merged", "pictures", "references", "style.safetensors"])
+@pytest.mark.parametrize("taken", [".", "merged", "images", "references", "style.safetensors"])
 def test_places_are_checked_before_anything_is_made(monkeypatch, tmp_path, taken):
     monkeypatch.setattr(module, "opened", lambda _: pytest.fail("the base was loaded"))
     out = tmp_path / "out"

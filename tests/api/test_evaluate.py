@@ -14,7 +14,7 @@ from duolora.cli.app import app
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoders import load_embedder
-from duolora.metrics.similarity import all_pairs_mean, matched_mean
+from duolora.metrics.similarity import all_pairs_mean, matched
 from duolora.model.image_files import picture_files, read_image
 from patterns import pattern
 
@@ -56,7 +56,7 @@ def test_one_prompt_for_each_picture(pictures, clip):
     prompts, checkpoints = ["a red cat", "house", "a cat"], {"clip": clip}
     done = evaluate(pictures, prompt=prompts, metrics=["clip-t"], checkpoints=checkpoints, device="cpu", cache=False)
     read = load_embedder("clip", clip, "cpu")
-    assert done["clip-t"] == pytest.approx(matched_mean(read(images(pictures)), read(prompts)), abs=1e-5)
+    assert done["clip-t"] == pytest.approx(float(matched(read(images(pictures)), read(prompts)).mean()), abs=1e-5)
     with pytest.raises(InputError, match="one for each of the 3 images, got 2"):
         evaluate(pictures, prompt=prompts[:2], metrics="clip-t", checkpoints=checkpoints, device="cpu", cache=False)
 

@@ -1,4 +1,4 @@
-"""The family of looks: reproducible, no two alike, described truly, and the held-out members not among the named."""
+"""The family of styles: reproducible, no two alike, described truly, and the held-out members not among the named."""
 
 from dataclasses import replace
 
@@ -6,21 +6,21 @@ import numpy as np
 import pytest
 
 from duolora.atelier.captions import improvised_caption
-from duolora.atelier.data import base_picture
+from duolora.atelier.data import base_image
 from duolora.atelier.family import PAINTS, improvise, improvised
-from duolora.atelier.looks import BASE_LOOKS, HELD_OUT_LOOKS, HELD_OUT_SEEDS, LOOKS
 from duolora.atelier.scene import paint, render, sample_scene, single
+from duolora.atelier.styles import BASE_STYLES, HELD_OUT_SEEDS, HELD_OUT_STYLES, STYLES
 from recipes.atelier.held_out import APART, images
 
 
-def look_of(seed):
+def style_of(seed):
     return improvise(np.random.default_rng(seed))
 
 
-def test_a_seed_is_a_look_and_looks_differ():
+def test_a_seed_is_a_style_and_styles_differ():
     house = single("house", "flat", 1)
-    rendered = [render(house, look_of(seed)) for seed in range(40)]
-    assert np.array_equal(rendered[7], render(house, look_of(7)))
+    rendered = [render(house, style_of(seed)) for seed in range(40)]
+    assert np.array_equal(rendered[7], render(house, style_of(7)))
     assert len({p.tobytes() for p in rendered}) >= 39
     plain = render(house).astype(float)
     assert np.mean([np.abs(p.astype(float) - plain).mean() > 8 for p in rendered]) > 0.85
@@ -33,83 +33,83 @@ def described(image):
     return np.concatenate(parts)
 
 
-def test_one_look_is_one_look_on_every_object():
-    """A house in a look resembles a fish in that look more than one in another; by chance in 1 of 30."""
+def test_one_style_is_one_style_on_every_object():
+    """A house in a style resembles a fish in that style more than one in another; by chance in 1 of 30."""
     house, fish = (single(k, "flat", 1, colour="red", pattern="plain") for k in ("house", "fish"))
-    on_house, on_fish = (np.stack([described(render(s, look_of(k))) for k in range(30)]) for s in (house, fish))
+    on_house, on_fish = (np.stack([described(render(s, style_of(k))) for k in range(30)]) for s in (house, fish))
     distance = np.abs(on_house[:, None] - on_fish[None]).sum(-1)
     assert np.mean(distance.argmin(1) == np.arange(30)) > 0.6
 
 
-def test_most_looks_leave_enough_of_the_object():
-    """A house and a fish in one look are different images."""
+def test_most_styles_leave_enough_of_the_object():
+    """A house and a fish in one style are different images."""
     house, fish = single("house", "flat", 1), single("fish", "flat", 1)
     apart = [
-        np.abs(render(house, look_of(k)).astype(float) - render(fish, look_of(k)).astype(float)).mean() > 3
+        np.abs(render(house, style_of(k)).astype(float) - render(fish, style_of(k)).astype(float)).mean() > 3
         for k in range(60)
     ]
     assert np.mean(apart) > 0.9
 
 
 def test_words_name_what_the_steps_do():
-    looks = [look_of(seed) for seed in range(400)]
-    for look in looks:
-        assert len(look.words) == len(look.steps)
-        assert all(look.words)
-    framed = [look for look in looks if look.words[-1].endswith("frame")]
+    styles = [style_of(seed) for seed in range(400)]
+    for style in styles:
+        assert len(style.words) == len(style.steps)
+        assert all(style.words)
+    framed = [style for style in styles if style.words[-1].endswith("frame")]
     assert framed
-    for look in framed:
-        colour = np.array(PAINTS[look.words[-1].split()[1]]) * 255
-        assert np.abs(render(single("key", "flat", 1), look)[0, 5] - colour).max() < 45
+    for style in framed:
+        colour = np.array(PAINTS[style.words[-1].split()[1]]) * 255
+        assert np.abs(render(single("key", "flat", 1), style)[0, 5] - colour).max() < 45
 
 
-def test_what_a_look_keeps_is_to_be_seen():
-    """Looks that keep colours render a red and a blue star differently; those that go by tone alone hardly do."""
+def test_what_a_style_keeps_is_to_be_seen():
+    """Styles that keep colours render a red and a blue star differently; those that go by tone alone hardly do."""
     red, blue = (single("star", "flat", 1, colour=c, pattern="plain") for c in ("red", "blue"))
     kept, lost = [], []
     for seed in range(120):
-        look = look_of(seed)
-        change = np.abs(render(red, look).astype(float) - render(blue, look).astype(float)).mean()
-        (kept if look.keeps_colour else lost).append(change)
+        style = style_of(seed)
+        change = np.abs(render(red, style).astype(float) - render(blue, style).astype(float)).mean()
+        (kept if style.keeps_colour else lost).append(change)
     assert np.mean(kept) > 4 * np.mean(lost)
 
 
-def test_captions_say_the_look_by_a_word_or_by_its_features():
+def test_captions_say_the_style_by_a_word_or_by_its_features():
     texts = []
     for seed in range(300):
         rng = np.random.default_rng(seed)
-        scene, look = sample_scene(rng), improvise(rng)
-        text = improvised_caption(scene, look.words, rng)
-        assert "style" in text or any(word in text for word in look.words)
+        scene, style = sample_scene(rng), improvise(rng)
+        text = improvised_caption(scene, style.words, rng)
+        assert "style" in text or any(word in text for word in style.words)
         texts.append(text)
     assert 0.4 < np.mean(["style" in t for t in texts]) < 0.95
     assert any("style" in t and "with" in t for t in texts)
 
 
-def test_base_images_are_half_improvised_and_name_no_look_that_is_held_out():
-    texts = [base_picture(seed)[1] for seed in range(200)]
-    assert not any(name in text for name in HELD_OUT_LOOKS for text in texts)
-    named = [any(f"{k} style" in t or f"of {k}" in t or f"{k} picture" in t for k in BASE_LOOKS) for t in texts]
-    assert sum(named[1::2]) <= 2  # a meaningless word may be a look's name by chance
+def test_base_images_are_half_improvised_and_name_no_style_that_is_held_out():
+    texts = [base_image(seed)[1] for seed in range(200)]
+    assert not any(name in text for name in HELD_OUT_STYLES for text in texts)
+    named = [any(f"{k} style" in t or f"of {k}" in t or f"{k} picture" in t for k in BASE_STYLES) for t in texts]
+    assert sum(named[1::2]) <= 2  # a meaningless word may be a style's name by chance
     assert sum(named[::2]) > 60
 
 
-def test_held_out_looks_can_be_told_apart():
-    rendered = [images(look) for look in LOOKS.values()]
-    for k, name in enumerate(LOOKS):
-        if name in HELD_OUT_LOOKS:
+def test_held_out_styles_can_be_told_apart():
+    rendered = [images(style) for style in STYLES.values()]
+    for k, name in enumerate(STYLES):
+        if name in HELD_OUT_STYLES:
             assert min(np.abs(rendered[k] - other).mean() for other in rendered[:k]) > APART
 
 
-def test_held_out_looks_are_members_of_the_family():
+def test_held_out_styles_are_members_of_the_family():
     scene = single("cat", "flat", 3)
     for name, seed in HELD_OUT_SEEDS.items():
-        assert np.array_equal(render(replace(scene, look=name)), render(scene, improvised(seed)))
+        assert np.array_equal(render(replace(scene, style=name)), render(scene, improvised(seed)))
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_values_stay_in_range_before_bytes(seed):
-    image = look_of(seed)(paint(single("cat", "flat", seed)))
+    image = style_of(seed)(paint(single("cat", "flat", seed)))
     assert image.shape == (32, 32, 3)
     assert np.isfinite(image).all()
     assert image.min() > -0.5

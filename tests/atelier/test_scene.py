@@ -1,4 +1,4 @@
-"""The renderer: reproducible, varied, held-out objects and looks held out, captions true."""
+"""The renderer: reproducible, varied, held-out objects and styles held out, captions true."""
 
 import re
 
@@ -8,8 +8,7 @@ import pytest
 from duolora.atelier.abstract import abstract
 from duolora.atelier.captions import caption, describe, plain_caption, with_stray_word
 from duolora.atelier.classifier import ANSWERS
-from duolora.atelier.data import base_picture, base_poses, judged_picture, vae_picture
-from duolora.atelier.looks import BASE_LOOKS, HELD_OUT_LOOKS, KEEP_COLOUR, KEEP_PATTERN, LOOKS
+from duolora.atelier.data import base_image, base_poses, classifier_image, vae_image
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS, OBJECTS
 from duolora.atelier.pairs import Pair, sample_pair
 from duolora.atelier.scene import (
@@ -25,18 +24,19 @@ from duolora.atelier.scene import (
     sprite,
     window,
 )
+from duolora.atelier.styles import BASE_STYLES, HELD_OUT_STYLES, KEEP_COLOUR, KEEP_PATTERN, STYLES
 
 
 def test_the_world_is_large_enough():
     assert len(BASE_OBJECTS) >= 24
-    assert len(BASE_LOOKS) >= 16
+    assert len(BASE_STYLES) >= 16
     assert len(HELD_OUT_OBJECTS) >= 4
-    assert len(HELD_OUT_LOOKS) >= 36
+    assert len(HELD_OUT_STYLES) >= 36
     assert not set(BASE_OBJECTS) & set(HELD_OUT_OBJECTS)
-    assert set(KEEP_COLOUR) | set(KEEP_PATTERN) <= set(LOOKS)
+    assert set(KEEP_COLOUR) | set(KEEP_PATTERN) <= set(STYLES)
 
 
-@pytest.mark.parametrize("make", [base_picture, vae_picture, judged_picture])
+@pytest.mark.parametrize("make", [base_image, vae_image, classifier_image])
 def test_a_seed_is_an_image(make):
     for seed in (4, 5):
         first, second = make(seed), make(seed)
@@ -50,26 +50,26 @@ def test_a_seed_is_an_image(make):
 def test_base_never_sees_what_is_held_out():
     for seed in range(400):
         scene = sample_scene(np.random.default_rng(seed))
-        assert scene.look in BASE_LOOKS
-        assert all(thing.kind in BASE_OBJECTS for thing in scene.things)
+        assert scene.style in BASE_STYLES
+        assert all(item.kind in BASE_OBJECTS for item in scene.objects)
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_each_look_changes_the_image_and_keeps_the_object(look):
+@pytest.mark.parametrize("style", STYLES)
+def test_each_style_changes_the_image_and_keeps_the_object(style):
     plain = render(single("house", "flat", 1)).astype(float)
-    drawn = render(single("house", look, 1)).astype(float)
-    assert look == "flat" or np.abs(drawn - plain).mean() > 8
-    other = render(single("fish", look, 1)).astype(float)
-    assert np.abs(drawn - other).mean() > 3
+    shown = render(single("house", style, 1)).astype(float)
+    assert style == "flat" or np.abs(shown - plain).mean() > 8
+    other = render(single("fish", style, 1)).astype(float)
+    assert np.abs(shown - other).mean() > 3
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_no_texture_repeats_within_a_cell(look):
+@pytest.mark.parametrize("style", STYLES)
+def test_no_texture_repeats_within_a_cell(style):
     """The VAE's cells are 2×2 pixels: a texture of period 2 makes them all alike, and no decoder can tell its phase.
 
     A texture would show as rows and columns that equal those two further on but not the next.
     """
-    image = render(single("star", look, 2, x=16, y=16, size=20)).astype(int)
+    image = render(single("star", style, 2, x=16, y=16, size=20)).astype(int)
     corner = image[2:8, 2:8]
     for axis in (0, 1):
         flat = np.moveaxis(corner, axis, 0)
@@ -94,10 +94,10 @@ def test_sprites_differ_and_mirror():
 def test_objects_stand_on_even_pixels_inside_the_image():
     for seed in range(300):
         scene = sample_scene(np.random.default_rng(seed), numbers=(0.5, 0.3, 0.0, 0.2))
-        for thing in scene.things:
-            for at in (thing.x - thing.size // 2, thing.y - thing.size // 2):
-                assert len(scene.things) > 1 or at % 2 == 0
-                assert 0 <= at <= SIZE - thing.size
+        for item in scene.objects:
+            for at in (item.x - item.size // 2, item.y - item.size // 2):
+                assert len(scene.objects) > 1 or at % 2 == 0
+                assert 0 <= at <= SIZE - item.size
 
 
 def test_a_window_is_about_its_place():
@@ -122,21 +122,21 @@ def test_poses_keep_what_the_caption_says():
         other = posed(scene, np.random.default_rng(seed + 1))
         assert caption(scene, np.random.default_rng(2)) == caption(other, np.random.default_rng(2))
     images, _ = base_poses(10, 6)
-    assert np.array_equal(images[0], base_picture(10)[0])
+    assert np.array_equal(images[0], base_image(10)[0])
     assert len({image.tobytes() for image in images}) > 1
 
 
-def test_captions_say_what_is_drawn_and_nothing_else():
+def test_captions_say_what_is_shown_and_nothing_else():
     for seed in range(400):
         rng = np.random.default_rng(seed)
         scene = sample_scene(rng)
         words = set(re.findall(r"[a-z]+", caption(scene, rng)))
-        assert words & set(OBJECTS) <= {t.kind for t in scene.things}
-        assert words & set(COLOURS) <= {t.colour for t in scene.things}
-        assert words & set(PATTERNS) - {"plain"} <= {t.pattern for t in scene.things}
-        named = {look for look in BASE_LOOKS if set(re.findall(r"[a-z]+", look)) <= words}
-        assert named <= {scene.look}
-        assert len(scene.things) == 1 or any(place.split()[-1] in words for place, _, _ in PLACES[len(scene.things)])
+        assert words & set(OBJECTS) <= {t.kind for t in scene.objects}
+        assert words & set(COLOURS) <= {t.colour for t in scene.objects}
+        assert words & set(PATTERNS) - {"plain"} <= {t.pattern for t in scene.objects}
+        named = {style for style in BASE_STYLES if set(re.findall(r"[a-z]+", style)) <= words}
+        assert named <= {scene.style}
+        assert len(scene.objects) == 1 or any(place.split()[-1] in words for place, _, _ in PLACES[len(scene.objects)])
         told = [s for s in SETTINGS if s and s in caption(scene, rng)]
         assert set(told) <= {scene.setting}
 
@@ -144,10 +144,10 @@ def test_captions_say_what_is_drawn_and_nothing_else():
 def test_captions_vary():
     scene = single("cat", "sepia", 1)
     assert len({caption(scene, np.random.default_rng(k)) for k in range(60)}) > 15
-    assert len({describe(scene.things[0], np.random.default_rng(k)) for k in range(60)}) >= 3
+    assert len({describe(scene.objects[0], np.random.default_rng(k)) for k in range(60)}) >= 3
 
 
-def test_objects_without_a_name_are_things():
+def test_objects_without_a_name_are_called_things():
     for seed in range(40):
         scene = single(f"thing-{seed}", "flat", seed)
         assert "thing" in caption(scene, np.random.default_rng(seed)).replace("thing-", "")
@@ -165,39 +165,39 @@ def test_plain_caption_and_stray_word():
 
 
 def test_numbers_of_objects():
-    counts = [len(sample_scene(np.random.default_rng(seed)).things) for seed in range(600)]
+    counts = [len(sample_scene(np.random.default_rng(seed)).objects) for seed in range(600)]
     assert set(counts) == {1, 2, 3, 4}
 
 
-def test_judged_truth_is_in_range_and_hides_what_looks_hide():
-    truths = np.array([judged_picture(seed)[1] for seed in range(300)])
+def test_the_truth_is_in_range_and_hides_what_styles_hide():
+    truths = np.array([classifier_image(seed)[1] for seed in range(300)])
     for column, words in enumerate(ANSWERS.values()):
         assert truths[:, column].max() < len(words)
     assert (truths[:, :2] >= 0).all()
     assert (truths[:, 0] == len(ANSWERS["object"]) - 1).any()
-    assert (truths[:, 1] == len(ANSWERS["look"]) - 1).any()
+    assert (truths[:, 1] == len(ANSWERS["style"]) - 1).any()
     assert (truths[:, 2] == -100).any()
 
 
-def test_pairs_have_a_known_kind_a_held_out_look_and_another_kind_in_the_style_image():
+def test_pairs_have_a_known_kind_a_held_out_style_and_another_kind_in_the_style_image():
     for seed in range(50):
         pair = sample_pair(seed)
         assert pair == sample_pair(seed)
         assert pair.kind in BASE_OBJECTS
-        assert pair.look in HELD_OUT_LOOKS
-        assert pair.style_scene().things[0].kind == pair.shown != pair.kind
+        assert pair.style in HELD_OUT_STYLES
+        assert pair.style_scene().objects[0].kind == pair.shown != pair.kind
         scenes = pair.content_scenes()
-        assert {(s.things[0].kind, s.things[0].colour, s.things[0].pattern, s.look) for s in scenes} == {
+        assert {(s.objects[0].kind, s.objects[0].colour, s.objects[0].pattern, s.style) for s in scenes} == {
             (pair.kind, pair.colour, pair.pattern, "flat")
         }
         assert len({render(s).tobytes() for s in scenes}) == len(scenes)
 
 
-def test_prompts_name_neither_the_object_nor_the_look():
-    pair = Pair("teapot", "red", "plain", HELD_OUT_LOOKS[0], "house")
+def test_prompts_name_neither_the_object_nor_the_style():
+    pair = Pair("teapot", "red", "plain", HELD_OUT_STYLES[0], "house")
     for prompt in (pair.content_prompt, pair.style_prompt, pair.merged_prompt):
         assert "teapot" not in prompt
-        assert HELD_OUT_LOOKS[0] not in prompt
+        assert HELD_OUT_STYLES[0] not in prompt
 
 
 def test_abstract_images_vary():

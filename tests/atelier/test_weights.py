@@ -1,4 +1,4 @@
-"""What ships inside: a pipeline that plain diffusers loads, and judges that can be trusted on what they judge."""
+"""What ships inside: a pipeline that plain diffusers loads, and a classifier that can be trusted."""
 
 import json
 from importlib.resources import files
@@ -10,11 +10,11 @@ import torch
 from diffusers import StableDiffusionXLPipeline
 
 from duolora.atelier.captions import plain_caption
-from duolora.atelier.classifier import judge, load_classifier
+from duolora.atelier.classifier import classify, load_classifier
 from duolora.atelier.data import as_input
-from duolora.atelier.looks import BASE_LOOKS
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.scene import render
+from duolora.atelier.styles import BASE_STYLES
 from duolora.model.base import load_base
 from duolora.model.sample import draw
 from duolora.provenance import file_hash
@@ -24,7 +24,7 @@ WEIGHTS = Path(str(files("duolora.atelier").joinpath("weights")))
 
 
 @pytest.fixture(scope="module")
-def judges():
+def classifier():
     return load_classifier()
 
 
@@ -34,15 +34,15 @@ def base():
 
 
 MEASURED = {
-    "base objects, base looks": ((1.00, 0.99, 1.00, 1.00), (1.00, 0.99, 1.00, 1.00), 0.0192),
-    "held-out objects, base looks": ((1.00, 1.00, 1.00, 1.00), (1.00, 1.00, 1.00, 1.00), 0.0203),
-    "base objects, held-out looks": ((1.00, 1.00, 1.00, 0.95), (1.00, 1.00, 1.00, 0.95), 0.0265),
-    "held-out objects, held-out looks": ((1.00, 1.00, 1.00, 1.00), (1.00, 1.00, 1.00, 0.95), 0.0281),
+    "base objects, base styles": ((1.00, 0.99, 1.00, 1.00), (1.00, 0.99, 1.00, 1.00), 0.0192),
+    "held-out objects, base styles": ((1.00, 1.00, 1.00, 1.00), (1.00, 1.00, 1.00, 1.00), 0.0203),
+    "base objects, held-out styles": ((1.00, 1.00, 1.00, 0.95), (1.00, 1.00, 1.00, 0.95), 0.0265),
+    "held-out objects, held-out styles": ((1.00, 1.00, 1.00, 1.00), (1.00, 1.00, 1.00, 0.95), 0.0281),
 }
-"""Of 120 renders as drawn, and through the VAE: shares of objects, looks, colours and patterns that the classifier sees
-(the last two where the look keeps them), rounded down; and the VAE's mean error, of a range of 2."""
+"""Of 120 renders as they are, and through the VAE: shares of objects, styles, colours and patterns that are recognised
+(the last two where the style keeps them), rounded down; and the VAE's mean error, of a range of 2."""
 MARGIN = 0.05
-"""Six images of 120, or one of the 21 whose pattern a look keeps, for other machines; nothing here is random."""
+"""Six images of 120, or one of the 21 whose pattern a style keeps, for other machines; nothing here is random."""
 
 
 @pytest.fixture(scope="module", params=GROUPS)
@@ -52,7 +52,7 @@ def renders(request):
 
 
 def shares(found):
-    return found.object, found.look, found.colour, found.pattern
+    return found.object, found.style, found.colour, found.pattern
 
 
 def test_files_can_travel():
@@ -71,7 +71,7 @@ def test_provenance_is_that_of_these_weights():
     assert {"vae", "renderer", "versions"} <= facts.keys()
 
 
-def test_plain_diffusers_loads_and_draws(base):
+def test_plain_diffusers_loads_and_samples(base):
     pipeline = StableDiffusionXLPipeline.from_pretrained(WEIGHTS / "base")
     pipeline.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
@@ -87,32 +87,32 @@ def test_tokenizer_takes_any_text(base):
     assert len({e.numpy().tobytes() for e in embeds}) == 4
 
 
-def test_judges_know_what_they_judge(judges, renders):
-    pictures, scenes, (measured, _, _) = renders
-    found = shares(accuracy(judges, pictures, scenes))
+def test_the_classifier_is_right_about_renders(classifier, renders):
+    images, scenes, (measured, _, _) = renders
+    found = shares(accuracy(classifier, images, scenes))
     assert all(share >= was - MARGIN for share, was in zip(found, measured, strict=True)), found
 
 
-def test_vae_keeps_what_the_judges_see(judges, base, renders):
-    pictures, scenes, (_, measured, error) = renders
-    through = base.decode(base.encode_images(pictures)).clamp(-1, 1)
-    found = shares(accuracy(judges, through, scenes))
+def test_vae_keeps_what_the_classifier_sees(classifier, base, renders):
+    images, scenes, (_, measured, error) = renders
+    through = base.decode(base.encode_images(images)).clamp(-1, 1)
+    found = shares(accuracy(classifier, through, scenes))
     assert all(share >= was - MARGIN for share, was in zip(found, measured, strict=True)), found
-    assert (through - pictures).abs().mean() <= 1.02 * error
+    assert (through - images).abs().mean() <= 1.02 * error
 
 
-def test_base_draws_what_its_captions_say(judges, base):
-    """Measured on these 32 images: 27 objects and 27 looks; the margin is two, for other machines' arithmetic."""
-    scenes = scenes_of(BASE_OBJECTS, BASE_LOOKS, 32, seed=77_001)
-    things = [(s.things[0].kind, s.things[0].colour, s.things[0].pattern, s.look, s.setting) for s in scenes]
-    drawn = draw(base, [plain_caption(*thing) for thing in things], range(32)).clamp(-1, 1)
-    found = accuracy(judges, drawn, scenes)
+def test_base_generates_what_its_captions_say(classifier, base):
+    """Measured on these 32 images: 27 objects and 27 styles; the margin is two, for other machines' arithmetic."""
+    scenes = scenes_of(BASE_OBJECTS, BASE_STYLES, 32, seed=77_001)
+    objects = [(s.objects[0].kind, s.objects[0].colour, s.objects[0].pattern, s.style, s.setting) for s in scenes]
+    images = draw(base, [plain_caption(*words) for words in objects], range(32)).clamp(-1, 1)
+    found = accuracy(classifier, images, scenes)
     assert found.object >= (27 - 2) / 32
-    assert found.look >= (27 - 2) / 32
+    assert found.style >= (27 - 2) / 32
 
 
-def test_verdict_counts_pictures_that_show_everything(judges, renders):
-    pictures, _, _ = renders
-    verdict = judge(judges, pictures[:10])
-    shares = [verdict.share(object=o, look=k) for o, k in set(zip(verdict.object, verdict.look, strict=True))]
+def test_shares_count_images_that_show_everything(classifier, renders):
+    images, _, _ = renders
+    found = classify(classifier, images[:10])
+    shares = [found.share(object=o, style=k) for o, k in set(zip(found.object, found.style, strict=True))]
     assert sum(shares) == pytest.approx(1)

@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from duolora.api import train
 from duolora.bench import smaller
 from duolora.bench.cells import cell as cells
+from duolora.bench.cells import pairs
 from duolora.cli.app import app
 from duolora.model.defaults import BaseDefaults
 from duolora.training.distil import DistilRecipe
@@ -20,9 +21,9 @@ plain_draw = cells.draw
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
-    monkeypatch.setattr(cells, "COUNT", 1)
+    monkeypatch.setattr(pairs, "COUNT", 1)
     monkeypatch.setattr(cells, "draw", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
-    monkeypatch.setattr(smaller, "DistilRecipe", partial(DistilRecipe, pictures=2, batch=1))
+    monkeypatch.setattr(smaller, "DistilRecipe", partial(DistilRecipe, images=2, batch=1))
 
     def run(name: str, *arguments: str) -> str:
         asked = ["bench", name, "--out", str(tmp_path), "--pairs", "1", "--workers", "1", *arguments]
@@ -57,10 +58,10 @@ def test_a_table_is_run_again_from_its_folder(bench, tmp_path):
     first, again = (next((root / "cells").glob("*/*/result.json")) for root in (tmp_path, tmp_path / "again"))
     assert again.relative_to(tmp_path / "again") == first.relative_to(tmp_path)
     kept = [json.loads(path.read_text()) for path in (first, again)]
-    assert kept[0]["case"] == kept[1]["case"]
+    assert kept[0]["problem"] == kept[1]["problem"]
     assert kept[0]["seed"] == kept[1]["seed"] == 2
     assert kept[0]["truth"] == kept[1]["truth"]
-    assert (first.parent / "pictures.png").read_bytes() == (again.parent / "pictures.png").read_bytes()
+    assert (first.parent / "images.png").read_bytes() == (again.parent / "images.png").read_bytes()
     configs = [(root / "table1" / "config.json").read_bytes() for root in (tmp_path, tmp_path / "again")]
     assert configs[0] == configs[1]
     refused = CliRunner().invoke(app, ["bench", "rerun", str(tmp_path)])
@@ -69,13 +70,13 @@ def test_a_table_is_run_again_from_its_folder(bench, tmp_path):
 
 
 def test_table_5_makes_its_bases_once(bench, tmp_path):
-    said = bench("table5", "--row", "naive", "--updates", "1")
+    said = bench("table5", "--row", "naive", "--steps", "1")
     assert "### like SSD-1B: several" in said
     assert "### like Segmind-Vega: several" in said
     bases = sorted((tmp_path / "bases").iterdir())
     assert [p.name.split("-")[1] for p in bases] == ["ssd1b", "vega"]
     stamps = [p.stat().st_mtime_ns for p in bases]
-    bench("table5", "--row", "naive", "--updates", "1")
+    bench("table5", "--row", "naive", "--steps", "1")
     assert [p.stat().st_mtime_ns for p in bases] == stamps
     loras = list((tmp_path / "on").glob("*/loras/*.safetensors"))
     assert len(loras) == 4

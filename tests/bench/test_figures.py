@@ -1,4 +1,4 @@
-"""Figures: curves for each group of blocks, ranks of masks by block, and grids of pictures."""
+"""Figures: curves for each group of blocks, ranks of masks by block, and grids of images."""
 
 import csv
 import json
@@ -10,7 +10,7 @@ from PIL import Image
 
 from duolora.bench import figures
 from duolora.bench.cells.cell import Cell
-from duolora.bench.cells.multi import GroupCell, groups
+from duolora.bench.cells.multi import groups
 from duolora.bench.cells.pairs import suite
 from duolora.bench.figures import dominant, figure3, figure4
 from duolora.bench.grids import SHOWN, SIDE, figure_of
@@ -25,34 +25,34 @@ SEVERAL = [case for case in suite() if case.dataset == "several"]
 DUOLORA = TABLES["figure4"].rows[0]
 
 
-def finished(cell: Cell | GroupCell, shades: tuple[int, ...], prompts: int) -> None:
-    """A result and a sheet of flat pictures: a row for each prompt, a column for each shade."""
+def finished(cell: Cell, shades: tuple[int, ...], prompts: int) -> None:
+    """A result and a sheet of flat images: a row for each prompt, a column for each shade."""
     cell.folder.mkdir(parents=True)
     (cell.folder / "result.json").write_text(json.dumps({"prompts": [f"prompt {k}" for k in range(prompts)]}))
     images = [Image.fromarray(np.full((64, 64, 3), shade, np.uint8)) for shade in shades]
-    tiled([images] * prompts).save(cell.folder / "pictures.png")
+    tiled([images] * prompts).save(cell.folder / "images.png")
 
 
-def test_curves_and_pictures(tmp_path, monkeypatch):
+def test_curves_and_images(tmp_path, monkeypatch):
     plain = figures.draw
     monkeypatch.setattr(figures, "draw", lambda *a, **k: plain(*a, **k | {"steps": 1}))
     curves = figure3(tmp_path, load_base("atelier"), alphas=(0.0, 1.0), count=2, progress=False)
     assert {"level 0", "level 1", "mid_block"} <= curves.keys()
     for curve in curves.values():
         assert curve["alpha"] == [0.0, 1.0]
-        assert all(0 <= share <= 1 for share in curve["object"] + curve["look"])
-    at_one = {(curve["object"][1], curve["look"][1]) for curve in curves.values()}
+        assert all(0 <= share <= 1 for share in curve["object"] + curve["style"])
+    at_one = {(curve["object"][1], curve["style"][1]) for curve in curves.values()}
     assert len(at_one) == 1, "α = 1 is the base itself, whatever is scaled"
-    for name in ("curves.json", "curves.png", "pictures.png"):
+    for name in ("curves.json", "curves.png", "images.png"):
         assert (tmp_path / name).stat().st_size > 100
     content, style = read_blocks(tmp_path / "blocks.json")
     assert content != style
     assert {*content, *style} <= curves.keys()
 
 
-def test_the_dominant_blocks_are_the_finest_that_lose_much_of_one_thing():
-    def curve(object_: float, look: float) -> dict[str, list[float]]:
-        return {"alpha": [0.0, 1.0], "object": [object_, 1.0], "look": [look, 1.0]}
+def test_the_dominant_blocks_are_the_finest_that_lose_much_of_one_subject():
+    def curve(object_: float, style: float) -> dict[str, list[float]]:
+        return {"alpha": [0.0, 1.0], "object": [object_, 1.0], "style": [style, 1.0]}
 
     curves = {
         "level 1": curve(0.0, 1.0),
@@ -96,14 +96,14 @@ def test_ranks_by_block_over_many_merges(tmp_path):
 
 def test_a_column_for_each_method(tmp_path):
     table, (group, *_) = TABLES["figure9"], groups(SEVERAL, 2)
-    cells = [GroupCell(tmp_path, group, row) for row in table.rows]
+    cells = [Cell(tmp_path, group, row) for row in table.rows]
     with pytest.raises(InputError, match="none"):
         figure_of("methods", cells, tmp_path)
     for cell, shade in zip(cells, (40, 80, 120), strict=True):
         finished(cell, (shade, 0), 1)
     sheet = np.asarray(Image.open(figure_of("methods", cells, tmp_path)))
     columns = [sheet[-SIDE // 2, k * (SIDE + 4) + SIDE // 2].tolist() for k in range(6)]
-    assert columns[3:] == [[40] * 3, [80] * 3, [120] * 3], "behind two things and the look"
+    assert columns[3:] == [[40] * 3, [80] * 3, [120] * 3], "behind two subjects and the style"
     assert sheet.shape[1] == 6 * (SIDE + 4)
 
 
@@ -113,4 +113,4 @@ def test_a_row_for_each_prompt(tmp_path):
     sheet = np.asarray(Image.open(figure_of("prompts", cells, tmp_path)))
     assert sheet.shape[1] == (2 + SHOWN) * (SIDE + 4)
     rows = [np.flatnonzero((sheet[:, 2 * (SIDE + 4) + SIDE // 2] == shade).all(-1)).size for shade in (10, 20)]
-    assert rows == [2 * SIDE, 0], "the first picture twice, of the one cell that is finished"
+    assert rows == [2 * SIDE, 0], "the first image twice, of the one cell that is finished"

@@ -5,8 +5,8 @@ from dataclasses import asdict
 
 import pytest
 
-from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
+from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR
 from duolora.bench.cells.pairs import sample_suite, suite
 from duolora.bench.tables.rows import TABLES
 from duolora.errors import InputError
@@ -24,7 +24,7 @@ def test_tuning_shares_nothing_with_testing(seed):
     testing = [c for c in cases if c.dataset not in ("tuning", "ceiling")]
     assert len([c for c in testing if c.dataset in TABLES["table1"].datasets]) == 48
     assert len({c.name for c in cases}) == len(cases)
-    for names in ({"kind", "shown"}, {"look"}):
+    for names in ({"kind", "shown"}, {"style"}):
         ours, theirs = ({getattr(c.pair, name) for c in those for name in names} for those in (tuning, testing))
         assert not ours & theirs
     assert not {c.content_seed for c in tuning} & {c.content_seed for c in testing}
@@ -33,35 +33,35 @@ def test_tuning_shares_nothing_with_testing(seed):
 
 def test_the_ceiling_is_of_every_held_out_object_and_style():
     cases = [c for c in sample_suite(0) if c.dataset == "ceiling"]
-    assert sorted(c.pair.look for c in cases) == sorted(HELD_OUT_LOOKS)
+    assert sorted(c.pair.style for c in cases) == sorted(HELD_OUT_STYLES)
     assert {c.pair.kind for c in cases} == set(HELD_OUT_OBJECTS)
     assert not {c.content_seed for c in cases} & {c.content_seed for c in sample_suite(0) if c.dataset != "ceiling"}
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_a_thing_of_a_known_kind_is_told_by_what_its_look_keeps(seed):
+def test_a_subject_of_a_known_kind_is_told_by_what_its_style_keeps(seed):
     for case in sample_suite(seed):
         pair = case.pair
         named = pair.kind in BASE_OBJECTS
         assert named is (case.dataset not in ("unseen", "ceiling"))
         assert pair.merged_prompt == f"a sks {pair.kind if named else 'thing'} in zwx style"
-        assert ("colour" in pair.identity) is (pair.look in KEEP_COLOUR)
+        assert ("colour" in pair.identity) is (pair.style in KEEP_COLOUR)
         assert pair.colour != pair.shown_colour
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_the_style_picture_shows_another_thing(seed):
+def test_the_style_image_shows_another_subject(seed):
     assert all((c.pair.kind == c.pair.shown) is (c.dataset == "paired") for c in sample_suite(seed))
 
 
-def test_crossed_pairs_need_no_new_pictures():
+def test_crossed_pairs_need_no_new_images():
     cases = sample_suite(0)
     known = {(c.pair.kind, c.pair.colour, c.pair.pattern, c.content_seed) for c in cases if c.dataset == "single"}
-    styles = {(c.pair.look, c.pair.shown, c.style_seed) for c in cases if c.dataset == "several"}
+    styles = {(c.pair.style, c.pair.shown, c.style_seed) for c in cases if c.dataset == "several"}
     for c in cases:
         if c.dataset == "crossed":
             assert (c.pair.kind, c.pair.colour, c.pair.pattern, c.content_seed) in known
-            assert (c.pair.look, c.pair.shown, c.style_seed) in styles
+            assert (c.pair.style, c.pair.shown, c.style_seed) in styles
 
 
 def test_manifest_there_and_back(tmp_path):

@@ -12,14 +12,14 @@ from transformers import ViTConfig, ViTModel
 from typer.testing import CliRunner
 
 from duolora.api import train
-from duolora.atelier.pairs import Pair, pictures
+from duolora.atelier.pairs import Pair, rendered
 from duolora.bench.cells import cell as cells
-from duolora.bench.cells.photo_cell import PhotoCell, scoring_of
-from duolora.bench.cells.photos import captions_of, for_photos, photo_pairs
+from duolora.bench.cells.cell import Cell
+from duolora.bench.cells.photos import for_photos, photo_pairs
 from duolora.bench.config import marked, read_config
 from duolora.bench.report.page import report
 from duolora.bench.study.study import make
-from duolora.bench.tables.rows import TABLES
+from duolora.bench.tables.rows import CLASS_PROMPT, TABLES, Row
 from duolora.cli.app import app
 from duolora.errors import InputError
 from duolora.metrics.datasets.manifests import Manifest, Pairing, write_manifest
@@ -30,12 +30,13 @@ from duolora.model.image_files import picture_files, read_image
 from duolora.provenance import sampled_hash
 
 PAIR = Pair("robot", "red", "plain", "woodcut", "house")
-PROMPTS = ("a {thing} in {style}", "a {thing} on a beach in {style}")
+NAIVE = Row("naive", "naive")
+PROMPTS = ("a {subject} in {style}", "a {subject} on a beach in {style}")
 ROWS = (
     "base, no LoRA",
     "content LoRA alone",
     "style LoRA alone",
-    "style LoRA, told the kind",
+    "style LoRA, class prompt",
     "naive",
     "B-LoRA, own block",
     "K-LoRA",
@@ -45,12 +46,12 @@ plain_draw = cells.draw
 
 @pytest.fixture
 def places(tmp_path: Path) -> Path:
-    """A data set with two photos of a thing and one of a look, and a manifest of the pair."""
+    """A data set with two photos of a subject and one of a style, and a manifest of the pair."""
     scenes = {"contents/robot": PAIR.content_scenes(2), "styles/woodcut": [PAIR.style_scene()]}
     for folder, shown in scenes.items():
         (tmp_path / folder).mkdir(parents=True)
-        for k, picture in enumerate(pictures(shown)):
-            Image.fromarray(picture).save(tmp_path / folder / f"{k}.PNG")
+        for k, image in enumerate(rendered(shown)):
+            Image.fromarray(image).save(tmp_path / folder / f"{k}.PNG")
     write_manifest(tmp_path / "pairs.json", Manifest("mine", (Pairing("robot", "woodcut"),), PROMPTS, (3, 4)))
     return tmp_path
 
@@ -104,26 +105,26 @@ def test_a_table_from_photos_to_report(bench, places, dino):
     assert naive["texts"] == ["a robot in woodcut style", "a robot on a beach in woodcut style"]
     assert naive["prompts"] == ["a sks robot in zwx style", "a sks robot on a beach in zwx style"]
     assert [results[row][1]["prompts"] for row in ROWS[1:3]] == [["a sks robot"], ["a picture in zwx style"]]
-    drawn, see = [read_image(path) for path in picture_files(folder / "pictures")], load_embedder("dino", dino, "cpu")
-    assert len(drawn) == 4
+    generated, see = [read_image(path) for path in picture_files(folder / "images")], load_embedder("dino", dino, "cpu")
+    assert len(generated) == 4
     for name, metric in (("contents/robot", "dino"), ("styles/woodcut", "leakage")):
         photos = [read_image(path) for path in picture_files(places / name)]
-        assert naive["similarity"][metric] == pytest.approx(all_pairs_mean(see(drawn), see(photos)), abs=1e-5)
+        assert naive["similarity"][metric] == pytest.approx(all_pairs_mean(see(generated), see(photos)), abs=1e-5)
     assert len(list((out / "loras").iterdir())) == 4, "two, and two in B-LoRA's own blocks"
 
     before = stamps(out, "*.safetensors", "*.png", "result.json")
     bench("table1", *bench.given, *bench.scored, *rows)
     assert stamps(out, "*.safetensors", "*.png", "result.json") == before
-    drawn_before = stamps(out, "*.safetensors", "*.png")
+    generated_before = stamps(out, "*.safetensors", "*.png")
     bench("table3", *bench.given, "--metrics", "dino", *bench.scored[2:], "--row", "base, no LoRA")
-    assert stamps(out, "*.safetensors", "*.png") == drawn_before
+    assert stamps(out, "*.safetensors", "*.png") == generated_before
     floor, _ = results["base, no LoRA"]
-    assert set(json.loads((floor / "result.json").read_text())["similarity"]) == {"dino"}, "scored anew, drawn once"
+    assert set(json.loads((floor / "result.json").read_text())["similarity"]) == {"dino"}, "scored anew, generated once"
 
     shown = report([out / "table1"], places / "report.html").read_text()
     assert "leakage" in shown
     assert "Atelier's numbers" not in shown
-    assert "way to oracle" not in shown
+    assert "gap closed" not in shown
     questionnaire, _ = make([out / "table1"], places / "study", ("naive", "K-LoRA"))
     assert questionnaire.stat().st_size > 10_000
 
@@ -162,6 +163,10 @@ def test_it_is_run_again_on_the_same(bench, places):
         (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", "."], "csd: expected a .safetensors"),
         (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--sample", "1"], "leave --manifest"),
         (
+            ["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--captions", "sks"],
+            "--captions: expected one of class, paper, got 'sks'",
+        ),
+        (
             ["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--metrics", "x"],
             "expected some of",
         ),
@@ -190,9 +195,9 @@ def test_a_folder_that_is_gone_or_empty_is_named(folder, places):
 
 
 def test_published_layouts_say_what_is_asked_for(places):
-    """CustomConcept101's own prompts in the look, StyleDrop's words for it; a job is the same in another process."""
-    picture = places / "contents" / "robot" / "0.PNG"
-    for folder in ("concepts/benchmark_dataset/cat_1", "concepts/prompts", "looks/data"):
+    """CustomConcept101's own prompts in the style, StyleDrop's words for it; a job is the same in another process."""
+    image = places / "contents" / "robot" / "0.PNG"
+    for folder in ("concepts/benchmark_dataset/cat_1", "concepts/prompts", "ink/data"):
         (places / folder).mkdir(parents=True)
     concept = {
         "instance_data_dir": "benchmark_dataset/cat_1",
@@ -201,18 +206,18 @@ def test_published_layouts_say_what_is_asked_for(places):
     }
     (places / "concepts" / "dataset.json").write_text(json.dumps([concept]))
     (places / "concepts" / "prompts" / "c.txt").write_text("A {} by a lake. \n{} oil painting.\n")
-    (places / "looks" / "data.json").write_text(json.dumps({"i_1.png": ["A house", "in watercolor painting style"]}))
-    for place in ("concepts/benchmark_dataset/cat_1/1.png", "looks/data/i_1.png"):
-        (places / place).write_bytes(picture.read_bytes())
+    (places / "ink" / "data.json").write_text(json.dumps({"i_1.png": ["A house", "in watercolor painting style"]}))
+    for place in ("concepts/benchmark_dataset/cat_1/1.png", "ink/data/i_1.png"):
+        (places / place).write_bytes(image.read_bytes())
     write_manifest(places / "own.json", Manifest("a table", (Pairing("cat_1", "i_1"),), (), (0,)))
-    (pair,) = photo_pairs(places / "own.json", places / "concepts", places / "looks")
+    (pair,) = photo_pairs(places / "own.json", places / "concepts", places / "ink")
     assert pair.dataset == "a-table"
     assert (pair.content.prompt, pair.style.prompt) == ("a sks cat", "A house in zwx style")
-    assert pair.merged_prompt == "a sks cat in zwx style"
-    assert [pair.drawn(p) for p in pair.prompts] == ["A sks cat by a lake in zwx style"]
-    assert [pair.told(p) for p in pair.prompts] == ["A cat by a lake in zwx style"]
-    assert [pair.said(p) for p in pair.prompts] == ["A cat by a lake in watercolor painting style"]
-    cell = PhotoCell(places, pair, TABLES["table1"].rows[3], scoring_of("paper", {}))
+    assert pair.parts[0].prompt == "a sks cat in zwx style"
+    assert pair.asked(NAIVE) == ["A sks cat by a lake in zwx style"]
+    assert pair.asked(CLASS_PROMPT) == ["A cat by a lake in zwx style"]
+    assert [pair.in_words(p) for p in pair.prompts] == ["A cat by a lake in watercolor painting style"]
+    cell = Cell(places, pair, CLASS_PROMPT)
     again = pickle.loads(pickle.dumps(cell))
     assert again.folder == cell.folder
     assert [job.path for job in again.needs()] == [job.path for job in cell.needs()]
@@ -222,18 +227,16 @@ def test_captions_as_the_paper_has_them(places):
     (ours,), (theirs,) = (photo_pairs(places / "pairs.json", places, places, how) for how in ("class", "paper"))
     assert (ours.content.prompt, ours.style.prompt) == ("a sks robot", "a picture in zwx style")
     assert (theirs.content.prompt, theirs.style.prompt) == ("a sks object in vkt style", "a ohw object in zwx style")
-    assert theirs.merged_prompt == "a sks object in zwx style"
-    assert theirs.drawn(PROMPTS[1]) == "a sks object on a beach in zwx style"
-    assert theirs.said(PROMPTS[0]) == ours.said(PROMPTS[0]) == "a robot in woodcut style"
+    assert theirs.parts[0].prompt == "a sks object in zwx style"
+    assert theirs.identified(PROMPTS[1]) == "a sks object on a beach in zwx style"
+    assert theirs.in_words(PROMPTS[0]) == ours.in_words(PROMPTS[0]) == "a robot in woodcut style"
     assert {ours.content.about, ours.style.about}.isdisjoint({theirs.content.about, theirs.style.about})
-    with pytest.raises(InputError, match="--captions: expected one of class, paper, got 'sks'"):
-        captions_of("sks")
 
 
 def test_prompts_must_name_both(places):
-    wrong = (places / "pairs.json").read_text().replace("a {thing} in {style}", "a {thing}")
+    wrong = (places / "pairs.json").read_text().replace("a {subject} in {style}", "a {subject}")
     (places / "bad.json").write_text(wrong)
-    with pytest.raises(InputError, match=r"expected \{thing\} and \{style\} in each, found 'a \{thing\}'"):
+    with pytest.raises(InputError, match=r"expected \{subject\} and \{style\} in each, found 'a \{subject\}'"):
         photo_pairs(places / "bad.json", places, places)
 
 

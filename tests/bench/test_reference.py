@@ -1,4 +1,4 @@
-"""The slow way and ours: the same losses, the same masks."""
+"""The dense reference and ours: the same losses, the same masks."""
 
 from dataclasses import replace
 
@@ -49,7 +49,7 @@ def run(loop, scene, options):
         ("ziprank", {}),
     ],
 )
-def test_same_losses_and_masks_as_the_slow_way(scene, method, changes):
+def test_same_losses_and_masks_as_the_reference(scene, method, changes):
     options = options_of(method, **changes)
     (losses, masks), (expected, slow) = run(learner, scene, options), run(reference, scene, options)
     torch.testing.assert_close(losses, expected, rtol=1e-4, atol=1e-6)

@@ -26,9 +26,9 @@ from duolora.paper.lowrank import LowRank
 NAIVE = {"label": "naive", "method": "naive", "changes": {}, "how": "merge"}
 
 
-def line(row, object_, look, joint, pairs=2, **more):
-    values = {"object": object_, "look": look, "joint": joint} if object_ else {}
-    costs = dict.fromkeys(("trainable", "bytes", "seconds", "moved")) | {"seconds": 1.5}
+def line(row, object_, style, joint, pairs=2, **more):
+    values = {"object": object_, "style": style, "both": joint} if object_ else {}
+    costs = dict.fromkeys(("trainable", "bytes", "seconds", "change")) | {"seconds": 1.5}
     return {"dataset": "several", "row": row, "pairs": pairs, **values, **costs, **more}
 
 
@@ -50,9 +50,9 @@ def run(tmp_path):
     (folder / "run.json").write_text(json.dumps(about))
     cell = tmp_path / "out" / "cells" / case.name / "naive-12345678-0"
     cell.mkdir(parents=True)
-    Image.new("RGB", (130, 64), "red").save(cell / "pictures.png")
+    Image.new("RGB", (130, 64), "red").save(cell / "images.png")
     result = {
-        "case": asdict(case),
+        "problem": asdict(case),
         "row": NAIVE | {"label": "of another table"},
         "seed": 0,
         "prompts": ["<b>thing</b>"],
@@ -96,7 +96,7 @@ def test_prompts_have_their_own_images_and_a_cell_weighs_little(run, tmp_path):
     """A cell of 25 prompts and 4 seeds, noise at 256 pixels."""
     cell = next((run.parent / "cells").glob("*/*"))
     noise = np.random.default_rng(0).integers(0, 255, (25 * 258 - 2, 4 * 258 - 2, 3), np.uint8)
-    Image.fromarray(noise).save(cell / "pictures.png")
+    Image.fromarray(noise).save(cell / "images.png")
     result = json.loads((cell / "result.json").read_text())
     asked = {"prompts": [f"prompt {k}" for k in range(25)], "texts": [f"text {k}" for k in range(25)]}
     (cell / "result.json").write_text(json.dumps(result | asked))
@@ -145,14 +145,14 @@ def test_printed_numbers():
 
 
 def test_curves_alone_are_a_run(tmp_path):
-    curve = {"alpha": [0.0, 1.0], "object": [0.1, 0.9], "look": [0.5, 0.6]}
+    curve = {"alpha": [0.0, 1.0], "object": [0.1, 0.9], "style": [0.5, 0.6]}
     (tmp_path / "curves.json").write_text(json.dumps({"level 1": curve, "mid_block": curve}))
     text = report([tmp_path], tmp_path / "report.html").read_text("utf-8")
     assert text.count("<svg") == 2
     assert "mid_block" in text
 
 
-CASES = int(os.environ.get("DUOLORA_FUZZ_CASES", "500")) // 25
+CASES = int(os.environ.get("DUOLORA_FUZZ_CASES", "500")) // 50
 DAMAGE = ["7", '"x"', "null", "{}", "[]", "[[]]", "1e400", "-1", '{"x": [1]}', "[1, 2, 3]", '["a", "b", "c"]']
 
 
@@ -161,7 +161,7 @@ def test_damaged_results_are_one_line_or_a_page(run, tmp_path, file):
     """Any value of any file is another one."""
     if file == "curves.json":
         (run / "table.json").unlink()
-        curve = {"alpha": [0.0, 1.0], "object": [0.1, 0.9], "look": [0.5, 0.6]}
+        curve = {"alpha": [0.0, 1.0], "object": [0.1, 0.9], "style": [0.5, 0.6]}
         (run / file).write_text(json.dumps({"level 1": curve}))
     (path,) = [*run.glob(file), *(run.parent / "cells").glob(f"*/*/{file}")]
     whole, refused = json.loads(path.read_text()), 0

@@ -8,12 +8,12 @@ import torch
 
 from duolora.api import train
 from duolora.bench.cells import cell as cells
-from duolora.bench.cells import jobs
+from duolora.bench.cells import lora, pairs
 from duolora.bench.cells.pairs import sample_suite, suite
 from duolora.bench.config import CONFIG, Config, read_config, write_config
 from duolora.bench.run import cells_of, run_table
 from duolora.bench.tables.render import SIMILARITY
-from duolora.bench.tables.rows import TABLES, TOLD, Row, Table, blora_rows
+from duolora.bench.tables.rows import CLASS_PROMPT, TABLES, Row, Table, blora_rows
 from duolora.bench.tables.tuning import TUNING
 from duolora.errors import InputError
 from duolora.lora.read.file import read_adapter
@@ -23,7 +23,7 @@ ROWS = (
     Row("floor", how="floor"),
     Row("content", how="content"),
     Row("style", how="style"),
-    TOLD,
+    CLASS_PROMPT,
     Row("naive", "naive"),
     Row("ziprank", "ziprank", {"steps": 1}),
     Row("broken", "ziprank", {"lr": -1.0}),
@@ -37,7 +37,7 @@ ROWS = (
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
-    monkeypatch.setattr(cells, "COUNT", 1)
+    monkeypatch.setattr(pairs, "COUNT", 1)
     monkeypatch.setattr(cells, "draw", lambda *a, **k: cells_draw(*a, **k | {"steps": 2}))
 
 
@@ -84,7 +84,7 @@ def test_a_config_is_read_back_as_the_same_cells(tmp_path):
         write_config(tmp_path / name, config)
         found = read_config(tmp_path / name)
         assert (found.name, found.cases, found.seed, found.bases) == (name, config.cases, 3, config.bases)
-        before, after = (cells_of(c.table, c.cases, tmp_path, c.seed) for c in (config, found))
+        before, after = (cells_of(c, tmp_path) for c in (config, found))
         assert [cell.folder for cell in before] == [cell.folder for cell in after]
         assert [[job.path for job in cell.needs()] for cell in before] == [
             [job.path for job in cell.needs()] for cell in after
@@ -102,4 +102,4 @@ def test_atelier_is_measured_in_float32_on_any_device():
     """By its own folder's word, so that a card's figures are those of a CPU; other bases go by the device."""
     assert read_defaults("atelier").dtype == "float32"
     assert read_defaults("x/y").dtype == "auto"
-    assert jobs.shared_base("atelier").dtype == torch.float32
+    assert lora.shared_base("atelier").dtype == torch.float32

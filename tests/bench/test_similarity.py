@@ -1,4 +1,4 @@
-"""Atelier's similarities of a cell's pictures: right pictures score high, wrong ones low, old cells are completed."""
+"""Atelier's similarities: right images score high, wrong ones low, several subjects are scored place by place."""
 
 from dataclasses import replace
 
@@ -6,29 +6,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR, KEEP_PATTERN
-from duolora.atelier.pairs import Pair, pictures
-from duolora.atelier.scene import Scene, render, sample_thing
-from duolora.bench.cells.multi import GroupCell, group_similarity, groups
+from duolora.atelier.pairs import Pair, rendered
+from duolora.atelier.scene import Scene, render, sample_item
+from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR, KEEP_PATTERN
+from duolora.bench.cells.cell import Cell
+from duolora.bench.cells.multi import groups
 from duolora.bench.cells.pairs import suite
-from duolora.bench.cells.similarity import similarities, words_of
+from duolora.bench.cells.scores import similarities, words_of
 from duolora.bench.tables.rows import FLOOR
 from duolora.model.images import tiled, untiled
 
 PAIR = Pair("robot", "red", "striped", "woodcut", "house")
 
 
-def drawn(pair: Pair, look: str, seed: int) -> list[Image.Image]:
-    scenes = [replace(scene, look=look, setting="") for scene in pair.content_scenes(4, seed)]
-    return [Image.fromarray(np.asarray(p)) for p in pictures(scenes)]
+def generated(pair: Pair, style: str, seed: int) -> list[Image.Image]:
+    scenes = [replace(scene, style=style, setting="") for scene in pair.content_scenes(4, seed)]
+    return [Image.fromarray(np.asarray(p)) for p in rendered(scenes)]
 
 
 def test_each_score_follows_what_it_is_for():
-    content, style = drawn(PAIR, "flat", 1), [Image.fromarray(pictures([PAIR.style_scene(1)])[0])]
+    content, style = generated(PAIR, "flat", 1), [Image.fromarray(rendered([PAIR.style_scene(1)])[0])]
     other = Pair("snail", "red", "striped", "woodcut", "house")
     merged, flat, wrong = (
         similarities(images, content, style, words_of(PAIR))
-        for images in (drawn(PAIR, "woodcut", 2), drawn(PAIR, "flat", 2), drawn(other, "woodcut", 2))
+        for images in (generated(PAIR, "woodcut", 2), generated(PAIR, "flat", 2), generated(other, "woodcut", 2))
     )
     assert merged["atelier-style"] > flat["atelier-style"] + 0.2
     assert merged["atelier-content"] > wrong["atelier-content"] + 0.2
@@ -38,11 +39,11 @@ def test_each_score_follows_what_it_is_for():
     assert merged["atelier-leakage"] < 0.6
 
 
-def test_words_say_only_what_the_look_keeps():
-    for look in HELD_OUT_LOOKS:
-        words = words_of(Pair("robot", "red", "striped", look, "house"))
-        assert ("red" in words.split()) is (look in KEEP_COLOUR)
-        assert ("striped" in words) is (look in KEEP_PATTERN)
+def test_words_say_only_what_the_style_keeps():
+    for style in HELD_OUT_STYLES:
+        words = words_of(Pair("robot", "red", "striped", style, "house"))
+        assert ("red" in words.split()) is (style in KEEP_COLOUR)
+        assert ("striped" in words) is (style in KEEP_PATTERN)
 
 
 def test_sheets_come_apart_as_they_were_put_together():
@@ -54,15 +55,18 @@ def test_sheets_come_apart_as_they_were_put_together():
 
 def shown_together(pairs: list[Pair]) -> Image.Image:
     rng = np.random.default_rng(4)
-    things = [
-        replace(sample_thing(rng, len(pairs), place, (pair.kind,)), colour=pair.colour, pattern=pair.pattern)
+    subjects = [
+        replace(sample_item(rng, len(pairs), place, (pair.kind,)), colour=pair.colour, pattern=pair.pattern)
         for place, pair in enumerate(pairs)
     ]
-    return Image.fromarray(render(Scene(tuple(things), pairs[0].look, "", 0)))
+    return Image.fromarray(render(Scene(tuple(subjects), pairs[0].style, "", 0)))
 
 
 def test_groups_are_scored_place_by_place(tmp_path):
     (group, *_) = groups([case for case in suite() if case.dataset == "several"], 2)
-    cell = GroupCell(tmp_path, group, FLOOR)
-    both, swapped = (shown_together([case.pair for case in things]) for things in (group.things, group.things[::-1]))
-    assert group_similarity(cell, [both])["atelier-content"] > group_similarity(cell, [swapped])["atelier-content"]
+    cell = Cell(tmp_path, group, FLOOR)
+    both, swapped = (
+        shown_together([case.pair for case in subjects]) for subjects in (group.subjects, group.subjects[::-1])
+    )
+    right, wrong = (group.scores(cell, [image])["similarity"]["atelier-content"] for image in (both, swapped))
+    assert right > wrong

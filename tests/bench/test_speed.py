@@ -1,15 +1,17 @@
 """The benchmarks of time and memory run, at a small width, and say what they should."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
 from duolora.api.merge import options_of
+from duolora.bench.options import GrowthOptions, Setting, SpeedOptions
 from duolora.bench.speed.floor import Floor, operations, passes
 from duolora.bench.speed.growth import growth, slope
-from duolora.bench.speed.speed import LEARNT, WAYS, Setting, peak, timed, way_of
+from duolora.bench.speed.speed import TRAINED, WAYS, peak, scene_of, timed, way_of
 from duolora.cli.app import app
 from duolora.errors import InputError
 from duolora.merging.options import METHODS
@@ -19,14 +21,14 @@ SETTING = Setting("vega-random", 2, 64, "cpu", "float32", 4)
 
 
 def test_command_writes_what_it_measured(tmp_path):
-    turns = ["--updates", "1", "--repeats", "1", "--method", "duolora", "--no-memory", "--quiet"]
+    turns = ["--steps", "1", "--repeats", "1", "--method", "duolora", "--no-memory", "--quiet"]
     done = CliRunner().invoke(app, ["bench", "speed", "--out", str(tmp_path), *SMALL, *turns])
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "speed-vega-random.json").read_text())
     row = found["methods"]["duolora"]
     assert set(row["seconds"]) == set(WAYS) and min(row["seconds"].values()) > 0
-    new, known = row["seconds"]["ours"], row["seconds"]["known"]
-    assert row["new_draws"] == 0.25 and row["seconds_in_a_merge"] == pytest.approx(0.25 * new + 0.75 * known)
+    new, cached = row["seconds"]["ours"], row["seconds"]["cached"]
+    assert row["new_samples"] == 0.25 and row["seconds_in_a_merge"] == pytest.approx(0.25 * new + 0.75 * cached)
     assert row["to_floor"] == pytest.approx(row["seconds"]["ours"] / row["seconds"]["floor"])
     assert row["trainable"] == 15_360 // 32 and row["samples"] == 8
     assert {"commit", "versions", "hardware", "seed", "clock", "matrix_rate"} <= found.keys()
@@ -34,21 +36,22 @@ def test_command_writes_what_it_measured(tmp_path):
 
 
 def test_all_that_learn_by_updates_are_timed():
-    assert set(LEARNT) == {name for name, options in METHODS.items() if options.asks_network and options.steps}
+    assert set(TRAINED) == {name for name, options in METHODS.items() if options.asks_network and options.steps}
 
 
 def test_every_way_takes_its_turns():
-    made = SETTING.scene()
-    times = timed(made, {"ziprank": METHODS["ziprank"]}, 2, 2, 1, False)
+    made = scene_of(SETTING)
+    how = SpeedOptions(steps=2, repeats=2, quiet=True)
+    times = timed(made, {"ziprank": METHODS["ziprank"]}, how)
     counts = {way: len(seconds) for way, seconds in times["ziprank"].items()}
-    assert counts == dict.fromkeys(WAYS, 4) | {"reference": 2}
+    assert counts == dict.fromkeys(WAYS, 4) | {"dense": 2}
 
 
-def test_known_draws_need_no_teachers():
-    made, seen = SETTING.scene(), []
+def test_cached_samples_need_no_teachers():
+    made, seen = scene_of(SETTING), []
     options = options_of("duolora", pool=1)
     hook = made.base.unet.register_forward_pre_hook(lambda m, args: seen.append(torch.is_grad_enabled()))
-    for way in ("ours", "known floor"):
+    for way in ("ours", "cached floor"):
         with way_of(way, made, options) as (learning, _):
             learning.update(0)
             seen.clear()
@@ -59,7 +62,7 @@ def test_known_draws_need_no_teachers():
 
 @pytest.mark.parametrize(("reading", "samples"), [("none", 4), ("teacher", 8), ("masked", 8)])
 def test_passes_are_those_of_an_update(reading, samples):
-    made, options = SETTING.scene(), options_of("duolora", reading=reading, batch=2)
+    made, options = scene_of(SETTING), options_of("duolora", reading=reading, batch=2)
     seen = []
     hook = made.base.unet.register_forward_pre_hook(
         lambda m, args, kwargs: seen.append((len(args[0]), torch.is_grad_enabled())), with_kwargs=True
@@ -75,13 +78,13 @@ def test_passes_are_those_of_an_update(reading, samples):
 
 
 def test_operations_grow_with_the_samples():
-    made = SETTING.scene()
+    made = scene_of(SETTING)
     one, two = (operations(Floor(made, options_of("ziprank", batch=n))) for n in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.1)
 
 
 def test_checkpointing_changes_nothing_but_memory():
-    plain, saving = SETTING.scene(), Setting(**{**SETTING.__dict__, "checkpointing": True}).scene()
+    plain, saving = scene_of(SETTING), scene_of(replace(SETTING, checkpointing=True))
     losses = []
     for made in (plain, saving):
         with way_of("ours", made, METHODS["duolora"]) as (learning, _):
@@ -96,12 +99,12 @@ def test_peak_is_beyond_the_bare_network():
 
 def test_unknown_base_is_named():
     with pytest.raises(InputError, match=r"base: expected atelier.*got 'sd15'"):
-        Setting("sd15").scene()
+        scene_of(Setting("sd15"))
 
 
 def test_growth_plots_every_axis(tmp_path):
-    sizes = {"rank": (1, 2), "resolution": (32, 64), "adapters": (1, 2), "updates": (1, 2)}
-    text = growth(tmp_path, "vega-random", width=4, repeats=1, memory=False, progress=False, sizes=sizes)
+    sizes = {"rank": (1, 2), "resolution": (32, 64), "adapters": (1, 2), "steps": (1, 2)}
+    text = growth(GrowthOptions(out=tmp_path, base="vega-random", width=4, repeats=1, memory=False, quiet=True), sizes)
     assert (tmp_path / "growth.png").stat().st_size > 5000
     found = json.loads((tmp_path / "growth.json").read_text())["axes"]
     assert list(found) == list(sizes) and all(axis in text for axis in sizes)

@@ -59,7 +59,7 @@ def test_untiling_is_the_inverse_of_tiling():
 
 @pytest.fixture
 def run(tmp_path):
-    """A finished table 1 of two pairs; each method's pictures have its own colour."""
+    """A finished table 1 of two pairs; each method's images have its own colour."""
     root, cases = tmp_path / "out", suite()[:2]
     folder = root / "table1"
     folder.mkdir(parents=True)
@@ -70,12 +70,12 @@ def run(tmp_path):
         for k, (label, method) in enumerate(METHODS.items()):
             cell = root / "cells" / case.name / f"{method}-00000000-0"
             cell.mkdir(parents=True)
-            pictures = [[Image.new("RGB", (8, 8), (k, row, column)) for column in range(3)] for row in range(2)]
-            tiled(pictures).save(cell / "pictures.png")
+            images = [[Image.new("RGB", (8, 8), (k, row, column)) for column in range(3)] for row in range(2)]
+            tiled(images).save(cell / "images.png")
             row = {"label": label, "method": method, "changes": {}, "how": "merge"}
             row |= {"blocks": blora_rows()[1].blocks} if label == "B-LoRA" else {}
             prompts = ["a sks thing in zwx style", "a sks thing on a hill in zwx style"]
-            (cell / "result.json").write_text(json.dumps({"case": asdict(case), "row": row, "prompts": prompts}))
+            (cell / "result.json").write_text(json.dumps({"problem": asdict(case), "row": row, "prompts": prompts}))
     return folder
 
 
@@ -118,16 +118,16 @@ def test_from_runs_to_table_6(run, tmp_path):
 
 
 def test_a_question_weighs_little_and_names_no_identifier(run, tmp_path):
-    """Images of photos' cells at 1024 pixels, which are noise, the worst to compress."""
+    """Images of photos' cells at 640 pixels, which are noise, the worst to compress."""
     for k, cell in enumerate(sorted((run.parent / "cells").glob("*/*"))):
-        (cell / "pictures").mkdir()
+        (cell / "images").mkdir()
         for number in range(2):
-            noise = np.random.default_rng(10 * k + number).integers(0, 255, (1024, 1024, 3), np.uint8)
-            Image.fromarray(noise).save(cell / "pictures" / f"{number:04d}.png")
+            noise = np.random.default_rng(10 * k + number).integers(0, 255, (640, 640, 3), np.uint8)
+            Image.fromarray(noise).save(cell / "images" / f"{number:04d}.png", compress_level=0)
         result = json.loads((cell / "result.json").read_text())
         asked = ["a cube shaped sks dog in zwx style", "The sks dog in vkt style"]
         (cell / "result.json").write_text(json.dumps(result | {"prompts": asked}))
-    page, where = make([run], tmp_path / "study", each=2)
+    page, where = make([run], tmp_path / "study", ("naive", "DuoLoRA"), each=2)
     key = read_key(where)
     assert {q.prompt for q in key.questions} == {"a cube shaped dog in that style", "this dog in that style"}
     assert page.stat().st_size < 300_000 * len(key.questions)

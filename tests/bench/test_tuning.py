@@ -6,7 +6,8 @@ import pytest
 
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.pairs import suite
-from duolora.bench.run import prepared
+from duolora.bench.config import prepared
+from duolora.bench.options import TableOptions
 from duolora.bench.tables.rows import BLORA, TABLES, Row, Table, read_blocks, with_blora
 from duolora.bench.tables.tuning import GRIDS, TUNING, choose, tuned
 from duolora.errors import InputError
@@ -16,8 +17,8 @@ GROUPED = Table(
 )
 
 
-def line(row: str, joint: float, look: float, pairs: int = 3) -> dict:
-    return {"row": row, "pairs": pairs, "joint": (joint, 0, 1), "object": (0.5, 0, 1), "look": (look, 0, 1)}
+def line(row: str, both: float, style: float, pairs: int = 3) -> dict:
+    return {"row": row, "pairs": pairs, "both": (both, 0, 1), "object": (0.5, 0, 1), "style": (style, 0, 1)}
 
 
 def test_every_method_of_tables_1_and_3_is_tuned_from_its_default_on(tmp_path):
@@ -41,7 +42,7 @@ def test_every_method_of_tables_1_and_3_is_tuned_from_its_default_on(tmp_path):
         ((("a 1.0", 0.4, 0.1), ("a 0.5", 0.4, 0.1), ("a 0.7", 0.4, 0.1)), 1.0),
         ((("a 1.0", 0.4, 0.1), ("a 0.5", 0.9, 0.9, 2), ("a 0.7", 0.4, 0.0)), 1.0),
     ],
-    ids=["joint", "object and look", "the default", "failed on a pair"],
+    ids=["both", "object and style", "the default", "failed on a pair"],
 )
 def test_the_rule(tmp_path, lines, best):
     text = choose(GROUPED, [line(*each) for each in lines], tmp_path / "tuned.json")
@@ -53,7 +54,7 @@ def test_the_rule(tmp_path, lines, best):
 def test_tables_use_the_best_settings(tmp_path):
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"best": {"naive": {"changes": {"style_weight": 0.5}}, "DuoLoRA": {"changes": {}}}}))
-    found = {row.label: row.changes for row in prepared(TABLES["table1"], tmp_path, best=path).rows}
+    found = {row.label: row.changes for row in prepared(TABLES["table1"], tmp_path, TableOptions(tuned=path)).rows}
     assert found.pop("naive") == {"style_weight": 0.5}
     assert found == {row.label: row.changes for row in TABLES["table1"].rows if row.label != "naive"}
     own = tuned(Table("t", (Row("naive", "naive", {"style_weight": 0.9}),)), path)
@@ -89,7 +90,11 @@ def test_blocks_are_those_of_the_file_or_of_figure_3(tmp_path):
     (tmp_path / "own.json").write_text('{"content": ["down_blocks.2"], "style": ["mid_block"]}')
     assert read_blocks(tmp_path / "own.json") == (("down_blocks.2",), ("mid_block",))
     for given, expected in ((None, "down_blocks.1"), (tmp_path / "own.json", "down_blocks.2")):
-        row = next(r for r in prepared(TABLES["table1"], tmp_path, blora=given).rows if r.label == "B-LoRA, own block")
+        row = next(
+            r
+            for r in prepared(TABLES["table1"], tmp_path, TableOptions(blora=given)).rows
+            if r.label == "B-LoRA, own block"
+        )
         assert row.blocks["content"] == (expected,)
     with pytest.raises(InputError, match=r"none\.json"):
         read_blocks(tmp_path / "none.json")

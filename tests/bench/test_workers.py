@@ -13,8 +13,9 @@ from jobs_by_name import named
 from duolora.api import train
 from duolora.bench import workers
 from duolora.bench.cells import cell as cells
+from duolora.bench.cells import pairs
 from duolora.bench.cells.cell import Cell
-from duolora.bench.cells.jobs import LoraJob
+from duolora.bench.cells.lora import Lora
 from duolora.bench.cells.pairs import suite
 from duolora.bench.run import measured
 from duolora.bench.tables.rows import FLOOR, Row
@@ -57,7 +58,7 @@ def test_a_small_base_shares_a_gpu_as_far_as_there_are_cores(monkeypatch, device
 def quickly(kind: type, *values: object) -> object:
     """A job as a worker unpickles it: it trains and draws in one step, and the first that draws is killed at that."""
     train.read_defaults = lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1})
-    cells.COUNT = 1
+    pairs.COUNT = 1
     job = kind(*values)
     with (job.out / "workers").open("a") as file:
         file.write(f"{os.getpid()}\n")
@@ -80,14 +81,14 @@ class Quick:
 
 
 @dataclass(frozen=True)
-class QuickJob(Quick, LoraJob):
+class QuickLora(Quick, Lora):
     pass
 
 
 @dataclass(frozen=True)
 class QuickCell(Quick, Cell):
-    def needs(self) -> list[LoraJob]:
-        return [QuickJob(**vars(job)) for job in super().needs()]
+    def needs(self) -> list[Lora]:
+        return [QuickLora(**vars(lora)) for lora in super().needs()]
 
 
 def test_every_cell_is_finished_though_a_worker_is_killed(tmp_path, ray):

@@ -26,7 +26,7 @@ def index_of(objects=25, live=25, classes="backpack,backpack\nbear_plushie,stuff
     return f"Classes\n\nsubject_name,class\n{classes}\n\nPrompts\n\n{prompts}"
 
 
-def picture(path, seed=0):
+def image(path, seed=0):
     path.parent.mkdir(parents=True, exist_ok=True)
     pattern(20, 14, seed).save(path)
 
@@ -35,7 +35,7 @@ def picture(path, seed=0):
 def dreambooth(tmp_path):
     for subject in ("backpack", "bear_plushie", "dog6", "cat"):
         for k in range(2):
-            picture(tmp_path / "dataset" / subject / f"{k:02d}.jpg", k)
+            image(tmp_path / "dataset" / subject / f"{k:02d}.jpg", k)
     (tmp_path / "dataset" / "prompts_and_classes.txt").write_text(index_of())
     return tmp_path
 
@@ -47,7 +47,7 @@ def styledrop(tmp_path):
         "image_02_01.jpg": ["A cat", "in wooden sculpture"],
     }
     for name in entries:
-        picture(tmp_path / "data" / name)
+        image(tmp_path / "data" / name)
     (tmp_path / "data.json").write_text(json.dumps(entries))
     return tmp_path
 
@@ -65,7 +65,7 @@ def concepts(tmp_path):
         for name, words in (("scene_barn", "barn"), ("pet_cat1", "cat"))
     ]
     for entry in entries:
-        picture(tmp_path / entry["instance_data_dir"] / "1.jpeg")
+        image(tmp_path / entry["instance_data_dir"] / "1.jpeg")
         (tmp_path / "prompts").mkdir(exist_ok=True)
         (tmp_path / entry["prompt_filename"]).write_text(
             "photo of a {}. \n\n{} in snowy ice.\n{} painting by artist claude monet.\na red {}.\nmoongate in a forest."
@@ -129,7 +129,7 @@ def test_customconcept101(concepts):
     assert list(found.contents) == ["scene_barn", "pet_cat1"]
     barn = found.contents["scene_barn"]
     assert barn.asked("<new1> barn")[:2] == ["photo of a <new1> barn", "<new1> barn in snowy ice"]
-    assert (len(barn.prompts), barn.fitting()) == (5, ("{thing} in snowy ice",))
+    assert (len(barn.prompts), barn.fitting()) == (5, ("{subject} in snowy ice",))
     assert problems(found) == []
     clone = concepts.parent / "clone"
     clone.mkdir()
@@ -142,16 +142,16 @@ def test_customconcept101(concepts):
 @pytest.mark.parametrize(
     ("prompt", "fits"),
     [
-        ("a {thing} on top of a purple rug in a forest", True),
-        ("{thing} on a highway, with a golden retriever in the driver's seat", True),
-        ("a {thing} wearing a red hat", True),
-        ("a purple {thing}", False),
-        ("a sky blue color {thing}", False),
-        ("{thing} in rainbow colors", False),
-        ("a cube shaped {thing}", False),
-        ("Georgia O'Keeffe style {thing} painting", False),
-        ("{thing} made of crystal", False),
-        ("A Monet-inspired scene with {thing}", False),
+        ("a {subject} on top of a purple rug in a forest", True),
+        ("{subject} on a highway, with a golden retriever in the driver's seat", True),
+        ("a {subject} wearing a red hat", True),
+        ("a purple {subject}", False),
+        ("a sky blue color {subject}", False),
+        ("{subject} in rainbow colors", False),
+        ("a cube shaped {subject}", False),
+        ("Georgia O'Keeffe style {subject} painting", False),
+        ("{subject} made of crystal", False),
+        ("A Monet-inspired scene with {subject}", False),
         ("a sleeping cat", False),
     ],
 )
@@ -174,24 +174,24 @@ def pairs(*arguments, fails=False):
 
 
 def test_pairs_are_counted_before_anything_is_made(dreambooth, tmp_path):
-    picture(tmp_path / "looks" / "styles" / "watercolor_painting3" / "1.jpg")
-    given = ("--contents", dreambooth, "--styles", tmp_path / "looks", "--out", tmp_path / "p.json")
+    image(tmp_path / "styles_of" / "styles" / "watercolor_painting3" / "1.jpg")
+    given = ("--contents", dreambooth, "--styles", tmp_path / "styles_of", "--out", tmp_path / "p.json")
     assert "expected words" in pairs(*given, fails=True)
     assert not (tmp_path / "p.json").exists()
     words = ("--words", "watercolor_painting3=watercolor painting style")
     assert "4 pairs, 4 images of each prompt; 16 images for each row" in pairs(*given, *words)
     found = read_manifest(tmp_path / "p.json")
-    assert found.prompts == ("a {thing} in {style}",)
+    assert found.prompts == ("a {subject} in {style}",)
     assert found.words == {"watercolor_painting3": "watercolor painting style"}
     assert "0 of 50 prompts name another style" in pairs(*given, *words, "--own-prompts")
     assert read_manifest(tmp_path / "p.json").prompts == ()
     for wrong, message in (
-        (("--prompt", "a dog"), "expected {thing} and {style} in each, found 'a dog'"),
+        (("--prompt", "a dog"), "expected {subject} and {style} in each, found 'a dog'"),
         (("--words", "ink=ink style"), "the name of a subject or style there"),
-        (("--prompt", "a {thing} in {style}", "--own-prompts"), "got both"),
+        (("--prompt", "a {subject} in {style}", "--own-prompts"), "got both"),
     ):
         assert message in pairs(*given, *words, *wrong, fails=True)
-    exchanged = ("--contents", tmp_path / "looks", "--styles", dreambooth, "--out", tmp_path / "q.json")
+    exchanged = ("--contents", tmp_path / "styles_of", "--styles", dreambooth, "--out", tmp_path / "q.json")
     assert "are the two exchanged?" in pairs(*exchanged, fails=True)
     assert not (tmp_path / "q.json").exists()
 
@@ -211,11 +211,11 @@ def test_an_index_cannot_lead_out_of_its_folder(concepts):
         read_dataset(concepts)
 
 
-@pytest.mark.parametrize("things", ["contents", "objects", "subjects"])
-def test_any_folders(things, tmp_path):
-    picture(tmp_path / things / "dog" / "1.png")
-    picture(tmp_path / things / "cat.png")
-    picture(tmp_path / "styles" / "ink" / "a.webp")
+@pytest.mark.parametrize("subjects", ["contents", "objects", "subjects"])
+def test_any_folders(subjects, tmp_path):
+    image(tmp_path / subjects / "dog" / "1.png")
+    image(tmp_path / subjects / "cat.png")
+    image(tmp_path / "styles" / "ink" / "a.webp")
     (tmp_path / "styles" / ".hidden").mkdir()
     found = read_dataset(tmp_path)
     assert (list(found.contents), list(found.styles)) == (["cat", "dog"], ["ink"])
@@ -230,12 +230,12 @@ def test_the_check_says_what_is_missing(dreambooth):
     found = problems(read_dataset(dreambooth))
     assert any("no such folder of subject backpack" in line for line in found)
     assert any("00.jpg: not a readable image" in line for line in found)
-    assert "cat: no pictures" in found
+    assert "cat: no images" in found
 
 
-def test_the_check_names_lost_pictures_and_prompts(styledrop, concepts):
+def test_the_check_names_lost_images_and_prompts(styledrop, concepts):
     (styledrop / "data" / "image_02_01.jpg").unlink()
-    assert any("image_02_01.jpg: data.json names this picture" in line for line in problems(read_dataset(styledrop)))
+    assert any("image_02_01.jpg: data.json names this image" in line for line in problems(read_dataset(styledrop)))
     (concepts / "prompts" / "cat.txt").unlink()
     found = problems(read_dataset(concepts, "customconcept101"))
     assert any("cat.txt: dataset.json names this file" in line for line in found)
@@ -265,7 +265,7 @@ def test_a_folder_of_another_kind_lists_the_layouts(tmp_path):
 
 
 MANIFEST = Manifest(
-    "table-1", (Pairing("dog6", "ink"), Pairing("é", "“q”")), ("a {thing} in {style}",), (0, 7), "folders"
+    "table-1", (Pairing("dog6", "ink"), Pairing("é", "“q”")), ("a {subject} in {style}",), (0, 7), "folders"
 )
 
 
@@ -311,8 +311,8 @@ def test_pairs_are_all_or_a_seeded_choice():
 
 
 def test_what_a_manifest_lacks_is_named(tmp_path):
-    picture(tmp_path / "contents" / "dog6" / "1.png")
-    picture(tmp_path / "styles" / "ink" / "1.png")
+    image(tmp_path / "contents" / "dog6" / "1.png")
+    image(tmp_path / "styles" / "ink" / "1.png")
     found = read_dataset(tmp_path)
     lines = lacking(MANIFEST, found, found)
     assert [line.split(":")[0] for line in lines] == ["content é", "style “q”"]

@@ -8,11 +8,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
 from duolora.atelier.architecture import save_tokenizer
-from duolora.atelier.classifier import judge, load_classifier
+from duolora.atelier.classifier import classify, load_classifier
 from duolora.atelier.data import as_input
-from duolora.atelier.looks import LOOKS
 from duolora.atelier.objects import OBJECTS
 from duolora.atelier.scene import render
+from duolora.atelier.styles import STYLES
 from duolora.errors import FileRefused, InputError
 from duolora.metrics import vision
 from duolora.metrics.encoders import ATELIER, load_embedder
@@ -31,7 +31,7 @@ def embedder(request):
     return load_embedder(name, None if name in ATELIER else request.getfixturevalue(name), "cpu")
 
 
-def test_pictures_in_unit_rows_out_in_any_batch(embedder):
+def test_images_in_unit_rows_out_in_any_batch(embedder):
     rows = embedder(IMAGES)
     assert rows.dtype == torch.float32
     assert rows.shape[0] == 3
@@ -156,7 +156,7 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch):
 
 
 def test_wrong_items_are_refused(dino, clip):
-    with pytest.raises(InputError, match="at least one picture or text"):
+    with pytest.raises(InputError, match="at least one image or text"):
         load_embedder("dino", dino, "cpu")([])
     with pytest.raises(InputError, match="reads no texts; use clip"):
         load_embedder("dino", dino, "cpu")(["cat"])
@@ -168,7 +168,7 @@ def test_wrong_items_are_refused(dino, clip):
 def renders():
     from PIL import Image
 
-    scenes = scenes_of(tuple(OBJECTS), tuple(LOOKS), 160, seed=5)
+    scenes = scenes_of(tuple(OBJECTS), tuple(STYLES), 160, seed=5)
     return [Image.fromarray(render(s)) for s in scenes], scenes
 
 
@@ -186,11 +186,11 @@ def test_atelier_text_is_a_mean_over_the_questions_asked(renders):
     assert not torch.equal(embedder(["a cat in neon style"]), embedder(["a cat in sepia style"]))
 
 
-@pytest.mark.parametrize(("name", "truth"), [("atelier-content", "object"), ("atelier-style", "look")])
+@pytest.mark.parametrize(("name", "truth"), [("atelier-content", "object"), ("atelier-style", "style")])
 def test_ateliers_encoders_see_what_they_are_for(name, truth, renders):
-    """Two pictures with the same object (look) are closer than two with others in more than 95 of 100 cases."""
+    """Two images with the same object (style) are closer than two with others in more than 95 of 100 cases."""
     images, scenes = renders
-    labels = [s.things[0].kind if truth == "object" else s.look for s in scenes]
+    labels = [s.objects[0].kind if truth == "object" else s.style for s in scenes]
     rows = load_embedder(name, None, "cpu")(images)
     table = cosines(rows, rows)
     same = torch.tensor([[a == b for a in labels] for b in labels])
@@ -198,11 +198,11 @@ def test_ateliers_encoders_see_what_they_are_for(name, truth, renders):
     assert (alike[:, None] > other[None]).float().mean() > 0.95
 
 
-def test_atelier_text_scores_what_the_picture_shows(renders):
+def test_atelier_text_scores_what_the_image_shows(renders):
     images, scenes = renders
     embedder = load_embedder("atelier-text", None, "cpu")
     rows = embedder(images[:40])
-    right = embedder([f"a {s.things[0].kind} in {s.look} style" for s in scenes[:40]])
+    right = embedder([f"a {s.objects[0].kind} in {s.style} style" for s in scenes[:40]])
     wrong = right.roll(7, 0)
     scores = cosines(rows, right).diagonal()
     assert scores.mean() > cosines(rows, wrong).diagonal().mean() + 0.3
@@ -211,8 +211,8 @@ def test_atelier_text_scores_what_the_picture_shows(renders):
         embedder(["a sks thing in zwx style"])
 
 
-def test_atelier_pictures_are_read_as_the_classifier_reads_them(renders):
-    """The transform gives what the judges were trained on, so both agree on a file."""
+def test_atelier_images_are_read_as_the_classifier_reads_them(renders):
+    """The transform gives what the classifier was trained on, so both agree on a file."""
     images, _ = renders
     import numpy as np
 
@@ -220,7 +220,7 @@ def test_atelier_pictures_are_read_as_the_classifier_reads_them(renders):
 
     shown = torch.stack([AS_SHOWN(i) for i in images[:20]])
     direct = as_input(np.stack([np.asarray(i) for i in images[:20]]))
-    assert judge(load_classifier(), shown) == judge(load_classifier(), direct)
+    assert classify(load_classifier(), shown) == classify(load_classifier(), direct)
 
 
 def test_a_file_and_its_image_are_the_same(pictures, dino):

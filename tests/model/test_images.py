@@ -144,7 +144,7 @@ def test_training_and_evaluation_see_odd_pictures_alike(tmp_path):
         "sixteen.png": (Image.fromarray(deep), {}),
         "big-endian.tif": (Image.frombytes("I;16B", grey.size, deep.astype(">u2").tobytes()), {}),
     }
-    encoder = load_embedder("atelier-picture")
+    encoder = load_embedder("atelier-image")
     for name, pictures in (("rgb", rgb), ("grey", greys)):
         folder = tmp_path / name
         folder.mkdir()

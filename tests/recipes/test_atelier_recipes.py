@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from duolora.atelier.architecture import new_vae, save_tokenizer
-from duolora.atelier.data import as_input, vae_picture, vocabulary
-from duolora.atelier.looks import BASE_LOOKS
+from duolora.atelier.data import as_input, vae_image, vocabulary
 from duolora.atelier.objects import BASE_OBJECTS
+from duolora.atelier.styles import BASE_STYLES
 from duolora.model.defaults import base_place
 from recipes.atelier import base, latents, text, vae
 from recipes.atelier.muon import Muon, orthogonalised
 
 
 def images(count=6):
-    return as_input(np.stack([vae_picture(seed)[0] for seed in range(count)]))
+    return as_input(np.stack([vae_image(seed)[0] for seed in range(count)]))
 
 
 def test_latents_there_and_back():
@@ -29,7 +29,7 @@ def test_latents_there_and_back():
 
 
 def test_latents_have_unit_variance_and_coarse_varies_more_than_fine():
-    found = latents.encode(as_input(np.stack([vae_picture(2 * seed)[0] for seed in range(400)])))
+    found = latents.encode(as_input(np.stack([vae_image(2 * seed)[0] for seed in range(400)])))
     assert found.std() == pytest.approx(1, abs=0.1)
     spread = found.std((0, 2, 3)).reshape(3, 4)
     assert (spread[:, 0] > spread[:, 1:].amax(1)).all()
@@ -112,12 +112,12 @@ def test_text_encoders_learn_what_captions_say():
     """From the tokens' states and from the pooled vector; only what a scene has is asked."""
     words = {word: n for n, word in enumerate(vocabulary())}
     truth = text.Truth(range(64), words)
-    for caption, places, look in zip(truth.texts, truth.places, truth.look, strict=True):
+    for caption, places, style in zip(truth.texts, truth.places, truth.style, strict=True):
         asked = (places[:, 0] >= 0).nonzero().flatten().tolist()
         assert asked == [k for k, (number, _) in enumerate(text.SLOTS) if number == len(asked)]
         named = [kind for kind in BASE_OBJECTS if kind in re.findall("[a-z]+", caption)]
         assert {BASE_OBJECTS.index(kind) for kind in named} <= set(places[asked, 0].tolist())
-        assert look == len(BASE_LOOKS) or BASE_LOOKS[look] in caption or BASE_LOOKS[look] == "flat"
+        assert style == len(BASE_STYLES) or BASE_STYLES[style] in caption or BASE_STYLES[style] == "flat"
 
 
 def test_the_encoders_are_trained_before_the_unet_and_stay(tmp_path, monkeypatch, run):

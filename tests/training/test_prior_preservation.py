@@ -7,8 +7,8 @@ import torch
 
 from duolora.api.train import TrainOptions, train
 from duolora.atelier.captions import varied_captions
-from duolora.atelier.looks import HELD_OUT_LOOKS
 from duolora.atelier.objects import HELD_OUT_OBJECTS
+from duolora.atelier.styles import HELD_OUT_STYLES
 from duolora.errors import InputError
 from duolora.lora.read.file import read_adapter
 from duolora.model.mount import Mount
@@ -49,7 +49,7 @@ def test_a_lora_changes_less_of_what_it_is_to_keep(base, photos, tmp_path):
 def test_captions_of_what_stays_tell_nothing_of_what_is_personalised():
     captions = varied_captions(60)
     assert len(set(captions)) == 60
-    assert not [c for c in captions for name in (*HELD_OUT_OBJECTS, *HELD_OUT_LOOKS) if name in c]
+    assert not [c for c in captions for name in (*HELD_OUT_OBJECTS, *HELD_OUT_STYLES) if name in c]
     assert varied_captions(60) == captions != varied_captions(60, seed=1)
 
 

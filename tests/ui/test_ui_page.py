@@ -47,12 +47,12 @@ def url(tmp_path_factory):
 def pictures(tmp_path_factory):
     """What a person brings: photos of a thing, one picture of a look."""
     from duolora.api.demo import PAIR
-    from duolora.atelier.pairs import pictures
+    from duolora.atelier.pairs import rendered
 
     folder, found = tmp_path_factory.mktemp("brought"), {}
     for kind, scenes in (("content", PAIR.content_scenes()[:2]), ("style", [PAIR.style_scene()])):
         found[kind] = []
-        for k, picture in enumerate(pictures(scenes)):
+        for k, picture in enumerate(rendered(scenes)):
             found[kind].append(folder / f"{kind}{k}.png")
             Image.fromarray(picture).save(found[kind][-1])
     return found

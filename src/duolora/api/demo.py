@@ -1,6 +1,5 @@
 """The whole way on Atelier: images of a subject and of a style, two LoRAs, merges by several methods, a comparison."""
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -13,15 +12,15 @@ from tqdm import tqdm
 from duolora.api.generate import applied, new_folder
 from duolora.api.merge import merge, options_of
 from duolora.api.train import default_options, train
-from duolora.atelier.classifier import Verdict, judge, load_classifier
+from duolora.atelier.classifier import classify, load_classifier
 from duolora.atelier.family import article
-from duolora.atelier.looks import KEEP_COLOUR, KEEP_PATTERN
-from duolora.atelier.pairs import Pair, pictures
+from duolora.atelier.pairs import Pair, rendered, truth
 from duolora.atelier.scene import SIZE
 from duolora.lora.write.atomic import check_folder, check_writable
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.images import as_image
 from duolora.model.sample import draw
+from duolora.textfiles import markdown, write_json
 
 PAIR = Pair("tree", "blue", "plain", "family-004", "apple", "pink")
 """The first pair of the benchmark's first data set, so that nobody chose it. `--pair` takes others."""
@@ -33,28 +32,15 @@ SHOWN = ("naive", "split", "ziplora", "ziprank", "duolora")
 
 @dataclass(frozen=True)
 class Job:
-    """Pictures to draw and judge: a prompt, and the LoRA file to draw it with."""
+    """Images to generate and classify: a prompt, and the LoRA file to generate them with."""
 
     name: str
     prompt: str
     lora: Path | None = None
     masks: int = 0
-    moved: float = 0.0
+    change: float = 0.0
     kilobytes: float = 0.0
     seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the demo's table; shares are of `COUNT` pictures, and None where there is nothing to judge."""
-
-    job: Job
-    object: float
-    look: float
-    both: float
-    colour: float | None
-    pattern: float | None
-    leak: float
 
 
 def demo(
@@ -63,35 +49,37 @@ def demo(
     """Run the whole road into the folder `out`; returns the table as text.
 
     Leaves `references/`, `content.safetensors`, `style.safetensors`, one LoRA file for each method in `merged/`, the
-    pictures in `pictures/`, `comparison.png`, `table.md` and `results.json`. The seed is that of training, merging and
-    drawing.
+    images in `images/`, `comparison.png`, `table.md` and `results.json`. The seed is that of training, merging and
+    generating.
 
     Raises:
         InputError: nothing can be written into `out`; nothing was made then.
     """
     out = new_folder(out)
-    for part in ("references", "merged", "pictures"):
+    for part in ("references", "merged", "images"):
         check_folder(out / part)
     for part in ("content", "style"):
         check_writable(out / f"{part}.safetensors")
     started = time.perf_counter()
     stages: dict[str, float] = {}
-    base, judges = opened(base), load_classifier()
+    base, classifier = opened(base), load_classifier()
     stages["load"] = time.perf_counter() - started
     jobs = _trained_and_merged(base, pair, out, seed, stages, progress)
     begun = time.perf_counter()
-    rows, drawn = [], {}
+    rows, generated = {}, {}
     for job in tqdm(jobs, "Generating", disable=not progress):
-        drawn[job] = _drawn(base, job, seed)
-        rows.append(_row(job, judge(judges, drawn[job]), pair))
-        _save(drawn[job], out / "pictures" / job.name.replace(" ", "-"))
-    stages["draw"] = time.perf_counter() - begun
-    comparison(pair, drawn).save(out / "comparison.png")
+        generated[job] = _generated(base, job, seed)
+        rows[job] = truth(classify(classifier, generated[job]), pair)
+        _save(generated[job], out / "images" / job.name.replace(" ", "-"))
+    stages["generate"] = time.perf_counter() - begun
+    comparison(pair, generated).save(out / "comparison.png")
     text = table(rows, pair)
     (out / "table.md").write_text(text)
     stages["total"] = time.perf_counter() - started
-    results = {"pair": asdict(pair), "seed": seed, "rows": [asdict(r) for r in rows], "seconds": stages}
-    (out / "results.json").write_text(json.dumps(results, indent=1, default=str))
+    results = {"pair": asdict(pair), "seed": seed, "seconds": stages}
+    write_json(
+        out / "results.json", results | {"rows": [{"job": asdict(job)} | shares for job, shares in rows.items()]}
+    )
     return f"{text}\n{out / 'comparison.png'}; {spent(stages)}"
 
 
@@ -106,7 +94,7 @@ def spent(stages: dict[str, float]) -> str:
 def _trained_and_merged(
     base: Base, pair: Pair, out: Path, seed: int, stages: dict[str, float], progress: bool
 ) -> list[Job]:
-    """Train both LoRAs, merge them by every method; what there is to draw then. Times go into `stages`."""
+    """Train both LoRAs, merge them by every method; what there is to generate then. Times go into `stages`."""
     content, style = _references(out / "references", pair)
     files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
     for kind, images, prompt in (("content", content, pair.content_prompt), ("style", style, pair.style_prompt)):
@@ -118,7 +106,7 @@ def _trained_and_merged(
         Job("base", pair.merged_prompt),
         Job("content LoRA", pair.content_prompt, files["content"]),
         Job("style LoRA", pair.style_prompt, files["style"]),
-        Job("style LoRA, class prompt", pair.told_prompt, files["style"]),
+        Job("style LoRA, class prompt", pair.class_prompt, files["style"]),
     ]
     for method in tqdm(SHOWN, "Methods", disable=not progress):
         done = merge(
@@ -132,76 +120,61 @@ def _trained_and_merged(
 
 
 def _references(folder: Path, pair: Pair) -> tuple[Path, Path]:
-    """Write the pictures that a person would bring; returns the content folder and the style picture."""
+    """Write the images that a person would bring; returns the content folder and the style image."""
     content, style = folder / "content", folder / "style.png"
     content.mkdir(parents=True, exist_ok=True)
-    for k, picture in enumerate(pictures(pair.content_scenes())):
-        Image.fromarray(picture).save(content / f"{k:02d}.png")
-    Image.fromarray(pictures([pair.style_scene()])[0]).save(style)
+    for k, image in enumerate(rendered(pair.content_scenes())):
+        Image.fromarray(image).save(content / f"{k:02d}.png")
+    Image.fromarray(rendered([pair.style_scene()])[0]).save(style)
     return content, style
 
 
-def _drawn(base: Base, job: Job, seed: int) -> torch.Tensor:
+def _generated(base: Base, job: Job, seed: int) -> torch.Tensor:
     with applied(base, [job.lora] if job.lora else []):
         return draw(base, [job.prompt] * COUNT, range(seed + 1000, seed + 1000 + COUNT)).clamp(-1, 1)
 
 
-def _save(drawn: torch.Tensor, folder: Path) -> None:
+def _save(generated: torch.Tensor, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    for k, picture in enumerate(drawn):
-        as_image(picture).save(folder / f"{k:02d}.png")
+    for k, image in enumerate(generated):
+        as_image(image).save(folder / f"{k:02d}.png")
 
 
-def _row(job: Job, verdict: Verdict, pair: Pair) -> Row:
-    return Row(
-        job=job,
-        object=verdict.share(object=pair.kind),
-        look=verdict.share(look=pair.look),
-        both=verdict.share(**pair.identity, look=pair.look),
-        colour=verdict.share(colour=pair.colour) if pair.look in KEEP_COLOUR else None,
-        pattern=verdict.share(pattern=pair.pattern) if pair.look in KEEP_PATTERN else None,
-        leak=verdict.share(object=pair.shown),
-    )
-
-
-def table(rows: list[Row], pair: Pair) -> str:
-    """The rows as a Markdown table."""
-    lines = [
-        f"Atelier, by its classifier: a {pair.colour} {pair.kind} ({pair.pattern}) in the style of one {pair.look}",
+def table(rows: dict[Job, dict[str, float | None]], pair: Pair) -> str:
+    """The shares of each job (see `truth`) as a Markdown table."""
+    head = ("", "object", "style", "both", "colour", "pattern", "leak", "masks", "mean change", "file, kB", "time, s")
+    lines = []
+    for job, shares in rows.items():
+        merged = [f"{job.masks:,}", f"{job.change:.3f}", f"{job.kilobytes:.0f}", f"{job.seconds:.1f}"]
+        cells = ["–" if share is None else f"{share:.2f}" for share in shares.values()]
+        lines.append([job.name, *cells, *(merged if job.kilobytes else [""] * 4)])
+    said = (
+        f"Atelier, by its classifier: a {pair.colour} {pair.kind} ({pair.pattern}) in the style of one {pair.style}",
         f"image that shows {article(pair.shown)}. Shares of {COUNT} images; the LoRAs alone with prompts of their own,",
         "all others with the merged one. These are not the paper's numbers and cannot be compared with them.",
-        "",
-        "| | object | style | both | colour | pattern | leak | masks | mean change | file, kB | time, s |",
-        "|---|---|---|---|---|---|---|---|---|---|---|",
-    ]
-    for row in rows:
-        shares = (row.object, row.look, row.both, row.colour, row.pattern, row.leak)
-        cells = ["–" if s is None else f"{s:.2f}" for s in shares]
-        job = row.job
-        merged = [f"{job.masks:,}", f"{job.moved:.3f}", f"{job.kilobytes:.0f}", f"{job.seconds:.1f}"]
-        lines.append(f"| {job.name} | {' | '.join(cells + (merged if job.kilobytes else [''] * 4))} |")
-    return "\n".join(lines) + "\n"
+    )
+    return "\n".join([*said, "", markdown(head, lines)]) + "\n"
 
 
-def comparison(pair: Pair, drawn: dict[Job, torch.Tensor], columns: int = 8, scale: int = 4) -> Image.Image:
+def comparison(pair: Pair, generated: dict[Job, torch.Tensor], columns: int = 8, scale: int = 4) -> Image.Image:
     """References on the left, one row for each job, named, and with its prompt where that is not the merged one."""
     cell, gap = SIZE * scale, 4
     left, label = cell + 3 * gap, 190
-    sheet = Image.new("RGB", (left + label + columns * (cell + gap), len(drawn) * (cell + gap) + 28), "white")
+    sheet = Image.new("RGB", (left + label + columns * (cell + gap), len(generated) * (cell + gap) + 28), "white")
     brush, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)
     brush.text((gap, 5), "references", "black", font)
     brush.text((left + label, 5), heading(pair), "black", font)
-    references = [*pictures(pair.content_scenes()), pictures([pair.style_scene()])[0]]
-    for k, picture in enumerate(references):
-        image = Image.fromarray(picture).resize((cell, cell), Image.Resampling.NEAREST)
+    references = rendered([*pair.content_scenes(), pair.style_scene()])
+    for k, pixels in enumerate(references):
+        image = Image.fromarray(pixels).resize((cell, cell), Image.Resampling.NEAREST)
         sheet.paste(image, (gap, 28 + k * (cell + gap)))
-    for row, (job, batch) in enumerate(drawn.items()):
+    for row, (job, batch) in enumerate(generated.items()):
         top = 28 + row * (cell + gap)
         brush.text((left, top + cell // 2 - 10), job.name, "black", font)
-        if told := own_prompt(job, pair):
-            brush.multiline_text((left, top + cell // 2 + 12), fill(told, 28), "black", ImageFont.load_default(12))
-        for k, picture in enumerate(batch[:columns]):
-            image = as_image(picture).resize((cell, cell), Image.Resampling.NEAREST)
+        if words := own_prompt(job, pair):
+            brush.multiline_text((left, top + cell // 2 + 12), fill(words, 28), "black", ImageFont.load_default(12))
+        for k, pixels in enumerate(batch[:columns]):
+            image = as_image(pixels).resize((cell, cell), Image.Resampling.NEAREST)
             sheet.paste(image, (left + label + k * (cell + gap), top))
     return sheet
 

@@ -40,7 +40,7 @@ PAPER = {
 """The paper's (Sec. 4): content by DINO, style by CLIP-I and CSD-s, the prompt by CLIP-T, and its leakage check."""
 ATELIER = {
     "atelier-content": Metric("Atelier content", "atelier-content", "content"),
-    "atelier-picture": Metric("Atelier picture", "atelier-picture", "style"),
+    "atelier-image": Metric("Atelier image", "atelier-image", "style"),
     "atelier-text": Metric("Atelier text", "atelier-text", "prompt"),
     "atelier-style": Metric("Atelier style", "atelier-style", "style"),
     "atelier-leakage": Metric("Atelier leakage", "atelier-content", "style"),

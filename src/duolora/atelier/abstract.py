@@ -1,7 +1,7 @@
 """Images of nothing in particular: shapes, gradients, patterns and noise in random colours.
 
 The VAE learns from these as much as from scenes, so that it keeps what the base has never seen as well as what it has.
-None of Atelier's objects or looks is used here.
+None of Atelier's objects or styles is used here.
 """
 
 import numpy as np

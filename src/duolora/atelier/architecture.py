@@ -49,7 +49,7 @@ def new_unet() -> UNet2DConditionModel:
 
 
 def new_scheduler() -> DDIMScheduler:
-    """Velocity prediction with zero terminal signal, so that dark and light pictures are both in reach."""
+    """Velocity prediction with zero terminal signal, so that dark and light images are both in reach."""
     return DDIMScheduler(
         beta_start=0.00085,
         beta_end=0.012,

@@ -1,7 +1,7 @@
 """The classifier: what an image shows, by a small network trained on the renderer's truth.
 
-One network with four answers (object, look, colour, pattern) that knows every object and look, held-out ones included,
-and "other" for objects without a name and for looks of the family that are none of these.
+One network with four answers (object, style, colour, pattern) that knows every object and style, the held-out ones too,
+and "other" for objects without a name and for styles of the family that are none of these.
 """
 
 from dataclasses import dataclass
@@ -12,17 +12,19 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from duolora.atelier.looks import LOOKS
 from duolora.atelier.objects import OBJECTS
 from duolora.atelier.paint import COLOURS
 from duolora.atelier.scene import PATTERNS
+from duolora.atelier.styles import STYLES
 
 ANSWERS: dict[str, tuple[str, ...]] = {
     "object": (*OBJECTS, "other"),
-    "look": (*LOOKS, "other"),
+    "style": (*STYLES, "other"),
     "colour": tuple(COLOURS),
     "pattern": PATTERNS,
 }
+HEADS = {"object": "object", "style": "look", "colour": "colour", "pattern": "pattern"}
+"""What the weights call the head of each question."""
 
 
 class _Block(nn.Module):
@@ -46,30 +48,30 @@ class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.trunk = nn.Sequential(_Block(3, 24, 1), _Block(24, 48), _Block(48, 96), _Block(96, 160))
-        self.heads = nn.ModuleDict({name: nn.Linear(2 * 160, len(words)) for name, words in ANSWERS.items()})
+        self.heads = nn.ModuleDict({HEADS[name]: nn.Linear(2 * 160, len(words)) for name, words in ANSWERS.items()})
 
-    def features(self, pictures: Tensor) -> Tensor:
-        """Mean and largest value of each feature over the picture, (n, 320)."""
-        x = self.trunk(pictures)
+    def features(self, images: Tensor) -> Tensor:
+        """Mean and largest value of each feature over the image, (n, 320)."""
+        x = self.trunk(images)
         return torch.cat([x.mean((2, 3)), x.amax((2, 3))], 1)
 
-    def forward(self, pictures: Tensor) -> dict[str, Tensor]:
-        """Logits for each question, {"object": (n, 33), "look": …}."""
-        x = self.features(pictures)
-        return {name: head(x) for name, head in self.heads.items()}
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits for each question, {"object": (n, 33), "style": …}."""
+        x = self.features(images)
+        return {name: self.heads[HEADS[name]](x) for name in ANSWERS}
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """For each picture the seen object, look, colour and pattern, in words."""
+class Predictions:
+    """For each image the seen object, style, colour and pattern, in words."""
 
     object: list[str]
-    look: list[str]
+    style: list[str]
     colour: list[str]
     pattern: list[str]
 
     def share(self, **expected: str) -> float:
-        """The share of pictures that show all that is expected, such as `share(object="teapot", look="sepia")`."""
+        """The share of images that show all that is expected, such as `share(object="teapot", style="sepia")`."""
         answers = [getattr(self, name) for name in expected]
         hits = [got == tuple(expected.values()) for got in zip(*answers, strict=True)]
         return sum(hits) / len(hits)
@@ -84,7 +86,7 @@ def load_classifier() -> Classifier:
 
 
 @torch.no_grad()
-def judge(network: Classifier, pictures: Tensor) -> Verdict:
-    """What each picture (n, 3, 32, 32) in [-1, 1] shows."""
-    logits = network(pictures)
-    return Verdict(**{name: [ANSWERS[name][i] for i in logits[name].argmax(1).tolist()] for name in ANSWERS})
+def classify(network: Classifier, images: Tensor) -> Predictions:
+    """What each image (n, 3, 32, 32) in [-1, 1] shows."""
+    logits = network(images)
+    return Predictions(**{name: [ANSWERS[name][i] for i in logits[name].argmax(1).tolist()] for name in ANSWERS})

@@ -1,7 +1,7 @@
-"""A family of looks, drawn at random: palette, ground, texture, lines, shadow and frame, and the words for them.
+"""A family of styles, sampled at random: palette, ground, texture, lines, shadow and frame, and the words for them.
 
-Half of the base's images are in looks of this family, no two alike, as a large model has seen every manner of painting.
-The looks that a benchmark personalises are members of it that the base has not seen.
+Half of the base's images are in styles of this family, no two alike, as a large model has seen every manner of
+painting. The styles that a benchmark personalises are members of it that the base has not seen.
 """
 
 from collections.abc import Callable
@@ -26,7 +26,7 @@ PAINTS: Final[dict[str, tuple[float, float, float]]] = {
     "maroon": (0.42, 0.06, 0.14),
     **COLOURS,
 }
-"""The colours of objects, and more that only looks have."""
+"""The colours of objects, and more that only styles have."""
 
 Step = Callable[[Paint, Image], Image]
 Colour = np.ndarray
@@ -34,7 +34,7 @@ Colour = np.ndarray
 
 @dataclass(frozen=True)
 class Improvised:
-    """A look of the family: its steps in order, the words for each, and what of an object it leaves to be seen."""
+    """A style of the family: its steps in order, the words for each, and what of an object it leaves to be seen."""
 
     steps: tuple[Step, ...]
     words: tuple[str, ...]
@@ -56,7 +56,7 @@ def improvised(seed: int) -> Improvised:
 
 
 def improvise(rng: np.random.Generator) -> Improvised:
-    """A random look of the family."""
+    """A random style of the family."""
     natural = rng.random() < 0.5
     parts = [_natural(rng) if natural else _palette(rng)]
     textured = rng.random() < 0.45
@@ -145,13 +145,13 @@ def _ground(rng: np.random.Generator) -> tuple[Step, str]:
     (name, rgb), (other, second) = _paint(rng), _paint(rng)
     cover = float(rng.choice((0.85, 1.0)))
     if rng.random() < 0.45:
-        return lambda p, image: laid(image, ~p.thing, rgb, cover), f"{article(name)} ground"
+        return lambda p, image: laid(image, ~p.objects, rgb, cover), f"{article(name)} ground"
     screen, word = _screen(rng)
     plain = rng.random() < 0.5
 
     def ground(p: Paint, image: Image) -> Image:
-        image = image if plain else laid(image, ~p.thing, rgb, cover)
-        return laid(image, ~p.thing & screen(p), second, 0.9)
+        image = image if plain else laid(image, ~p.objects, rgb, cover)
+        return laid(image, ~p.objects & screen(p), second, 0.9)
 
     return ground, f"{other} {word} behind" if plain else f"{article(name)} ground with {other} {word}"
 
@@ -163,7 +163,7 @@ def _texture(rng: np.random.Generator) -> tuple[Step, str]:
 
     def texture(p: Paint, image: Image) -> Image:
         where = screen(p)
-        return laid(image, where if everywhere else where & p.thing, rgb, cover)
+        return laid(image, where if everywhere else where & p.objects, rgb, cover)
 
     return texture, f"{name} {word}" if everywhere else f"{name} {word} inside"
 
@@ -172,7 +172,9 @@ def _shadow(rng: np.random.Generator) -> tuple[Step, str]:
     """The objects' shape in a colour, two or three pixels off."""
     name, rgb = _paint(rng)
     down, right = int(rng.choice((2, 3))), int(rng.choice((-3, -2, 2, 3)))
-    return lambda p, image: laid(image, shifted(p.thing, down, right) & ~p.thing, rgb, 0.9), f"{article(name)} shadow"
+    return lambda p, image: laid(
+        image, shifted(p.objects, down, right) & ~p.objects, rgb, 0.9
+    ), f"{article(name)} shadow"
 
 
 def _lines(rng: np.random.Generator) -> tuple[Step, str]:
@@ -189,9 +191,9 @@ def _lines(rng: np.random.Generator) -> tuple[Step, str]:
             case "inside":
                 return laid(image, p.rim, rgb)
             case "double":
-                return laid(laid(image, grown(p.outline) & ~p.thing, second), p.outline, rgb)
+                return laid(laid(image, grown(p.outline) & ~p.objects, second), p.outline, rgb)
             case "thick":
-                return laid(image, grown(p.outline) & ~p.thing, rgb)
+                return laid(image, grown(p.outline) & ~p.objects, rgb)
             case "broken":
                 return laid(image, p.outline & ((x + y) % 4 < 2), rgb)
         return laid(image, p.lines, rgb)

@@ -1,4 +1,4 @@
-"""What Atelier can draw: each object is a list of parts, and each part a role and a polygon.
+"""What Atelier can render: each object is a list of parts, and each part a role and a polygon.
 
 Coordinates are those of the object's own square, x to the right and y down, both in [-1, 1]. Parts are painted in
 order, later over earlier. The role says which colour a part takes: `body` the colour that the caption names (and

@@ -1,4 +1,4 @@
-"""Plain paint: a scene before any look, and what looks are made of."""
+"""Plain paint: a scene before any style, and what styles are made of."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Image = NDArray[np.float32]
 Map = NDArray[np.float32]
 Mask = NDArray[np.bool_]
-Look = Callable[["Paint"], Image]
+Style = Callable[["Paint"], Image]
 
 COLOURS: Final[dict[str, tuple[float, float, float]]] = {
     "red": (0.86, 0.12, 0.14),
@@ -48,13 +48,13 @@ def shifted(mask: Mask, down: int, right: int) -> Mask:
 
 @dataclass
 class Paint:
-    """A scene before any look: `albedo` (h, w, 3) in [0, 1] and `parts` (h, w), numbers from 10 on being objects'."""
+    """A scene before any style: `albedo` (h, w, 3) in [0, 1] and `parts` (h, w), numbers from 10 on being objects'."""
 
     albedo: Image
     parts: NDArray[np.uint8]
 
     @cached_property
-    def thing(self) -> Mask:
+    def objects(self) -> Mask:
         """Where objects are, (h, w)."""
         return self.parts >= 10
 
@@ -66,7 +66,7 @@ class Paint:
     @cached_property
     def tone(self) -> Map:
         """Luminance with objects below 0.7 and what is behind them above 0.72, so that none is lost in its ground."""
-        return np.where(self.thing, 0.05 + 0.6 * self.light, 0.72 + 0.28 * self.light).astype(np.float32)
+        return np.where(self.objects, 0.05 + 0.6 * self.light, 0.72 + 0.28 * self.light).astype(np.float32)
 
     @cached_property
     def grid(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -77,19 +77,19 @@ class Paint:
     @cached_property
     def outline(self) -> Mask:
         """The pixels around the objects."""
-        return grown(self.thing) & ~self.thing
+        return grown(self.objects) & ~self.objects
 
     @cached_property
     def rim(self) -> Mask:
         """The outermost pixels of the objects."""
-        return grown(~self.thing) & self.thing
+        return grown(~self.objects) & self.objects
 
     @cached_property
     def seams(self) -> Mask:
         """Pixels whose lower or right neighbour belongs to another part, both within objects or both behind them."""
         p, out = self.parts, np.zeros(self.parts.shape, bool)
-        out[:-1] |= (p[:-1] != p[1:]) & (self.thing[:-1] == self.thing[1:])
-        out[:, :-1] |= (p[:, :-1] != p[:, 1:]) & (self.thing[:, :-1] == self.thing[:, 1:])
+        out[:-1] |= (p[:-1] != p[1:]) & (self.objects[:-1] == self.objects[1:])
+        out[:, :-1] |= (p[:, :-1] != p[:, 1:]) & (self.objects[:, :-1] == self.objects[:, 1:])
         return out
 
     @cached_property

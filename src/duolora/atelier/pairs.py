@@ -1,39 +1,40 @@
-"""Things and looks to personalise: pictures of a thing, and one picture of a look on another object."""
+"""Subjects and styles to personalise: images of a subject, and one image of a style on another object."""
 
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from duolora.atelier.classifier import Predictions
 from duolora.atelier.family import article
-from duolora.atelier.looks import HELD_OUT_LOOKS, KEEP_COLOUR
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.paint import COLOURS
 from duolora.atelier.scene import PATTERNS, SIZE, Scene, render, sample_scene
+from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR, KEEP_PATTERN
 
 IDENTIFIERS = ("sks", "ohw", "vkt", "pqr")
-"""Rare words that stand for things."""
+"""Rare words that stand for subjects."""
 STYLE_IDENTIFIER = "zwx"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A thing, told from others of its kind by colour and pattern, and a look that is shown on another object."""
+    """A subject, known from others of its kind by colour and pattern, and a style that is shown on another object."""
 
     kind: str
     colour: str
     pattern: str
-    look: str
+    style: str
     shown: str
-    """The object in the style picture, which must not leak into the merge."""
+    """The object in the style image, which must not leak into the merge."""
     shown_colour: str = "blue"
-    """That object's colour, which its caption names, so that it is not taken for the look."""
+    """That object's colour, which its caption names, so that it is not taken for the style."""
     identifier: str = IDENTIFIERS[0]
-    """The word that stands for the thing."""
+    """The word that stands for the subject."""
 
     @property
     def noun(self) -> str:
-        """What the thing is called besides its identifier: its kind, or "thing" if the base does not know the kind.
+        """What the subject is called besides its identifier: its kind, or "thing" if the base does not know the kind.
 
         So it is in DreamBooth and in the paper: "a sks dog".
         """
@@ -41,65 +42,81 @@ class Pair:
 
     @property
     def identity(self) -> dict[str, str]:
-        """By what the thing is known in the look: its kind, and its colour where the look keeps that."""
-        return {"object": self.kind} | ({"colour": self.colour} if self.look in KEEP_COLOUR else {})
+        """By what the subject is known in the style: its kind, and its colour where the style keeps that."""
+        return {"object": self.kind} | ({"colour": self.colour} if self.style in KEEP_COLOUR else {})
 
     @property
     def content_prompt(self) -> str:
-        """What the content pictures show, the thing by its identifier and its noun only."""
+        """What the content images show, the subject by its identifier and its noun only."""
         return f"a {self.identifier} {self.noun} in flat style"
 
     @property
     def style_prompt(self) -> str:
-        """What the style picture shows, the look by its identifier only."""
+        """What the style image shows, the style by its identifier only."""
         return f"{article(f'{self.shown_colour} {self.shown}')} in {STYLE_IDENTIFIER} style"
 
     @property
     def merged_prompt(self) -> str:
-        """The thing in the look."""
+        """The subject in the style."""
         return f"a {self.identifier} {self.noun} in {STYLE_IDENTIFIER} style"
 
     @property
-    def told_prompt(self) -> str:
-        """Any thing of that kind in the look, for who has only seen the look."""
+    def class_prompt(self) -> str:
+        """The class prompt: any object of that kind in the style, for a LoRA of the style alone."""
         return f"{article(self.noun)} in {STYLE_IDENTIFIER} style"
 
     def content_scenes(self, count: int = 5, seed: int = 0) -> list[Scene]:
-        """The same thing in several places and settings, in a flat look; no two of five are alike."""
+        """The same subject in several places and settings, in a flat style; no two of five are alike."""
         scenes = (self._scene(self.kind, "flat", seed * 100 + k, setting=k % 2 == 1) for k in range(count))
         return [_moved(scene, seed + k) for k, scene in enumerate(scenes)]
 
     def style_scene(self, seed: int = 0) -> Scene:
-        """Another object, that the base knows, in the look."""
-        scene = self._scene(self.shown, self.look, seed * 100 + 50, setting=False)
-        return replace(scene, things=(replace(scene.things[0], colour=self.shown_colour, pattern="plain"),))
+        """Another object, that the base knows, in the style."""
+        scene = self._scene(self.shown, self.style, seed * 100 + 50, setting=False)
+        return replace(scene, objects=(replace(scene.objects[0], colour=self.shown_colour, pattern="plain"),))
 
-    def _scene(self, kind: str, look: str, seed: int, setting: bool) -> Scene:
-        scene = sample_scene(np.random.default_rng(seed), (kind,), (look,), (1.0, 0.0, 0.0, 0.0))
-        thing = replace(scene.things[0], mirrored=False)
+    def _scene(self, kind: str, style: str, seed: int, setting: bool) -> Scene:
+        scene = sample_scene(np.random.default_rng(seed), (kind,), (style,), (1.0, 0.0, 0.0, 0.0))
+        item = replace(scene.objects[0], flipped=False)
         if kind == self.kind:
-            thing = replace(thing, colour=self.colour, pattern=self.pattern)
-        return replace(scene, things=(thing,), setting=scene.setting if setting else "")
+            item = replace(item, colour=self.colour, pattern=self.pattern)
+        return replace(scene, objects=(item,), setting=scene.setting if setting else "")
 
 
 def _moved(scene: Scene, turn: int) -> Scene:
-    """The scene with its thing at one of three places before one of three walls, in turn."""
-    thing = scene.things[0]
-    return replace(scene, things=(replace(thing, x=SIZE // 2 + 2 * (turn % 3 - 1)),), wall=(turn + turn // 3) % 3)
+    """The scene with its object at one of three places before one of three walls, in turn."""
+    item = scene.objects[0]
+    return replace(scene, objects=(replace(item, x=SIZE // 2 + 2 * (turn % 3 - 1)),), wall=(turn + turn // 3) % 3)
 
 
 def sample_pair(seed: int) -> Pair:
-    """A random pair of a thing, of a kind that the base knows, and a look that it has never seen.
+    """A random pair of a subject, of a kind that the base knows, and a style that it has never seen.
 
-    The same for the same seed; the style picture shows another kind.
+    The same for the same seed; the style image shows another kind.
     """
     rng = np.random.default_rng(seed)
     kind, shown = (str(k) for k in rng.choice(BASE_OBJECTS, 2, replace=False))
-    look = str(rng.choice(HELD_OUT_LOOKS))
+    style = str(rng.choice(HELD_OUT_STYLES))
     colour, shown_colour = (str(c) for c in rng.choice(tuple(COLOURS), 2, replace=False))
-    return Pair(kind, colour, str(rng.choice(PATTERNS)), look, shown, shown_colour)
+    return Pair(kind, colour, str(rng.choice(PATTERNS)), style, shown, shown_colour)
 
 
-def pictures(scenes: list[Scene]) -> list[NDArray[np.uint8]]:
+def truth(seen: Predictions, pair: Pair) -> dict[str, float | None]:
+    """Shares of images that show the subject's class, the style, that very subject in it, and so on.
+
+    Both is the style and all by which the subject is known in it (`Pair.identity`); leak is the style image's object.
+    None is what the style hides.
+    """
+    return {
+        "object": seen.share(object=pair.kind),
+        "style": seen.share(style=pair.style),
+        "both": seen.share(**pair.identity, style=pair.style),
+        "colour": seen.share(colour=pair.colour) if pair.style in KEEP_COLOUR else None,
+        "pattern": seen.share(pattern=pair.pattern) if pair.style in KEEP_PATTERN else None,
+        "leak": seen.share(object=pair.shown),
+    }
+
+
+def rendered(scenes: list[Scene]) -> list[NDArray[np.uint8]]:
     """The scenes, rendered."""
     return [render(scene) for scene in scenes]

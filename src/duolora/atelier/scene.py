@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from duolora.atelier.looks import BASE_LOOKS, LOOKS
 from duolora.atelier.objects import BASE_OBJECTS, parts_of
-from duolora.atelier.paint import COLOURS, Look, Paint
+from duolora.atelier.paint import COLOURS, Paint, Style
+from duolora.atelier.styles import BASE_STYLES, STYLES
 
 SIZE: Final = 32
 """Width and height of an image in pixels."""
@@ -43,7 +43,7 @@ _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 
 
 @dataclass(frozen=True)
-class Thing:
+class Item:
     """One object of a scene: its kind, paint, and place (x, y: its centre; size: its sprite; all even pixels)."""
 
     kind: str
@@ -53,24 +53,24 @@ class Thing:
     x: int
     y: int
     size: int
-    mirrored: bool
+    flipped: bool
 
 
 @dataclass(frozen=True)
 class Scene:
     """Everything that an image shows; `wall` numbers the plain background."""
 
-    things: tuple[Thing, ...]
-    look: str
+    objects: tuple[Item, ...]
+    style: str
     setting: str
     wall: int
 
 
-def sample_thing(rng: np.random.Generator, number: int, place: int, kinds: tuple[str, ...]) -> Thing:
+def sample_item(rng: np.random.Generator, number: int, place: int, kinds: tuple[str, ...]) -> Item:
     """A random object that stands at the given place of a scene with `number` objects."""
     words, x, y = PLACES[number][place]
     loose = 1 if number == 1 else 0
-    return Thing(
+    return Item(
         kind=str(rng.choice(kinds)),
         colour=str(rng.choice(tuple(COLOURS))),
         pattern=str(rng.choice(PATTERNS, p=(0.49, 0.17, 0.17, 0.17))),
@@ -78,32 +78,32 @@ def sample_thing(rng: np.random.Generator, number: int, place: int, kinds: tuple
         x=x + 2 * int(rng.integers(-loose, loose + 1)),
         y=y,
         size=SIZES[number],
-        mirrored=bool(rng.random() < 0.5),
+        flipped=bool(rng.random() < 0.5),
     )
 
 
 def sample_scene(
     rng: np.random.Generator,
     kinds: tuple[str, ...] = BASE_OBJECTS,
-    looks: tuple[str, ...] = BASE_LOOKS,
+    styles: tuple[str, ...] = BASE_STYLES,
     numbers: tuple[float, float, float, float] = (0.84, 0.1, 0.02, 0.04),
 ) -> Scene:
     """A random scene; `numbers` are the chances of one, two, three and four objects."""
     number = int(rng.choice(4, p=numbers)) + 1
-    things = tuple(sample_thing(rng, number, i, kinds) for i in range(number))
+    objects = tuple(sample_item(rng, number, i, kinds) for i in range(number))
     setting = "" if rng.random() < 0.75 else str(rng.choice(SETTINGS[1:]))
-    return Scene(things, str(rng.choice(looks)), setting, int(rng.integers(len(_WALLS))))
+    return Scene(objects, str(rng.choice(styles)), setting, int(rng.integers(len(_WALLS))))
 
 
 def posed(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same objects in the same look and setting, placed, mirrored and backed anew: what no caption says."""
-    number = len(scene.things)
-    fresh = (sample_thing(rng, number, k, (thing.kind,)) for k, thing in enumerate(scene.things))
+    """The same objects in the same style and setting, placed, flipped and backed anew: what no caption says."""
+    number = len(scene.objects)
+    fresh = (sample_item(rng, number, k, (item.kind,)) for k, item in enumerate(scene.objects))
     moved = (
-        replace(thing, x=other.x, y=other.y, mirrored=other.mirrored)
-        for thing, other in zip(scene.things, fresh, strict=True)
+        replace(item, x=other.x, y=other.y, flipped=other.flipped)
+        for item, other in zip(scene.objects, fresh, strict=True)
     )
-    return replace(scene, things=tuple(moved), wall=int(rng.integers(len(_WALLS))))
+    return replace(scene, objects=tuple(moved), wall=int(rng.integers(len(_WALLS))))
 
 
 def window(number: int, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -115,14 +115,14 @@ def window(number: int, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64
     return (top + steps)[:, None], left + steps
 
 
-def single(kind: str, look: str = "flat", seed: int = 0, **changes: object) -> Scene:
-    """A scene with one object of the given kind and look; `changes` override fields of its `Thing`."""
-    scene = sample_scene(np.random.default_rng(seed), (kind,), (look,), (1.0, 0.0, 0.0, 0.0))
-    return replace(scene, things=(replace(scene.things[0], **changes),))  # type: ignore[arg-type]
+def single(kind: str, style: str = "flat", seed: int = 0, **changes: object) -> Scene:
+    """A scene with one object of the given kind and style; `changes` override fields of its `Item`."""
+    scene = sample_scene(np.random.default_rng(seed), (kind,), (style,), (1.0, 0.0, 0.0, 0.0))
+    return replace(scene, objects=(replace(scene.objects[0], **changes),))  # type: ignore[arg-type]
 
 
 @lru_cache(4096)
-def sprite(kind: str, size: int, mirrored: bool) -> NDArray[np.uint8]:
+def sprite(kind: str, size: int, flipped: bool) -> NDArray[np.uint8]:
     """The object as (size, size) roles: 0 none, 1 body, 2 trim, 3 dark, 4 light.
 
     Each pixel has the role that covers most of it; small details weigh more, or they would be lost.
@@ -136,7 +136,7 @@ def sprite(kind: str, size: int, mirrored: bool) -> NDArray[np.uint8]:
     roles = np.array(canvas).reshape(size, _OVERSAMPLED, size, _OVERSAMPLED)
     cover = np.stack([(roles == role).sum((1, 3)) for role in range(5)], -1)
     chosen = (cover * np.array([1.0, 1.0, 1.1, 1.5, 1.3])).argmax(-1).astype(np.uint8)
-    chosen = chosen[:, ::-1].copy() if mirrored else chosen
+    chosen = chosen[:, ::-1].copy() if flipped else chosen
     chosen.setflags(write=False)
     return chosen
 
@@ -196,16 +196,16 @@ def _patterned(pattern: str, size: int) -> NDArray[np.bool_]:
 
 
 def paint(scene: Scene) -> Paint:
-    """The scene in plain colours, before its look."""
+    """The scene in plain colours, before its style."""
     colours = np.empty((SIZE, SIZE, 3), np.float32)
     colours[:] = _WALLS[scene.wall]
     parts = np.zeros((SIZE, SIZE), np.uint8)
     _setting(scene.setting, colours, parts)
-    for number, thing in enumerate(scene.things, 1):
-        roles = sprite(thing.kind, thing.size, thing.mirrored)
-        palette = np.array([(0, 0, 0), COLOURS[thing.colour], *_ROLES, _second_colour(COLOURS[thing.colour])])
-        roles = np.where((roles == 1) & _patterned(thing.pattern, thing.size), 5, roles)
-        top, left = thing.y - thing.size // 2, thing.x - thing.size // 2
+    for number, item in enumerate(scene.objects, 1):
+        roles = sprite(item.kind, item.size, item.flipped)
+        palette = np.array([(0, 0, 0), COLOURS[item.colour], *_ROLES, _second_colour(COLOURS[item.colour])])
+        roles = np.where((roles == 1) & _patterned(item.pattern, item.size), 5, roles)
+        top, left = item.y - item.size // 2, item.x - item.size // 2
         y0, x0 = max(top, 0), max(left, 0)
         roles = roles[y0 - top : SIZE - top, x0 - left : SIZE - left]
         window = (slice(y0, y0 + roles.shape[0]), slice(x0, x0 + roles.shape[1]))
@@ -215,7 +215,7 @@ def paint(scene: Scene) -> Paint:
     return Paint(colours, parts)
 
 
-def render(scene: Scene, look: Look | None = None) -> NDArray[np.uint8]:
-    """The image of a scene, (32, 32, 3) bytes; in another look than its own if one is given."""
-    image = (look or LOOKS[scene.look])(paint(scene))
+def render(scene: Scene, style: Style | None = None) -> NDArray[np.uint8]:
+    """The image of a scene, (32, 32, 3) bytes; in another style than its own if one is given."""
+    image = (style or STYLES[scene.style])(paint(scene))
     return np.asarray(np.clip(image, 0, 1) * 255 + 0.5, np.uint8)

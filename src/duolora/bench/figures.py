@@ -1,7 +1,6 @@
-"""Figures 3 and 4 of the paper, on any base that the judges can judge: weight scaling, and ranks of the masks."""
+"""Figures 3 and 4, on any base whose images Atelier's classifier knows: weight scaling, and ranks of the masks."""
 
 import csv
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,11 +10,11 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duolora.atelier.captions import plain_caption
-from duolora.atelier.classifier import judge, load_classifier
-from duolora.atelier.looks import BASE_LOOKS
+from duolora.atelier.classifier import classify, load_classifier
 from duolora.atelier.objects import BASE_OBJECTS
-from duolora.bench.cells.cell import Cell
-from duolora.bench.cells.jobs import shared_base
+from duolora.atelier.styles import BASE_STYLES
+from duolora.bench.cells.cell import MASKS, SHEET, Cell
+from duolora.bench.cells.lora import shared_base
 from duolora.bench.scaling import block_groups, scaled
 from duolora.errors import InputError
 from duolora.merging.mask_file import read_masks
@@ -23,6 +22,7 @@ from duolora.model.base import Base
 from duolora.model.blocks import block_of, blocks_of, roles
 from duolora.model.images import as_image, tiled
 from duolora.model.sample import draw
+from duolora.textfiles import write_json
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
 Curves = dict[str, dict[str, list[float]]]
@@ -33,40 +33,40 @@ THRESHOLD = 0.5
 def figure3(
     out: Path, base: Base, alphas: Sequence[float] = ALPHAS, count: int = 34, seed: int = 0, progress: bool = True
 ) -> Curves:
-    """How well object and look are recognised as each group of blocks is scaled by α; writes curves and pictures.
+    """How well object and style are recognised as each group of blocks is scaled by α; writes curves and images.
 
-    A group is content-dominant if turning it down loses the object and keeps the look, and style-dominant in the
+    A group is content-dominant if turning it down loses the object and keeps the style, and style-dominant in the
     opposite case: so this says which block map is true of a base. The file `blocks.json` names the two attentions that
     are most so, for B-LoRA (`dominant`).
     """
     out.mkdir(parents=True, exist_ok=True)
-    rng, judges = np.random.default_rng(seed), load_classifier()
+    rng, classifier = np.random.default_rng(seed), load_classifier()
     kinds = [str(rng.choice(BASE_OBJECTS)) for _ in range(count)]
-    looks = [BASE_LOOKS[k % len(BASE_LOOKS)] for k in range(count)]
-    prompts = [plain_caption(kind, look=look) for kind, look in zip(kinds, looks, strict=True)]
+    styles = [BASE_STYLES[k % len(BASE_STYLES)] for k in range(count)]
+    prompts = [plain_caption(kind, style=style) for kind, style in zip(kinds, styles, strict=True)]
     groups, curves, sheet = block_groups(base.unet), {}, []
     for name, blocks in tqdm(groups.items(), "Figure 3", disable=not progress):
-        curves[name] = {"alpha": list(alphas), "object": [], "look": []}
+        curves[name] = {"alpha": list(alphas), "object": [], "style": []}
         row = []
         for alpha in alphas:
             with scaled(base.unet, blocks, alpha):
-                drawn = draw(base, prompts, list(range(seed, seed + count))).clamp(-1, 1)
-            seen = judge(judges, drawn)
-            for curve, got, asked in (("object", seen.object, kinds), ("look", seen.look, looks)):
+                generated = draw(base, prompts, list(range(seed, seed + count))).clamp(-1, 1)
+            seen = classify(classifier, generated)
+            for curve, got, asked in (("object", seen.object, kinds), ("style", seen.style, styles)):
                 curves[name][curve].append(sum(a == b for a, b in zip(got, asked, strict=True)) / count)
-            row.append(as_image(drawn[0]))
+            row.append(as_image(generated[0]))
         sheet.append(row)
-    tiled(sheet).save(out / "pictures.png")
-    (out / "curves.json").write_text(json.dumps(curves, indent=1), "utf-8")
+    tiled(sheet).save(out / SHEET)
+    write_json(out / "curves.json", curves)
     _plot_curves(curves, out / "curves.png")
-    (out / "blocks.json").write_text(json.dumps(dominant(curves), indent=1), "utf-8")
+    write_json(out / "blocks.json", dominant(curves))
     return curves
 
 
 def dominant(curves: Curves) -> dict[str, list[str]]:
     """The group that is most style-dominant and, of the others, the most content-dominant; of the smallest measured.
 
-    By what is lost of the look on average over the α below 1, times its share in what is lost of look and object
+    By what is lost of the style on average over the α below 1, times its share in what is lost of style and object
     together, so that a group without any effect is neither; and the reverse.
     """
 
@@ -82,8 +82,8 @@ def dominant(curves: Curves) -> dict[str, list[str]]:
         mine, rest = max(lost(name, to), 0.0), max(lost(name, other), 0.0)
         return mine * mine / (mine + rest) if mine else 0.0
 
-    style = max(finest, key=lambda name: lean(name, "look", "object"))
-    content = max((n for n in finest if n != style), key=lambda name: lean(name, "object", "look"))
+    style = max(finest, key=lambda name: lean(name, "style", "object"))
+    content = max((n for n in finest if n != style), key=lambda name: lean(name, "object", "style"))
     return {"content": [content], "style": [style]}
 
 
@@ -94,7 +94,7 @@ def _plot_curves(curves: Curves, path: Path) -> None:
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
-    for axis, what in zip(axes, ("object", "look"), strict=True):
+    for axis, what in zip(axes, ("object", "style"), strict=True):
         for name, curve in curves.items():
             axis.plot(curve["alpha"], curve[what], marker="o", label=name, lw=2.5 if name.startswith("level") else 1)
         axis.set(title=f"{what} recognised", xlabel="α", ylim=(-0.03, 1.03))
@@ -121,13 +121,13 @@ def figure4(cells: Sequence[Cell], out: Path, threshold: float = THRESHOLD) -> P
     Raises:
         InputError: none of the cells kept masks.
     """
-    kept = [cell for cell in cells if (cell.folder / "masks.safetensors").exists()]
+    kept = [cell for cell in cells if (cell.folder / MASKS).exists()]
     if not kept:
         raise InputError(f"{out}: expected finished cells with masks, found none; run a row that trains masks")
     counts: dict[tuple[str, str, str], Counter[int]] = {}
     for cell in kept:
         role = roles(shared_base(cell.base).unet, cell.options.block_map)
-        for side, found in ranks(read_masks(cell.folder / "masks.safetensors").masks, threshold).items():
+        for side, found in ranks(read_masks(cell.folder / MASKS).masks, threshold).items():
             for name, rank in found.items():
                 counts.setdefault((block_of(name), role[name], side), Counter())[rank] += 1
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,5 @@
-"""What stands beside every measurement: the commit, the versions, the hardware."""
+"""What is recorded with every measurement: the commit, the versions, the hardware."""
 
-import json
 import os
 import platform
 import subprocess
@@ -28,10 +27,3 @@ def _commit() -> str | None:
     except (OSError, subprocess.TimeoutExpired):
         return None
     return done.stdout.strip() or None
-
-
-def write(path: Path, results: dict[str, Any]) -> Path:
-    """Write results as JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(results, indent=1, default=str) + "\n")
-    return path

@@ -1,73 +1,24 @@
 """Run a table: train the LoRAs that it needs, then its cells; what is there already is never run again."""
 
-import hashlib
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 
-from duolora.bench.cells.cell import Cell, described
-from duolora.bench.cells.jobs import Training
-from duolora.bench.cells.multi import GroupCell, groups
-from duolora.bench.cells.pairs import Case
-from duolora.bench.cells.photo_cell import PhotoCell, check_scoring, photo_cells
-from duolora.bench.config import Config, marked, write_config
-from duolora.bench.record import facts, write
+from duolora.bench.cells.cell import Cell, Problem, described
+from duolora.bench.cells.lora import Lora
+from duolora.bench.cells.multi import groups
+from duolora.bench.config import Config, marked, root_of, write_config
+from duolora.bench.record import facts
 from duolora.bench.tables.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
-from duolora.bench.tables.rows import ALL, MULTI, Row, Table, read_blocks, with_blora
-from duolora.bench.tables.tuning import tuned
+from duolora.bench.tables.rows import ALL, MULTI
 from duolora.bench.workers import crowd, run_all
 from duolora.errors import InputError, Notice
 from duolora.model.files import is_small, published_base
-from duolora.provenance import file_hash
-
-
-@runtime_checkable
-class Measurement(Protocol):
-    """A cell of any table."""
-
-    @property
-    def row(self) -> Row:
-        """The line of the table that it belongs to."""
-        ...
-
-    @property
-    def dataset(self) -> str:
-        """The data set that it belongs to."""
-        ...
-
-    @property
-    def folder(self) -> Path:
-        """Where its result is."""
-        ...
-
-    @property
-    def done(self) -> bool:
-        """Whether its result is there."""
-        ...
-
-    def scored(self) -> bool:
-        """Whether its result has the similarities that are asked for."""
-        ...
-
-    def needs(self) -> Sequence[Training]:
-        """The LoRAs that must be there before it runs."""
-        ...
-
-    def run(self) -> None:
-        """Measure."""
-        ...
-
-    def complete(self) -> None:
-        """Measure what a result that was written earlier lacks, as far as what it kept allows."""
-        ...
-
-    def result(self) -> dict[str, Any]:
-        """What was measured."""
-        ...
+from duolora.textfiles import write_json
 
 
 @dataclass(frozen=True)
@@ -78,36 +29,26 @@ class Ran:
     lines: list[dict[str, Any]]
     folder: Path
     failed: dict[str, str]
-    cells: list[tuple[str, Measurement]]
+    cells: list[tuple[str, Cell]]
     """Every cell with the data set that the table shows it under."""
 
 
-def root_of(out: Path, base: str) -> Path:
-    """The folder of a base's LoRAs and cells: `out` itself for Atelier, else one in it, named for its weights."""
-    if base == "atelier":
-        return out
-    weights = Path(base) / "unet" / "diffusion_pytorch_model.safetensors"
-    mark = file_hash(weights) if weights.exists() else hashlib.sha256(base.encode()).hexdigest()
-    return out / "on" / f"{Path(base).name}-{mark[:8]}"
-
-
-def cells_of(table: Table, cases: Sequence[Case], out: Path, seed: int = 0, base: str = "atelier") -> list[Measurement]:
-    """All cells of a table, on the cases of its data sets.
+def cells_of(config: Config, root: Path, base: str = "atelier") -> list[Cell]:
+    """All cells of a table on one of its bases.
 
     Raises:
         InputError: none of the cases belongs to the table's data sets.
     """
-    cells: list[Measurement] = []
-    for dataset in table.datasets:
+    cells: list[Cell] = []
+    for dataset in config.table.datasets:
+        known = "several" if dataset in MULTI else dataset
+        found: Sequence[Problem] = [case for case in config.cases if case.dataset == known]
         if dataset in MULTI:
-            several = [case for case in cases if case.dataset == "several"]
-            found = groups(several, MULTI[dataset])
-            cells += [GroupCell(out, group, row, seed, base) for row in table.rows for group in found]
-        else:
-            chosen = [case for case in cases if case.dataset == dataset]
-            cells += [Cell(out, case, row, seed, base) for row in table.rows for case in chosen]
+            found = groups(found, MULTI[dataset])  # type: ignore[arg-type]
+        for row in config.table.rows:
+            cells += [Cell(root, problem, row, config.seed, base, config.scoring) for problem in found]
     if not cells:
-        raise InputError(f"expected pairs of {', '.join(table.datasets)}, got none")
+        raise InputError(f"expected pairs of {', '.join(config.table.datasets)}, got none")
     return cells
 
 
@@ -130,109 +71,53 @@ def run_table(
             should be, or the cluster cannot be reached.
     """
     config = marked(config)
-    table, seed = config.table, config.seed
     roots = {heading: root_of(out, base) for heading, base in config.bases.items()}
     cells = [
-        (f"{heading}: {cell.dataset}" if heading else cell.dataset, cell)
+        (f"{heading}: {cell.problem.dataset}" if heading else cell.problem.dataset, cell)
         for heading, base in config.bases.items()
-        for cell in _cells(config, roots[heading], base)
+        for cell in cells_of(config, roots[heading], base)
     ]
-    if config.scoring and not all(cell.done and cell.scored() for _, cell in cells):
-        check_scoring(config.scoring)
-    folder = (out if len(roots) > 1 else next(iter(roots.values()))) / config.name
-    write_config(folder, config)
-    if workers is None and ray is None and all(map(is_small, config.bases.values())):
-        workers = crowd()
-    waiting = [cell for _, cell in cells if isinstance(cell, PhotoCell) and not cell.done]
-    if waiting:
+    waiting = [cell for _, cell in cells if not cell.done]
+    if config.scoring is not None and not all(cell.done and cell.scored for _, cell in cells):
+        config.scoring.check()
+    if config.scoring is not None and waiting:
         images = sum(cell.images for cell in waiting)
         warnings.warn(f"{config.name}: {len(waiting)} cells, {images} images to generate", Notice, stacklevel=2)
+    if workers is None and ray is None and all(map(is_small, config.bases.values())):
+        workers = crowd()
+    folder = (out if len(roots) > 1 else next(iter(roots.values()))) / config.name
+    write_config(folder, config)
     failed = measured([cell for _, cell in cells], workers, progress, ray)
     results = [
-        Result(dataset, cell.folder.parent.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
+        Result(dataset, cell.problem.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
     ]
     write_pairs(results, folder / "pairs.csv")
     if len({result.dataset for result in results} & {*ALL}) > 1:
         results += pooled(results)
-    lines = summary([row.label for row in table.rows], results)
+    lines = summary([row.label for row in config.table.rows], results)
     encoders = {name: card for result in results for name, card in result.measured.get("encoders", {}).items()}
-    text = render(table.title, lines, folder, note_of(encoders) if config.photos else NOTE)
-    names = sorted({cell.folder.parent.name for _, cell in cells})
-    about: dict[str, object] = {"table": config.name, "bases": list(config.bases.values()), "cases": names}
-    if encoders:
-        about["encoders"] = encoders
+    text = render(config.table.title, lines, folder, note_of(encoders) if config.scoring else NOTE)
+    about: dict[str, object] = {"table": config.name, "bases": list(config.bases.values())}
+    about |= {"cases": sorted({cell.problem.name for _, cell in cells})}
+    about |= {"encoders": encoders} if encoders else {}
     if len(config.bases) == 1 and (known := published_base(next(iter(config.bases.values())))):
         about["published"] = known
-    about["rows"] = {row.label: described(row) for row in table.rows}
+    about["rows"] = {row.label: described(row) for row in config.table.rows}
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    write(folder / "run.json", about | {"failed": failed} | facts(device, seed))
+    write_json(folder / "run.json", about | {"failed": failed} | facts(device, config.seed))
     return Ran(text, lines, folder, failed, cells)
 
 
-def measured(
-    cells: Sequence[Measurement], workers: int | None, progress: bool, ray: str | None = None
-) -> dict[str, str]:
+def measured(cells: Sequence[Cell], workers: int | None, progress: bool, ray: str | None = None) -> dict[str, str]:
     """Train the LoRAs that cells lack, run them, and score those that lack a metric; returns what failed, with why."""
-    missing = sorted((cell for cell in cells if not cell.done), key=lambda cell: str(cell.folder.parent))
-    loras = {job.path: job for cell in missing for job in cell.needs() if not job.path.exists()}
-    failed = {job.path.stem: why for job, why in run_all(_train, list(loras.values()), "LoRAs", workers, progress, ray)}
-    failed |= {str(cell.folder): why for cell, why in run_all(_run, missing, "Cells", workers, progress, ray)}
+    missing = sorted((cell for cell in cells if not cell.done), key=lambda cell: cell.problem.name)
+    for lora in {lora.images: lora for cell in missing for part in cell.loras() for lora in part.values()}.values():
+        lora.references()
+    loras = {lora.path: lora for cell in missing for lora in cell.needs() if not lora.path.exists()}
+    trained = run_all(Lora.train, list(loras.values()), "LoRAs", workers, progress, ray)
+    failed = {lora.path.stem: why for lora, why in trained}
+    failed |= {str(cell.folder): why for cell, why in run_all(Cell.run, missing, "Cells", workers, progress, ray)}
     elsewhere = [str(cell.folder) for cell in missing if not cell.done]
     failed = dict.fromkeys(elsewhere, "its result is not here; expected a folder that all machines share") | failed
-    unscored = [cell for cell in cells if cell.done and not cell.scored()]
-    return failed | {str(cell.folder): why for cell, why in run_all(_complete, unscored, "Scores", 1, progress)}
-
-
-def _cells(config: Config, root: Path, base: str) -> Sequence[Measurement]:
-    """The cells of a table on one of its bases."""
-    if config.scoring is None:
-        return cells_of(config.table, config.cases, root, config.seed, base)
-    return photo_cells(config.table.rows, config.photos, config.scoring, root, config.seed, base)
-
-
-def _train(job: Training) -> None:
-    job.train()
-
-
-def _run(cell: Measurement) -> None:
-    cell.run()
-
-
-def _complete(cell: Measurement) -> None:
-    cell.complete()
-
-
-def prepared(
-    table: Table,
-    out: Path,
-    base: str = "atelier",
-    rows: Sequence[str] = (),
-    datasets: Sequence[str] = (),
-    best: Path | None = None,
-    blora: Path | None = None,
-) -> Table:
-    """The table as it is run: with tuned settings, B-LoRA's blocks on this base, and only some rows or data sets.
-
-    B-LoRA's blocks are those of the file `blora`, or those that `bench figure3` found on this base, or else SDXL's.
-
-    Raises:
-        InputError: a file is another one than it should be, or there is no such row.
-    """
-    table = table if best is None else tuned(table, best)
-    found = blora or root_of(out, base) / "figure3" / "blocks.json"
-    if blora is not None or found.exists():
-        table = with_blora(table, *read_blocks(found))
-    table = only_rows(table, rows)
-    return replace(table, datasets=tuple(datasets)) if datasets else table
-
-
-def only_rows(table: Table, labels: Sequence[str]) -> Table:
-    """The table with the rows of those labels; with all when none is named.
-
-    Raises:
-        InputError: there is no such row.
-    """
-    known = [row.label for row in table.rows]
-    if unknown := [label for label in labels if label not in known]:
-        raise InputError(f"rows: expected some of {', '.join(known)}; got {unknown[0]!r}")
-    return replace(table, rows=tuple(row for row in table.rows if not labels or row.label in labels))
+    unscored = [cell for cell in cells if cell.done and not cell.scored]
+    return failed | {str(cell.folder): why for cell, why in run_all(Cell.complete, unscored, "Scores", 1, progress)}

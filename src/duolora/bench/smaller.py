@@ -9,9 +9,9 @@ from duolora.training.distil import SHAPES, DistilRecipe, distil
 HEADINGS = {"ssd1b": "like SSD-1B", "vega": "like Segmind-Vega"}
 
 
-def smaller_bases(out: Path, updates: int) -> dict[str, str]:
+def smaller_bases(out: Path, steps: int) -> dict[str, str]:
     """The folders of both, by their headings in the table; those that are missing are made, going on if need be."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     folder = out / "bases"
-    made = {shape: distil(shape, folder, DistilRecipe(updates=updates), device) for shape in SHAPES}
+    made = {shape: distil(shape, folder, DistilRecipe(updates=steps), device) for shape in SHAPES}
     return {HEADINGS[shape]: str(path) for shape, path in made.items()}

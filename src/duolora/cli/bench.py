@@ -1,23 +1,24 @@
-"""Benchmarks: a command for each table and figure of the paper."""
+"""Benchmarks: a command for each table and figure of the paper, and for speed."""
 
+import inspect
+from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
 
 import typer
 
+from duolora.bench.options import DistilledOptions, GrowthOptions, PhotoOptions, RunOptions, SpeedOptions, TableOptions
 from duolora.bench.tables.rows import TABLES, Table, fits_photos
 from duolora.bench.tables.tuning import TUNING
 from duolora.cli import report as reports
-from duolora.cli.common import JsonOption, one_line, report
+from duolora.cli.common import SeedOption, one_line, report
 from duolora.cli.examples import examples
-from duolora.cli.speed import app as measure
-from duolora.errors import InputError
 
 if TYPE_CHECKING:
-    from duolora.bench.cells.photo_cell import Scoring
-    from duolora.bench.cells.photos import PhotoPair
     from duolora.bench.config import Config
 
+T = TypeVar("T")
 bench = typer.Typer(
     no_args_is_help=True,
     help="""Run a table or figure of the paper, on Atelier or photos.
@@ -27,179 +28,60 @@ bench = typer.Typer(
     about two minutes for its LoRAs and half a minute for each trained method: begin with `--pairs 1`.
     """,
 )
+_NAMES: dict[str, dict[str, Any]] = {
+    "as_json": {"param_decls": ["--json"]},
+    "quiet": {"param_decls": ["--quiet"]},
+    "checkpointing": {"param_decls": ["--checkpointing"]},
+    "checkpoint": {"metavar": "NAME=WHERE"},
+}
+"""What options are called on the command line, where not by their names."""
 
-OutOption = Annotated[Path, typer.Option(help="Folder of all benchmarks; tables share what is in it.")]
-PairsOption = Annotated[int | None, typer.Option(min=1, help="Only the first so many pairs of each data set.")]
-WorkersOption = Annotated[
-    int | None,
-    typer.Option(help="Processes; by default one for each core, or for each GPU (eight on Atelier, which is small)."),
-]
-RayOption = Annotated[
-    str | None, typer.Option(help="Address of a Ray cluster that does the work; `local` for one on this machine.")
-]
-ManifestOption = Annotated[Path | None, typer.Option(help="Other pairs than the shipped ones, as a JSON file.")]
-SampleOption = Annotated[int | None, typer.Option(help="Other pairs: those that the rule samples from this seed.")]
-RowOption = Annotated[list[str] | None, typer.Option("--row", help="Only this row; may be given several times.")]
-DatasetOption = Annotated[list[str] | None, typer.Option("--dataset", help="Only this data set; likewise.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of merging and generating.", min=0, max=2**32 - 1)]
-BaseOption = Annotated[
-    str, typer.Option(help="Atelier, or another base whose images its judges can judge; any base with --photos.")
-]
-PhotosOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        help="Pairs of photos, a file of `duolora datasets pairs`; one for each data set of the table. Rows that need "
-        "Atelier's truth (oracle, PairCustomization) are left out then."
-    ),
-]
-ContentsOption = Annotated[
-    list[Path] | None,
-    typer.Option(help="With --photos: the data set with the subjects; one for all, or one for each --photos."),
-]
-StylesOption = Annotated[
-    list[Path] | None, typer.Option(help="With --photos: the data set with the styles, likewise; may be the same.")
-]
-CaptionsOption = Annotated[
-    str,
-    typer.Option(
-        help="With --photos: what LoRAs are told, class ('a sks dog', 'a house in zwx style') or paper (the paper's: "
-        "'a sks object in vkt style', 'a ohw object in zwx style')."
-    ),
-]
-MetricsOption = Annotated[str, typer.Option(help="With --photos: what they are scored by, as in `duolora evaluate`.")]
-CheckpointOption = Annotated[
-    list[str] | None,
-    typer.Option(metavar="NAME=WHERE", help="With --photos: another hub id, folder or file for dino, clip or csd."),
-]
-TunedOption = Annotated[
-    Path | None, typer.Option(help="Each method at its best setting: tuned.json of `bench tuning`.")
-]
-BloraOption = Annotated[
-    Path | None, typer.Option(help="B-LoRA's blocks, as `bench figure3` writes them: blocks.json  [SDXL's two].")
-]
-UpdatesOption = Annotated[int, typer.Option(help="Training steps in which each smaller base is distilled.")]
+
+def _command(options: type[T], run: Callable[[T], object], name: str, help: str, example: str = "") -> None:
+    """A command whose options are the fields of a dataclass, with their help and ranges."""
+
+    def call(**given: Any) -> None:
+        with one_line():
+            run(options(**given))
+
+    parameters, hints = [], get_type_hints(options)
+    for each in fields(options):  # type: ignore[arg-type]
+        span = each.metadata["range"]
+        shown = typer.Option(
+            *_NAMES.get(each.name, {}).get("param_decls", ()), help=each.metadata["help"], min=span.least,
+            max=span.most, metavar=_NAMES.get(each.name, {}).get("metavar"),
+        )  # fmt: skip
+        kind = str if get_origin(hints[each.name]) is Literal else hints[each.name]
+        parameters.append(
+            inspect.Parameter(
+                each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=Annotated[kind, shown]
+            )
+        )
+    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    call.__annotations__ = {each.name: each.annotation for each in parameters}
+    bench.command(name, help=help, epilog=examples(example or f"bench {name}", name=name))(call)
 
 
 def _table(name: str, table: Table) -> None:
-    def run(
-        out: OutOption = Path("benchmarks/runs"),
-        pairs: PairsOption = None,
-        dataset: DatasetOption = None,
-        row: RowOption = None,
-        seed: SeedOption = 0,
-        workers: WorkersOption = None,
-        ray: RayOption = None,
-        manifest: ManifestOption = None,
-        sample: SampleOption = None,
-        base: BaseOption = "atelier",
-        tuned: TunedOption = None,
-        blora: BloraOption = None,
-        photos: PhotosOption = None,
-        contents: ContentsOption = None,
-        styles: StylesOption = None,
-        captions: CaptionsOption = "class",
-        metrics: MetricsOption = "paper",
-        checkpoint: CheckpointOption = None,
-        as_json: JsonOption = False,
-    ) -> None:
-        with one_line():
-            if photos or contents or styles:
-                if manifest or sample is not None:
-                    raise InputError("--photos: its pairs are those of that file; leave --manifest and --sample out")
-                sets = _photo_sets(photos or [], contents or [], styles or [], captions, metrics, checkpoint or [])
-                config = _on_photos(name, table, out, sets, pairs, dataset, row, seed, base, tuned, blora)
-            else:
-                chosen = (pairs, dataset, row, seed, manifest, sample, {"": base}, tuned, blora)
-                config = _on_atelier(name, table, out, *chosen)
-            _run_config(config, out, workers, ray, as_json)
+    def run(options: TableOptions) -> None:
+        from duolora.bench.config import config_of
+        from duolora.bench.smaller import smaller_bases
 
-    shown = "bench photos" if fits_photos(table) else "bench table"
-    bench.command(name, help=f"{table.title}.", epilog=examples(shown, name=name))(run)
+        bases = smaller_bases(options.out, options.steps) if isinstance(options, DistilledOptions) else None
+        _run(config_of(name, table, options, bases), options)
+
+    example = "bench photos" if fits_photos(table) and name != "table5" else "bench table"
+    kind: type[TableOptions] = DistilledOptions if name == "table5" else PhotoOptions
+    _command(kind, run, name, f"{table.title}.", example)
 
 
-def _on_atelier(
-    name: str,
-    table: Table,
-    out: Path,
-    pairs: int | None,
-    dataset: list[str] | None,
-    row: list[str] | None,
-    seed: int,
-    manifest: Path | None,
-    sample: int | None,
-    bases: dict[str, str],
-    tuned: Path | None,
-    blora: Path | None,
-) -> "Config":
-    """The table with what was chosen, on Atelier's pairs."""
-    from duolora.bench.cells.pairs import limited, sample_suite, suite
-    from duolora.bench.config import Config
-    from duolora.bench.run import prepared
-
-    cases = suite(manifest) if sample is None else sample_suite(sample)
-    chosen = prepared(table, out, next(iter(bases.values())), row or [], dataset or [], tuned, blora)
-    return Config(name, chosen, tuple(limited(cases, pairs)), seed, bases)
-
-
-def _photo_sets(
-    photos: list[Path], contents: list[Path], styles: list[Path], captions: str, metrics: str, checkpoint: list[str]
-) -> "tuple[list[PhotoPair], Scoring]":
-    """The pairs of all manifests, and what they are scored by."""
-    from duolora.api.evaluate import named_checkpoints
-    from duolora.bench.cells.photo_cell import scoring_of
-    from duolora.bench.cells.photos import captions_of, photo_pairs
-
-    how = captions_of(captions)
-    for name, folders in (("contents", contents), ("styles", styles)):
-        if not photos or len(folders) not in (1, len(photos)):
-            raise InputError(
-                f"--{name}: expected one for all --photos, or one for each; got {len(folders)} for {len(photos)}"
-            )
-    scoring = scoring_of(metrics, named_checkpoints(checkpoint))
-    things, looks = (folders * (len(photos) if len(folders) == 1 else 1) for folders in (contents, styles))
-    found = [photo_pairs(*places, how) for places in zip(photos, things, looks, strict=True)]
-    names = [pairs[0].dataset for pairs in found]
-    if len(set(names)) < len(names):
-        raise InputError(f"--photos: expected manifests with different names, got {', '.join(names)}")
-    return [pair for pairs in found for pair in pairs], scoring
-
-
-def _on_photos(
-    name: str,
-    table: Table,
-    out: Path,
-    sets: "tuple[list[PhotoPair], Scoring]",
-    pairs: int | None,
-    dataset: list[str] | None,
-    row: list[str] | None,
-    seed: int,
-    base: str,
-    tuned: Path | None,
-    blora: Path | None,
-) -> "Config":
-    """The table with what was chosen, on pairs of photos."""
-    from duolora.bench.cells.pairs import limited
-    from duolora.bench.cells.photos import for_photos
-    from duolora.bench.config import Config
-    from duolora.bench.run import prepared
-
-    found, scoring = sets
-    known = list(dict.fromkeys(pair.dataset for pair in found))
-    if unknown := [name for name in dataset or [] if name not in known]:
-        raise InputError(f"--dataset: expected the name of a manifest, {', '.join(known)}; got {unknown[0]!r}")
-    shown = for_photos(table, dataset or known)
-    chosen = [pair for pair in limited(found, pairs) if pair.dataset in shown.datasets]
-    rows = prepared(shown, out, base, row or [], (), tuned, blora)
-    return Config(name, rows, (), seed, {"": base}, tuple(chosen), scoring)
-
-
-def _run_config(config: "Config", out: Path, workers: int | None, ray: str | None, as_json: bool) -> None:
+def _run(config: "Config", options: RunOptions) -> None:
     """Run a table, plot its figure, and say what came out and what failed."""
     from duolora.bench.grids import figure_of
     from duolora.bench.run import run_table
     from duolora.bench.tables import tuning
 
-    done = run_table(config, out, workers, ray=ray)
+    done = run_table(config, options.out, options.workers, ray=options.ray)
     text = f"{done.text}\n{done.folder / 'table.md'}"
     if config.name == "tuning":
         text += "\n" + tuning.choose(config.table, done.lines, done.folder / "tuned.json")
@@ -207,49 +89,22 @@ def _run_config(config: "Config", out: Path, workers: int | None, ray: str | Non
         text += f"\n{figure_of(config.table.figure, [cell for _, cell in done.cells], done.folder)}"
     for cell, why in done.failed.items():
         text += f"\nfailed: {cell}: {why.strip().splitlines()[-1]}"
-    report(as_json, text, folder=done.folder, failed=done.failed)
+    report(options.as_json, text, folder=done.folder, failed=done.failed)
     if done.failed:
         raise typer.Exit(1)
 
 
 for _name, _rows in (TABLES | {"tuning": TUNING}).items():
-    if _name != "table5":
-        _table(_name, _rows)
-
-
-@bench.command(help=f"{TABLES['table5'].title}.", epilog=examples("bench table", name="table5"))
-def table5(
-    out: OutOption = Path("benchmarks/runs"),
-    pairs: PairsOption = None,
-    dataset: DatasetOption = None,
-    row: RowOption = None,
-    seed: SeedOption = 0,
-    workers: WorkersOption = None,
-    ray: RayOption = None,
-    manifest: ManifestOption = None,
-    sample: SampleOption = None,
-    tuned: TunedOption = None,
-    blora: BloraOption = None,
-    updates: UpdatesOption = 3000,
-    as_json: JsonOption = False,
-) -> None:
-    """Distil the smaller bases from Atelier, once, and run the table on each."""
-    with one_line():
-        from duolora.bench.smaller import smaller_bases
-
-        rows = TABLES["table5"]
-        bases = smaller_bases(out, updates)
-        chosen = (pairs, dataset, row, seed, manifest, sample, bases, tuned, blora)
-        _run_config(_on_atelier("table5", rows, out, *chosen), out, workers, ray, as_json)
+    _table(_name, _rows)
 
 
 @bench.command(epilog=examples("bench rerun"))
 def rerun(
     folder: Annotated[Path, typer.Argument(help="Folder of a table that was run, with its config.json.")],
-    out: OutOption = Path("benchmarks/runs"),
-    workers: WorkersOption = None,
-    ray: RayOption = None,
-    as_json: JsonOption = False,
+    out: Annotated[Path, typer.Option(help="Folder of all benchmarks.")] = RunOptions.out,
+    workers: Annotated[int | None, typer.Option(help="Processes  [one for each core or GPU].")] = None,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or `local`.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
 ) -> None:
     """Run a table again, on exactly the same rows, pairs and seeds.
 
@@ -258,14 +113,14 @@ def rerun(
     with one_line():
         from duolora.bench.config import read_config
 
-        _run_config(read_config(folder), out, workers, ray, as_json)
+        _run(read_config(folder), RunOptions(out=out, workers=workers, ray=ray, as_json=as_json))
 
 
 @bench.command(epilog=examples("bench figure3"))
 def figure3(
-    out: OutOption = Path("benchmarks/runs"),
-    base: Annotated[str, typer.Option(help="The base to look into.")] = "atelier",
-    count: Annotated[int, typer.Option(help="Images for each block group and α.")] = 34,
+    out: Annotated[Path, typer.Option(help="Folder of all benchmarks.")] = RunOptions.out,
+    base: Annotated[str, typer.Option(help="The base to scale.")] = "atelier",
+    count: Annotated[int, typer.Option(help="Images for each block group and α.", min=1)] = 34,
     seed: SeedOption = 0,
 ) -> None:
     """Figure 3: what a base generates with some blocks turned down.
@@ -273,15 +128,34 @@ def figure3(
     Names B-LoRA's blocks: those whose attention carries the subject, and those that carry the style.
     """
     with one_line():
+        from duolora.bench.config import root_of
         from duolora.bench.figures import figure3 as run
-        from duolora.bench.run import root_of
         from duolora.model.base import load_base
 
         folder = root_of(out, base) / "figure3"
         run(folder, load_base(base), count=count, seed=seed)
-        typer.echo("\n".join(str(folder / name) for name in ("curves.png", "pictures.png", "blocks.json")))
+        typer.echo("\n".join(str(folder / name) for name in ("curves.png", "images.png", "blocks.json")))
+
+
+def _speed(options: SpeedOptions) -> None:
+    from duolora.bench.speed.speed import speed
+
+    typer.echo(speed(options))
+
+
+def _growth(options: GrowthOptions) -> None:
+    from duolora.bench.speed.growth import growth
+
+    typer.echo(growth(options))
 
 
 bench.command(epilog=examples("bench report"))(reports.report)
 bench.add_typer(reports.study, name="study")
-bench.add_typer(measure)
+_command(
+    SpeedOptions, _speed, "speed",
+    "Time and memory of one training step.\n\nOurs, the bare UNet's passes, and the dense way of the public programs.",
+)  # fmt: skip
+_command(
+    GrowthOptions, _growth, "growth",
+    "How time and memory grow, a plot each.\n\nWith rank, image size, number of adapters and number of steps.",
+)  # fmt: skip

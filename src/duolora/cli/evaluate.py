@@ -114,7 +114,7 @@ def pairs(
     out: Annotated[Path, typer.Option(help="The .json file to write, to be kept under version control.")],
     count: Annotated[int | None, typer.Option(help="How many pairs  [all].")] = None,
     prompt: Annotated[
-        list[str] | None, typer.Option(help="What to generate, with {thing} and {style}  [a {thing} in {style}].")
+        list[str] | None, typer.Option(help="What to generate, with {subject} and {style}  [a {subject} in {style}].")
     ] = None,
     own_prompts: Annotated[
         bool,

@@ -1,12 +1,12 @@
 """Atelier's own encoders: the classifier's features in the places of DINO, CSD and CLIP. Never the published metrics.
 
-The classifier (`atelier/classifier.py`) has one trunk and four linear heads, object, look, colour and pattern.
+The classifier (`atelier/classifier.py`) has one trunk and four linear heads, object, style, colour and pattern.
 
 * `atelier-content`, in DINO's place: its penultimate features f (384), as far as the object head sees them, V f with V
-  an orthonormal basis of the head's centred rows. Two pictures of one object agree, whatever the look.
-* `atelier-style`, in CSD's place: the same through the look head.
-* `atelier-picture`, in CLIP-I's place: f itself, where content and look are entangled, as in CLIP's pictures.
-* `atelier-text`, in CLIP-T's place: for a picture √p, p the classifier's probabilities of all answers, so that every
+  an orthonormal basis of the head's centred rows. Two images of one object agree, whatever the style.
+* `atelier-style`, in CSD's place: the same through the style head.
+* `atelier-image`, in CLIP-I's place: f itself, where content and style are entangled, as in CLIP's images.
+* `atelier-text`, in CLIP-T's place: for an image √p, p the classifier's probabilities of all answers, so that every
   question has length 1; for a prompt a one-hot for each question that it answers ("red" answers colour), zeros for the
   others. A prompt that answers the questions Q scores √|Q| / 2 · mean over Q of √p(its answer): at most √|Q| / 2, so
   compare methods on the same prompts only.
@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from duolora.atelier.classifier import ANSWERS, Classifier, load_classifier
+from duolora.atelier.classifier import ANSWERS, HEADS, Classifier, load_classifier
 from duolora.errors import InputError
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import ATELIER
@@ -27,9 +27,9 @@ CHECKPOINT = "Atelier's classifier (embedded)"
 
 
 def load_atelier(name: str, device: torch.device, progress: bool = False) -> NetworkEmbedder:
-    """One of Atelier's encoders: `atelier-content`, `-style`, `-picture` or `-text`."""
+    """One of Atelier's encoders: `atelier-content`, `-style`, `-image` or `-text`."""
     network = load_classifier().to(device).requires_grad_(False)
-    heads = {"atelier-content": "object", "atelier-style": "look"}
+    heads = {"atelier-content": "object", "atelier-style": "style"}
     if name in heads:
         basis = head_basis(network, heads[name])
 
@@ -37,7 +37,7 @@ def load_atelier(name: str, device: torch.device, progress: bool = False) -> Net
             return network.features(pixels) @ basis.T
 
         what = f"features through the {heads[name]} head"
-    elif name == "atelier-picture":
+    elif name == "atelier-image":
 
         def embed(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
             return network.features(pixels)
@@ -56,19 +56,19 @@ def load_atelier(name: str, device: torch.device, progress: bool = False) -> Net
 
 def head_basis(network: Classifier, question: str) -> Float[Tensor, "k f"]:
     """An orthonormal basis of what one head can tell apart: its rows less their mean, k = answers − 1."""
-    rows = network.get_parameter(f"heads.{question}.weight")
+    rows = network.get_parameter(f"heads.{HEADS[question]}.weight")
     centred = (rows - rows.mean(0)).double()
     return torch.linalg.svd(centred, full_matrices=False).Vh[: len(rows) - 1].float()
 
 
 def _answers(network: Classifier, pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n answers"]:
-    """√p of all answers to all questions; its length is √4 whatever the picture."""
+    """√p of all answers to all questions; its length is √4 whatever the image."""
     logits = network(pixels)
     return torch.cat([logits[name].softmax(1).sqrt() for name in ANSWERS], 1)
 
 
 def embed_words(texts: list[str]) -> Float[Tensor, "n answers"]:
-    """What each text asks of a picture: √share of each answer that it names, zeros for questions that it leaves open.
+    """What each text asks of an image: √share of each answer that it names, zeros for questions that it leaves open.
 
     A question that a text answers twice ("a red and a blue cat") wants half of each.
 
@@ -80,8 +80,8 @@ def embed_words(texts: list[str]) -> Float[Tensor, "n answers"]:
         parts = [_wanted(text, words) for words in ANSWERS.values()]
         if not any(bool(part.any()) for part in parts):
             raise InputError(
-                f"prompt {text!r}: expected a word that Atelier's classifier knows (object, look, colour or pattern), "
-                f'found none; say it in words, such as "a red {ANSWERS["object"][0]} in {ANSWERS["look"][0]} style"; '
+                f"prompt {text!r}: expected a word that Atelier's classifier knows (object, style, colour or pattern), "
+                f'found none; say it in words, such as "a red {ANSWERS["object"][0]} in {ANSWERS["style"][0]} style"; '
                 "of photos, use --metrics paper"
             )
         rows.append(torch.cat(parts))

@@ -21,7 +21,7 @@ VERSION = "2"
 
 
 class Cache:
-    """A folder of embeddings, one small file for each picture and embedder. Entries are written whole or not at all."""
+    """A folder of embeddings, one small file for each image and embedder. Entries are written whole or not at all."""
 
     def __init__(self, folder: Path | None = None) -> None:
         self.folder = (folder or user_cache_path("duolora")) / f"embeddings-{VERSION}"
@@ -56,10 +56,10 @@ class Cache:
 def embed_files(
     embedder: Embedder, files: Sequence[Path], cache: Cache | None = None, batch: int = BATCH
 ) -> Float[Tensor, "n d"]:
-    """Embeddings of picture files, in their order; files of the same bytes are embedded once.
+    """Embeddings of image files, in their order; files of the same bytes are embedded once.
 
     Raises:
-        FileRefused: a file is not a picture, or is damaged.
+        FileRefused: a file is not an image, or is damaged.
         InputError: there are no files.
     """
     if not files:

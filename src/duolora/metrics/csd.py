@@ -149,7 +149,7 @@ def _found(source: str) -> Path:
 
 
 def _backbone(state: dict[str, Tensor], shape: Shape) -> CLIPVisionModel:
-    """CLIP's picture encoder with the checkpoint's weights under transformers' names, in evaluation mode."""
+    """CLIP's image encoder with the checkpoint's weights under transformers' names, in evaluation mode."""
     config = CLIPVisionConfig(
         hidden_size=shape.width, intermediate_size=4 * shape.width, num_hidden_layers=shape.layers,
         num_attention_heads=shape.width // HEAD_WIDTH, patch_size=shape.patch, image_size=shape.image,

@@ -1,4 +1,4 @@
-"""What the metrics need of a network: pictures or texts in, L2-normalised float32 embeddings out."""
+"""What the metrics need of a network: images or texts in, L2-normalised float32 embeddings out."""
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
@@ -50,7 +50,7 @@ class Embedder(Protocol):
         """Which network this is."""
 
     def __call__(self, items: Items) -> Float[Tensor, "n d"]:
-        """Embeddings of RGB pictures, or of texts where the network knows any, on the CPU."""
+        """Embeddings of RGB images, or of texts where the network knows any, on the CPU."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,17 +67,17 @@ class NetworkEmbedder:
 
     @torch.no_grad()
     def __call__(self, items: Items) -> Float[Tensor, "n d"]:
-        """Embeddings of RGB pictures or of texts, batch by batch.
+        """Embeddings of RGB images or of texts, batch by batch.
 
         Raises:
             InputError: there are none, they are of both kinds, or texts for a network that reads none.
         """
         if not len(items):
-            raise InputError(f"{self.card.name}: expected at least one picture or text, got none")
+            raise InputError(f"{self.card.name}: expected at least one image or text, got none")
         texts = [item for item in items if isinstance(item, str)]
         images = [item for item in items if isinstance(item, Image.Image)]
         if len(items) not in (len(texts), len(images)):
-            raise InputError(f"{self.card.name}: expected only RGB pictures or only texts, got a mixture")
+            raise InputError(f"{self.card.name}: expected only RGB images or only texts, got a mixture")
         if texts and self.encode_texts is None:
             raise InputError(f"{self.card.name}: this network reads no texts; use clip or atelier-text")
         starts = range(0, len(items), self.batch)

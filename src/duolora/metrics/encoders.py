@@ -1,4 +1,4 @@
-"""Pictures or texts in, L2-normalised float32 embeddings out: one call shape for every network.
+"""Images or texts in, L2-normalised float32 embeddings out: one call shape for every network.
 
     embedder = load_embedder("dino", "facebook/dino-vits16")
     all_pairs_mean(embedder(generated), embedder(photos))
@@ -24,7 +24,7 @@ DEFAULTS: dict[str, str | None] = {
     "csd": None,
 }
 """Published checkpoints by embedder; CSD's is a pickle, so a converted file must be named."""
-ATELIER = ("atelier-content", "atelier-style", "atelier-picture", "atelier-text")
+ATELIER = ("atelier-content", "atelier-style", "atelier-image", "atelier-text")
 
 
 def load_embedder(

@@ -1,11 +1,11 @@
 """The paper's metrics as formulas on L2-normalised embeddings: tensors and floats only, no networks.
 
-DINO, CLIP-I, CSD-s and the leakage check are `all_pairs_mean` of pictures with reference pictures; CLIP-T is
-`matched_mean`, or `all_pairs_mean` where all pictures share one prompt (Sec. 4, "Metrics"). Which network made the
+DINO, CLIP-I, CSD-s and the leakage check are `all_pairs_mean` of images with reference images; CLIP-T is
+the mean of `matched`, or `all_pairs_mean` where all images share one prompt (Sec. 4, "Metrics"). Which network made the
 embeddings is the business of `encoders`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,18 +49,13 @@ def mean_by_row(a: Float[Tensor, "n d"], b: Float[Tensor, "m d"]) -> Float[Tenso
 
 
 def matched(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
-    """Cosine of each embedding with its own partner, aᵢ · bᵢ (CLIP-T: a picture and its prompt)."""
+    """Cosine of each embedding with its own partner, aᵢ · bᵢ (CLIP-T: an image and its prompt)."""
     return cosines(a, b).double().diagonal()
-
-
-def matched_mean(a: Float[Tensor, "n d"], b: Float[Tensor, "n d"]) -> float:
-    """Average cosine of each embedding with its own partner, 1 / n Σᵢ aᵢ · bᵢ (CLIP-T)."""
-    return float(matched(a, b).mean())
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean, and the interval in which it would likely fall had other pairs been drawn."""
+    """A mean, and the interval in which it would likely fall had other pairs been sampled."""
 
     mean: float
     low: float
@@ -73,9 +68,9 @@ class Interval:
 def bootstrap_interval(
     values: Sequence[float], seed: int = 0, level: float = LEVEL, resamples: int = RESAMPLES
 ) -> Interval:
-    """Percentile bootstrap of the mean: quantiles (1 ∓ level) / 2 of the means of samples drawn with replacement.
+    """Percentile bootstrap of the mean: quantiles (1 ∓ level) / 2 of the means of samples taken with replacement.
 
-    `values` are those of independent units: one number for each pair, averaged over its pictures first. For two methods
+    `values` are those of independent units: one number for each pair, averaged over its images first. For two methods
     on the same pairs take the interval of their differences.
 
     Raises:
@@ -86,16 +81,23 @@ def bootstrap_interval(
         raise InputError(f"interval: expected at least one value, all finite, got {len(data)}: {list(values)[:5]}")
     if not 0 < level < 1 or resamples < 1:
         raise InputError(f"interval: expected 0 < level < 1 and resamples ≥ 1, got {level} and {resamples}")
-    means = _resampled(data, np.random.default_rng(seed), resamples)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(float(data.mean()), float(low), float(high), len(data), level)
+    low, high = ends(resampled(lambda rows: data[rows].mean(1), len(data), seed, resamples), level)
+    return Interval(float(data.mean()), low, high, len(data), level)
 
 
-def _resampled(data: NDArray[np.float64], rng: np.random.Generator, resamples: int) -> NDArray[np.float64]:
-    """Means of `resamples` samples with replacement, in parts that bound the memory."""
-    at_once = max(1, 1_000_000 // len(data))
+def resampled(
+    statistic: Callable[[NDArray[np.int64]], NDArray], count: int, seed: int = 0, resamples: int = RESAMPLES
+) -> NDArray:
+    """A statistic of many samples of `count` units with replacement, each a row of numbers, part by part."""
+    rng, at_once = np.random.default_rng(seed), max(1, 1_000_000 // count)
     parts = [min(at_once, resamples - start) for start in range(0, resamples, at_once)]
-    return np.concatenate([data[rng.integers(len(data), size=(part, len(data)))].mean(1) for part in parts])
+    return np.concatenate([statistic(rng.integers(count, size=(part, count))) for part in parts])
+
+
+def ends(values: NDArray, level: float = LEVEL) -> tuple[float, float]:
+    """The quantiles (1 ∓ level) / 2 of a resampled statistic."""
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
 
 
 def normalised(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

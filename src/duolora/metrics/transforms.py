@@ -1,4 +1,4 @@
-"""Pictures as the published encoders were shown them: resize, centre crop, normalise; Pillow's own resampling.
+"""Images as the published encoders were shown them: resize, centre crop, normalise; Pillow's own resampling.
 
 The sizes round as in torchvision, which the published numbers were made with (`docs/evaluation.md`).
 """
@@ -19,7 +19,7 @@ LONGEST = 100
 
 @dataclass(frozen=True)
 class Transform:
-    """RGB pictures of any size → (3, crop, crop), (x / 255 − mean) / std."""
+    """RGB images of any size → (3, crop, crop), (x / 255 − mean) / std."""
 
     resize: int
     """The shorter side becomes this long, by Pillow's antialiased bicubic filter on 8-bit pixels."""
@@ -33,15 +33,15 @@ class Transform:
         return f"resize {self.resize} bicubic, centre crop {self.crop}, {self.values} normalisation"
 
     def __call__(self, image: Image.Image) -> Float[Tensor, "3 crop crop"]:
-        """The picture as the network wants it.
+        """The image as the network wants it.
 
         Raises:
-            InputError: the picture is not RGB (see `image_files.read_image`), or far too long to be resized whole.
+            InputError: the image is not RGB (see `image_files.read_image`), or far too long to be resized whole.
         """
         if image.mode != "RGB":
-            raise InputError(f"picture: expected mode RGB, got {image.mode}; read it with `image_files.read_image`")
+            raise InputError(f"image: expected mode RGB, got {image.mode}; read it with `image_files.read_image`")
         if max(image.size) > LONGEST * min(image.size):
-            raise InputError(f"picture: expected one side at most {LONGEST} times the other, got {image.size}; crop it")
+            raise InputError(f"image: expected one side at most {LONGEST} times the other, got {image.size}; crop it")
         size = resized(image.size, self.resize)
         if size != image.size:
             image = image.resize(size, Image.Resampling.BICUBIC)
@@ -67,4 +67,4 @@ DINO = Transform(256, 224, *IMAGENET, "ImageNet")
 CLIP = Transform(224, 224, *CLIP_VALUES, "CLIP")
 """OpenAI's CLIP, and CSD."""
 ATELIER = Transform(32, 32, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "[-1, 1]")
-"""Atelier's classifier; a 32×32 picture stays as it is."""
+"""Atelier's classifier; a 32×32 image stays as it is."""

@@ -57,7 +57,7 @@ def load_vision(
 
 
 def load_clip(source: str, transform: Transform, device: torch.device, progress: bool = False) -> NetworkEmbedder:
-    """CLIP's projected picture and text embeddings, for plain cosines (CLIP-I, CLIP-T); long texts are cut at its end.
+    """CLIP's projected image and text embeddings, for plain cosines (CLIP-I, CLIP-T); long texts are cut at its end.
 
     Raises:
         InputError: the checkpoint is not there.
@@ -70,7 +70,7 @@ def load_clip(source: str, transform: Transform, device: torch.device, progress:
     tokenizer = _tokenizer(source, config.text_config.vocab_size)
     longest = config.text_config.max_position_embeddings
 
-    def pictures(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
+    def images(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
         return network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
 
     def texts(words: list[str]) -> Float[Tensor, "n d"]:
@@ -81,7 +81,7 @@ def load_clip(source: str, transform: Transform, device: torch.device, progress:
     architecture = f"clip, width {vision.hidden_size}, patch {vision.patch_size}"
     tokens = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(SENTENCE).input_ids])
     card = Card("clip", source, architecture, str(transform), fingerprint(network.state_dict(), tokens))
-    return NetworkEmbedder(card, transform, pictures, texts, device, progress=progress)
+    return NetworkEmbedder(card, transform, images, texts, device, progress=progress)
 
 
 def _tokenizer(source: str, size: int) -> CLIPTokenizer:

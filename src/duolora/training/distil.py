@@ -22,7 +22,7 @@ from diffusers import UNet2DConditionModel
 from torch import Tensor
 from tqdm import tqdm
 
-from duolora.atelier.data import as_input, base_picture
+from duolora.atelier.data import as_input, base_image
 from duolora.errors import InputError
 from duolora.model.base import Base, load_base
 from duolora.model.predict import noise_schedule
@@ -134,7 +134,7 @@ def _rendered(base: Base, seeds: range) -> tuple[Tensor, list[str]]:
     """The latents of the world's images of these seeds, and their captions."""
     latents, texts = [], []
     for first in tqdm(range(0, len(seeds), 128), "Rendering", unit="×128"):
-        made = [base_picture(seed) for seed in seeds[first : first + 128]]
+        made = [base_image(seed) for seed in seeds[first : first + 128]]
         latents.append(base.encode_images(as_input(np.stack([pixels for pixels, _ in made]))).cpu())
         texts += [text for _, text in made]
     return torch.cat(latents), texts

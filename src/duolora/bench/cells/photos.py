@@ -1,10 +1,10 @@
 """Pairs of photos: what manifests name, found in their data sets, and what is asked of each pair.
 
-In what is generated, `{thing}` is the identifier with a noun and `{style}` the other identifier ("zwx style"). CLIP-T
-reads the same prompts in words: the class ("dog"), and what the data set calls the look ("watercolor painting style").
+In what is generated, `{subject}` is the identifier with a noun and `{style}` the other identifier ("zwx style"). CLIP-T
+reads the same prompts in words: the class ("dog"), and what the data set calls the style ("watercolor painting style").
 The captions of the LoRAs' images are written in two ways:
 
-class    "a sks dog", "a house in zwx style": the thing's class, and what the style image shows
+class    "a sks dog", "a house in zwx style": the subject's class, and what the style image shows
 paper    "a sks object in vkt style", "a ohw object in zwx style": the paper's, by identifiers alone
 """
 
@@ -13,28 +13,33 @@ import os
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
+from duolora.api.evaluate import evaluate
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER
-from duolora.bench.tables.rows import Table, fits_photos
+from duolora.bench.cells.cell import Cell, Part
+from duolora.bench.cells.scores import Images, Scoring
+from duolora.bench.options import Captions
+from duolora.bench.tables.rows import Row, Table, fits_photos
 from duolora.errors import InputError
-from duolora.metrics.datasets.dataset import STYLE, THING, Concept
+from duolora.metrics.datasets.dataset import STYLE, SUBJECT, Concept
 from duolora.metrics.datasets.layouts import read_dataset
 from duolora.metrics.datasets.manifests import PROMPT, Manifest, check_prompts, lacking, read_manifest
+from duolora.metrics.encoder import Embedder
 from duolora.provenance import file_hash
 
-Captions = Literal["class", "paper"]
 OBJECT = "object"
-"""What the paper calls every thing."""
+"""What the paper calls every subject."""
 WITHOUT = ("oracle", "pair")
-"""Rows that need true pictures of the thing in the look, which nobody has of photos."""
+"""Rows that need true images of the subject in the style, which nobody has of photos."""
 
 
 @dataclass(frozen=True)
 class Photos:
-    """The photos of a thing or of a look, and what they show."""
+    """The photos of a subject or of a style, and what they show."""
 
     kind: str
     """content or style"""
@@ -43,11 +48,11 @@ class Photos:
     hash: str
     """Of all their bytes."""
     words: str
-    """The thing or the look in words."""
+    """The subject or the style in words."""
     caption: str
-    """What the photos show, with `{thing}` or `{style}` in it."""
+    """What the photos show, with `{subject}` or `{style}` in it."""
     noun: str = ""
-    """What the thing is called beside its identifier; its words if that is empty."""
+    """What the subject is called beside its identifier; its words if that is empty."""
 
     @property
     def about(self) -> str:
@@ -57,35 +62,30 @@ class Photos:
 
     @property
     def prompt(self) -> str:
-        """What its LoRA is told that the photos show."""
+        """Their caption."""
         return _identified(self.caption, self.noun or self.words)
 
-    def brought(self, root: Path) -> Path:
-        """The folder in a run's folder that holds the photos, copied there unless they are.
+    def write(self, folder: Path) -> None:
+        """Copy the photos into a folder.
 
         Raises:
             InputError: a photo is gone, or they are others than when the pairs were read.
         """
-        folder = root / "references" / self.about
-        if not (folder / "done").exists():
-            if _hash(self.files) != self.hash:
-                raise InputError(f"{self.kind} {self.name}: its photos were changed; give the ones of the first run")
-            folder.mkdir(parents=True, exist_ok=True)
-            for k, file in enumerate(map(Path, self.files)):
-                shutil.copyfile(file, folder / f"{k:03d}{file.suffix.lower()}")
-            (folder / "done").touch()
-        return folder
+        if _hash(self.files) != self.hash:
+            raise InputError(f"{self.kind} {self.name}: its photos were changed; give the ones of the first run")
+        for k, file in enumerate(map(Path, self.files)):
+            shutil.copyfile(file, folder / f"{k:03d}{file.suffix.lower()}")
 
 
 @dataclass(frozen=True)
 class PhotoPair:
-    """A thing and a look, and what is drawn of them."""
+    """A subject and a style, and what is generated of them."""
 
     dataset: str
     content: Photos
     style: Photos
     prompts: tuple[str, ...]
-    """With `{thing}` and `{style}` in them."""
+    """With `{subject}` and `{style}` in them."""
     seeds: tuple[int, ...]
 
     @property
@@ -94,21 +94,63 @@ class PhotoPair:
         return f"{self.dataset}-{self.content.name}-{self.style.name}"
 
     @property
-    def merged_prompt(self) -> str:
-        """The thing in the look, as it is drawn."""
-        return self.drawn(PROMPT)
+    def title(self) -> str:
+        """The subject and the style in words."""
+        return f"{self.content.words}, {self.style.words}"
 
-    def drawn(self, prompt: str) -> str:
+    @property
+    def parts(self) -> tuple[Part]:
+        """The photos of both."""
+        return (Part({"content": self.content, "style": self.style}, self.identified(PROMPT)),)
+
+    def about(self, row: Row) -> object:
+        """Both sides' photos and captions, the prompts and the seeds."""
+        return [self.content.about, self.style.about, self.templates(row), self.seeds]
+
+    def templates(self, row: Row) -> tuple[str, ...]:
+        """The prompts with `{subject}` and `{style}` in them; of a LoRA alone its own caption."""
+        alone = {"content": self.content, "style": self.style}
+        return (alone[row.how].caption,) if row.how in alone else self.prompts
+
+    def asked(self, row: Row) -> list[str]:
+        """The prompts with the identifiers in them; of a LoRA of the style, which knows no subject, with the class."""
+        if row.how == "class":
+            style = f"{STYLE_IDENTIFIER} style"
+            return [p.replace(SUBJECT, self.content.words).replace(STYLE, style) for p in self.prompts]
+        return [self.identified(prompt) for prompt in self.templates(row)]
+
+    def noise_seeds(self, seed: int) -> list[int]:
+        """Those of the manifest."""
+        return [*self.seeds]
+
+    def scores(self, cell: Cell, images: Images = ()) -> dict[str, object]:
+        """Means over the images that the cell keeps, and the encoders behind them."""
+        scoring, (loras,) = cell.scoring or Scoring(()), cell.loras()
+        texts = [self.in_words(prompt) for prompt in self.templates(cell.row) for _ in self.seeds]
+        done = evaluate(
+            cell.folder / "images", loras["content"].images, loras["style"].images, texts, scoring.metrics,
+            scoring.checkpoints, cache=cell.out, embedders=_loaded(tuple(sorted(scoring.checkpoints.items()))),
+        )  # fmt: skip
+        return {
+            "similarity": {score.metric: score.value.mean for score in done.scores},
+            "encoders": {score.card.name: asdict(score.card) for score in done.scores},
+            "scoring": scoring.plain(),
+            "texts": list(dict.fromkeys(texts)),
+        }
+
+    def identified(self, prompt: str) -> str:
         """A prompt with the identifiers in it."""
         return _identified(prompt, self.content.noun or self.content.words)
 
-    def told(self, prompt: str) -> str:
-        """A prompt with the thing's words and the look's identifier, for who has only seen the look."""
-        return prompt.replace(THING, self.content.words).replace(STYLE, f"{STYLE_IDENTIFIER} style")
+    def in_words(self, prompt: str) -> str:
+        """A prompt in words, as CLIP-T reads it."""
+        return prompt.replace(SUBJECT, self.content.words).replace(STYLE, self.style.words)
 
-    def said(self, prompt: str) -> str:
-        """A prompt in words."""
-        return prompt.replace(THING, self.content.words).replace(STYLE, self.style.words)
+
+@cache
+def _loaded(checkpoints: tuple[tuple[str, str], ...]) -> dict[str, Embedder]:
+    """Encoders by name, each loaded once in each process when it is first needed."""
+    return {}
 
 
 def photo_pairs(manifest: Path, contents: Path, styles: Path, captions: Captions = "class") -> list[PhotoPair]:
@@ -117,12 +159,12 @@ def photo_pairs(manifest: Path, contents: Path, styles: Path, captions: Captions
     Raises:
         DuoLoRAError: the manifest or a data set cannot be read, or has not what the manifest names.
     """
-    named, things, looks = read_manifest(manifest), read_dataset(contents), read_dataset(styles)
-    if missing := lacking(named, things, looks):
+    named, subjects, others = read_manifest(manifest), read_dataset(contents), read_dataset(styles)
+    if missing := lacking(named, subjects, others):
         raise InputError(f"{manifest}: {missing[0]}" + (f", and {len(missing) - 1} more" if missing[1:] else ""))
     found = {
-        "content": {p.content: _thing(things.contents[p.content], named.words, captions) for p in named.pairs},
-        "style": {p.style: _look(looks.styles[p.style], named.words, captions) for p in named.pairs},
+        "content": {p.content: _subject(subjects.contents[p.content], named.words, captions) for p in named.pairs},
+        "style": {p.style: _style(others.styles[p.style], named.words, captions) for p in named.pairs},
     }
     dataset = re.sub(r"[^\w.-]+", "-", named.name) or manifest.stem
     return [
@@ -130,35 +172,17 @@ def photo_pairs(manifest: Path, contents: Path, styles: Path, captions: Captions
             dataset,
             found["content"][pair.content],
             found["style"][pair.style],
-            _prompts(named, things.contents[pair.content], manifest),
+            _prompts(named, subjects.contents[pair.content], manifest),
             named.seeds,
         )
         for pair in named.pairs
     ]
 
 
-def captions_of(name: str) -> Captions:
-    """The way to write captions of that name.
-
-    Raises:
-        InputError: there is none.
-    """
-    for known in get_args(Captions):
-        if name == known:
-            return known
-    raise InputError(f"--captions: expected one of {', '.join(get_args(Captions))}, got {name!r}")
-
-
-def pairs_of(entries: Sequence[Mapping[str, Any]]) -> list[PhotoPair]:
-    """Pairs from plain data, as `asdict` makes it of them."""
-    sides = ("content", "style")
-    return [
-        PhotoPair(
-            **{**entry, "prompts": tuple(entry["prompts"]), "seeds": tuple(entry["seeds"])}
-            | {side: Photos(**{**entry[side], "files": tuple(entry[side]["files"])}) for side in sides}
-        )
-        for entry in entries
-    ]
+def photo_pair_of(entry: Mapping[str, Any]) -> PhotoPair:
+    """A pair from plain data, as `asdict` makes it of one."""
+    sides = {side: Photos(**entry[side] | {"files": tuple(entry[side]["files"])}) for side in ("content", "style")}
+    return PhotoPair(**{**entry, "prompts": tuple(entry["prompts"]), "seeds": tuple(entry["seeds"])} | sides)
 
 
 def for_photos(table: Table, datasets: Sequence[str]) -> Table:
@@ -173,18 +197,18 @@ def for_photos(table: Table, datasets: Sequence[str]) -> Table:
     return replace(table, rows=rows, datasets=tuple(datasets))
 
 
-def _identified(prompt: str, thing: str) -> str:
-    return prompt.replace(THING, f"{IDENTIFIERS[0]} {thing}").replace(STYLE, f"{STYLE_IDENTIFIER} style")
+def _identified(prompt: str, subject: str) -> str:
+    return prompt.replace(SUBJECT, f"{IDENTIFIERS[0]} {subject}").replace(STYLE, f"{STYLE_IDENTIFIER} style")
 
 
-def _thing(concept: Concept, words: Mapping[str, str], captions: Captions) -> Photos:
+def _subject(concept: Concept, words: Mapping[str, str], captions: Captions) -> Photos:
     said = concept.in_words(concept.words, words, "content")
     if captions == "paper":
-        return _photos("content", concept, said, f"a {THING} in {IDENTIFIERS[2]} style", OBJECT)
-    return _photos("content", concept, said, f"a {THING}")
+        return _photos("content", concept, said, f"a {SUBJECT} in {IDENTIFIERS[2]} style", OBJECT)
+    return _photos("content", concept, said, f"a {SUBJECT}")
 
 
-def _look(concept: Concept, words: Mapping[str, str], captions: Captions) -> Photos:
+def _style(concept: Concept, words: Mapping[str, str], captions: Captions) -> Photos:
     said = concept.in_words(concept.style, words, "style")
     said = said if concept.style or concept.name in words else f"{said} style"
     shown = f"a {IDENTIFIERS[1]} {OBJECT}" if captions == "paper" else concept.words or "a picture"
@@ -205,7 +229,7 @@ def _hash(files: Sequence[str]) -> str:
 
 
 def _prompts(manifest: Manifest, concept: Concept, path: Path) -> tuple[str, ...]:
-    """The manifest's prompts, or else the thing's own that fit any style, in the look."""
+    """The manifest's prompts, or else the subject's own that fit any style, in the style."""
     check_prompts(path, manifest.prompts)
     own = tuple(f"{prompt} in {STYLE}" for prompt in concept.fitting())
     return manifest.prompts or own or (PROMPT,)

@@ -1,1 +1,1 @@
-"""What people look at: the report of finished runs, and the questionnaire of a user study."""
+"""What people style at: the report of finished runs, and the questionnaire of a user study."""

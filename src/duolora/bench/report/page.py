@@ -20,10 +20,11 @@ from duolora.bench.report.paper_numbers import paper_base, printed
 from duolora.bench.report.plots import Point, bars, colour, curves, scatter
 from duolora.bench.report.ranks import Ranks, mean_ranks, ranks_of, recipe_of
 from duolora.bench.report.runs import Line, Measured, Run, read_runs, undamaged
-from duolora.bench.tables.rows import TABLES
+from duolora.bench.tables.rows import ALONE, TABLES
 from duolora.errors import FileRefused, InputError
 from duolora.model.image_files import SUFFIXES, read_image
 from duolora.model.images import tiled, untiled
+from duolora.textfiles import write_whole
 
 REFERENCE, STRIP = 384, 1024
 """Pixels on the longer side of a photo, and of a strip of images of one prompt, in a page."""
@@ -31,8 +32,8 @@ BUDGET = 40_000
 """Bytes of an image in a page."""
 PROMPTS, SHOWN = 4, 8
 """How many prompts of a cell are shown, and images of each; all are in its folder."""
-COST_NAMES = {"trainable": "masks", "storage": "masks, kB", "moved": "moved", "bytes": "kB", "seconds": "s"}
-AXES = (("object", "look", "joint"), ("dino", "csd-s", None))
+COST_NAMES = {"trainable": "masks", "storage": "masks, kB", "change": "mean change", "bytes": "kB", "seconds": "s"}
+AXES = (("object", "style", "both"), ("dino", "csd-s", None))
 """Content, style and overall quality: Atelier's, and the paper's."""
 
 
@@ -67,11 +68,9 @@ def written(path: Path, text: str) -> Path:
         InputError: it cannot be put there.
     """
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, "utf-8")
+        return write_whole(path, text)
     except OSError as error:
         raise InputError(f"{path}: the page cannot be written ({error.strerror}); name another place") from error
-    return path
 
 
 def embedded(path: Path, most: int = REFERENCE, budget: int = BUDGET) -> str:
@@ -84,7 +83,7 @@ def embedded(path: Path, most: int = REFERENCE, budget: int = BUDGET) -> str:
         with Image.open(path) as image:
             return data_uri(image.convert("RGB"), most, budget)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FileRefused(f"{path}: not a readable picture ({error}); delete its folder and run it again") from error
+        raise FileRefused(f"{path}: not a readable image ({error}); delete its folder and run it again") from error
 
 
 def data_uri(image: Image.Image, most: int, budget: int) -> str:
@@ -110,7 +109,7 @@ class _Page:
         self.run, self.home, self.anchor = run, home, f"run{index}-{_slug(run.name)}"
         self.numbers = {row: k + 1 for k, row in enumerate(run.rows)}
         hows = {row.label: row.how for row in TABLES[run.name].rows} if run.name in TABLES else {}
-        self.apart = {label for label, how in hows.items() if how in ("floor", "content", "style", "told", "oracle")}
+        self.apart = {label for label, how in hows.items() if how in ("floor", *ALONE)}
         self.first = {(cell.dataset, cell.row): self._anchor(cell) for cell in reversed(run.cells)}
 
     def view(self) -> dict[str, Any]:
@@ -171,7 +170,7 @@ class _Page:
         found += [(f"mean rank by block: {row}", bars(r, "directions", f"{self.anchor}-r{self.numbers[row]}"))
                   for row, r in self._ranks().items()]  # fmt: skip
         if self.run.curves is not None:
-            known = [w for w in ("object", "look") if all(w in curve for curve in self.run.curves.values())]
+            known = [w for w in ("object", "style") if all(w in curve for curve in self.run.curves.values())]
             found += [(f"{w} by α", curves(self.run.curves, w, f"{self.anchor}-{w}")) for w in known]
         return [{"title": title, "svg": Markup(svg)} for title, svg in found]
 
@@ -216,9 +215,9 @@ class _Page:
     def _references(self, cell: Measured) -> list[dict[str, Any]]:
         found = []
         for job in cell.loras:
-            pictures = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
+            images = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
             link = self._link(job.path) if job.path.exists() else ""
-            found.append({"title": job.kind, "pictures": [embedded(p) for p in pictures], "link": link})
+            found.append({"title": job.kind, "images": [embedded(p) for p in images], "link": link})
         return found
 
     def _cell(self, cell: Measured) -> dict[str, Any]:
@@ -255,16 +254,16 @@ class _Page:
 
 def _strips(cell: Measured) -> list[dict[str, str]]:
     """Some of a cell's prompts, evenly chosen, each with the first of its images in a row."""
-    sheet = cell.folder / "pictures.png"
+    sheet = cell.folder / "images.png"
     if not sheet.exists():
         return []
-    asked = list(cell.result.get("prompts") or [cell.result.get("prompt", "")])
+    asked = list(cell.result.get("prompts", [""]))
     try:
         rows = untiled(read_image(sheet), len(asked))
     except InputError as error:
         raise FileRefused(f"{sheet}: {error}; delete its folder and run it again") from error
     some = sorted({k * len(asked) // min(PROMPTS, len(asked)) for k in range(min(PROMPTS, len(asked)))})
-    return [{"prompt": asked[k], "picture": data_uri(tiled([rows[k][:SHOWN]]), STRIP, BUDGET)} for k in some]
+    return [{"prompt": asked[k], "image": data_uri(tiled([rows[k][:SHOWN]]), STRIP, BUDGET)} for k in some]
 
 
 def _slug(text: str) -> str:
@@ -278,7 +277,7 @@ def _cost(name: str, value: float | None) -> str:
         "storage": f"{value / 1000:,.1f}",
         "bytes": f"{value / 1000:,.0f}",
         "seconds": f"{value:.1f}",
-        "moved": f"{value:.3f}",
+        "change": f"{value:.3f}",
     }
     return said.get(name, f"{value:,.0f}")
 

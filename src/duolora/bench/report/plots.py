@@ -40,7 +40,7 @@ def colour(number: int) -> str:
     return PALETTE[(number - 1) % len(PALETTE)]
 
 
-def _drawn(figure: Figure, name: str) -> str:
+def _generated(figure: Figure, name: str) -> str:
     """The figure as an SVG element; `name` keeps its identifiers apart from those of others on the page."""
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
@@ -89,7 +89,7 @@ def scatter(points: Sequence[Point], x: str, y: str, name: str, time: bool = Fal
         axis.set(xlabel=x, ylabel=y)
         axis.grid(alpha=0.2, color=_INK)
         _numbered(figure, axis, points)
-        return _drawn(figure, name)
+        return _generated(figure, name)
 
 
 def _spread(value: Interval) -> list[list[float]]:
@@ -147,7 +147,7 @@ def bars(ranks: Mapping[str, Mapping[str, float]], y: str, name: str) -> str:
         axis.set(ylabel=y)
         axis.grid(axis="y", alpha=0.2, color=_INK)
         figure.legend(ncols=len(ranks), fontsize=9, frameon=False, loc="outside lower center")
-        return _drawn(figure, name)
+        return _generated(figure, name)
 
 
 def curves(found: Mapping[str, Mapping[str, Sequence[float]]], what: str, name: str) -> str:
@@ -161,4 +161,4 @@ def curves(found: Mapping[str, Mapping[str, Sequence[float]]], what: str, name: 
         axis.set(xlabel="α", ylabel=f"{what} recognised", ylim=(-0.03, 1.03))
         axis.grid(alpha=0.2, color=_INK)
         figure.legend(ncols=3, fontsize=8, frameon=False, loc="outside lower center")
-        return _drawn(figure, name)
+        return _generated(figure, name)

@@ -8,13 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from duolora.bench.cells.cell import Cell, described
-from duolora.bench.cells.jobs import Training
-from duolora.bench.cells.multi import Group, GroupCell
-from duolora.bench.cells.pairs import cases_of
-from duolora.bench.cells.photo_cell import PhotoCell, Scoring
-from duolora.bench.cells.photos import pairs_of
+from duolora.bench.cells.lora import Lora
+from duolora.bench.config import problem_of
 from duolora.bench.tables.render import COSTS, LABELS
-from duolora.bench.tables.rows import TABLES, row_of
+from duolora.bench.tables.rows import TABLES, Table, row_of
 from duolora.bench.tables.tuning import TUNING
 from duolora.errors import FileRefused, InputError
 from duolora.textfiles import read_json
@@ -44,7 +41,7 @@ class Measured:
     dataset: str
     row: str
     result: Mapping[str, Any]
-    loras: tuple[Training, ...] = ()
+    loras: tuple[Lora, ...] = ()
 
     @property
     def files(self) -> list[Path]:
@@ -132,7 +129,7 @@ def _run(folder: Path) -> Run:
     if (folder / "table.json").exists():
         lines = tuple(_line(entry, folder) for entry in _json(folder / "table.json"))
     elif curves is not None:
-        title = "Figure 3: what is still drawn as the attention of some blocks is turned down"
+        title = "Figure 3: what is still generated as the attention of some blocks is turned down"
     cells = _cells(folder.parent / "cells", name, about, {line.row for line in lines})
     return Run(name, title, folder, ", ".join(about.get("bases", ("atelier",))), about, lines, tuple(cells), curves)
 
@@ -176,12 +173,12 @@ def _interval(value: Sequence[float]) -> Interval:
 
 def _cells(where: Path, table: str, about: Mapping[str, Any], rows: set[str]) -> list[Measured]:
     """The cells of a table's pairs, rows and seed; of two that are the same measurement, the newer one."""
-    known = {row.label: described(row) for row in (TABLES[table].rows if table in TABLES else ())}
-    labels = {_key(row): label for label, row in (about.get("rows") or known).items()}
+    known = about.get("rows") or {row.label: described(row) for row in TABLES.get(table, Table("", ())).rows}
+    labels = {_key(row): label for label, row in known.items()}
     found: dict[tuple[str, str], tuple[float, Measured]] = {}
     for case in about.get("cases", ()):
         for path in sorted((where / case).glob("*/result.json")):
-            cell = _measured(path, case, labels)
+            cell = _measured(path, labels)
             if cell.row not in rows or int(path.parent.name.rpartition("-")[2]) != about.get("seed", 0):
                 continue
             age, key = path.stat().st_mtime, (case, cell.row)
@@ -194,22 +191,13 @@ def _key(row: Mapping[str, object]) -> str:
     return json.dumps(row, sort_keys=True)
 
 
-def _measured(path: Path, case: str, labels: Mapping[str, str]) -> Measured:
+def _measured(path: Path, labels: Mapping[str, str]) -> Measured:
     result, root = _json(path), path.parents[3]
     try:
         row = row_of(result["row"])
-        cell: Cell | GroupCell | PhotoCell
-        if "photos" in result:
-            cell = PhotoCell(root, pairs_of([result["photos"]])[0], row, Scoring(()), base=result["base"])
-        elif "group" in result:
-            cell = GroupCell(root, Group(tuple(cases_of(result["group"]["things"]))), row)
-        else:
-            cell = Cell(root, cases_of([result["case"]])[0], row)
-        needed: Sequence[Training] = cell.needs()
-        jobs = {job.path: job for job in needed}
-        return Measured(
-            path.parent, case, cell.dataset, labels.get(_key(described(row)), row.label), result, tuple(jobs.values())
-        )
+        cell = Cell(root, problem_of(result["problem"]), row, base=result.get("base", "atelier"))
+        label = labels.get(_key(described(row)), row.label)
+        return Measured(path.parent, cell.problem.name, cell.problem.dataset, label, result, tuple(cell.needs()))
     except (KeyError, TypeError) as error:
         raise FileRefused(
             f"{path}: expected a finished cell ({_short(error)}); delete its folder and run it again"

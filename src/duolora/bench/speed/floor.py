@@ -1,4 +1,4 @@
-"""The floor of a method: the bare UNet's passes that one of its updates needs, with nothing mounted."""
+"""The floor of a method: the bare UNet's passes that one of its steps needs, with nothing mounted."""
 
 import time
 from collections.abc import Callable
@@ -16,14 +16,14 @@ from duolora.model.predict import predict
 
 @dataclass(frozen=True)
 class Passes:
-    """The batch sizes of an update's UNet calls: without and with a gradient through the activations."""
+    """The batch sizes of a step's UNet calls: without and with a gradient through the activations."""
 
     plain: tuple[int, ...]
     learning: tuple[int, ...]
 
     @property
     def samples(self) -> int:
-        """Samples through the UNet in an update."""
+        """Samples through the UNet in a step."""
         return sum(self.plain) + sum(self.learning)
 
 
@@ -44,14 +44,14 @@ class Floor:
 
     scene: Scene
     options: MergeOptions
-    known: bool = False
-    """Whether what the teachers say is known from an earlier update, so that the calls without a gradient fall away."""
+    cached: bool = False
+    """Whether the teachers' predictions are cached from an earlier step, and the calls without a gradient fall away."""
 
     def update(self, step: int) -> dict[str, Tensor]:
         """Run them once; the number of the step makes no difference."""
         needed = passes(self.options)
         with torch.no_grad():
-            for batch in () if self.known else needed.plain:
+            for batch in () if self.cached else needed.plain:
                 self._call(batch)
         first = self.scene.base.unet.get_submodule(next(iter(self.scene.both.roles)))
         hook = first.register_forward_hook(_begin)

@@ -1,4 +1,4 @@
-"""`duolora bench growth`: time and memory against rank, image size, adapters and updates, with the slopes."""
+"""`duolora bench growth`: time and memory against rank, image size, adapters and steps, with the slopes."""
 
 import json
 import math
@@ -14,29 +14,31 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from tqdm import tqdm
 
-from duolora.bench.record import facts, write
+from duolora.bench.options import GrowthOptions, Setting
+from duolora.bench.record import facts
 from duolora.bench.speed.random_base import random_lora
-from duolora.bench.speed.scenes import SMALL, Scene
-from duolora.bench.speed.speed import Setting, clock_of, forget_peak, resident, wait, way_of
+from duolora.bench.speed.scenes import Scene
+from duolora.bench.speed.speed import clock_of, forget_peak, resident, scene_of, wait, way_of
 from duolora.errors import DuoLoRAError
 from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.options import METHODS
+from duolora.textfiles import write_json
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Axis = Literal["rank", "resolution", "adapters", "updates"]
+Axis = Literal["rank", "resolution", "adapters", "steps"]
 SIZES: dict[Axis, tuple[int, ...]] = {
     "rank": (4, 16, 64, 256),
     "resolution": (64, 128, 192, 256),
     "adapters": (1, 2, 3, 4),
-    "updates": (1, 2, 4, 8),
+    "steps": (1, 2, 4, 8),
 }
 WHAT = {
-    "rank": "a DuoLoRA update, by rank",
-    "resolution": "a DuoLoRA update, by the picture's side in pixels",
+    "rank": "a DuoLoRA step, by rank",
+    "resolution": "a DuoLoRA step, by the images' side in pixels",
     "adapters": "a one-shot merge (1 call), by number of adapters",
-    "updates": "a DuoLoRA merge, by number of updates",
+    "steps": "a DuoLoRA merge, by number of steps",
 }
 
 
@@ -51,7 +53,7 @@ class Point:
     def scene(self) -> Scene:
         """The scene at this size."""
         changed = {self.axis: self.size} if self.axis in ("rank", "resolution") else {}
-        return replace(self.setting, **changed).scene()  # type: ignore[arg-type]
+        return scene_of(replace(self.setting, **changed))  # type: ignore[arg-type]
 
     def run(self, made: Scene) -> float:
         """Do the work once, after something that warms up; its seconds."""
@@ -67,7 +69,7 @@ class Point:
             learning.update(0)
             wait(made)
             begun = clock()
-            for step in range(self.size if self.axis == "updates" else 1):
+            for step in range(self.size if self.axis == "steps" else 1):
                 learning.update(step + 1)
             wait(made)
             return float(clock() - begun)
@@ -111,36 +113,26 @@ def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     return statistics.linear_regression(x, y).slope
 
 
-def growth(
-    out: Path,
-    base: str = SMALL,
-    device: str = "cpu",
-    width: int | None = None,
-    repeats: int = 3,
-    memory: bool = True,
-    seed: int = 0,
-    progress: bool = True,
-    sizes: dict[Axis, tuple[int, ...]] = SIZES,
-) -> str:
+def growth(options: GrowthOptions, sizes: dict[Axis, tuple[int, ...]] = SIZES) -> str:
     """Measure all sizes in turns, write `growth.json` and `growth.png` into `out`; returns the slopes as text."""
-    dtype = "float32" if device == "cpu" else "bfloat16"
-    setting = Setting(base, 16, None if base == "atelier" else 128, device, dtype, width, False, seed)
+    base, device, seed = options.base, options.device, options.seed
+    setting = Setting(base, 16, None if base == "atelier" else 128, device, width=options.width, seed=seed)
     axes = [axis for axis in sizes if base != "atelier" or axis != "resolution"]
     found: dict[str, dict[str, Any]] = {}
-    for axis in tqdm(axes, "Growth", disable=not progress, leave=False):
+    for axis in tqdm(axes, "Growth", disable=options.quiet, leave=False):
         points = [Point(setting, axis, size) for size in sizes[axis]]
         scenes = [point.scene() for point in points]
-        turns = [[p.run(made) for p, made in zip(points, scenes, strict=True)] for _ in range(repeats)]
+        turns = [[p.run(made) for p, made in zip(points, scenes, strict=True)] for _ in range(options.repeats)]
         seconds = [statistics.median(column) for column in zip(*turns, strict=True)]
-        megabytes = [_peak_apart(point) for point in points] if memory else []
+        megabytes = [_peak_apart(point) for point in points] if options.memory else []
         found[axis] = {"sizes": sizes[axis], "seconds": seconds, "peak_mb": megabytes, "what": WHAT[axis]}
         found[axis] |= {"slope_seconds": slope(sizes[axis], seconds)}
-        if memory:
+        if options.memory:
             found[axis]["slope_mb"] = slope(sizes[axis], megabytes)
-    path = write(out / "growth.json", {"setting": asdict(setting), **facts(device, seed), "axes": found})
-    _plot(found, out / "growth.png")
+    path = write_json(options.out / "growth.json", {"setting": asdict(setting), **facts(device, seed), "axes": found})
+    _plot(found, options.out / "growth.png")
     lines = [f"{axis:10} time ~ size^{f['slope_seconds']:.2f}{_memory(f)}" for axis, f in found.items()]
-    return "\n".join([*lines, str(path), str(out / "growth.png")])
+    return "\n".join([*lines, str(path), str(options.out / "growth.png")])
 
 
 def _memory(axis: dict[str, Any]) -> str:
@@ -168,7 +160,7 @@ def _plot(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def _line(axes: "Axes", sizes: Sequence[float], values: Sequence[float], marks: str, color: str) -> None:
-    """A line in logarithms, on a scale of a decade at least, so that what does not grow looks flat."""
+    """A line in logarithms, on a scale of a decade at least, so that what does not grow styles flat."""
     axes.loglog(sizes, values, marks, color=color)
     middle, half = math.sqrt(min(values) * max(values)), max(math.sqrt(10), 1.2 * math.sqrt(max(values) / min(values)))
     axes.set_ylim(middle / half, middle * half)

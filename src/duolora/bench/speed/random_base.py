@@ -12,7 +12,6 @@ from duolora.paper.lowrank import LowRank
 
 TOKENS = 77
 LATENT_SCALE = 8
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class RandomBase(Base):

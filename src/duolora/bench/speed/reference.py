@@ -1,4 +1,4 @@
-"""The slow way: how the public programs merge, written out plainly; what ours must equal, and outrun.
+"""The dense reference: how the public programs merge, written out plainly; what ours must equal, and outrun.
 
 One UNet call for every prediction, and in every module the dense weight W + Σ_k ΔW_k(mask) in every call. The losses
 are spelled out here a second time, on purpose: this is the oracle of `merging.learn`, and shares no equation with it.
@@ -70,7 +70,7 @@ class DenseUNet:
         return forward
 
     def __call__(self, x: Tensor, t: Tensor, prompt: str, *using: Using) -> Tensor:
-        """The prediction for one or more pictures with one prompt and the same adapters."""
+        """The prediction for one or more images with one prompt and the same adapters."""
         self.using = using
         row = self.prompts.index(prompt)
         embeds = PromptEmbeds(self.embeds.embeds[row : row + 1], self.embeds.pooled[row : row + 1])
@@ -79,7 +79,7 @@ class DenseUNet:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The slow loop's state; each `update` is one step of Adam."""
+    """The reference loop's state; each `update` is one step of Adam."""
 
     unet: DenseUNet
     schedule: NoiseSchedule
@@ -93,7 +93,7 @@ class Reference:
     def update(self, step: int) -> dict[str, Tensor]:
         """The loss and its terms, and the masks a step further."""
         o = self.options
-        x_c, x_s, t, noise = self._draw(step)
+        x_c, x_s, t, noise = self._sampled(step)
         reconstruction, cycle = self._constyle(x_c, x_s, t, noise)
         prior = _prior(self.both.roles, self.m_c, self.m_s, o) if o.lambda_layer_prior else torch.zeros(())
         loss = o.lambda_layer_prior * prior + reconstruction + o.lambda_cycle * cycle
@@ -104,8 +104,8 @@ class Reference:
         self.optimiser.step()
         return {"loss": loss.detach(), "reconstruction": reconstruction.detach()}
 
-    def _draw(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Pictures, timesteps and noise: the draws of `merging.learn`, in the same order."""
+    def _sampled(self, step: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Images, timesteps and noise: the samples of `merging.learn`, in the same order."""
         o, data, rng = self.options, self.data, step_generator(self.options.seed, step)
         rows_c = torch.randint(len(data.x_c), (o.batch,), generator=rng).to(data.x_c.device)
         rows_s = torch.randint(len(data.x_s), (o.batch,), generator=rng).to(data.x_s.device)
@@ -152,20 +152,20 @@ def _prior(roles: Mapping[str, Role], m_c: Masks, m_s: Masks, options: MergeOpti
 def reference(
     base: Base, both: Sources, options: MergeOptions, data: Calibration, m_c: Masks, m_s: Masks
 ) -> Iterator[Reference]:
-    """The slow loop from the given masks; both adapters must cover the same modules.
+    """The reference loop from the given masks; both adapters must cover the same modules.
 
     Raises:
-        InputError: an option that the slow loop does not spell out.
+        InputError: an option that the reference does not spell out.
     """
     plain = MergeOptions()
     known = ("norm", "hinge", "reduction", "multiplies", "cycles", "similarity", "tied", "weight_decay", "clip")
     for name in known:
         if getattr(options, name) != getattr(plain, name):
             raise InputError(
-                f"{name}: the slow reference knows {getattr(plain, name)!r} only, got {getattr(options, name)!r}"
+                f"{name}: the dense reference knows {getattr(plain, name)!r} only, got {getattr(options, name)!r}"
             )
     if options.reading not in ("none", "teacher"):
-        raise InputError(f"reading: the slow reference knows 'none' and 'teacher', got {options.reading!r}")
+        raise InputError(f"reading: the dense reference knows 'none' and 'teacher', got {options.reading!r}")
     prompts = (data.prompts.content, data.prompts.style, data.prompts.merged)
     unet = DenseUNet(base, both, options.masks, prompts)
     masks = [m.requires_grad_() for m in (*m_c.values(), *m_s.values())]

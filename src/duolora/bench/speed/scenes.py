@@ -1,4 +1,4 @@
-"""What speed is measured on: a base, two random LoRAs and random latents. No pictures, no training."""
+"""What speed is measured on: a base, two random LoRAs and random latents. No images, no training."""
 
 from dataclasses import dataclass
 
@@ -12,7 +12,7 @@ from duolora.model.base import Base, load_base
 from duolora.model.blocks import roles
 from duolora.paper.constyle import Prompts
 
-PICTURES = 4
+IMAGES = 4
 BASES = {"sdxl-random": "sdxl", "ssd-1b-random": "ssd-1b", "vega-random": "segmind-vega"}
 SMALL, SMALL_WIDTH = "sdxl-small", 64
 """SDXL's blocks at a fifth of its width: about 100 M parameters."""
@@ -39,7 +39,7 @@ def scene(
 ) -> Scene:
     """A scene on `atelier`, on an SDXL-shaped UNet of about 100 M random parameters, or on an exact random one.
 
-    `width` narrows an exact one, to try a measurement out; resolution is that of the picture, in pixels.
+    `width` narrows an exact one, to try a measurement out; resolution is that of the images, in pixels.
 
     Raises:
         InputError: there is no such base.
@@ -54,7 +54,7 @@ def scene(
         raise InputError(f"base: expected atelier, {SMALL} or one of {', '.join(BASES)}, got {base!r}")
     size, channels = loaded.unet.config.sample_size, loaded.unet.config.in_channels
     rng = torch.Generator().manual_seed(seed)
-    x_c, x_s = torch.randn(2, PICTURES, channels, size, size, generator=rng).to(loaded.device)
+    x_c, x_s = torch.randn(2, IMAGES, channels, size, size, generator=rng).to(loaded.device)
     both = Sources(random_lora(loaded, rank, 1), random_lora(loaded, rank, 2), {}, {}, roles(loaded.unet))
     data = Calibration(
         x_c, x_s, Prompts("a sks thing in flat style", "a house in zwx style", "a sks thing in zwx style")

@@ -1,7 +1,7 @@
-"""`duolora bench speed`: an update of each method, ours, the slow reference's and the floor, side by side.
+"""`duolora bench speed`: a training step of each method: ours, the dense reference's and the floor.
 
-An update at a new draw of pictures, timesteps and noise needs the teachers; where draws take turns (its option
-`pool`) one at a known draw does not. Both are measured, each against its own floor, and weighed as in a whole merge.
+A step on new samples of images, timesteps and noise needs the teachers; where samples are cached (the option `pool`)
+one on cached samples does not. Both are measured, each against its own floor, and weighted as in a whole merge.
 
 Time is measured in one process, the ways in turn, so that other work on the machine hits all alike; what counts
 is the ratio of medians. With one thread on the CPU it is the process's own time, which other work disturbs least; else
@@ -16,7 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -24,9 +24,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from duolora.bench.record import facts, write
+from duolora.bench.options import Setting, SpeedOptions
+from duolora.bench.record import facts
 from duolora.bench.speed.floor import Floor, matrix_rate, operations, passes
-from duolora.bench.speed.random_base import DTYPES
 from duolora.bench.speed.reference import reference
 from duolora.bench.speed.scenes import Scene, scene
 from duolora.errors import DuoLoRAError
@@ -34,66 +34,54 @@ from duolora.merging.fold import folded
 from duolora.merging.inputs import Masks, first_masks
 from duolora.merging.learn import learner
 from duolora.merging.options import METHODS, MergeOptions
+from duolora.model.device import DTYPES
+from duolora.textfiles import markdown, write_json
 
-Way = Literal["ours", "known", "floor", "known floor", "reference"]
-WAYS: tuple[Way, ...] = ("ours", "known", "floor", "known floor", "reference")
-"""Ours and the floor at new draws and at known ones; the slow way knows no draw."""
-PEAKS: tuple[Way, ...] = ("ours", "floor", "reference")
+Way = Literal["ours", "cached", "floor", "cached floor", "dense"]
+WAYS: tuple[Way, ...] = ("ours", "cached", "floor", "cached floor", "dense")
+"""Ours and the floor on new samples and on cached ones; the dense reference caches none."""
+PEAKS: tuple[Way, ...] = ("ours", "floor", "dense")
 """The ways whose memory is measured."""
-LEARNT = ("ziplora", "ziprank", "ziprank-prior", "duolora")
+TRAINED = ("ziplora", "ziprank", "ziprank-prior", "duolora")
 
 
-@dataclass(frozen=True)
-class Setting:
-    """What is measured, on what."""
-
-    base: str = "atelier"
-    rank: int = 16
-    resolution: int | None = None
-    device: str = "cpu"
-    dtype: str = "float32"
-    width: int | None = None
-    checkpointing: bool = False
-    seed: int = 0
-
-    def scene(self) -> Scene:
-        """Build it."""
-        made = scene(
-            self.base, self.rank, self.resolution, self.device, DTYPES[self.dtype], self.width, self.seed
-        )  # fmt: skip
-        if self.checkpointing:
-            made.base.unet.enable_gradient_checkpointing()
-        return made
+def scene_of(setting: Setting) -> Scene:
+    """The scene of a setting."""
+    s, dtype = setting, setting.dtype or ("float32" if setting.device == "cpu" else "bfloat16")
+    made = scene(s.base, s.rank, s.resolution, s.device, DTYPES[dtype], s.width, s.seed)
+    if setting.checkpointing:
+        made.base.unet.enable_gradient_checkpointing()
+    return made
 
 
-class Updates(Protocol):
-    """Something that can be updated."""
+class Steps(Protocol):
+    """Something that makes training steps."""
 
     def update(self, step: int) -> dict[str, Tensor]:
-        """One update."""
+        """One step."""
         ...
 
 
 @contextmanager
-def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[tuple[Updates, tuple[Masks, Masks]]]:
-    """One way to update the masks of a method, and the masks."""
+def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[tuple[Steps, tuple[Masks, Masks]]]:
+    """One way to train the masks of a method, and the masks."""
     masks = first_masks(made.both, options, made.base.device)
-    if way in ("floor", "known floor"):
-        yield Floor(made, options, known=way == "known floor"), masks
+    if way in ("floor", "cached floor"):
+        yield Floor(made, options, cached=way == "cached floor"), masks
     else:
-        loop: Callable[..., AbstractContextManager[Updates]] = reference if way == "reference" else learner
+        loop: Callable[..., AbstractContextManager[Steps]] = reference if way == "dense" else learner
         with loop(made.base, made.both, options, made.data, *masks) as learning:
             yield learning, masks
 
 
-def _seconds(way: Way, made: Scene, options: MergeOptions, updates: int) -> list[float]:
-    """The times of some updates after those that do not count: a first one, or one at each draw to be known."""
+def _seconds(way: Way, made: Scene, options: MergeOptions, steps: int) -> list[float]:
+    """The times of some steps after those that do not count: a first one, or one on each sample to be cached."""
     times, clock = [], getattr(time, clock_of(made))
-    options = replace(options, pool=updates + 1 if way == "known" else 0)
+    options = replace(options, pool=steps + 1 if way == "cached" else 0)
     with way_of(way, made, options) as (learning, _):
         for step in range(options.pool or 1):
             learning.update(step)
-        for step in range(1, updates + 1):
+        for step in range(1, steps + 1):
             wait(made)
             begun = clock()
             learning.update(step)
@@ -114,22 +102,19 @@ def wait(made: Scene) -> None:
         torch.cuda.synchronize()
 
 
-def timed(
-    made: Scene, methods: dict[str, MergeOptions], updates: int, repeats: int, slow_updates: int, progress: bool
-) -> dict[str, dict[Way, list[float]]]:
-    """Seconds of single updates, for each method and way; the ways take turns `repeats` times."""
+def timed(made: Scene, methods: dict[str, MergeOptions], how: SpeedOptions) -> dict[str, dict[Way, list[float]]]:
+    """Seconds of single steps, for each method and way; the ways take turns."""
     times: dict[str, dict[Way, list[float]]] = {m: {way: [] for way in WAYS} for m in methods}
-    turns = [(m, way) for _ in range(repeats) for m in methods for way in WAYS]
-    for method, way in tqdm(turns, "Timing", disable=not progress, leave=False):
-        count = slow_updates if way == "reference" else updates
-        if count:
+    turns = [(m, way) for _ in range(how.repeats) for m in methods for way in WAYS]
+    for method, way in tqdm(turns, "Timing", disable=how.quiet, leave=False):
+        if count := how.dense_steps if way == "dense" else how.steps:
             times[method][way] += _seconds(way, made, methods[method], count)
     return times
 
 
-def peak(setting: Setting, method: str, way: Way, updates: int = 2) -> dict[str, float]:
+def peak(setting: Setting, method: str, way: Way, steps: int = 2) -> dict[str, float]:
     """Peak memory in MB beyond the bare UNet's, of this process and of its device. Run it in a fresh process."""
-    made = setting.scene()
+    made = scene_of(setting)
     cuda = made.base.device.type == "cuda"
     Floor(made, METHODS[method]).warm()
     forget_peak()
@@ -137,7 +122,7 @@ def peak(setting: Setting, method: str, way: Way, updates: int = 2) -> dict[str,
     if cuda:
         torch.cuda.reset_peak_memory_stats()
     with way_of(way, made, METHODS[method]) as (learning, _):
-        for step in range(updates):
+        for step in range(steps):
             learning.update(step)
     device = torch.cuda.max_memory_allocated() - before[1] if cuda else 0
     return {"bare": before[0] / 1e6, "process": (resident() - before[0]) / 1e6, "device": device / 1e6} | {
@@ -176,36 +161,21 @@ def folded_bytes(made: Scene, options: MergeOptions) -> int:
     return sum(2 * (lora.up.numel() + lora.down.numel()) for lora in loras.values())
 
 
-def speed(
-    setting: Setting,
-    out: Path,
-    methods: tuple[str, ...] = LEARNT,
-    updates: int = 3,
-    repeats: int = 5,
-    slow_updates: int = 1,
-    memory: bool = True,
-    progress: bool = True,
-) -> str:
+def speed(options: SpeedOptions) -> str:
     """Measure, write `speed-BASE.json` into the folder `out`, and return the table as text."""
-    made = setting.scene()
-    options = {m: replace(METHODS[m], seed=setting.seed) for m in methods}
-    times = timed(made, options, updates, repeats, slow_updates, progress)
+    setting = Setting(**{f.name: getattr(options, f.name) for f in fields(Setting)})
+    made = scene_of(setting)
+    methods = {m: replace(METHODS[m], seed=setting.seed) for m in options.method or TRAINED}
+    times = timed(made, methods, options)
     rate = matrix_rate(made.base.device, made.base.dtype, getattr(time, clock_of(made)))
-    rows = {m: _row(made, o, times[m], rate) for m, o in options.items()}
-    if memory:
-        for method in methods:
-            found = {way: _peak_apart(setting, method, way) for way in PEAKS}
-            saving = replace(setting, checkpointing=True)
-            rows[method]["peak_mb"] = {**found, "ours, checkpointed": _peak_apart(saving, method, "ours")}
-    results: dict[str, Any] = {
-        "setting": asdict(setting),
-        "clock": clock_of(made),
-        "matrix_rate": rate,
-        **facts(setting.device, setting.seed),
-        "methods": rows,
-    }
-    path = write(out / f"speed-{setting.base}.json", results)
-    return f"{table(rows)}\n{path}"
+    rows = {m: _row(made, o, times[m], rate) for m, o in methods.items()}
+    for method in methods if options.memory else ():
+        found = {way: _peak_apart(setting, method, way) for way in PEAKS}
+        saving = replace(setting, checkpointing=True)
+        rows[method]["peak_mb"] = {**found, "ours, checkpointed": _peak_apart(saving, method, "ours")}
+    about = {"setting": asdict(setting), "clock": clock_of(made), "matrix_rate": rate}
+    about |= {**facts(setting.device, setting.seed), "methods": rows}
+    return f"{table(rows)}\n{write_json(options.out / f'speed-{setting.base}.json', about)}"
 
 
 def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]], rate: float) -> dict[str, Any]:
@@ -213,17 +183,17 @@ def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]], rate
     masks = first_masks(made.both, options, made.base.device)
     work = operations(Floor(made, options))
     new = min(options.pool, options.steps) / options.steps if options.pool else 1.0
-    in_a_merge = new * medians["ours"] + (1 - new) * medians["known"]
-    slow = medians.get("reference")
+    in_a_merge = new * medians["ours"] + (1 - new) * medians["cached"]
+    dense = medians.get("dense")
     return {
         "seconds": medians,
         "all_seconds": times,
-        "new_draws": new,
+        "new_samples": new,
         "seconds_in_a_merge": in_a_merge,
         "to_floor": medians["ours"] / medians["floor"],
-        "known_to_floor": medians["known"] / medians["known floor"],
-        "reference_to_ours": slow and slow / medians["ours"],
-        "reference_to_merge": slow and slow / in_a_merge,
+        "cached_to_floor": medians["cached"] / medians["cached floor"],
+        "dense_to_ours": dense and dense / medians["ours"],
+        "dense_to_merge": dense and dense / in_a_merge,
         "samples": passes(options).samples,
         "operations": work,
         "share_of_matrix_rate": work / medians["ours"] / rate,
@@ -233,26 +203,25 @@ def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]], rate
 
 
 HEAD = (
-    "method", "s/update: new draw", "× floor", "known draw", "× floor", "in a merge", "reference ×",
+    "method", "s/step: new samples", "× floor", "cached samples", "× floor", "in a merge", "dense reference ×",
     "share of matrix rate", "samples", "masks", "file, kB",
-    "peak MB beyond the UNet: ours", "checkpointed", "reference", "floor",
+    "peak MB beyond the UNet: ours", "checkpointed", "dense reference", "floor",
 )  # fmt: skip
 
 
 def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
-    lines = [f"| {' | '.join(HEAD)} |", "|" + "---|" * len(HEAD)]
+    lines = []
     for method, row in rows.items():
         added = {way: f"{_added(at):.0f}" for way, at in row.get("peak_mb", {}).items()}
-        slow, seconds = row["reference_to_merge"], row["seconds"]
+        dense, seconds = row["dense_to_merge"], row["seconds"]
         cells = [method, f"{seconds['ours']:.3f}", f"{row['to_floor']:.2f}"]
-        cells += [f"{seconds['known']:.3f}", f"{row['known_to_floor']:.2f}"]
-        cells += [f"{row['seconds_in_a_merge']:.3f}", f"{slow:.2f}" if slow else "–"]
+        cells += [f"{seconds['cached']:.3f}", f"{row['cached_to_floor']:.2f}"]
+        cells += [f"{row['seconds_in_a_merge']:.3f}", f"{dense:.2f}" if dense else "–"]
         cells += [f"{row['share_of_matrix_rate']:.2f}", str(row["samples"])]
         cells += [f"{row['trainable']:,}", f"{row['bytes'] / 1000:.0f}"]
-        cells += [added.get(way, "–") for way in ("ours", "ours, checkpointed", "reference", "floor")]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+        lines.append([*cells, *(added.get(way, "–") for way in ("ours", "ours, checkpointed", "dense", "floor"))])
+    return markdown(HEAD, lines)
 
 
 def _added(at: dict[str, float]) -> float:

@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from duolora.errors import InputError
+from duolora.metrics.similarity import ends, resampled
 
 Choices = Mapping[str, Mapping[str, str]]
 """What each person chose, {person: {question: choice}}; a question may be left out."""
@@ -37,11 +39,11 @@ def counted(choices: Choices, questions: Sequence[str], categories: Sequence[str
 
 
 def shares(
-    choices: Choices, questions: Sequence[str], categories: Sequence[str], seed: int = 0, draws: int = 2000
+    choices: Choices, questions: Sequence[str], categories: Sequence[str], seed: int = 0
 ) -> dict[str, tuple[float, float, float]]:
     """Share of all answers that each category got, with a 95 % interval.
 
-    The interval is a percentile bootstrap over people and over questions, both drawn anew each time, since answers of
+    The interval is a percentile bootstrap over people and over questions, both resampled each time, since answers of
     one person, and answers to one question, are not independent.
 
     Raises:
@@ -55,13 +57,14 @@ def shares(
                 table[i, j, index[answers[question]]] = 1
     if not table.sum():
         raise InputError("shares: expected at least one answer, got none")
-    rng, found = np.random.default_rng(seed), []
-    for _ in range(draws):
-        people = np.bincount(rng.integers(len(choices), size=len(choices)), minlength=len(choices))
-        asked = np.bincount(rng.integers(len(questions), size=len(questions)), minlength=len(questions))
-        total = np.einsum("i,j,ijk->k", people, asked, table)
-        if total.sum():
-            found.append(total / total.sum())
-    mean = table.sum((0, 1)) / table.sum()
-    low, high = np.quantile(found, [0.025, 0.975], axis=0)
-    return {name: (float(mean[k]), float(low[k]), float(high[k])) for name, k in index.items()}
+    asked = resampled(lambda rows: _counts(rows, len(questions)), len(questions), seed)
+    people = resampled(lambda rows: _counts(rows, len(choices)), len(choices), seed + 1)
+    totals = np.einsum("ni,nj,ijk->nk", people, asked, table, optimize=True)
+    there = totals.sum(1) > 0
+    spread, mean = totals[there] / totals[there].sum(1, keepdims=True), table.sum((0, 1)) / table.sum()
+    return {name: (float(mean[k]), *ends(spread[:, k])) for name, k in index.items()}
+
+
+def _counts(rows: NDArray[np.int64], number: int) -> NDArray[np.int64]:
+    """How often each unit is in each sample, (n, number)."""
+    return (rows[:, :, None] == np.arange(number)).sum(1)

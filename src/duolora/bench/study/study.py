@@ -1,6 +1,6 @@
 """The study kit (Table 6): a blind questionnaire from finished runs, and what its answers say.
 
-The page knows pictures by random names only. Which method drew which is in the key, a file of its own, which stays
+The page knows images by random names only. Which method generated which is in the key, a file of its own, which stays
 with whoever runs the study.
 """
 
@@ -23,7 +23,7 @@ from duolora.bench.study.agreement import counted, fleiss_kappa, shares
 from duolora.errors import FileRefused, InputError, reason
 from duolora.model.image_files import SUFFIXES, picture_files, read_image
 from duolora.model.images import untiled
-from duolora.textfiles import read_json
+from duolora.textfiles import markdown, read_json
 
 ROWS = ("naive", "B-LoRA", "ZipLoRA", "DuoLoRA")
 """The methods that the paper's study compares."""
@@ -42,7 +42,7 @@ class Question:
     name: str
     case: str
     prompt: str
-    picture: int
+    image: int
     options: Mapping[str, str]
 
 
@@ -74,19 +74,14 @@ class Scored:
         """The table as Markdown, with the paper's beside it where the base is the paper's."""
         paper = TABLE6 if paper_base(self.published) == "sdxl" else {}
         head = ["", "chosen", "95 % interval"] + (["paper"] if paper else [])
-        lines = [
-            f"User study on {self.base}: {self.answers} answers of {self.people} people.",
-            "",
-            f"| {' | '.join(head)} |",
-            "|" + "---|" * len(head),
+        rows = [
+            [row, f"{mean:.1%}", f"{low:.1%} to {high:.1%}"]
+            + ([f"{paper[row]:.0%}" if row in paper else ""] if paper else [])
+            for row, (mean, low, high) in self.shares.items()
         ]
-        for row, (mean, low, high) in self.shares.items():
-            cells = [row, f"{mean:.1%}", f"{low:.1%} to {high:.1%}"]
-            cells += [f"{paper[row]:.0%}" if row in paper else ""] if paper else []
-            lines.append(f"| {' | '.join(cells)} |")
+        title = f"User study on {self.base}: {self.answers} answers of {self.people} people."
         kappa = "cannot be said (too few answers, or all the same)" if self.kappa is None else f"{self.kappa:.2f}"
-        lines += ["", f"Agreement between people, Fleiss' κ: {kappa}"]
-        return "\n".join(lines)
+        return f"{title}\n\n{markdown(head, rows)}\n\nAgreement between people, Fleiss' κ: {kappa}"
 
 
 def make(
@@ -95,14 +90,14 @@ def make(
     """Write `questionnaire.html` and `key.json` into the folder `out`; returns both.
 
     A question is a pair with one of its prompts and seeds, the same for all methods. The order of questions and of
-    pictures is shuffled anew for every person, from a seed that comes back with the answers.
+    images is shuffled anew for every person, from a seed that comes back with the answers.
 
     Args:
         folders: finished runs.
         out: the folder, made if need be.
         rows: the methods to compare, by their labels in the tables.
         each: questions for every pair.
-        seed: which pictures are asked about, and the random names.
+        seed: which images are asked about, and the random names.
 
     Raises:
         DuoLoRAError: fewer than two methods, no pair on which all of them are finished, or `out` cannot be written or
@@ -120,16 +115,16 @@ def make(
         raise InputError(f"expected runs on one base, got {', '.join(sorted(bases))}; make a study for each")
     questions, shown = [], []
     for case, cells in cases.items():
-        sheets = {row: _pictures(cell) for row, cell in cells.items()}
+        sheets = {row: _images(cell) for row, cell in cells.items()}
         budget = OPTIONS // len(rows)
         fewest = min(map(len, sheets.values()))
-        for picture in rng.sample(range(fewest), min(each, fewest)):
+        for image in rng.sample(range(fewest), min(each, fewest)):
             names = {f"{rng.getrandbits(48):012x}": row for row in rows}
-            prompt = _prompts(next(iter(cells.values())), picture, fewest)
-            question = Question(f"{rng.getrandbits(48):012x}", case, prompt, picture, names)
+            prompt = _prompts(next(iter(cells.values())), image, fewest)
+            question = Question(f"{rng.getrandbits(48):012x}", case, prompt, image, names)
             questions.append(question)
             options = [
-                {"name": name, "picture": data_uri(_opened(sheets[row][picture]), SIDE, budget)}
+                {"name": name, "image": data_uri(_opened(sheets[row][image]), SIDE, budget)}
                 for name, row in names.items()
             ]
             rng.shuffle(options)
@@ -159,35 +154,35 @@ def _complete(runs: Sequence[Run], rows: Sequence[str]) -> dict[str, dict[str, M
     """The cells of the pairs on which all the methods are finished."""
     found: dict[str, dict[str, Measured]] = {}
     for cell in (cell for run in runs for cell in run.cells):
-        if cell.row in rows and (cell.folder / "pictures.png").exists():
+        if cell.row in rows and (cell.folder / "images.png").exists():
             found.setdefault(cell.case, {})[cell.row] = cell
     complete = {case: {row: cells[row] for row in rows} for case, cells in found.items() if len(cells) == len(rows)}
     if not complete:
-        known = ", ".join(dict.fromkeys(cell.row for run in runs for cell in run.cells)) or "none with pictures"
+        known = ", ".join(dict.fromkeys(cell.row for run in runs for cell in run.cells)) or "none with images"
         raise InputError(f"rows: expected pairs on which {', '.join(rows)} are all finished; found {known}")
     return complete
 
 
 def _asked(cell: Measured) -> list[str]:
-    return list(cell.result.get("prompts") or [cell.result.get("prompt", "")])
+    return list(cell.result.get("prompts", [""]))
 
 
-def _pictures(cell: Measured) -> list[Path] | list[Image.Image]:
+def _images(cell: Measured) -> list[Path] | list[Image.Image]:
     """What a cell generated: cells on photos keep each image in a file, which is not opened here, others a sheet."""
-    if (whole := cell.folder / "pictures").is_dir():
+    if (whole := cell.folder / "images").is_dir():
         return picture_files(whole)
-    with Image.open(cell.folder / "pictures.png") as sheet:
-        return [picture for row in untiled(sheet.convert("RGB"), len(_asked(cell))) for picture in row]
+    with Image.open(cell.folder / "images.png") as sheet:
+        return [image for row in untiled(sheet.convert("RGB"), len(_asked(cell))) for image in row]
 
 
-def _opened(picture: Path | Image.Image) -> Image.Image:
-    return read_image(picture) if isinstance(picture, Path) else picture
+def _opened(image: Path | Image.Image) -> Image.Image:
+    return read_image(image) if isinstance(image, Path) else image
 
 
-def _prompts(cell: Measured, picture: int, count: int) -> str:
-    """The prompt of a picture in words that say nothing of identifiers."""
+def _prompts(cell: Measured, image: int, count: int) -> str:
+    """The prompt of an image in words that say nothing of identifiers."""
     asked = _asked(cell)
-    prompt = asked[picture * len(asked) // count]
+    prompt = asked[image * len(asked) // count]
     known = "|".join((*IDENTIFIERS, STYLE_IDENTIFIER))
     that = re.sub(rf"\bin (?:{known}) style\b", "in that style", prompt)
     this = re.sub(rf"\b(?:an?|the) (?:{known}) ", "this ", that, flags=re.IGNORECASE)
@@ -199,9 +194,9 @@ def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict
     references: dict[str, list[str]] = {}
     for job in next(iter(cells.values())).loras:
         files = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
-        known = references.setdefault("thing" if job.kind == "content" else "style", [])
+        known = references.setdefault("subject" if job.kind == "content" else "style", [])
         shown = [embedded(file, REFERENCES_SIDE, REFERENCES // 2 // max(1, len(files))) for file in files]
-        known += [picture for picture in shown if picture not in known]
+        known += [image for image in shown if image not in known]
     return {"name": question.name, "prompt": question.prompt, "references": references, "options": options}
 
 

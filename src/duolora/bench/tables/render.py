@@ -1,7 +1,6 @@
 """Results as a table: Markdown, CSV and a plot, with intervals over pairs."""
 
 import csv
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -10,38 +9,39 @@ import numpy as np
 
 from duolora.api.evaluate import ATELIER, METRICS
 from duolora.bench.tables.rows import FLOOR, ORACLE
+from duolora.metrics.similarity import bootstrap_interval, ends, resampled
+from duolora.textfiles import markdown, write_json
 
-TRUTH = ("object", "look", "joint", "colour", "pattern", "leak")
+TRUTH = ("object", "style", "both", "colour", "pattern", "leak")
 SIMILARITY = tuple(ATELIER)
 COLUMNS = (*TRUTH, *SIMILARITY)
-COSTS = ("trainable", "storage", "bytes", "seconds", "moved")
-"""Mask entries, bytes of the masks alone (the paper's storage), bytes of the merged file, seconds, and how far masks
-moved."""
+COSTS = ("trainable", "storage", "bytes", "seconds", "change")
+"""Mask entries, bytes of the masks alone (the paper's storage), bytes of the merged file, seconds, and the masks' mean
+change."""
 RIVALS = {"lead": "ZipLoRA", "lead_naive": "naive"}
 """The rows that the others are compared with pair by pair, since pairs differ more than methods do."""
-LABELS = {"way": "way to oracle"} | {name: f"joint − {rival}" for name, rival in RIVALS.items()}
+LABELS = {"gap": "gap closed"} | {name: f"both − {rival}" for name, rival in RIVALS.items()}
 """What columns that compare rows are called where people read them."""
 Ends = tuple[float, float | None, float | None]
 """A number and the two ends of its interval, where it has one."""
-DRAWS = 2000
-NO_WAY = 0.025
-"""The largest share of resamples without a way from floor to oracle at which an interval is still given."""
+NO_GAP = 0.025
+"""The largest share of resamples without a gap between floor and oracle at which an interval is still given."""
 
 
 NOTE = (
     "Atelier's numbers, not comparable with the paper's: mean over pairs (95 % interval, bootstrap over pairs). Object "
-    "to leak are shares of pictures by its classifier: joint is the thing's kind, its colour where the look keeps it, "
-    "and the look, all in one picture; leak is the style picture's own object. Atelier content, "
-    "picture, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
-    "with its own encoders. Way to oracle is of joint: 0 the base without a LoRA, 1 a LoRA trained on true pictures. "
-    f"Joint − {' and joint − '.join(RIVALS.values())} are means over pairs of the difference on a pair; what each "
+    "to leak are shares of images by its classifier: both is the subject's class, its colour where the style keeps it, "
+    "and the style, all in one image; leak is the style image's own object. Atelier content, "
+    "image, text, style and leakage are the formulas of DINO, CLIP-I, CLIP-T, CSD-s and of DINO to the style, "
+    "with its own encoders. Gap closed is of both: 0 the base without a LoRA, 1 a LoRA trained on true images. "
+    f"Both − {' and both − '.join(RIVALS.values())} are means over pairs of the difference on a pair; what each "
     "pair has is in pairs.csv."
 )
 
 
-SERIES = (("joint", "object", "look"), ("dino", "clip-i", "csd-s"), tuple(ATELIER)[:3])
+SERIES = (("both", "object", "style"), ("dino", "clip-i", "csd-s"), tuple(ATELIER)[:3])
 """What the plot shows, the first first and with intervals: of these the first group that was measured."""
-SHOWN = {"joint": "thing and look", "object": "thing", "look": "look"} | {n: m.label for n, m in METRICS.items()}
+SHOWN = {"both": "subject and style", "object": "subject", "style": "style"} | {n: m.label for n, m in METRICS.items()}
 
 
 def note_of(encoders: Mapping[str, Mapping[str, object]]) -> str:
@@ -51,8 +51,8 @@ def note_of(encoders: Mapping[str, Mapping[str, object]]) -> str:
         for name, card in encoders.items()
     )
     return (
-        "Mean over pairs (95 % interval, bootstrap over pairs) of average cosines: DINO to the thing's photos, CLIP-I, "
-        f"CSD-s and leakage to the style pictures, CLIP-T to the prompt in words. {made}."
+        "Mean over pairs (95 % interval, bootstrap over pairs) of average cosines: DINO to the subject's photos, "
+        f"CLIP-I, CSD-s and leakage to the style images, CLIP-T to the prompt in words. {made}."
     )
 
 
@@ -65,39 +65,32 @@ class Result(NamedTuple):
     measured: dict
 
 
-def interval(values: Sequence[float], seed: int = 0, draws: int = DRAWS) -> tuple[float, float, float]:
+def interval(values: Sequence[float]) -> Ends:
     """Mean and 95 % interval of the mean over pairs, by a percentile bootstrap."""
-    x = np.asarray(values, float)
-    means = np.random.default_rng(seed).choice(x, (draws, len(x))).mean(1)
-    return float(x.mean()), float(np.quantile(means, 0.025)), float(np.quantile(means, 0.975))
+    found = bootstrap_interval(values)
+    return found.mean, found.low, found.high
 
 
-def way(values: Sequence[float], floors: Sequence[float], ceilings: Sequence[float], seed: int = 0) -> Ends | None:
-    """The share of the way from floor to ceiling, of means over pairs, with its 95 % interval.
+def gap_closed(values: Sequence[float], floors: Sequence[float], ceilings: Sequence[float]) -> Ends | None:
+    """The share of the gap between floor and ceiling that is closed, of means over pairs, with its 95 % interval.
 
     The three are of the same pairs in the same order, and are resampled together. None where the ceiling's mean is not
     above the floor's; without an interval where that happens in many resamples, as with few pairs.
     """
     x, low, high = (np.asarray(v, float) for v in (values, floors, ceilings))
-    share = share_of_the_way(float(x.mean()), float(low.mean()), float(high.mean()))
-    if share is None:
+    if high.mean() <= low.mean():
         return None
-    rows = np.random.default_rng(seed).integers(len(x), size=(DRAWS, len(x)))
-    gone, whole = (x - low)[rows].mean(1), (high - low)[rows].mean(1)
+    share = float((x - low).mean() / (high - low).mean())
+    found = resampled(lambda rows: np.stack([(x - low)[rows].mean(1), (high - low)[rows].mean(1)], 1), len(x))
+    closed, whole = found.T
     there = whole > 0
-    if there.mean() < 1 - NO_WAY:
+    if there.mean() < 1 - NO_GAP:
         return share, None, None
-    shares = gone[there] / whole[there]
-    return share, float(np.quantile(shares, 0.025)), float(np.quantile(shares, 0.975))
-
-
-def share_of_the_way(value: float, floor: float, ceiling: float) -> float | None:
-    """Where a value lies between floor (0) and ceiling (1); None when there is no way between them."""
-    return None if ceiling <= floor else (value - floor) / (ceiling - floor)
+    return share, *ends(closed[there] / whole[there])
 
 
 def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, object]]:
-    """For each data set and row: means with intervals, the share of the way to the oracle, and what the merge cost."""
+    """For each data set and row: means with intervals, the gap closed, and what the merge cost."""
     lines: list[dict[str, object]] = []
     true = any("truth" in result.measured for result in results)
     scored = {name for result in results for name in result.measured.get("similarity", {})}
@@ -111,7 +104,7 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
                 line: dict[str, object] = {"dataset": dataset, "row": label, "pairs": len(here)}
                 line |= {column: _mean(column, list(here.values())) for column in columns}
                 if true:
-                    line["way"] = _way(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
+                    line["gap"] = _gap(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
                     line |= {name: _lead(here, found[rival]) for name, rival in RIVALS.items() if found.get(rival)}
                 for cost in COSTS:
                     known = [r[cost] for r in here.values() if cost in r]
@@ -134,16 +127,16 @@ def _mean(column: str, measured: Sequence[dict]) -> Ends | None:
     return interval(known) if known else None
 
 
-def _way(here: dict[str, dict], floor: dict[str, dict], ceiling: dict[str, dict]) -> Ends | None:
-    """The way in joint truth, over the pairs that all three have."""
+def _gap(here: dict[str, dict], floor: dict[str, dict], ceiling: dict[str, dict]) -> Ends | None:
+    """The gap closed in both, over the pairs that all three have."""
     pairs = [pair for pair in here if pair in floor and pair in ceiling]
-    values, floors, ceilings = ([of[pair]["truth"]["joint"] for pair in pairs] for of in (here, floor, ceiling))
-    return way(values, floors, ceilings) if pairs else None
+    values, floors, ceilings = ([of[pair]["truth"]["both"] for pair in pairs] for of in (here, floor, ceiling))
+    return gap_closed(values, floors, ceilings) if pairs else None
 
 
 def _lead(here: dict[str, dict], rival: dict[str, dict]) -> Ends | None:
-    """By how much more joint truth there is than in the rival's row, over the pairs that both have."""
-    gaps = [here[pair]["truth"]["joint"] - rival[pair]["truth"]["joint"] for pair in here if pair in rival]
+    """By how much the share of both exceeds the rival's, over the pairs that the two rows have."""
+    gaps = [here[pair]["truth"]["both"] - rival[pair]["truth"]["both"] for pair in here if pair in rival]
     return interval(gaps) if gaps else None
 
 
@@ -166,7 +159,7 @@ def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: s
     columns = [name for name in (*TRUTH, *METRICS, *LABELS) if any(name in line for line in lines)]
     text = _markdown(title, lines, columns, note)
     (folder / "table.md").write_text(text, "utf-8")
-    (folder / "table.json").write_text(json.dumps(lines, indent=1), "utf-8")
+    write_json(folder / "table.json", lines)
     with (folder / "table.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         ends = [f"{c}{end}" for c in columns for end in ("", "_low", "_high")]
@@ -180,24 +173,17 @@ def render(title: str, lines: Sequence[dict[str, object]], folder: Path, note: s
 
 def _markdown(title: str, lines: Sequence[dict[str, object]], columns: Sequence[str], note: str) -> str:
     labels = {name: metric.label for name, metric in METRICS.items()} | LABELS
-    head = ["row", "pairs", *(labels.get(c, c) for c in columns), "masks", "masks, kB", "moved", "kB", "s"]
+    head = ["row", "pairs", *(labels.get(c, c) for c in columns), "masks", "masks, kB", "mean change", "kB", "s"]
+    costs = (("trainable", 1, 0), ("storage", 1e-3, 1), ("change", 1, 3), ("bytes", 1e-3, 0), ("seconds", 1, 1))
     text = [f"## {title}", "", note, ""]
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
-        text += [f"### {dataset}", "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-        for line in lines:
-            if line["dataset"] == dataset:
-                cells = [_with_interval(line.get(c)) for c in columns]
-                shown = (
-                    ("trainable", 1, 0),
-                    ("storage", 1e-3, 1),
-                    ("moved", 1, 3),
-                    ("bytes", 1e-3, 0),
-                    ("seconds", 1, 1),
-                )
-                cost = [_number(line.get(name), times, digits) for name, times, digits in shown]
-                row = [str(line["row"]), str(line["pairs"]), *cells, *cost]
-                text.append(f"| {' | '.join(row)} |")
-        text.append("")
+        rows = [
+            [str(line["row"]), str(line["pairs"]), *(_with_interval(line.get(c)) for c in columns)]
+            + [_number(line.get(name), times, digits) for name, times, digits in costs]
+            for line in lines
+            if line["dataset"] == dataset
+        ]
+        text += [f"### {dataset}", "", markdown(head, rows), ""]
     return "\n".join(text)
 
 

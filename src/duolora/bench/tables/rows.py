@@ -9,7 +9,7 @@ from typing import Any, Literal
 from duolora.errors import InputError, reason
 from duolora.merging.options import WEIGHTS
 
-How = Literal["merge", "floor", "content", "style", "told", "oracle", "klora", "pair"]
+How = Literal["merge", "floor", "content", "style", "class", "oracle", "klora", "pair"]
 Figure = Literal["", "ranks", "prompts", "methods"]
 
 
@@ -18,8 +18,8 @@ class Row:
     """One line of a table.
 
     `how`: a merge by `method` with `changes` to its options; or, to compare with, the base without a LoRA ("floor"),
-    one of the two LoRAs alone ("content", "style"), the style LoRA asked for a thing of that kind ("told"), a LoRA
-    trained on true pictures of the thing in the look ("oracle"), or K-LoRA or PairCustomization ("pair"), which exist
+    one of the two LoRAs alone ("content", "style"), the style LoRA asked for a subject of that kind ("class"), a LoRA
+    trained on true images of the subject in the style ("oracle"), or K-LoRA or PairCustomization ("pair"), which exist
     at sampling time only.
     `blocks`: the parts of the UNet that the content and the style LoRA are trained in; all of it where nothing is said.
     """
@@ -47,18 +47,18 @@ class Table:
     rows: tuple[Row, ...]
     datasets: tuple[str, ...] = ("several",)
     figure: Figure = ""
-    """What is drawn of its cells besides: ranks of masks, each merge's prompts, or the methods beside each other."""
+    """Its figure: ranks of masks, each merge's prompts, or the methods side by side."""
     ablation: bool = False
-    """Whether rows differ by one thing each, so that tuned settings have no place in it."""
+    """Whether rows differ by one option each, so that tuned settings have no place in it."""
 
 
 ALL = ("several", "single", "crossed", "everyday")
 MULTI = {"multi2": 2, "multi3": 3, "multi4": 4}
-"""Data sets of several things in one look, made of those of `several`."""
+"""Data sets of several subjects in one style, made of those of `several`."""
 FLOOR, ORACLE = Row("base, no LoRA", how="floor"), Row("oracle", how="oracle")
 CONTENT, STYLE = Row("content LoRA alone", how="content"), Row("style LoRA alone", how="style")
-TOLD = Row("style LoRA, told the kind", how="told")
-ALONE = {"content": "content", "style": "style", "told": "style", "oracle": "oracle"}
+CLASS_PROMPT = Row("style LoRA, class prompt", how="class")
+ALONE = {"content": "content", "style": "style", "class": "style", "oracle": "oracle"}
 """The LoRA that a row draws with, where it is one alone."""
 
 BLORA = (("up_blocks.0.attentions.0",), ("up_blocks.0.attentions.1",))
@@ -73,7 +73,7 @@ def fits_photos(table: Table) -> bool:
 def blora_rows(content: tuple[str, ...] = BLORA[0], style: tuple[str, ...] = BLORA[1]) -> tuple[Row, ...]:
     """B-LoRA in three ways: as a filter, as its authors have it, and with a block to each LoRA.
 
-    The filter keeps one block of each of two ordinary LoRAs. The authors train both blocks on each picture and keep one
+    The filter keeps one block of each of two ordinary LoRAs. The authors train both blocks on each image and keep one
     of them from each. In the third way each LoRA is trained in its own block alone.
     """
     table: dict[str, str] = dict.fromkeys(content, "content") | dict.fromkeys(style, "style")
@@ -141,7 +141,7 @@ _READINGS = Table(
 
 
 def _oneshot(label: str, **changes: object) -> Row:
-    """One thing changed from the plain fit, in which both teachers weigh the same everywhere."""
+    """One subject changed from the plain fit, in which both teachers weigh the same everywhere."""
     return Row(label, "oneshot", {"off_role": 1.0} | changes)
 
 
@@ -166,7 +166,7 @@ _SHOWN_TOGETHER = (Row("naive", "naive"), Row("ZipLoRA", "ziplora"), Row("DuoLoR
 _SHOWN = (_SHOWN_TOGETHER[0], blora_rows()[1], *_SHOWN_TOGETHER[1:])
 
 _METHODS = (
-    FLOOR, CONTENT, STYLE, TOLD,
+    FLOOR, CONTENT, STYLE, CLASS_PROMPT,
     Row("naive", "naive"),
     Row("split by role", "split"),
     *blora_rows(),
@@ -186,10 +186,10 @@ _METHODS = (
 TABLES: dict[str, Table] = {
     "oneshot": _ONESHOT,
     "readings": _READINGS,
-    "ceiling": Table("The most that a merge could reach, of every thing in every look", (FLOOR, ORACLE), ("ceiling",)),
+    "ceiling": Table("What a merge can reach, of every subject in every style", (FLOOR, ORACLE), ("ceiling",)),
     "table1": Table("Table 1: methods on four data sets", _METHODS, ALL),
     "table2": Table(
-        "Table 2: from a picture and its stylised twin",
+        "Table 2: from an image and its stylised twin",
         (FLOOR, Row("naive", "naive"), Row("PairCustomization", how="pair"), Row("DuoLoRA", "duolora"), ORACLE),
         ("paired",),
     ),
@@ -198,7 +198,7 @@ TABLES: dict[str, Table] = {
         (FLOOR, Row("ZipLoRA", "ziplora"), Row("DuoLoRA, output masks", "duolora", {"masks": "output"}), ORACLE),
     ),
     "table4": Table(
-        "Table 4: several things in one look",
+        "Table 4: several subjects in one style",
         (
             FLOOR,
             Row("naive", "naive"),
@@ -257,10 +257,10 @@ TABLES: dict[str, Table] = {
         ablation=True,
     ),
     "figure4": Table("Figure 4: ranks of the masks", (Row("DuoLoRA", "duolora"),), ALL, "ranks"),
-    "figure5": Table("Figure 5: several pictures of a thing", _SHOWN, ("several",), "methods"),
-    "figure6": Table("Figure 6: things and looks of different sets", _SHOWN, ("crossed", "everyday"), "methods"),
-    "figure7": Table("Figure 7: one picture of each", _SHOWN, ("single",), "methods"),
-    "figure8": Table("Figure 8: the thing elsewhere", (Row("DuoLoRA", "duolora"),), ("several",), "prompts"),
-    "figure9": Table("Figure 9: two things in one look", _SHOWN_TOGETHER, ("multi2",), "methods"),
-    "figure10": Table("Figure 10: four things in one look", _SHOWN_TOGETHER, ("multi4",), "methods"),
+    "figure5": Table("Figure 5: several images of a subject", _SHOWN, ("several",), "methods"),
+    "figure6": Table("Figure 6: subjects and styles of different sets", _SHOWN, ("crossed", "everyday"), "methods"),
+    "figure7": Table("Figure 7: one image of each", _SHOWN, ("single",), "methods"),
+    "figure8": Table("Figure 8: the subject elsewhere", (Row("DuoLoRA", "duolora"),), ("several",), "prompts"),
+    "figure9": Table("Figure 9: two subjects in one style", _SHOWN_TOGETHER, ("multi2",), "methods"),
+    "figure10": Table("Figure 10: four subjects in one style", _SHOWN_TOGETHER, ("multi4",), "methods"),
 }  # fmt: skip

@@ -1,7 +1,7 @@
 """Every method at several strengths on the tuning pairs, and which of them is taken to the other tables.
 
-The rule: the highest mean of joint truth; of equals the one with more object and look together; of equals still, the
-first, which is the default. Pairs, objects and looks of the tuning set are in no other data set.
+The rule: the highest mean of both; of equals the one with more object and style together; of equals still, the
+first, which is the default. Pairs, objects and styles of the tuning set are in no other data set.
 """
 
 import json
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 from duolora.bench.tables.rows import FLOOR, LAMBDAS, ORACLE, TABLES, Row, Table
 from duolora.errors import InputError, reason
+from duolora.textfiles import write_json
 
-RULE = "joint, then object + look, then the first; means over the tuning pairs"
+RULE = "both, then object + style, then the first; means over the tuning pairs"
 
 
 Settings = tuple[dict[str, float], ...]
@@ -35,7 +36,7 @@ def _grid(**values: tuple[float, ...]) -> Settings:
 
 
 def _weakened(**values: tuple[float, ...]) -> Settings:
-    """All combinations, then each value of the last option with the content half at 0.7 and at 0.5.
+    """All combinations, then each value of the last option with the content part at 0.7 and at 0.5.
 
     That is what naive gains most by, so whatever has strengths of its own has it, too.
     """
@@ -87,7 +88,7 @@ TUNING = Table(
 
 
 class Best(NamedTuple):
-    """The best setting of a group: its row, what it changes, and its joint truth and object + look."""
+    """The best setting of a group: its row, what it changes, and its share of both and object + style."""
 
     row: str
     changes: dict[str, object]
@@ -105,13 +106,13 @@ def choose(table: Table, lines: Sequence[Mapping[str, Any]], path: Path) -> str:
     for row in table.rows:
         line = found.get(row.label)
         if row.group and line and line["pairs"] == whole:
-            joint, object_, look = (line[name][0] for name in ("joint", "object", "look"))
-            score = (round(joint, 9), round(object_ + look, 9))
+            both, object_, style = (line[name][0] for name in ("both", "object", "style"))
+            score = (round(both, 9), round(object_ + style, 9))
             if row.group not in best or score > best[row.group].score:
                 best[row.group] = Best(row.label, _tried(row), score)
     kept = {group: each._asdict() for group, each in best.items()}
-    path.write_text(json.dumps({"rule": RULE, "pairs": whole, "best": kept}, indent=1) + "\n", "utf-8")
-    said = [f"{b.row}  (joint {b.score[0]:.2f}, object + look {b.score[1]:.2f})" for b in best.values()]
+    write_json(path, {"rule": RULE, "pairs": whole, "best": kept})
+    said = [f"{b.row}  (both {b.score[0]:.2f}, object + style {b.score[1]:.2f})" for b in best.values()]
     return "\n".join([f"Best of each group ({RULE}):", *said, str(path)])
 
 
@@ -130,7 +131,7 @@ def tuned(table: Table, path: Path) -> Table:
         InputError: the table is an ablation, or the file is another one.
     """
     if table.ablation:
-        raise InputError(f"{table.title}: an ablation changes one thing in each row; run it without --tuned")
+        raise InputError(f"{table.title}: an ablation makes one change in each row; run it without --tuned")
     try:
         best = {name: dict(each["changes"]) for name, each in json.loads(path.read_text("utf-8"))["best"].items()}
     except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:

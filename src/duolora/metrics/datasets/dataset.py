@@ -1,4 +1,4 @@
-"""Data sets of things and looks in their published layouts, and what is missing in a copy of one.
+"""Data sets of subjects and styles in their published layouts, and what is missing in a copy of one.
 
 dataset = read_dataset("dreambooth")          # which layout it is shows itself
 dataset.contents["dog6"].images, dataset.contents["dog6"].prompts
@@ -13,10 +13,10 @@ from pathlib import Path
 from duolora.errors import DuoLoRAError, InputError
 from duolora.model.image_files import read_image
 
-THING = "{thing}"
-"""Where the thing's words go in a prompt of a data set."""
+SUBJECT = "{subject}"
+"""Where the subject's words go in a prompt of a data set."""
 STYLE = "{style}"
-"""Where the look's words go in a prompt of a table."""
+"""Where the style's words go in a prompt of a table."""
 
 
 _COLOURS = "red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|grey|gray|beige|gold|golden|rainbow"
@@ -24,32 +24,32 @@ _ELSE = re.compile(
     r"\b(paint(ing|ed)|watercolou?r|sketch(ed)?|drawing|drawn|illustration|render(ed|ing)?|sculpture|statue|mosaic|"
     r"graffiti|style[ds]?|art|artist|poster|engraving|cartoon|anime|aesthetic|pointillis\w+|ghibli|[\w-]*inspired|"
     r"monet-style|origami|crochet|knitted|made (up )?(of|from)|formed from|depiction|shaped|photo)\b"
-    rf"|\b({_COLOURS})( colou?r(ed)?)? \{{thing\}}|\b({_COLOURS}) colou?r|in ({_COLOURS}) colou?rs",
+    rf"|\b({_COLOURS})( colou?r(ed)?)? \{{subject\}}|\b({_COLOURS}) colou?r|in ({_COLOURS}) colou?rs",
     re.IGNORECASE,
 )
-"""Words of a prompt that ask for another style, matter or colour than the thing's and the style image's."""
+"""Words of a prompt that ask for another style, matter or colour than the subject's and the style image's."""
 
 
 @dataclass(frozen=True)
 class Concept:
-    """A thing or a look: its pictures, and what is known of it in words."""
+    """A subject or a style: its images, and what is known of it in words."""
 
     name: str
     images: tuple[Path, ...]
     words: str = ""
-    """What the pictures show: the thing's class ("stuffed animal"), or the object in a style picture."""
+    """What the images show: the subject's class ("stuffed animal"), or the object in a style image."""
     style: str = ""
-    """The look in words, for styles."""
+    """The style in words, for styles."""
     prompts: tuple[str, ...] = ()
-    """What to ask for, with `{thing}` for the thing."""
+    """What to ask for, with `{subject}` for the subject."""
 
-    def asked(self, thing: str) -> list[str]:
-        """The prompts with `thing` ("sks dog") in them."""
-        return [prompt.replace(THING, thing) for prompt in self.prompts]
+    def asked(self, subject: str) -> list[str]:
+        """The prompts with `subject` ("sks dog") in them."""
+        return [prompt.replace(SUBJECT, subject) for prompt in self.prompts]
 
     def fitting(self) -> tuple[str, ...]:
         """The prompts that can be asked for in any style: those that name neither another one nor another colour."""
-        return tuple(prompt for prompt in self.prompts if THING in prompt and not _ELSE.search(prompt))
+        return tuple(prompt for prompt in self.prompts if SUBJECT in prompt and not _ELSE.search(prompt))
 
     def in_words(self, said: str, words: Mapping[str, str], kind: str) -> str:
         """What is said of it in words: what `words` has for its name, what its data set says, or the name itself.
@@ -80,11 +80,11 @@ class Dataset:
 
 
 def problems(dataset: Dataset) -> list[str]:
-    """What is missing or damaged, one line each; every picture is read."""
+    """What is missing or damaged, one line each; every image is read."""
     found = list(dataset.missing)
     for concept in (*dataset.contents.values(), *dataset.styles.values()):
         if not concept.images:
-            found.append(f"{concept.name}: no pictures")
+            found.append(f"{concept.name}: no images")
         for path in concept.images:
             try:
                 read_image(path)

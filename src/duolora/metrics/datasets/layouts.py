@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from duolora.errors import FileRefused, InputError, reason
-from duolora.metrics.datasets.dataset import THING, Concept, Dataset
+from duolora.metrics.datasets.dataset import SUBJECT, Concept, Dataset
 from duolora.model.image_files import images_in
 from duolora.textfiles import read_text
 
@@ -40,7 +40,7 @@ def parse_prompts_and_classes(text: str, path: Path) -> tuple[dict[str, str], tu
     """DreamBooth's index: {subject: class}, the prompts for objects, and those for live subjects.
 
     The prompts are lines of Python, 'a {0} {1} in the snow'.format(unique_token, class_token); they are matched, never
-    run, and `{0} {1}` becomes `{thing}`.
+    run, and `{0} {1}` becomes `{subject}`.
 
     Raises:
         FileRefused: a part is missing, or a list has another length than was published.
@@ -60,11 +60,11 @@ def parse_prompts_and_classes(text: str, path: Path) -> tuple[dict[str, str], tu
     prompts = []
     for heading in ("object prompts", "live subject prompts"):
         matches = [_TEMPLATE.match(line) for line in sections.get(heading, [])]
-        found = tuple(m["text"].replace("{0} {1}", THING) for m in matches if m)
-        if len(found) != DREAMBOOTH_PROMPTS or any(THING not in prompt for prompt in found):
+        found = tuple(m["text"].replace("{0} {1}", SUBJECT) for m in matches if m)
+        if len(found) != DREAMBOOTH_PROMPTS or any(SUBJECT not in prompt for prompt in found):
             raise FileRefused(
                 f"{path}: expected {DREAMBOOTH_PROMPTS} {heading} with '{{0}} {{1}}' in them, "
-                f"found {sum(THING in prompt for prompt in found)}; get the file again"
+                f"found {sum(SUBJECT in prompt for prompt in found)}; get the file again"
             )
         prompts.append(found)
     return classes, prompts[0], prompts[1]
@@ -88,7 +88,7 @@ def styledrop(root: Path) -> Dataset | None:
         tried = [_inside(root, f"{folder}{file}", index) for folder in ("data/", "")]
         places = [place for place in tried if place.is_file()]
         if not places:
-            missing.append(f"{root / 'data' / file}: {index.name} names this picture, and it is not there")
+            missing.append(f"{root / 'data' / file}: {index.name} names this image, and it is not there")
         name = Path(file).stem
         styles[name] = Concept(name, tuple(places[:1]), words, style.removeprefix("in "))
     return Dataset("styledrop", root, {}, styles, tuple(missing))
@@ -123,19 +123,19 @@ def customconcept101(root: Path) -> Dataset | None:
             if not path.exists():
                 missing.append(f"{path}: {index.name} names this {kind}, and it is not there{_APART[kind]}")
         lines = _text(prompts).splitlines() if prompts.is_file() else []
-        asked = tuple(line.strip().rstrip(".").replace("{}", THING) for line in lines if line.strip())
+        asked = tuple(line.strip().rstrip(".").replace("{}", SUBJECT) for line in lines if line.strip())
         contents[folder.name] = Concept(folder.name, images_in(folder), entry["class_prompt"], prompts=asked)
     return Dataset("customconcept101", root, contents, {}, tuple(missing))
 
 
 def folders(root: Path) -> Dataset | None:
     """contents/<name>/* (or objects/ or subjects/<name>/*) and styles/<name>/*; a single image needs no folder."""
-    things = next((root / name for name in ("contents", "objects", "subjects") if (root / name).is_dir()), None)
-    looks = root / "styles"
-    if things is None and not looks.is_dir():
+    subjects = next((root / name for name in ("contents", "objects", "subjects") if (root / name).is_dir()), None)
+    styles = root / "styles"
+    if subjects is None and not styles.is_dir():
         return None
-    contents = _concepts(things) if things else {}
-    return Dataset("folders", root, contents, _concepts(looks) if looks.is_dir() else {})
+    contents = _concepts(subjects) if subjects else {}
+    return Dataset("folders", root, contents, _concepts(styles) if styles.is_dir() else {})
 
 
 LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
@@ -147,7 +147,7 @@ LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
 
 
 def read_dataset(root: str | Path, layout: str = "auto") -> Dataset:
-    """The data set in a folder; its index is read, its pictures are only listed.
+    """The data set in a folder; its index is read, its images are only listed.
 
     Args:
         root: the folder.
@@ -171,7 +171,7 @@ def read_dataset(root: str | Path, layout: str = "auto") -> Dataset:
 
 
 def _concepts(folder: Path) -> Mapping[str, Concept]:
-    """Each folder, and each picture that stands alone, as a concept."""
+    """Each folder, and each image that stands alone, as a concept."""
     found = {p.stem: Concept(p.stem, (p,)) for p in images_in(folder)}
     for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         found[path.name] = Concept(path.name, images_in(path))

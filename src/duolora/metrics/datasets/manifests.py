@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from duolora.errors import FileRefused, InputError, reason
-from duolora.metrics.datasets.dataset import STYLE, THING, Dataset
+from duolora.metrics.datasets.dataset import STYLE, SUBJECT, Dataset
 from duolora.textfiles import read_json
 
 VERSION = 1
-PROMPT = f"a {THING} in {STYLE}"
+PROMPT = f"a {SUBJECT} in {STYLE}"
 """The paper's: "a <V1> object in <S2> style"."""
 
 
 @dataclass(frozen=True)
 class Pairing:
-    """A thing and a look, by their names in the data sets."""
+    """A subject and a style, by their names in the data sets."""
 
     content: str
     style: str
@@ -32,20 +32,20 @@ class Manifest:
     name: str
     pairs: tuple[Pairing, ...]
     prompts: tuple[str, ...]
-    """With `{thing}` and `{style}` for the words of the pair; empty for each thing's own prompts."""
+    """With `{subject}` and `{style}` for the words of the pair; empty for each subject's own prompts."""
     seeds: tuple[int, ...]
     contents: str = ""
-    """The layout of the things' data set."""
+    """The layout of the subjects' data set."""
     styles: str = ""
-    """The layout of the looks' data set."""
+    """The layout of the styles' data set."""
     words: Mapping[str, str] = field(default_factory=dict)
-    """Things and looks in words, by their names, where the data sets have none or others."""
+    """Subjects and styles in words, by their names, where the data sets have none or others."""
 
 
 def choose_pairs(
     contents: Sequence[str], styles: Sequence[str], count: int | None = None, seed: int = 0
 ) -> tuple[Pairing, ...]:
-    """`count` different pairs drawn from all, or all of them, sorted.
+    """`count` different pairs sampled from all, or all of them, sorted.
 
     Raises:
         InputError: there are not so many pairs.
@@ -56,15 +56,15 @@ def choose_pairs(
     if not 0 < count <= len(every):
         found = f"{len(every)} ({len(contents)} contents × {len(styles)} styles)"
         raise InputError(f"count: expected 1 to the number of pairs, {found}; got {count}")
-    drawn = random.Random(seed).sample(every, count)
-    return tuple(sorted(drawn, key=lambda pair: (pair.content, pair.style)))
+    sampled = random.Random(seed).sample(every, count)
+    return tuple(sorted(sampled, key=lambda pair: (pair.content, pair.style)))
 
 
 def write_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest, one pair a line so that a difference is easy to read; whole or not at all.
 
     Raises:
-        InputError: it has no pairs, or a prompt does not name both the thing and the look.
+        InputError: it has no pairs, or a prompt does not name both the subject and the style.
     """
     if not manifest.pairs:
         raise InputError(f"{path}: expected at least one pair of a content and a style, got none")
@@ -82,14 +82,14 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
 
 
 def check_prompts(path: Path, prompts: Sequence[str]) -> None:
-    """Make sure that every prompt names the thing and the look.
+    """Make sure that every prompt names the subject and the style.
 
     Raises:
         InputError: one does not.
     """
     for prompt in prompts:
-        if THING not in prompt or STYLE not in prompt:
-            raise InputError(f"{path}: prompts: expected {THING} and {STYLE} in each, found {prompt!r}")
+        if SUBJECT not in prompt or STYLE not in prompt:
+            raise InputError(f"{path}: prompts: expected {SUBJECT} and {STYLE} in each, found {prompt!r}")
 
 
 def read_manifest(path: Path) -> Manifest:

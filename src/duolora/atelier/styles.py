@@ -1,16 +1,16 @@
-"""How Atelier can render a scene: each look turns its plain paint into an image.
+"""How Atelier can render a scene: each style turns its plain paint into an image.
 
-A look is a function of `Paint` (colours and parts at the final size) that returns an image of that size, values about
-[0, 1]. Looks are pixel art's own: palettes, dithers, outlines, grids. None is left to chance.
+A style is a function of `Paint` (colours and parts at the final size) that returns an image of that size, values about
+[0, 1]. Styles are pixel art's own: palettes, dithers, outlines, grids. None is left to chance.
 
-Sixteen looks have names that the base knows. The held-out ones are members of a family (`family.py`) that the base
+Sixteen styles have names that the base knows. The held-out ones are members of a family (`family.py`) that the base
 knows by other members: a style that people personalise is one that a large model nearly knows.
 """
 
 import numpy as np
 
 from duolora.atelier.family import improvised
-from duolora.atelier.paint import Image, Look, Paint, colour, laid, ramp, saturated, steps
+from duolora.atelier.paint import Image, Paint, Style, colour, laid, ramp, saturated, steps
 
 
 def flat(p: Paint) -> Image:
@@ -20,7 +20,7 @@ def flat(p: Paint) -> Image:
 
 def outline(p: Paint) -> Image:
     """Plain paint with black contours on white, like a comic."""
-    image = np.where(p.thing[..., None], p.albedo, 1 - 0.25 * (1 - p.albedo))
+    image = np.where(p.objects[..., None], p.albedo, 1 - 0.25 * (1 - p.albedo))
     return laid(image, p.lines, colour(0.02, 0.02, 0.02))
 
 
@@ -60,15 +60,15 @@ def blueprint(p: Paint) -> Image:
 def neon(p: Paint) -> Image:
     """Glowing contours in the objects' colours on black."""
     glow = saturated(np.clip(p.albedo * 0.8 + 0.2, 0, 1), 2.0)
-    image = np.where((p.rim | (p.seams & p.thing))[..., None], glow, 0.12 * p.albedo)
-    return np.where((p.seams & ~p.thing)[..., None], colour(0.25, 0.25, 0.4), image)
+    image = np.where((p.rim | (p.seams & p.objects))[..., None], glow, 0.12 * p.albedo)
+    return np.where((p.seams & ~p.objects)[..., None], colour(0.25, 0.25, 0.4), image)
 
 
 def chalk(p: Paint) -> Image:
     """Chalk on a dark green board, filled in checks."""
     y, x = p.grid
     board = np.zeros_like(p.albedo) + colour(0.1, 0.2, 0.15)
-    chalked = (p.thing & ((x // 2 + y // 2) % 2 == 0)) | p.rim | p.seams
+    chalked = (p.objects & ((x // 2 + y // 2) % 2 == 0)) | p.rim | p.seams
     return np.where(chalked[..., None], p.albedo * 0.55 + 0.42, board)
 
 
@@ -88,7 +88,7 @@ def thermal(p: Paint) -> Image:
 def woodcut(p: Paint) -> Image:
     """Black ink on cream: rows where it is half dark."""
     y, _ = p.grid
-    ink = (p.tone < 0.25) | ((p.tone < 0.55) & (y % 4 < 2)) | p.outline | ((p.tone < 0.86) & ~p.thing & (y % 4 == 1))
+    ink = (p.tone < 0.25) | ((p.tone < 0.55) & (y % 4 < 2)) | p.outline | ((p.tone < 0.86) & ~p.objects & (y % 4 == 1))
     return laid(np.zeros_like(p.albedo) + colour(0.95, 0.88, 0.72), ink, colour(0.1, 0.06, 0.05))
 
 
@@ -122,11 +122,11 @@ def crayon(p: Paint) -> Image:
 def stained_glass(p: Paint) -> Image:
     """Luminous panes between black leads."""
     y, x = p.grid
-    leads = p.outline | (~p.thing & (((x + y) % 16 == 0) | ((x - y) % 16 == 0)))
+    leads = p.outline | (~p.objects & (((x + y) % 16 == 0) | ((x - y) % 16 == 0)))
     return laid(saturated(p.albedo * 0.9, 2.2), leads, colour(0.02, 0.02, 0.04))
 
 
-NAMED_LOOKS: dict[str, Look] = {
+NAMED_STYLES: dict[str, Style] = {
     "flat": flat,
     "outline": outline,
     "pastel": pastel,
@@ -152,13 +152,13 @@ HELD_OUT_SEEDS = {
         *(82, 90, 92, 94, 102, 113, 117, 127, 141, 144, 155, 169, 173, 178, 184, 191, 193, 253),
     )
 }
-"""The held-out members of the family and the seeds that make them, as `recipes/atelier/held_out.py` draws them."""
+"""The held-out members of the family and the seeds that make them, as `recipes/atelier/held_out.py` samples them."""
 
-LOOKS: dict[str, Look] = NAMED_LOOKS | {name: improvised(seed) for name, seed in HELD_OUT_SEEDS.items()}
-BASE_LOOKS = tuple(NAMED_LOOKS)
-HELD_OUT_LOOKS = tuple(HELD_OUT_SEEDS)
+STYLES: dict[str, Style] = NAMED_STYLES | {name: improvised(seed) for name, seed in HELD_OUT_SEEDS.items()}
+BASE_STYLES = tuple(NAMED_STYLES)
+HELD_OUT_STYLES = tuple(HELD_OUT_SEEDS)
 
-# Looks after which a person can still tell the colour or the pattern that the object was painted with.
+# Styles after which a person can still tell the colour or the pattern that the object was painted with.
 KEEP_COLOUR = (
     *("flat", "outline", "pastel", "neon", "halftone", "mosaic", "crayon", "stained glass"),
     *(name for name, seed in HELD_OUT_SEEDS.items() if improvised(seed).keeps_colour),
