@@ -61,7 +61,7 @@ def entry(name: str) -> str:
     said = sections(found) if callable(found) else {"": ""}
     lines = [f"### `{name}`", "", *(paragraph(part) + "\n" for part in said[""].split("\n\n") if callable(found))]
     if inspect.isfunction(found):
-        lines += [f"```python\n{called(name, found)}\n```", "", *entries(said.get("Args", "")), ""]
+        lines += [f"```text\n{called(name, found)}\n```", "", *entries(said.get("Args", "")), ""]
     elif dataclasses.is_dataclass(found):
         lines += [*map(field, dataclasses.fields(found)), ""]
     elif isinstance(found, dict):
@@ -80,8 +80,17 @@ def page() -> str:
     return re.sub(r"\n{3,}", "\n\n", "\n".join([HEAD, *parts])).rstrip() + "\n"
 
 
-def test_the_page_says_what_there_is():
-    assert PAGE.read_text("utf-8") == page(), "run `PYTHONPATH=src python tests/test_api_page.py`"
+def test_the_page_has_every_name_and_all_that_it_takes():
+    """Words may lag behind a docstring; names and signatures may not."""
+    text = PAGE.read_text("utf-8")
+    assert re.findall(r"(?m)^### `(\w+)`", text) == re.findall(r"(?m)^### `(\w+)`", page())
+    for name in duolora.__all__:
+        found = getattr(duolora, name)
+        if inspect.isfunction(found):
+            assert called(name, found) in text, "run `PYTHONPATH=src python tests/test_api_page.py`"
+        elif dataclasses.is_dataclass(found):
+            said = text.partition(f"### `{name}`\n")[2].partition("\n#")[0]
+            assert re.findall(r"(?m)^- `(\w+)`:", said) == [each.name for each in dataclasses.fields(found)]
 
 
 if __name__ == "__main__":

@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
 
-from duolora.atelier.architecture import save_tokenizer
 from duolora.model.architectures import unet_config
 from duolora.paper.lowrank import LowRank
+from recipes.atelier.architecture import save_tokenizer
 
 TEXT_WIDTHS = (24, 32)
 TIME_WIDTH = 8

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPTokenizer
 
-from duolora.atelier.architecture import new_scheduler, new_unet
-from duolora.atelier.data import as_input, base_poses
+from duolora.atelier.data import as_input
 from duolora.atelier.scene import SIZE
 from recipes.atelier import latents
+from recipes.atelier.architecture import new_scheduler, new_unet
+from recipes.atelier.data import base_poses
 from recipes.atelier.muon import Muon
 from recipes.atelier.text import TextEncoders
 

@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from duolora.atelier.classifier import ANSWERS, Classifier
-from duolora.atelier.data import as_input, classifier_image
+from duolora.atelier.data import as_input
+from recipes.atelier.data import classifier_image
 from recipes.atelier.muon import Muon
 
 

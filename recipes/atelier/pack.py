@@ -11,11 +11,11 @@ from diffusers import AutoencoderKL, StableDiffusionXLPipeline
 from safetensors import safe_open
 from transformers import CLIPTokenizer
 
-from duolora.atelier.architecture import new_scheduler
 from duolora.atelier.captions import varied_captions
-from duolora.atelier.data import renderer_hash
 from duolora.provenance import file_hash, versions
+from recipes.atelier.architecture import new_scheduler
 from recipes.atelier.base import TextToImage
+from recipes.atelier.data import renderer_hash
 
 
 def pipeline_of(base: Path, vae: Path) -> StableDiffusionXLPipeline:

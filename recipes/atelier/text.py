@@ -20,12 +20,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
-from duolora.atelier.architecture import TEXT_WIDTH, new_text_encoders, save_tokenizer
-from duolora.atelier.data import base_scene, vocabulary
+from duolora.atelier.data import base_scene
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.paint import COLOURS
 from duolora.atelier.scene import PATTERNS, PLACES
 from duolora.atelier.styles import BASE_STYLES
+from recipes.atelier.architecture import TEXT_WIDTH, new_text_encoders, save_tokenizer
+from recipes.atelier.data import vocabulary
 
 SLOTS = [(number, place) for number in PLACES for place in range(len(PLACES[number]))]
 """Every place of every number of objects."""

@@ -19,9 +19,10 @@ import typer
 from diffusers import AutoencoderKL
 from torch import Tensor
 
-from duolora.atelier.architecture import new_vae
-from duolora.atelier.data import as_input, vae_image
+from duolora.atelier.data import as_input
 from recipes.atelier import latents
+from recipes.atelier.architecture import new_vae
+from recipes.atelier.data import vae_image
 
 LOG_VARIANCE = -12.0
 """Of the latents: they are known, not guessed."""

@@ -58,7 +58,7 @@ def read_json(path: Path) -> Any:
 
     Raises:
         FileNotFoundError: there is no such file.
-        FileRefused: it is no regular file, too large or deep, or not readable as JSON.
+        FileRefused: it is no regular file, too large or deep, or not valid JSON.
     """
     text = read_text(path)
     try:
@@ -67,9 +67,9 @@ def read_json(path: Path) -> Any:
     except RecursionError:
         deep = DEEPEST + 1
     except ValueError as error:
-        raise FileRefused(f"{path}: not readable as JSON ({reason(error)}); get it again") from error
+        raise FileRefused(f"{path}: not valid JSON ({reason(error)}); download it again") from error
     if deep > DEEPEST:
-        raise FileRefused(f"{path}: expected JSON of at most {DEEPEST} levels, found more; get it again")
+        raise FileRefused(f"{path}: expected JSON of at most {DEEPEST} levels, found more; download it again")
     return found
 
 

@@ -5,10 +5,9 @@ import re
 import numpy as np
 import pytest
 
-from duolora.atelier.abstract import abstract
 from duolora.atelier.captions import caption, describe, plain_caption, with_stray_word
 from duolora.atelier.classifier import ANSWERS
-from duolora.atelier.data import base_image, base_poses, classifier_image, vae_image
+from duolora.atelier.data import base_image
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS, OBJECTS
 from duolora.atelier.pairs import Pair, sample_pair
 from duolora.atelier.scene import (
@@ -17,7 +16,6 @@ from duolora.atelier.scene import (
     PLACES,
     SETTINGS,
     SIZE,
-    posed,
     render,
     sample_scene,
     single,
@@ -25,6 +23,8 @@ from duolora.atelier.scene import (
     window,
 )
 from duolora.atelier.styles import BASE_STYLES, HELD_OUT_STYLES, KEEP_COLOUR, KEEP_PATTERN, STYLES
+from recipes.atelier.abstract import abstract
+from recipes.atelier.data import base_poses, classifier_image, posed, vae_image
 
 
 def test_the_world_is_large_enough():

@@ -23,7 +23,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
     monkeypatch.setattr(pairs, "COUNT", 1)
     monkeypatch.setattr(cells, "draw", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
-    monkeypatch.setattr(smaller, "DistilRecipe", partial(DistilRecipe, images=2, batch=1))
+    monkeypatch.setattr(smaller, "DistilRecipe", partial(DistilRecipe, pictures=2, batch=1))
 
     def run(name: str, *arguments: str) -> str:
         asked = ["bench", name, "--out", str(tmp_path), "--pairs", "1", "--workers", "1", *arguments]

@@ -93,9 +93,9 @@ def test_one_file_with_nothing_from_outside(run, tmp_path):
 
 
 def test_prompts_have_their_own_images_and_a_cell_weighs_little(run, tmp_path):
-    """A cell of 25 prompts and 4 seeds, noise at 256 pixels."""
+    """A cell of 25 prompts and 4 seeds, noise at 128 pixels."""
     cell = next((run.parent / "cells").glob("*/*"))
-    noise = np.random.default_rng(0).integers(0, 255, (25 * 258 - 2, 4 * 258 - 2, 3), np.uint8)
+    noise = np.random.default_rng(0).integers(0, 255, (25 * 130 - 2, 4 * 130 - 2, 3), np.uint8)
     Image.fromarray(noise).save(cell / "images.png")
     result = json.loads((cell / "result.json").read_text())
     asked = {"prompts": [f"prompt {k}" for k in range(25)], "texts": [f"text {k}" for k in range(25)]}

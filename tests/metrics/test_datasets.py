@@ -244,7 +244,7 @@ def test_the_check_names_lost_images_and_prompts(styledrop, concepts):
 @pytest.mark.parametrize(
     ("file", "text", "message"),
     [
-        ("data.json", "{", "not readable as JSON"),
+        ("data.json", "{", "not valid JSON"),
         ("data.json", '{"a.jpg": "words"}', "content words, style words"),
         ("dataset.json", '[{"class_prompt": "x"}]', "list of objects with instance_data_dir"),
     ],

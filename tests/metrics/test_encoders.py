@@ -7,7 +7,6 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
 
-from duolora.atelier.architecture import save_tokenizer
 from duolora.atelier.classifier import classify, load_classifier
 from duolora.atelier.data import as_input
 from duolora.atelier.objects import OBJECTS
@@ -20,6 +19,7 @@ from duolora.metrics.similarity import all_pairs_mean, cosines
 from duolora.metrics.transforms import CLIP, DINO
 from duolora.model.image_files import read_image
 from patterns import pattern
+from recipes.atelier.architecture import save_tokenizer
 from recipes.atelier.report import scenes_of
 
 IMAGES = [pattern(90, 61), pattern(64, 64, 1), pattern(31, 47, 2)]

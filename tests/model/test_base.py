@@ -189,7 +189,7 @@ def test_damaged_folders_are_refused_in_one_line(copied):
         load_base(copied, "cpu")
     assert "\n" not in str(caught.value)
     (copied / "unet" / "config.json").write_text("{")
-    with pytest.raises(FileRefused, match=r"config.json: not readable as JSON"):
+    with pytest.raises(FileRefused, match=r"config.json: not valid JSON"):
         load_base(copied, "cpu")
     (copied / "model_index.json").unlink()
     with pytest.raises(FileRefused, match=r"model_index.json: not there"):

@@ -6,10 +6,10 @@ import pytest
 import torch
 from diffusers import UNet2DConditionModel
 
-from duolora.atelier.architecture import new_unet
 from duolora.errors import InputError
 from duolora.model.architectures import ARCHITECTURES, unet_config
 from duolora.model.blocks import formatted, layer_shapes, roles, target_modules
+from recipes.atelier.architecture import new_unet
 from tiny import tiny_inputs, tiny_unet
 
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 import typer
 
-from duolora.atelier import architecture
-from duolora.atelier.architecture import save_tokenizer
 from duolora.cli.common import one_line
 from duolora.errors import InputError, Notice
 from duolora.model.base import load_base
 from duolora.model.prompts import chunks, identifiers, refuse_unread, tell_unread, unread
 from duolora.model.sample import draw
+from recipes.atelier import architecture
+from recipes.atelier.architecture import save_tokenizer
 from tiny import tiny_pipeline
 
 

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from duolora.atelier.architecture import new_vae, save_tokenizer
-from duolora.atelier.data import as_input, vae_image, vocabulary
+from duolora.atelier.data import as_input
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.styles import BASE_STYLES
 from duolora.model.defaults import base_place
 from recipes.atelier import base, latents, text, vae
+from recipes.atelier.architecture import new_vae, save_tokenizer
+from recipes.atelier.data import vae_image, vocabulary
 from recipes.atelier.muon import Muon, orthogonalised
 
 

@@ -1,25 +1,17 @@
-"""What is trained on: an image and its caption for each seed, or its truth."""
-
-import hashlib
-import re
-from pathlib import Path
+"""What the base is trained on: an image and its caption for each seed."""
 
 import numpy as np
-import PIL
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from duolora.atelier.abstract import abstract
-from duolora.atelier.captions import caption, improvised_caption, plain_caption, with_stray_word
-from duolora.atelier.family import Improvised, improvise
-from duolora.atelier.objects import BASE_OBJECTS, OBJECTS
-from duolora.atelier.paint import COLOURS, Style
-from duolora.atelier.scene import PATTERNS, Scene, posed, render, sample_scene, window
-from duolora.atelier.styles import BASE_STYLES, KEEP_COLOUR, KEEP_PATTERN, STYLES
+from duolora.atelier.captions import caption, improvised_caption, with_stray_word
+from duolora.atelier.family import improvise
+from duolora.atelier.objects import BASE_OBJECTS
+from duolora.atelier.paint import Style
+from duolora.atelier.scene import Scene, render, sample_scene
 
 Pixels = NDArray[np.uint8]
-Truth = tuple[int, int, int, int]
 
 
 def base_scene(rng: np.random.Generator, improvised: bool) -> tuple[Scene, Style | None, str]:
@@ -36,69 +28,10 @@ def base_scene(rng: np.random.Generator, improvised: bool) -> tuple[Scene, Style
     return scene, None, with_stray_word(text, rng) if rng.random() < 0.08 else text
 
 
-def vocabulary() -> list[str]:
-    """The words of Atelier's captions, sorted; meaningless ones are not among them."""
-    texts = [base_scene(np.random.default_rng(seed), bool(seed % 2))[2] for seed in range(6000)]
-    texts += [plain_caption(kind, style=style) for kind in BASE_OBJECTS for style in BASE_STYLES]
-    counts: dict[str, int] = {}
-    for word in (w for text in texts for w in set(re.findall(r"[a-z]+", text))):
-        counts[word] = counts.get(word, 0) + 1
-    return sorted(word for word, n in counts.items() if n > 8)
-
-
-def base_poses(seed: int, poses: int) -> tuple[Pixels, str]:
-    """An image that the base may see, (poses, 32, 32, 3) in several poses that its caption fits as well, and that.
-
-    Odd seeds have a style made up for them.
-    """
-    rng = np.random.default_rng(seed)
-    scene, style, text = base_scene(rng, bool(seed % 2))
-    scenes = [scene, *(posed(scene, rng) for _ in range(poses - 1))]
-    return np.stack([render(s, style) for s in scenes]), text
-
-
 def base_image(seed: int) -> tuple[Pixels, str]:
-    """An image that the base may see, and its caption."""
-    images, text = base_poses(seed, 1)
-    return images[0], text
-
-
-def vae_image(seed: int) -> tuple[Pixels, str]:
-    """An image of nothing for odd seeds, one that the base may see for even ones."""
-    return (abstract(seed), "") if seed % 2 else base_image(seed // 2)
-
-
-def classifier_image(seed: int) -> tuple[Pixels, Truth]:
-    """An image of one object, and the numbers of its object, style, colour and pattern among `ANSWERS`.
-
-    One object in eight and one style in five are made up ("other"); one image in eight is cut from a scene of several
-    objects, about one of them. Where the style hides the colour or the pattern, that number is -100.
-    """
-    rng = np.random.default_rng((5, seed))
-    kinds = (f"thing-{rng.integers(1 << 30)}",) if rng.random() < 0.125 else tuple(OBJECTS)
-    name = "other" if rng.random() < 0.2 else str(rng.choice(tuple(STYLES)))
-    numbers = (0.0, 0.5, 0.2, 0.3) if rng.random() < 0.125 else (1.0, 0.0, 0.0, 0.0)
-    scene = sample_scene(rng, kinds, ("flat",), numbers)
-    place = int(rng.integers(len(scene.objects)))
-    style = improvise(rng) if name == "other" else STYLES[name]
-    item = scene.objects[place]
-    keeps_colour = style.keeps_colour if isinstance(style, Improvised) else name in KEEP_COLOUR
-    keeps_pattern = style.keeps_pattern if isinstance(style, Improvised) else name in KEEP_PATTERN
-    truth = (
-        (*OBJECTS, item.kind).index(item.kind),
-        (*STYLES, "other").index(name),
-        tuple(COLOURS).index(item.colour) if keeps_colour else -100,
-        PATTERNS.index(item.pattern) if keeps_pattern else -100,
-    )
-    return render(scene, style)[window(len(scene.objects), place)], truth
-
-
-def renderer_hash() -> str:
-    """SHA-256 of what the image of a seed depends on: the sources that render it, the versions of numpy and Pillow."""
-    found = hashlib.sha256(f"numpy {np.__version__} pillow {PIL.__version__}".encode())
-    for name in ("abstract", "captions", "data", "family", "objects", "paint", "scene", "styles"):
-        found.update(Path(__file__).with_name(f"{name}.py").read_bytes())
-    return found.hexdigest()
+    """An image that the base may see, and its caption; odd seeds have a style made up for them."""
+    scene, style, text = base_scene(np.random.default_rng(seed), bool(seed % 2))
+    return render(scene, style), text
 
 
 def as_input(pixels: Pixels) -> Tensor:

@@ -37,7 +37,7 @@ PLACES: Final[dict[int, tuple[tuple[str, int, int], ...]]] = {
 SIZES: Final = {1: 24, 2: 14, 3: 10, 4: 14}
 """For each number of objects: the size of their sprites in pixels."""
 _ROLES: Final = ((0.72, 0.6, 0.45), (0.16, 0.15, 0.2), (0.97, 0.96, 0.93))
-_WALLS: Final = ((0.96, 0.95, 0.92), (0.84, 0.89, 0.95), (0.93, 0.87, 0.78))
+WALLS: Final = ((0.96, 0.95, 0.92), (0.84, 0.89, 0.95), (0.93, 0.87, 0.78))
 _OVERSAMPLED: Final = 8
 _ROWS, _COLUMNS = np.mgrid[0:SIZE, 0:SIZE]
 
@@ -92,18 +92,7 @@ def sample_scene(
     number = int(rng.choice(4, p=numbers)) + 1
     objects = tuple(sample_item(rng, number, i, kinds) for i in range(number))
     setting = "" if rng.random() < 0.75 else str(rng.choice(SETTINGS[1:]))
-    return Scene(objects, str(rng.choice(styles)), setting, int(rng.integers(len(_WALLS))))
-
-
-def posed(scene: Scene, rng: np.random.Generator) -> Scene:
-    """The same objects in the same style and setting, placed, flipped and backed anew: what no caption says."""
-    number = len(scene.objects)
-    fresh = (sample_item(rng, number, k, (item.kind,)) for k, item in enumerate(scene.objects))
-    moved = (
-        replace(item, x=other.x, y=other.y, flipped=other.flipped)
-        for item, other in zip(scene.objects, fresh, strict=True)
-    )
-    return replace(scene, objects=tuple(moved), wall=int(rng.integers(len(_WALLS))))
+    return Scene(objects, str(rng.choice(styles)), setting, int(rng.integers(len(WALLS))))
 
 
 def window(number: int, place: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -198,7 +187,7 @@ def _patterned(pattern: str, size: int) -> NDArray[np.bool_]:
 def paint(scene: Scene) -> Paint:
     """The scene in plain colours, before its style."""
     colours = np.empty((SIZE, SIZE, 3), np.float32)
-    colours[:] = _WALLS[scene.wall]
+    colours[:] = WALLS[scene.wall]
     parts = np.zeros((SIZE, SIZE), np.uint8)
     _setting(scene.setting, colours, parts)
     for number, item in enumerate(scene.objects, 1):

@@ -88,20 +88,16 @@ def dominant(curves: Curves) -> dict[str, list[str]]:
 
 
 def _plot_curves(curves: Curves, path: Path) -> None:
-    import matplotlib
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5), sharey=True)
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2, sharey=True)
     for axis, what in zip(axes, ("object", "style"), strict=True):
         for name, curve in curves.items():
             axis.plot(curve["alpha"], curve[what], marker="o", label=name, lw=2.5 if name.startswith("level") else 1)
         axis.set(title=f"{what} recognised", xlabel="α", ylim=(-0.03, 1.03))
     axes[1].legend(fontsize=8)
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
 def ranks(masks: Mapping[str, Mapping[str, Tensor]], threshold: float) -> dict[str, dict[str, int]]:
@@ -142,13 +138,11 @@ def figure4(cells: Sequence[Cell], out: Path, threshold: float = THRESHOLD) -> P
 
 
 def _plot_ranks(counts: Mapping[tuple[str, str, str], Counter[int]], merges: int, threshold: float, path: Path) -> None:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys(key[:2] for key in counts))
-    figure, axes = pyplot.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False, sharey=True)
+    figure = Figure(figsize=(3.2 * len(panels), 3.4), layout="constrained")
+    axes = figure.subplots(1, len(panels), squeeze=False, sharey=True)
     most = max(max(found) for found in counts.values())
     for axis, (block, role) in zip(axes[0], panels, strict=True):
         for k, side in enumerate(("content", "style")):
@@ -160,6 +154,4 @@ def _plot_ranks(counts: Mapping[tuple[str, str, str], Counter[int]], merges: int
     axes[0][0].set_ylabel("share of modules")
     axes[0][0].legend(fontsize=8)
     figure.suptitle(f"entries above {threshold:g}, {merges} merges", fontsize=9)
-    figure.tight_layout()
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)

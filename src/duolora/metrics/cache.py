@@ -1,9 +1,8 @@
 """Embeddings on disk, by a file's content and an embedder's identity, so that nothing is embedded twice."""
 
-import os
-import secrets
 from collections.abc import Sequence
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from torch import Tensor
 from duolora.metrics.encoder import BATCH, Embedder
 from duolora.model.image_files import read_image
 from duolora.provenance import file_hash
+from duolora.textfiles import write_whole
 
 VERSION = "2"
 """Of what is stored and of how files are read; another one lets go of all that was kept."""
@@ -40,17 +40,10 @@ class Cache:
 
     def put(self, embedder: Embedder, content: str, row: Float[Tensor, " d"]) -> None:
         """Keep an embedding; where the folder cannot be written, nothing is kept and nothing is said."""
-        path = self._path(embedder, content)
-        draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        file = BytesIO()
+        np.save(file, row.numpy(), allow_pickle=False)
         with suppress(OSError):
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                with draft.open("xb") as file:
-                    np.save(file, row.numpy(), allow_pickle=False)
-                os.replace(draft, path)
-            finally:
-                with suppress(OSError):
-                    draft.unlink()
+            write_whole(self._path(embedder, content), file.getvalue())
 
 
 def embed_files(

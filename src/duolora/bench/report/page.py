@@ -1,4 +1,4 @@
-"""`report.html`: finished runs as one file that opens anywhere, offline, with nothing beside it."""
+"""`report.html`: finished runs as one file that opens anywhere, offline, without any other file."""
 
 import base64
 import datetime
@@ -18,7 +18,7 @@ from PIL import Image
 
 from duolora.bench.report.paper_numbers import paper_base, printed
 from duolora.bench.report.plots import Point, bars, colour, curves, scatter
-from duolora.bench.report.ranks import Ranks, mean_ranks, ranks_of, recipe_of
+from duolora.bench.report.ranks import Ranks, mean_ranks, metadata_of, ranks_of
 from duolora.bench.report.runs import Line, Measured, Run, read_runs, undamaged
 from duolora.bench.tables.rows import ALONE, TABLES
 from duolora.errors import FileRefused, InputError
@@ -38,7 +38,7 @@ AXES = (("object", "style", "both"), ("dino", "csd-s", None))
 
 
 def environment(*packages: str) -> Environment:
-    """Templates beside this file, and in other packages; everything that is put into them is escaped."""
+    """Templates of this package, and of others; everything that is put into them is escaped."""
     loaders = [PackageLoader(package, ".") for package in ("duolora.bench.report", *packages)]
     return Environment(
         loader=ChoiceLoader(loaders), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -191,7 +191,7 @@ class _Page:
         return found
 
     def _ranks(self) -> dict[str, Ranks]:
-        """Mean ranks of the rows whose masks were learnt, over all cells of the run."""
+        """Mean ranks of the rows whose masks were trained, over all cells of the run."""
         found: dict[str, list[Ranks]] = {}
         for cell in self.run.cells:
             merged = cell.folder / "merged.safetensors"
@@ -227,11 +227,11 @@ class _Page:
         if cell.result.get("seconds") is not None:
             facts.append(f"{cell.result['seconds']:.1f} s")
         merged = cell.folder / "merged.safetensors"
-        recipe = recipe_of(merged) if merged.exists() else cell.result
+        metadata = metadata_of(merged) if merged.exists() else cell.result
         return {
             "anchor": self._anchor(cell), "row": cell.row, "number": number, "colour": colour(number),
             "strips": _strips(cell), "facts": " · ".join(facts),
-            "files": [{"name": p.name, "link": self._link(p)} for p in cell.files], "recipe": _readable(recipe),
+            "files": [{"name": p.name, "link": self._link(p)} for p in cell.files], "metadata": _readable(metadata),
         }  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
@@ -286,6 +286,6 @@ def _printed(value: float | None) -> str:
     return "" if value is None else f"{value:g}"
 
 
-def _readable(recipe: Mapping[str, Any]) -> str:
-    """A recipe for people: one line for each entry, long lists of numbers on one line."""
-    return json.dumps({k: v for k, v in recipe.items() if k != "content_ranks"}, indent=1, default=str)
+def _readable(metadata: Mapping[str, Any]) -> str:
+    """Metadata for people: one line for each entry, long lists of numbers on one line."""
+    return json.dumps({k: v for k, v in metadata.items() if k != "content_ranks"}, indent=1, default=str)

@@ -1,4 +1,4 @@
-"""The numbers that the paper prints (Tables 1 to 9), to stand beside runs on the paper's own base and metrics only.
+"""The numbers that the paper prints (Tables 1 to 9), to compare with runs on the paper's own base and metrics only.
 
 Rows are named as in `bench.tables`, data sets likewise; what the paper does not print is not here.
 """

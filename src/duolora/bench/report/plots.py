@@ -134,14 +134,14 @@ def spans(numbers: Sequence[int]) -> str:
 
 
 def bars(ranks: Mapping[str, Mapping[str, float]], y: str, name: str) -> str:
-    """Bars by block, content beside style: {"content": {block: rank}, "style": …}."""
+    """Bars by block, content next to style: {"content": {block: rank}, "style": …}."""
     with matplotlib.rc_context(_STYLE):
         blocks = list(dict.fromkeys(block for found in ranks.values() for block in found))
         figure = Figure(figsize=(4.4, 3), layout="constrained")
         axis = figure.add_subplot()
-        for k, (half, found) in enumerate(ranks.items()):
+        for k, (part, found) in enumerate(ranks.items()):
             places = [i + (k - 0.5) * 0.38 for i in range(len(blocks))]
-            axis.bar(places, [found.get(block, 0.0) for block in blocks], 0.36, color=PALETTE[k], label=half)
+            axis.bar(places, [found.get(block, 0.0) for block in blocks], 0.36, color=PALETTE[k], label=part)
         short = [block.replace("_blocks.", " ").replace("_block", "") for block in blocks]
         axis.set_xticks(range(len(blocks)), short)
         axis.set(ylabel=y)

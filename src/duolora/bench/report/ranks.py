@@ -1,4 +1,4 @@
-"""How many directions of each half are left in a merged file, block by block (Figure 4), from its header alone."""
+"""How many directions of each part are left in a merged file, block by block (Figure 4), from its header alone."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -17,13 +17,13 @@ Ranks = dict[str, dict[str, float]]
 _DOWN = re.compile(r"\.(?:lora_A|lora_down)\.weight$")
 
 
-def recipe_of(path: Path) -> dict[str, Any]:
-    """The recipe in a file's header; empty where there is none."""
+def metadata_of(path: Path) -> dict[str, Any]:
+    """The merge's metadata in a file's header; empty where there are none."""
     return json_object(read_header(path)[1], RECIPE, str(path))
 
 
 def ranks_of(path: Path) -> Ranks | None:
-    """Mean rank in each block, {"content": {block: rank}, …}; None for a file that does not part its halves.
+    """Mean rank in each block, {"content": {block: rank}, …}; None for a file that does not part content from style.
 
     A file in diffusers' or kohya's format, as `duolora merge` writes it.
     """
@@ -45,4 +45,4 @@ def mean_ranks(found: Iterable[Mapping[str, Mapping[str, float]]]) -> Ranks:
     """The mean over several files; a block that a file does not have counts as rank 0."""
     files = list(found)
     blocks = list(dict.fromkeys(block for one in files for block in one["content"]))
-    return {half: {b: mean(one[half].get(b, 0.0) for one in files) for b in blocks} for half in ("content", "style")}
+    return {part: {b: mean(one[part].get(b, 0.0) for one in files) for b in blocks} for part in ("content", "style")}

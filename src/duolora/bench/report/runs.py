@@ -138,7 +138,7 @@ def _json(path: Path) -> Any:
     try:
         return read_json(path)
     except FileRefused as error:
-        raise FileRefused(str(error).replace("get it again", "run the benchmark again")) from error
+        raise FileRefused(str(error).replace("download it again", "run the benchmark again")) from error
 
 
 @contextmanager

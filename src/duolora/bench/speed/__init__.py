@@ -1,1 +1,1 @@
-"""How fast merges are, beside a dense reference and beside a bare UNet."""
+"""How fast merges are, compared with a dense reference and with a bare UNet."""

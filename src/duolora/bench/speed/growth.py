@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -11,15 +10,13 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from tqdm import tqdm
 
 from duolora.bench.options import GrowthOptions, Setting
 from duolora.bench.record import facts
 from duolora.bench.speed.random_base import random_lora
 from duolora.bench.speed.scenes import Scene
-from duolora.bench.speed.speed import clock_of, forget_peak, resident, scene_of, wait, way_of
-from duolora.errors import DuoLoRAError
+from duolora.bench.speed.speed import added, apart, clock_of, memory_of, scene_of, wait, way_of
 from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.options import METHODS
 from duolora.textfiles import write_json
@@ -83,28 +80,6 @@ class Point:
         ]
 
 
-def peak(point: Point) -> float:
-    """Peak memory in MB beyond the bare UNet's. Run it in a fresh process."""
-    made = point.scene()
-    cuda = made.base.device.type == "cuda"
-    forget_peak()
-    before = torch.cuda.memory_allocated() if cuda else resident()
-    if cuda:
-        torch.cuda.reset_peak_memory_stats()
-    point.run(made)
-    return float((torch.cuda.max_memory_allocated() if cuda else resident()) - before) / 1e6
-
-
-def _peak_apart(point: Point) -> float:
-    asked = json.dumps({"setting": asdict(point.setting), "axis": point.axis, "size": point.size})
-    child = [sys.executable, "-m", "duolora.bench.speed.growth", asked]
-    done = subprocess.run(child, capture_output=True, text=True, check=False)
-    if done.returncode:
-        why = done.stderr.strip().splitlines()[-1]
-        raise DuoLoRAError(f"the measurement of {point.axis} {point.size} failed: {why}")
-    return float(done.stdout.splitlines()[-1])
-
-
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
     """The exponent p of value ~ size^p, by least squares in logarithms; 0 for anything that is not positive."""
     if min(values) <= 0:
@@ -124,7 +99,9 @@ def growth(options: GrowthOptions, sizes: dict[Axis, tuple[int, ...]] = SIZES) -
         scenes = [point.scene() for point in points]
         turns = [[p.run(made) for p, made in zip(points, scenes, strict=True)] for _ in range(options.repeats)]
         seconds = [statistics.median(column) for column in zip(*turns, strict=True)]
-        megabytes = [_peak_apart(point) for point in points] if options.memory else []
+        megabytes = (
+            [added(apart("duolora.bench.speed.growth", asdict(point))) for point in points] if options.memory else []
+        )
         found[axis] = {"sizes": sizes[axis], "seconds": seconds, "peak_mb": megabytes, "what": WHAT[axis]}
         found[axis] |= {"slope_seconds": slope(sizes[axis], seconds)}
         if options.memory:
@@ -168,4 +145,6 @@ def _line(axes: "Axes", sizes: Sequence[float], values: Sequence[float], marks: 
 
 if __name__ == "__main__":
     _asked = json.loads(sys.argv[1])
-    print(peak(Point(Setting(**_asked["setting"]), _asked["axis"], _asked["size"])))
+    _point = Point(**_asked | {"setting": Setting(**_asked["setting"])})
+    _made = _point.scene()
+    print(json.dumps(memory_of(_made, lambda: _point.run(_made))))

@@ -113,21 +113,29 @@ def timed(made: Scene, methods: dict[str, MergeOptions], how: SpeedOptions) -> d
 
 
 def peak(setting: Setting, method: str, way: Way, steps: int = 2) -> dict[str, float]:
-    """Peak memory in MB beyond the bare UNet's, of this process and of its device. Run it in a fresh process."""
+    """Peak memory of some steps (see `memory_of`). Run it in a fresh process."""
     made = scene_of(setting)
-    cuda = made.base.device.type == "cuda"
     Floor(made, METHODS[method]).warm()
+
+    def work() -> None:
+        with way_of(way, made, METHODS[method]) as (learning, _):
+            for step in range(steps):
+                learning.update(step)
+
+    return memory_of(made, work)
+
+
+def memory_of(made: Scene, work: Callable[[], object]) -> dict[str, float]:
+    """Peak memory in MB beyond the bare UNet's, of this process and of its device, while work is done."""
+    cuda = made.base.device.type == "cuda"
     forget_peak()
     before = resident(), torch.cuda.memory_allocated() if cuda else 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()
-    with way_of(way, made, METHODS[method]) as (learning, _):
-        for step in range(steps):
-            learning.update(step)
+    work()
     device = torch.cuda.max_memory_allocated() - before[1] if cuda else 0
-    return {"bare": before[0] / 1e6, "process": (resident() - before[0]) / 1e6, "device": device / 1e6} | {
-        "device_bare": before[1] / 1e6
-    }
+    found = {"bare": before[0], "process": resident() - before[0], "device": device, "device_bare": before[1]}
+    return {name: value / 1e6 for name, value in found.items()}
 
 
 def forget_peak() -> None:
@@ -144,15 +152,18 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _peak_apart(setting: Setting, method: str, way: Way) -> dict[str, float]:
-    """`peak` in a child process."""
-    asked = json.dumps({"setting": asdict(setting), "method": method, "way": way})
-    child = [sys.executable, "-m", "duolora.bench.speed.speed", asked]
+def apart(module: str, asked: dict[str, Any]) -> dict[str, float]:
+    """What a module of this package prints when it is run with a question, in a process of its own."""
+    child = [sys.executable, "-m", module, json.dumps(asked)]
     done = subprocess.run(child, capture_output=True, text=True, check=False)
     if done.returncode:
-        raise DuoLoRAError(f"the measurement of {method}, {way}, failed: {done.stderr.strip().splitlines()[-1]}")
+        raise DuoLoRAError(f"the measurement of {asked} failed: {done.stderr.strip().splitlines()[-1]}")
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
+
+
+def _peak_apart(setting: Setting, method: str, way: Way) -> dict[str, float]:
+    return apart("duolora.bench.speed.speed", {"setting": asdict(setting), "method": method, "way": way})
 
 
 def folded_bytes(made: Scene, options: MergeOptions) -> int:
@@ -213,7 +224,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     """The rows as a Markdown table."""
     lines = []
     for method, row in rows.items():
-        added = {way: f"{_added(at):.0f}" for way, at in row.get("peak_mb", {}).items()}
+        added = {way: f"{added(at):.0f}" for way, at in row.get("peak_mb", {}).items()}
         dense, seconds = row["dense_to_merge"], row["seconds"]
         cells = [method, f"{seconds['ours']:.3f}", f"{row['to_floor']:.2f}"]
         cells += [f"{seconds['cached']:.3f}", f"{row['cached_to_floor']:.2f}"]
@@ -224,7 +235,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
     return markdown(HEAD, lines)
 
 
-def _added(at: dict[str, float]) -> float:
+def added(at: dict[str, float]) -> float:
     """Peak beyond the bare UNet's: on the device where there is one, else of the process."""
     return at["device"] or at["process"]
 

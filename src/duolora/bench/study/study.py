@@ -71,7 +71,7 @@ class Scored:
     published: str = ""
 
     def table(self) -> str:
-        """The table as Markdown, with the paper's beside it where the base is the paper's."""
+        """The table as Markdown, with the paper's where the base is the paper's."""
         paper = TABLE6 if paper_base(self.published) == "sdxl" else {}
         head = ["", "chosen", "95 % interval"] + (["paper"] if paper else [])
         rows = [

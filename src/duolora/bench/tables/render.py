@@ -114,7 +114,7 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
 
 
 def pooled(results: Sequence[Result]) -> list[Result]:
-    """The results once more as a data set "all", of those rows that are measured on every pair of all data sets."""
+    """The results again, as a data set "all", of those rows that are measured on every pair of all data sets."""
     pairs = {result.pair for result in results}
     measured_on = {row: {r.pair for r in results if r.row == row} for row in {r.row for r in results}}
     return [result._replace(dataset="all") for result in results if measured_on[result.row] == pairs]
@@ -204,15 +204,13 @@ def _plot(title: str, lines: Sequence[dict[str, object]], path: Path) -> None:
     series = next((group for group in SERIES if measured.intersection(group)), ())
     if not series:
         return
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib.figure import Figure
 
     datasets = list(dict.fromkeys(line["dataset"] for line in lines))
     rows = list(dict.fromkeys(str(line["row"]) for line in lines))
     size = (2.5 + 2.4 * len(datasets), 1.5 + 0.27 * len(rows))
-    figure, axes = pyplot.subplots(1, len(datasets), figsize=size, sharey=True, squeeze=False, layout="constrained")
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(1, len(datasets), sharey=True, squeeze=False)
     for axis, dataset in zip(axes[0], datasets, strict=True):
         for k, name in reversed(list(enumerate(series))):
             found = [(rows.index(str(line["row"])), line.get(name)) for line in lines if line["dataset"] == dataset]
@@ -227,4 +225,3 @@ def _plot(title: str, lines: Sequence[dict[str, object]], path: Path) -> None:
     figure.legend(handles[::-1], labels[::-1], ncols=len(handles), loc="outside lower center", frameon=False)
     figure.suptitle(title)
     figure.savefig(path, dpi=130)
-    pyplot.close(figure)

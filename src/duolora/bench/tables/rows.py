@@ -90,13 +90,13 @@ def with_blora(table: Table, content: tuple[str, ...], style: tuple[str, ...]) -
     """The table with other blocks in B-LoRA's rows, for a base on which others play that part (see `figure3`)."""
     known, other = blora_rows(), blora_rows(content, style)
 
-    def moved(row: Row) -> Row:
+    def changed(row: Row) -> Row:
         for old, new in zip(known, other, strict=True):
             if (row.group or row.label) == old.label:
                 return replace(row, changes={**row.changes, **new.changes}, blocks=new.blocks)
         return row
 
-    return replace(table, rows=tuple(map(moved, table.rows)))
+    return replace(table, rows=tuple(map(changed, table.rows)))
 
 
 def read_blocks(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -113,7 +113,7 @@ def read_blocks(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 LAMBDAS = (2.0, 10.0, 100.0)
-"""What λ of Eq. 1 is tried at beside 1: from there on it holds both masks up, and Lemma 1 takes λ → ∞."""
+"""What λ of Eq. 1 is tried at besides 1: from there on it holds both masks up, and Lemma 1 takes λ → ∞."""
 
 _OPEN: tuple[tuple[str, dict[str, object]], ...] = (
     ("as it ships", {}),
@@ -141,12 +141,12 @@ _READINGS = Table(
 
 
 def _oneshot(label: str, **changes: object) -> Row:
-    """One subject changed from the plain fit, in which both teachers weigh the same everywhere."""
+    """One option changed from the plain fit, in which both teachers weigh the same everywhere."""
     return Row(label, "oneshot", {"off_role": 1.0} | changes)
 
 
 _ONESHOT = Table(
-    "One-shot merges: what to calibrate on, beside trained ones",
+    "One-shot merges: what to calibrate on, and trained ones",
     (
         Row("naive", "naive"),
         Row("split by role", "split"),

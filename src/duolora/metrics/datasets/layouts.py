@@ -56,7 +56,7 @@ def parse_prompts_and_classes(text: str, path: Path) -> tuple[dict[str, str], tu
     rows = [line.split(",") for line in sections.get("classes", []) if line.count(",") == 1]
     classes = {name.strip(): kind.strip() for name, kind in rows if name.strip() != "subject_name"}
     if not classes:
-        raise FileRefused(f"{path}: expected lines `subject,class` under `Classes`, found none; get the file again")
+        raise FileRefused(f"{path}: expected lines `subject,class` under `Classes`, found none; download it again")
     prompts = []
     for heading in ("object prompts", "live subject prompts"):
         matches = [_TEMPLATE.match(line) for line in sections.get(heading, [])]
@@ -64,7 +64,7 @@ def parse_prompts_and_classes(text: str, path: Path) -> tuple[dict[str, str], tu
         if len(found) != DREAMBOOTH_PROMPTS or any(SUBJECT not in prompt for prompt in found):
             raise FileRefused(
                 f"{path}: expected {DREAMBOOTH_PROMPTS} {heading} with '{{0}} {{1}}' in them, "
-                f"found {sum(SUBJECT in prompt for prompt in found)}; get the file again"
+                f"found {sum(SUBJECT in prompt for prompt in found)}; download the file again"
             )
         prompts.append(found)
     return classes, prompts[0], prompts[1]
@@ -82,7 +82,7 @@ def styledrop(root: Path) -> Dataset | None:
         isinstance(v, list) and len(v) == 2 and all(isinstance(w, str) for w in v) for v in entries.values()
     )
     if not sound:
-        raise FileRefused(f"{index}: expected {{file: [content words, style words]}}; get the file again")
+        raise FileRefused(f"{index}: expected {{file: [content words, style words]}}; download the file again")
     styles, missing = {}, []
     for file, (words, style) in sorted(entries.items()):
         tried = [_inside(root, f"{folder}{file}", index) for folder in ("data/", "")]
@@ -115,7 +115,7 @@ def customconcept101(root: Path) -> Dataset | None:
         isinstance(e, dict) and all(isinstance(e.get(key), str) for key in wanted) for e in entries
     )
     if not sound:
-        raise FileRefused(f"{index}: expected a list of objects with {', '.join(wanted)}; get the file again")
+        raise FileRefused(f"{index}: expected a list of objects with {', '.join(wanted)}; download the file again")
     contents, missing = {}, []
     for entry in entries:
         folder, prompts = (_inside(home, entry[key], index) for key in ("instance_data_dir", "prompt_filename"))
@@ -190,11 +190,11 @@ def _text(path: Path) -> str:
     try:
         return read_text(path)
     except FileNotFoundError as error:
-        raise FileRefused(f"{path}: expected a text file in UTF-8 ({reason(error)}); get it again") from error
+        raise FileRefused(f"{path}: expected a text file in UTF-8 ({reason(error)}); download it again") from error
 
 
 def _json(path: Path) -> Any:
     try:
         return json.loads(_text(path))
     except ValueError as error:
-        raise FileRefused(f"{path}: not readable as JSON ({reason(error)}); get it again") from error
+        raise FileRefused(f"{path}: not valid JSON ({reason(error)}); download it again") from error

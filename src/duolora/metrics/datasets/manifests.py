@@ -1,7 +1,6 @@
 """Which pairs, prompts and seeds a table is made of: small JSON files that are kept under version control."""
 
 import json
-import os
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -10,7 +9,7 @@ from typing import Any
 
 from duolora.errors import FileRefused, InputError, reason
 from duolora.metrics.datasets.dataset import STYLE, SUBJECT, Dataset
-from duolora.textfiles import read_json
+from duolora.textfiles import read_json, write_whole
 
 VERSION = 1
 PROMPT = f"a {SUBJECT} in {STYLE}"
@@ -75,10 +74,7 @@ def write_manifest(path: Path, manifest: Manifest) -> None:
     pairs = ",\n".join(f"  {json.dumps([p.content, p.style], ensure_ascii=False)}" for p in manifest.pairs)
     facts["pairs"] = "PAIRS"
     text = json.dumps(facts, indent=1, ensure_ascii=False).replace('"PAIRS"', f"[\n{pairs}\n ]")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(path.name + ".part")
-    draft.write_text(text + "\n", "utf-8")
-    os.replace(draft, path)
+    write_whole(path, text + "\n")
 
 
 def check_prompts(path: Path, prompts: Sequence[str]) -> None:
