@@ -11,6 +11,8 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -155,6 +157,26 @@ def tiny_flux(folder: Path) -> FluxPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=parts.vae,
         text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, text_encoder_2=T5EncoderModel(t5).eval(),
         tokenizer_2=parts.tokenizer_2, transformer=transformer.eval().requires_grad_(False),
+    )  # fmt: skip
+
+
+def tiny_sd3(folder: Path) -> StableDiffusion3Pipeline:
+    """A pipeline with Stable Diffusion 3.5's parts; its tokenizers are written into `folder`."""
+    parts = tiny_pipeline(folder)
+    torch.manual_seed(0)
+    t5 = T5Config(vocab_size=len(parts.tokenizer_2), d_model=64, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformer = SD3Transformer2DModel(
+        sample_size=8, patch_size=2, in_channels=4, out_channels=4, num_layers=2, attention_head_dim=8,
+        num_attention_heads=2, joint_attention_dim=64, caption_projection_dim=16,
+        pooled_projection_dim=sum(TEXT_WIDTHS), pos_embed_max_size=8, dual_attention_layers=(0,), qk_norm="rms_norm",
+    )  # fmt: skip
+    parts.vae.register_to_config(shift_factor=0.1)
+    first = CLIPTextModelWithProjection(parts.text_encoder.config)
+    return StableDiffusion3Pipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=parts.vae, text_encoder=first.eval(),
+        tokenizer=parts.tokenizer, text_encoder_2=parts.text_encoder_2, tokenizer_2=parts.tokenizer_2,
+        text_encoder_3=T5EncoderModel(t5).eval(), tokenizer_3=parts.tokenizer_2,
+        transformer=transformer.eval().requires_grad_(False),
     )  # fmt: skip
 
 

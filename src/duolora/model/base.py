@@ -15,6 +15,7 @@ from diffusers import (
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
+    SD3Transformer2DModel,
     UNet2DConditionModel,
 )
 from jaxtyping import Float, Int
@@ -41,7 +42,7 @@ from duolora.model.kinds import kind_of
 from duolora.model.prompts import chunks, tell_unread
 from duolora.provenance import weights_hash
 
-Network: TypeAlias = UNet2DConditionModel | FluxTransformer2DModel
+Network: TypeAlias = UNet2DConditionModel | FluxTransformer2DModel | SD3Transformer2DModel
 PIXELS_AT_ONCE = 1024 * 1024
 
 
@@ -122,7 +123,7 @@ class Base:
 
     @property
     def text_encoders(self) -> list[nn.Module]:
-        """One of Stable Diffusion's, two of SDXL's."""
+        """One of Stable Diffusion's, two of SDXL's, three of Stable Diffusion 3's."""
         return text_encoders(self.parts)
 
     def described(self) -> str:
@@ -274,8 +275,9 @@ def place_of(base: "str | Path | BaseChoice | Base | None") -> Path | None:
 
 
 def text_encoders(parts: Pipeline) -> list[nn.Module]:
-    """The text encoders of a pipeline that has one or two."""
-    return [encoder for name in TEXT_ENCODERS if (encoder := getattr(parts, name, None)) is not None]
+    """The text encoders of a pipeline that has up to three."""
+    names = (*TEXT_ENCODERS, "text_encoder_3")
+    return [encoder for name in names if (encoder := getattr(parts, name, None)) is not None]
 
 
 def lora_shapes(parts: Pipeline) -> dict[str, tuple[int, int]]:

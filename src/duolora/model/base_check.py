@@ -16,7 +16,7 @@ LONGEST = 256
 """Of any list in a config, and of layers in a network."""
 WIDEST = 1024
 """Latents a side; SDXL's are 128."""
-TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
 TOKENS = 77
 """What CLIP's text encoders take, where a config does not say."""
 T5 = 512

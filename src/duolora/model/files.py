@@ -12,11 +12,16 @@ from typing import Any, TypeAlias
 import diffusers
 import torch
 import transformers
-from diffusers import DiffusionPipeline, FluxPipeline, StableDiffusionPipeline, StableDiffusionXLPipeline
+from diffusers import (
+    DiffusionPipeline,
+    FluxPipeline,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
 from safetensors import SafetensorError, safe_open
 
 from duolora.errors import FileRefused, InputError
-from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import PICKLES, base_place, check_base
@@ -28,7 +33,7 @@ from duolora.model.unets import SDXL as SDXL_KIND
 from duolora.provenance import file_hash, sampled_hash
 from duolora.textfiles import read_json
 
-Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusionPipeline | FluxPipeline
+Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusionPipeline | FluxPipeline | StableDiffusion3Pipeline
 UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
 """Parts of Stable Diffusion's folders that nothing here has a use for."""
 NUMBERS = ("hidden_size", "projection_dim", "addition_time_embed_dim", "d_model", "latent_channels", "scaling_factor")
@@ -49,7 +54,7 @@ CHECKPOINT_KEYS = (
     "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
     "conditioner.embedders.1.model.positional_embedding",
 )
-BASES = "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5, FLUX.1, one of their fine-tunes, or `atelier`"
+BASES = "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5 and 3, FLUX.1, one of their fine-tunes, or `atelier`"
 
 
 def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipeline:
@@ -136,7 +141,7 @@ def check_folder(folder: Path) -> Kind:
     others = [name for name in parts if name not in TOKENIZERS]
     check_configs({file: _json(file) for name in others for file in sorted((folder / name).glob("*config.json"))})
     _check_configs(folder, kind, configs)
-    check_tokenizers(folder, {name: config for name, config in configs.items() if name in TEXT_ENCODERS})
+    check_tokenizers(folder, {name: config for name, config in configs.items() if name.startswith("text_encoder")})
     schedule = _json(folder / "scheduler" / "scheduler_config.json")
     found = schedule.get("_class_name")
     if kind.flow and not str(found).startswith("FlowMatch"):
@@ -196,7 +201,7 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
         parts = kind.pipeline.from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **without
         )
-        stored = {name: _stored_keys(folder / name) for name in kind.networks if name in TEXT_ENCODERS}
+        stored = {name: _stored_keys(folder / name) for name in kind.networks if name.startswith("text_encoder")}
     return _complete(folder, parts, stored)
 
 

@@ -6,9 +6,10 @@ from torch import nn
 
 from duolora.model.flux import FLUX
 from duolora.model.kind import Kind
+from duolora.model.sd3 import SD3
 from duolora.model.unets import SD15, SDXL
 
-KINDS: dict[str, Kind] = {kind.pipeline.__name__: kind for kind in (SDXL, SD15, FLUX)}
+KINDS: dict[str, Kind] = {kind.pipeline.__name__: kind for kind in (SDXL, SD15, FLUX, SD3)}
 
 
 def kind_of(parts: Any) -> Kind:

@@ -55,8 +55,9 @@ def _packed(parts: Any, prompt: str) -> tuple[list[list[str]], list[str]]:
 def _tokenizers(parts: Any) -> list[Any]:
     """Those that there are: Stable Diffusion has one, a base for timing none."""
     second = getattr(parts, "tokenizer_2", None)
-    first = None if hasattr(parts, "transformer") else parts.tokenizer  # FLUX's CLIP reads for one vector only
-    return [each for each in (first, second) if each is not None]
+    if hasattr(parts, "transformer"):  # where T5 reads all, and CLIP is not read on in chunks
+        return [getattr(parts, "tokenizer_3", None) or second]
+    return [each for each in (parts.tokenizer, second) if each is not None]
 
 
 def _tokens(tokenizer: Any, word: str) -> list[int]:
