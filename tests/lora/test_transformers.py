@@ -24,6 +24,7 @@ from duolora.api.merge import merge, options_of
 from duolora.errors import BaseMismatch, FileRefused, InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import FAMILIES, UNETS, fitting
+from duolora.lora.parts import CONTENT_RANKS, halves
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.verify import relative_error
@@ -178,6 +179,25 @@ def test_spellings_of_flux_say_the_same():
         tensors = {down: q.down, up: q.up, f"{stem.strip()}.alpha": torch.tensor(1.0)}
         found = adapter_from(tensors, {}, stem)
         check_same({n: m.delta() for n, m in found.modules.items()}, {module: q})
+
+
+def test_parts_of_a_merge_stay_known_where_diffusers_keeps_their_order(tmp_path):
+    """It takes kohya's FLUX apart as it was, and gives q, k and v of Z-Image all directions of the three."""
+    flux = {f"single_transformer_blocks.0.attn.to_{x}": lora(H, H, 3, seed) for seed, x in enumerate("qk")}
+    z = {f"layers.0.attention.to_{x}": lora(16, 16, 3, seed) for seed, x in enumerate("qk")}
+    for name, modules in {"flux": flux, "z": z}.items():
+        path = tmp_path / f"{name}.safetensors"
+        write_adapter(path, Adapter(modules, {CONTENT_RANKS: [1, 2]}), torch.float32, "kohya")
+        back = read_adapter(path)
+        assert {x.rank for x in back.modules.values()} == {3}
+        if name == "flux":
+            content, _ = halves(back, path)
+            first = flux["single_transformer_blocks.0.attn.to_k"]
+            expected = LowRank(first.up[:, :1], first.down[:1], first.scale)
+            assert relative_error(expected, content.modules["single_transformer_blocks.0.attn.to_k"]) < 1e-6
+        else:
+            with pytest.raises(FileRefused, match="expected a merge whose header says which directions"):
+                halves(back, path)
 
 
 def test_xlabs_files_are_read():
@@ -357,7 +377,9 @@ def test_families_that_names_do_not_tell_apart_are_all_named(tmp_path):
     assert adapter_from(pair("transformer.transformer_blocks.0.attn.to_q", q[next(iter(q))]), said, "x").families == (
         "Qwen-Image",
     )
-    with pytest.warns(Notice, match=r"written in diffusers' names, which ComfyUI reads, too; of FLUX\.1 or"):
+    with pytest.warns(
+        Notice, match=r"written in diffusers' names, since kohya's are not certain for a LoRA of FLUX\.1 or"
+    ):
         assert write_adapter(tmp_path / "x.safetensors", adapter).format == "diffusers"
 
 

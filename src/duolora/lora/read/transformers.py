@@ -130,12 +130,20 @@ def _converted(given: Factors, family: str) -> Factors | None:
         spelled = {key: value for stem, factors in given.items() for key, value in _spelled(stem, factors, family)}
         found = getattr(lora_pipeline, FAMILIES[family].loader).lora_state_dict(spelled)
         back = _with_strength({key: value for key, value in found.items() if not key.endswith(".alpha")}, family)
-        named = {_plain(stem): factors for stem, factors in back.items() if factors["up"].any()}
+        named = {_plain(stem): _kept(factors) for stem, factors in back.items() if factors["up"].any()}
         return named if named and _fits(named) else None
     except Exception:  # whatever a converter raises, it says that it knows other names
         return None
     finally:
         logging.set_verbosity(before)
+
+
+def _kept(factors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Without directions that another part of a layer of q, k and v has alone, if most are such."""
+    kept = factors["up"].flatten(1).any(0)
+    if 2 * int(kept.sum()) > len(kept):
+        return dict(factors)
+    return {"up": factors["up"][:, kept], "down": factors["down"][kept]}
 
 
 def _spelled(stem: str, factors: Mapping[str, Tensor], family: str) -> list[tuple[str, Tensor]]:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from duolora.errors import DuoLoRAError, Notice
 from duolora.lora.adapter import Adapter
+from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
 from duolora.lora.verify import TOLERANCE, Proof, identical, proof
@@ -19,6 +20,7 @@ from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
 from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
 from duolora.lora.write.kohya import has_kohya_names, kohya_metadata, kohya_tensors
 from duolora.lora.write.layout import laid_out
+from duolora.lora.write.stems import REORDERED
 from duolora.lora.write.uniform import uniform
 from duolora.options import DEFAULT_FORMAT, Format
 from duolora.provenance import tensors_hash
@@ -77,7 +79,7 @@ def staged_adapter(
     if format == "kohya" and not has_kohya_names(adapter):
         what = " or ".join(adapter.families)
         warnings.warn(
-            f"{path}: written in diffusers' names, which ComfyUI reads, too; of {what} they are certain",
+            f"{path}: written in diffusers' names, since kohya's are not certain for a LoRA of {what}",
             Notice,
             stacklevel=2,
         )
@@ -90,7 +92,10 @@ def staged_adapter(
     expected = proof(adapter, meant, dtype, path)
     written = tensors_hash(tensors)
     said = said_of(dtype, expected.error, expected.error, written)
-    metadata |= adapter.notes | {RECIPE: header_json(adapter.recipe), PROOF: header_json(said)}
+    recipe = adapter.recipe
+    if format == "kohya" and adapter.families[0] in REORDERED:
+        recipe = {key: value for key, value in recipe.items() if key != CONTENT_RANKS}
+    metadata |= adapter.notes | {RECIPE: header_json(recipe), PROOF: header_json(said)}
     draft = stage(path, laid_out(tensors, metadata))
     size = draft.stat().st_size
     back = read_adapter(draft, as_stored=True)

@@ -58,6 +58,8 @@ _NAMES: dict[str, dict[str, dict[str, str]]] = {
 
 What is in none has its own path with _ for dots.
 """
+REORDERED = ("Z-Image",)
+"""Families of which diffusers gives q, k and v all directions of the layer that they were; which are whose is lost."""
 _SWAPPED = "final_layer_adaLN_modulation_1"
 """Shift and scale have changed places in diffusers."""
 
