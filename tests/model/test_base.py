@@ -144,7 +144,7 @@ def test_a_folder_of_pickles_is_refused(copied):
         ("unet/config.json", {"addition_embed_type": None}, "addition_embed_type 'text_time'.*found None"),
         ("unet/config.json", {"in_channels": 9}, "in_channels 4.*found 9"),
         ("unet/config.json", {"cross_attention_dim": 32}, "cross_attention_dim 56.*found 32"),
-        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "expected .* found StableDiffusion3"),
+        ("model_index.json", {"_class_name": "PixArtSigmaPipeline"}, "expected a pipeline of .*found PixArtSigma"),
         ("model_index.json", {"unet": ["my_code", "UNet"]}, "unet would run code from 'my_code'"),
         ("scheduler/scheduler_config.json", None, "expected a scheduler with betas.*found EDMEulerScheduler"),
     ],
