@@ -42,7 +42,7 @@ def weights_hash(*networks: nn.Module) -> str:
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of all tensors of a file, with their names, types and shapes, in hexadecimal."""
-    return _hash(sorted(tensors.items()))
+    return _hash((name, tensors[name]) for name in sorted(tensors))
 
 
 def _hash(named: Iterable[tuple[str, Tensor]]) -> str:

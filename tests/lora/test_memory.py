@@ -9,7 +9,11 @@ from safetensors.torch import load
 
 from duolora.api import compose as verb
 from duolora.lora.adapter import Adapter
-from duolora.lora.read.file import DTYPES, read_adapter, read_tensors
+from duolora.lora.on_demand import OnDemand, in_float32, mapped, outlines, renamed
+from duolora.lora.read.file import read_adapter
+from duolora.lora.read.stored import DTYPES, read_tensors
+from duolora.lora.write import file as writer
+from duolora.lora.write.diffusers_check import error_in_diffusers
 from duolora.lora.write.file import write_adapter
 from duolora.lora.write.layout import laid_out
 from duolora.paper.lowrank import LowRank
@@ -36,35 +40,59 @@ def test_a_file_is_laid_out_without_a_copy_and_safetensors_reads_it(tmp_path):
 def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path, monkeypatch):
     """Mapped memory would end the whole process."""
     from duolora.errors import FileRefused
-    from duolora.lora.read import file
+    from duolora.lora.read import file, stored
 
     path = tmp_path / "a.safetensors"
     write_adapter(path, Adapter({MODULE: LowRank(torch.ones(8, 2), torch.ones(2, 8))}))
-    header = file.read_header(path)
+    header = stored.read_header(path)
     path.write_bytes(path.read_bytes()[:-8])
-    monkeypatch.setattr(file, "read_header", lambda _: header)
+    for module in (file, stored):
+        monkeypatch.setattr(module, "read_header", lambda _: header)
     with pytest.raises(FileRefused, match="it has become shorter"):
         read_adapter(path)
 
 
-def test_sources_are_let_go_before_their_sum_is_written(tmp_path, monkeypatch):
-    held, counts = [], []
-    for name in "ab":
-        write_adapter(tmp_path / f"{name}.safetensors", Adapter({MODULE: LowRank(torch.ones(8, 2), torch.ones(2, 8))}))
+def test_a_sum_is_written_module_by_module(tmp_path, monkeypatch):
+    """No more than one module of the sources is in memory at once, and none of the file's while diffusers loads it."""
+    alive, most = weakref.WeakSet(), []
+    for name in "abc":
+        write_adapter(tmp_path / f"{name}.safetensors", Adapter(several(5)), format="diffusers")
+    init = LowRank.__post_init__
 
-    def read(path, **given):
-        found = read_adapter(path, **given)
-        assert found.modules[MODULE].up.dtype == torch.float16, "as stored, and made wide module by module"
-        held.append(weakref.ref(found))
-        return found
+    def counted(self):
+        init(self)
+        if self.up.device.type != "meta":
+            alive.add(self)
+            most.append(len(alive))
 
-    def write(*given):
+    def error(path, meant, dtype):
         gc.collect()
-        counts.append(sum(each() is not None for each in held))
-        return write_adapter(*given)
+        assert not alive
+        return error_in_diffusers(path, meant, dtype)
 
-    monkeypatch.setattr(verb, "read_adapter", read)
-    monkeypatch.setattr(verb, "write_adapter", write)
-    verb.compose([tmp_path / "a.safetensors", tmp_path / "b.safetensors"], tmp_path / "c.safetensors", [1.0, 1.0])
-    assert counts == [0] and len(held) == 2
-    assert torch.allclose(read_adapter(tmp_path / "c.safetensors").modules[MODULE].delta(), torch.full((8, 8), 4.0))
+    monkeypatch.setattr(LowRank, "__post_init__", counted)
+    monkeypatch.setattr(writer, "error_in_diffusers", error)
+    out = tmp_path / "all.safetensors"
+    verb.compose([tmp_path / f"{name}.safetensors" for name in "abc"], out, [1.0, 1.0, 1.0])
+    assert 5 <= max(most) <= 5 + 3 * 3, "the five that diffusers loads; of one, three sources thrice"
+    assert torch.allclose(read_adapter(out).modules[MODULE].delta(), torch.full((8, 8), 6.0))
+
+
+def several(count: int) -> dict[str, LowRank]:
+    """Modules of ones."""
+    names = [MODULE, *(MODULE.replace("attn1.to_q", f"attn2.to_{side}") for side in ("q", "k", "v", "out.0"))]
+    return {name: LowRank(torch.ones(8, 2), torch.ones(2, 8)) for name in names[:count]}
+
+
+def test_modules_on_demand_are_those_of_the_file(tmp_path):
+    write_adapter(tmp_path / "a.safetensors", Adapter(several(5)), format="diffusers")
+    eager, lazy = (read_adapter(tmp_path / "a.safetensors", as_stored=stored).modules for stored in (False, True))
+    assert isinstance(lazy, OnDemand) and list(lazy) == list(eager) and len(lazy) == 5
+    assert all(lora.up.device.type == "meta" for lora in outlines(lazy).values())
+    for name, lora in mapped(renamed(lazy, {f"new {name}": name for name in lazy}), in_float32).items():
+        same = eager[name.removeprefix("new ")]
+        assert (lora.scale, lora.kernel) == (same.scale, same.kernel)
+        assert torch.equal(lora.up, same.up) and torch.equal(lora.down, same.down)
+    assert lazy[MODULE].up.dtype == torch.float16 and lazy[MODULE] is not lazy[MODULE]
+    with pytest.raises(KeyError):
+        lazy["nothing"]

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -10,6 +10,7 @@ from typing import get_args
 from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import common
+from duolora.lora.on_demand import OnDemand, in_float32, outlines
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Proof
@@ -77,7 +78,6 @@ def compose(
     }  # fmt: skip
     left_out = left_out_of(adapters, recipe)
     whole = composed(adapters, chosen, recipe)
-    del adapters  # before the file is written
     proof = write_adapter(target, whole, dtype_of(dtype), kind)
     return Composed(target, proof, left_out)
 
@@ -97,21 +97,24 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict
         BaseMismatch: two adapters are for different families.
         InputError: they have one module in different shapes.
     """
-    found: dict[str, list[LowRank]] = {}
-    for adapter, weight in zip(adapters, weights, strict=True):
-        for name, lora in adapter.modules.items():
-            first = found.setdefault(name, [])
-            if first and (first[0].d_out, first[0].d_in, first[0].kernel) != (lora.d_out, lora.d_in, lora.kernel):
-                shapes = f"{(first[0].d_out, first[0].d_in)} and {(lora.d_out, lora.d_in)}"
+    found: dict[str, LowRank] = {}
+    for adapter in adapters:
+        for name, lora in outlines(adapter.modules).items():
+            first = found.setdefault(name, lora)
+            if (first.d_out, first.d_in, first.kernel) != (lora.d_out, lora.d_in, lora.kernel):
+                shapes = f"{(first.d_out, first.d_in)} and {(lora.d_out, lora.d_in)}"
                 raise InputError(f"{name}: expected one shape in all files, found {shapes}; they are for other bases")
-            first.append(replace(lora, scale=weight * lora.scale))
-    modules = {name: concatenate([_wide(lora) for lora in loras]) for name, loras in found.items()}
+    sources = [(adapter.modules, weight) for adapter, weight in zip(adapters, weights, strict=True)]
+    sketched = [(outlines(modules), weight) for modules, weight in sources]
+    modules = OnDemand({name: _sum(sketched, name) for name in found}, lambda name: _sum(sources, name))
     families = common((f"LoRA {k}", adapter.families) for k, adapter in enumerate(adapters, 1))
     return Adapter(modules, recipe, notes=_notes(adapters), families=families)
 
 
-def _wide(lora: LowRank) -> LowRank:
-    return replace(lora, up=lora.up.float(), down=lora.down.float())
+def _sum(sources: Sequence[tuple[Mapping[str, LowRank], float]], name: str) -> LowRank:
+    """One module's weighted sum, in float32."""
+    loras = [(in_float32(modules[name]), weight) for modules, weight in sources if name in modules]
+    return concatenate([replace(lora, scale=weight * lora.scale) for lora, weight in loras])
 
 
 def _notes(adapters: Sequence[Adapter]) -> dict[str, str]:

@@ -1,13 +1,14 @@
 """A LoRA file in another program's format, at another strength or size; or a merge rebuilt from its masks."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
 
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.compress import Lost, lost, pruned, squeezed
+from duolora.lora.on_demand import in_float32, mapped
 from duolora.lora.parts import weighed
 from duolora.lora.read.file import read_adapter
 from duolora.lora.verify import Proof
@@ -87,7 +88,8 @@ def _read(
         return rebuilt(read_masks(path), *sources, content_weight, style_weight)
     if content is not None or style is not None:
         raise InputError(f"{path}: expected masks, since --content or --style is given, found a LoRA; leave them away")
-    adapter = read_adapter(path)
+    adapter = read_adapter(path, as_stored=True)
+    adapter = replace(adapter, modules=mapped(adapter.modules, in_float32))
     if (content_weight, style_weight) == (1.0, 1.0):
         return adapter
     return weighed(adapter, content_weight, style_weight, path)

@@ -1,5 +1,6 @@
 """A LoRA for a whole network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from duolora.lora.families import FAMILIES, Family, fitting
@@ -10,7 +11,7 @@ from duolora.paper.lowrank import LowRank
 class Adapter:
     """The low-rank updates of a pipeline's modules, and where they came from."""
 
-    modules: dict[str, LowRank]
+    modules: Mapping[str, LowRank]
     """By their paths in the UNet or transformer; a text encoder's begin with `text_encoder.` or `text_encoder_2.`"""
     recipe: dict[str, object] = field(default_factory=dict)
     """What the file says of its making; only what JSON can hold."""

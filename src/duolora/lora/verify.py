@@ -7,6 +7,7 @@ from torch import Tensor
 
 from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
+from duolora.lora.on_demand import outlines
 from duolora.paper.lowrank import LowRank
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 5e-3}
@@ -50,7 +51,7 @@ def proof(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size
             f"{path}: {worst} would be off by {errors[worst]:.2g} of its strength "
             f"(at most {TOLERANCE[dtype]} is accepted); nothing was written; write it in float32"
         )
-    ranks = [lora.rank for lora in found.modules.values()]
+    ranks = [lora.rank for lora in outlines(found.modules).values()]
     return Proof(errors[worst], len(ranks), (min(ranks), max(ranks)), size)
 
 
@@ -58,7 +59,7 @@ def identical(one: Adapter, other: Adapter) -> bool:
     """Whether two adapters hold the very same numbers, so that what is proved of one is proved of the other."""
     if set(one.modules) != set(other.modules):
         return False
-    pairs = [(lora, other.modules[name]) for name, lora in one.modules.items()]
+    pairs = ((lora, other.modules[name]) for name, lora in one.modules.items())
     return all(
         (a.scale, a.kernel) == (b.scale, b.kernel) and torch.equal(a.up, b.up) and torch.equal(a.down, b.down)
         for a, b in pairs

@@ -4,45 +4,25 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import torch
-from torch import Tensor
-
-from duolora.errors import BaseMismatch, FileRefused, reason
+from duolora.errors import BaseMismatch, FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, read_header, weights_of
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
+from duolora.lora.read.stored import StoredTensors
 from duolora.lora.read.unsupported import refuse_foreign
 from duolora.provenance import file_hash
 from duolora.textfiles import read_json
 
-DTYPES = {
-    "F64": torch.float64,
-    "I64": torch.int64,
-    "U64": torch.uint64,
-    "F32": torch.float32,
-    "I32": torch.int32,
-    "U32": torch.uint32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I16": torch.int16,
-    "U16": torch.uint16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-"""As safetensors names them; all that `read_header` lets through."""
 PEFT_PREFIX = "base_model.model."
 
 
 def read_adapter(path: Path, as_stored: bool = False) -> Adapter:
     """The adapter in a .safetensors file (diffusers', kohya's or ComfyUI's names) or a PEFT folder.
 
-    Factors are float32 or, to be combined module by module, as they are stored.
+    Factors are float32 and in memory or, `as_stored`, read on demand, module by module.
 
     Nothing of the tensors is read before the header has shown that they can be a LoRA.
 
@@ -57,40 +37,8 @@ def read_adapter(path: Path, as_stored: bool = False) -> Adapter:
         metadata = {ADAPTER_METADATA: peft_metadata(config), **metadata}
     prefix = PEFT_PREFIX if of_peft else ""
     refuse_foreign([key.removeprefix(prefix) for key in entries], metadata, str(path))
-    tensors = {key.removeprefix(prefix): value for key, value in read_tensors(weights).items()}
-    return adapter_from(tensors, metadata, str(path), as_stored)
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file; read, and never mapped, since a file that somebody shortens meanwhile kills who maps it.
-
-    Raises:
-        FileRefused: it is not whole, or a value is not finite.
-    """
-    entries, _ = read_header(path)
-    try:
-        with path.open("rb") as file:
-            start = 8 + int.from_bytes(file.read(8), "little")
-            tensors = {key: _tensor(file, start, entry) for key, entry in entries.items()}
-    except (OSError, ValueError) as error:
-        raise FileRefused(
-            f"{path}: expected a whole .safetensors file, but it cannot be read ({reason(error)}); get it again"
-        ) from error
-    for key, value in tensors.items():
-        if value.is_floating_point() and not torch.isfinite(value.float()).all():
-            raise FileRefused(f"{path}: {key} holds NaN or infinite values; expected finite ones; get a sound copy")
-    return tensors
-
-
-def _tensor(file: BinaryIO, start: int, entry: Mapping[str, Any]) -> Tensor:
-    """One tensor, by its entry in the header, of a file whose data begin at `start`."""
-    begin, end = entry["data_offsets"]
-    data = bytearray(end - begin)
-    file.seek(start + begin)
-    if file.readinto(data) != len(data):  # type: ignore[attr-defined]
-        raise ValueError("it has become shorter")
-    kind = DTYPES[entry["dtype"]]
-    return (torch.frombuffer(data, dtype=kind) if data else torch.empty(0, dtype=kind)).reshape(entry["shape"])
+    tensors = StoredTensors(weights, prefix)
+    return adapter_from(tensors if as_stored else dict(tensors), metadata, str(path), as_stored)
 
 
 def peft_metadata(config: Path) -> str:

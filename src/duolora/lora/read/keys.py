@@ -23,10 +23,12 @@ from torch import Tensor
 from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import fitting, narrowed
+from duolora.lora.on_demand import OnDemand
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.notes import notes_of
 from duolora.lora.read.peft_config import ADAPTER_METADATA, NETWORK, PeftConfig, json_object, peft_configs
 from duolora.lora.read.spelling import module_of, stem_and_side
+from duolora.lora.read.stored import outline
 from duolora.lora.read.transformers import of_transformer, transformer_factors
 from duolora.lora.read.unsupported import refuse_foreign
 from duolora.paper.lowrank import LowRank
@@ -41,13 +43,17 @@ class _Parts:
     """What a file says about one module."""
 
     factors: dict[str, Tensor] = field(default_factory=dict)
+    """Without values, on the meta device, where `keys` say which tensors of the file have them."""
     alpha: float | None = None
+    keys: dict[str, str] = field(default_factory=dict)
 
 
 def adapter_from(
     tensors: Mapping[str, Tensor], metadata: Mapping[str, str], file: str, as_stored: bool = False
 ) -> Adapter:
-    """The adapter that the tensors and the header of a file spell out; factors in float32, or as they are stored.
+    """The adapter that the tensors and the header of a file spell out.
+
+    Factors are in float32 or, `as_stored`, on demand: taken from `tensors` whenever a module is asked for.
 
     Raises:
         FileRefused: it is not a plain LoRA for a network that diffusers has, or its keys do not make whole LoRAs.
@@ -56,11 +62,13 @@ def adapter_from(
     configs = peft_configs(metadata, file)
     parts, left_out, families = (_of_transformer if of_transformer(tensors, file) else _parts)(tensors, file)
     _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], configs, file)
-    if not as_stored:
-        for part in parts.values():
-            part.factors = {side: value.float() for side, value in part.factors.items()}
     families = families or narrowed(fitting({name: _shape(part) for name, part in parts.items()}), metadata)
-    modules = {name: _lora(name, part, configs, file, families) for name, part in sorted(parts.items())}
+    outlines = {name: _lora(name, part, configs, file, families) for name, part in sorted(parts.items())}
+
+    def made(name: str) -> LowRank:
+        return _lora(name, _with_values(parts[name], tensors, as_stored), configs, file, families)
+
+    modules = OnDemand(outlines, made) if as_stored else {name: made(name) for name in outlines}
     if not modules:
         raise FileRefused(
             f"{file}: expected LoRAs of modules, found {len(left_out)} other parts only; give a LoRA file"
@@ -80,7 +88,7 @@ def _parts(tensors: Mapping[str, Tensor], file: str) -> _Read:
     """What a UNet's LoRA says."""
     parts: dict[str, _Parts] = defaultdict(_Parts)
     left_out = set()
-    for key, value in sorted(tensors.items()):
+    for key in sorted(tensors):
         if key.startswith("bundle_emb."):
             left_out.add(".".join(key.split(".")[:2]))
             continue
@@ -97,10 +105,17 @@ def _parts(tensors: Mapping[str, Tensor], file: str) -> _Read:
         if side in part.factors or (side == "alpha" and part.alpha is not None):
             raise FileRefused(f"{file}: {key} is there a second time under another spelling; remove one of the two")
         if side == "alpha":
-            part.alpha = _number(value, key, file)
+            part.alpha = _number(tensors[key], key, file)
         else:
-            part.factors[side] = _checked(value, key, file)
+            part.factors[side] = _checked(outline(tensors, key), key, file)
+            part.keys[side] = key
     return parts, sorted(left_out), ()
+
+
+def _with_values(part: _Parts, tensors: Mapping[str, Tensor], as_stored: bool) -> _Parts:
+    """The part with the values of its factors, as they are stored or in float32."""
+    factors = {side: tensors[key] for side, key in part.keys.items()} if part.keys else part.factors
+    return _Parts(factors if as_stored else {side: value.float() for side, value in factors.items()}, part.alpha)
 
 
 def _of_transformer(tensors: Mapping[str, Tensor], file: str) -> _Read:

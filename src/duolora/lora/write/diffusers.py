@@ -13,6 +13,7 @@ from torch import Tensor
 
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import TEXT_ENCODERS
+from duolora.lora.on_demand import outlines
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.paper.lowrank import LowRank
 
@@ -56,7 +57,7 @@ def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
     """The header that goes with `diffusers_tensors`: arguments of LoraConfig for the network and each text encoder."""
     components: dict[str, dict[str, LowRank]] = defaultdict(dict)
     network = adapter.family.network
-    for name, lora in adapter.modules.items():
+    for name, lora in outlines(adapter.modules).items():
         encoder, _, rest = name.partition(".")
         if encoder in TEXT_ENCODERS:
             components[encoder][rest.removeprefix("text_model.")] = lora

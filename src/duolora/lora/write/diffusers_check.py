@@ -24,6 +24,7 @@ from transformers.utils.logging import disable_progress_bar, enable_progress_bar
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import Family
 from duolora.lora.names import TEXT_ENCODERS
+from duolora.lora.on_demand import outlines
 from duolora.lora.read.peft_config import NETWORK
 from duolora.lora.verify import relative_error
 from duolora.paper.lowrank import LowRank
@@ -69,14 +70,16 @@ def _pipeline(family: Family, components: Mapping[str, Mapping[str, LowRank]]) -
     return pipeline
 
 
-def error_in_diffusers(path: Path, meant: Adapter) -> float:
+def error_in_diffusers(path: Path, meant: Adapter, dtype: torch.dtype) -> float:
     """The largest ‖ΔW_loaded − ΔW‖ / ‖ΔW‖ of any module, once diffusers has loaded the file.
+
+    `dtype` is that of its factors, and of the layers that they are loaded on.
 
     Raises:
         ReadingFailed: diffusers, PEFT or transformers raise something, or leave modules out.
     """
     try:
-        found = loaded_by_diffusers(path, meant).modules
+        found = loaded_by_diffusers(path, meant, dtype).modules
     except Exception as error:  # whatever they raise, the answer is that they cannot load it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise ReadingFailed(f"{reason[:200]}") from error
@@ -89,14 +92,14 @@ class ReadingFailed(Exception):
     """Diffusers cannot load a file, or not all of it."""
 
 
-def loaded_by_diffusers(path: Path, meant: Adapter) -> Adapter:
+def loaded_by_diffusers(path: Path, meant: Adapter, dtype: torch.dtype) -> Adapter:
     """The adapter that diffusers makes of a file, on layers of the shapes that `meant` has.
 
     Raises:
         Exception: diffusers, PEFT or transformers cannot load it, for whatever reason they have.
     """
     components: dict[str, dict[str, LowRank]] = defaultdict(dict)
-    for name, lora in meant.modules.items():
+    for name, lora in outlines(meant.modules).items():
         encoder, _, rest = name.partition(".")
         component, rest = (encoder, rest.removeprefix("text_model.")) if encoder in TEXT_ENCODERS else (NETWORK, name)
         components[component][rest] = lora
@@ -108,7 +111,7 @@ def loaded_by_diffusers(path: Path, meant: Adapter) -> Adapter:
             pipeline = _pipeline(meant.family, components)
         network = getattr(pipeline, meant.family.network)
         for part in (network, pipeline.text_encoder, pipeline.text_encoder_2):
-            _grounded(part)
+            _grounded(part, dtype)
         pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=_NAME, use_safetensors=True)
     finally:
         logging.set_verbosity(before)
@@ -121,11 +124,11 @@ def loaded_by_diffusers(path: Path, meant: Adapter) -> Adapter:
     return Adapter(found, families=meant.families)
 
 
-def _grounded(network: nn.Module | None) -> None:
+def _grounded(network: nn.Module | None, dtype: torch.dtype) -> None:
     """Put zeros of no size in place of weights on the meta device, to which PEFT would move the factors too."""
     for module in network.modules() if network is not None else ():
         for name, weight in module.named_parameters(recurse=False):
-            setattr(module, name, nn.Parameter(torch.zeros(()).expand(weight.shape), requires_grad=False))
+            setattr(module, name, nn.Parameter(torch.zeros((), dtype=dtype).expand(weight.shape), False))
         for name, buffer in module.named_buffers(recurse=False):
             module.register_buffer(name, torch.zeros((), dtype=buffer.dtype).expand(buffer.shape))
 

@@ -3,6 +3,8 @@
 import json
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from ctypes import CDLL
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from duolora.errors import DuoLoRAError, Notice
 from duolora.lora.adapter import Adapter
+from duolora.lora.on_demand import mapped
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
@@ -31,7 +34,7 @@ _NAMES = {torch.float32: "float32", torch.float16: "float16", torch.bfloat16: "b
 
 def _diffusers(adapter: Adapter, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Strengths are in `up`: diffusers before 0.34, OneTrainer and ComfyUI do not read them in the header."""
-    unit = {name: replace(lora, up=lora.scale * lora.up, scale=1.0) for name, lora in adapter.modules.items()}
+    unit = mapped(adapter.modules, lambda lora: replace(lora, up=lora.scale * lora.up, scale=1.0))
     folded = replace(adapter, modules=unit)
     return diffusers_tensors(folded, dtype), diffusers_metadata(folded)
 
@@ -100,11 +103,19 @@ def staged_adapter(
     size = draft.stat().st_size
     back = read_adapter(draft, as_stored=True)
     found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
-    del back  # before diffusers holds the file, too
+    del tensors, meant, back
+    _give_back()  # before diffusers holds the file, too
     found = _in_diffusers(draft, adapter, found, dtype, path, format)
     if (known := said_of(dtype, expected.error, found.diffusers, written)) != said:
+        tensors, _ = FORMATS[format](adapter, dtype)
         size = stage(path, laid_out(tensors, metadata | {PROOF: header_json(known)})).stat().st_size
     return replace(found, size=size, format=format)
+
+
+def _give_back() -> None:
+    """Return freed memory to the system; glibc keeps it where small pieces in use lie between the large free ones."""
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+        CDLL(None).malloc_trim(0)
 
 
 def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtype, path: Path, format: Format) -> Proof:
@@ -113,7 +124,7 @@ def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtyp
     kohya's files may hold parts of text encoders that diffusers does not understand; they are for other programs.
     """
     try:
-        error = error_in_diffusers(draft, adapter)
+        error = error_in_diffusers(draft, adapter, dtype)
     except ReadingFailed as failure:
         if format != "kohya":
             raise DuoLoRAError(

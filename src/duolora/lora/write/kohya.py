@@ -15,6 +15,7 @@ from torch import Tensor
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import FAMILIES, UNETS
 from duolora.lora.names import TEXT_ENCODERS, kohya_names
+from duolora.lora.on_demand import outlines, renamed
 from duolora.lora.read.notes import UNTITLED, plain
 from duolora.lora.write.diffusers import alpha, stored_factors
 from duolora.lora.write.layout import data_of
@@ -36,7 +37,7 @@ _WIDTHS = {
 
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, and alphas in float32, under kohya's names."""
-    tensors, common = {}, _common_alpha(adapter.modules)
+    tensors, common = {}, _common_alpha(outlines(adapter.modules))
     for stem, each in _stems(adapter).items():
         lora = _with_alpha(each, common)
         up, down = stored_factors(lora, dtype)
@@ -54,18 +55,18 @@ def has_kohya_names(adapter: Adapter) -> bool:
     return len(known) == len(adapter.families) and (len(known) == 1 or set(known) <= set(UNETS))
 
 
-def _stems(adapter: Adapter) -> dict[str, LowRank]:
+def _stems(adapter: Adapter) -> Mapping[str, LowRank]:
     """The modules under kohya's names."""
     family, modules = adapter.families[0], adapter.modules
     if family == "SDXL":
-        names = kohya_names(modules, _is_sdxl(modules) or None)
+        names = kohya_names(modules, _is_sdxl(outlines(modules)) or None)
     elif family in UNETS:
         names = {name: stem.replace("lora_te1_", "lora_te_") for name, stem in kohya_names(modules, False).items()}
     else:
         spoken = {name: lora for name, lora in modules.items() if name.partition(".")[0] in TEXT_ENCODERS}
         rest = replace(adapter, modules={name: lora for name, lora in modules.items() if name not in spoken})
         return stems(rest, family) | {stem: spoken[name] for name, stem in kohya_names(spoken).items()}
-    return {stem: modules[name] for name, stem in names.items()}
+    return renamed(modules, {stem: name for name, stem in names.items()})
 
 
 def _is_sdxl(modules: Mapping[str, LowRank]) -> bool:
@@ -76,11 +77,12 @@ def _is_sdxl(modules: Mapping[str, LowRank]) -> bool:
 
 def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, str]:
     """The header: what kohya's trainer and the standard would say of such a file, whatever its name is."""
-    ranks = {lora.rank for lora in adapter.modules.values()}
+    modules = outlines(adapter.modules).values()
+    ranks = {lora.rank for lora in modules}
     alphas = [value for key, value in tensors.items() if key.endswith(".alpha")]
     prompt = adapter.recipe.get("prompt")
     version, architecture = adapter.family.kohya or ("", "")
-    convolutions = [lora.rank for lora in adapter.modules.values() if lora.kernel not in (None, (1, 1))]
+    convolutions = [lora.rank for lora in modules if lora.kernel not in (None, (1, 1))]
     found = {
         "format": "pt",
         "ss_base_model_version": version,

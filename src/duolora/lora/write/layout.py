@@ -9,7 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from duolora.lora.read.file import DTYPES
+from duolora.lora.read.stored import DTYPES
 
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 

@@ -9,10 +9,11 @@ import torch
 from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import TEXT_ENCODERS
-from duolora.lora.read.file import PEFT_PREFIX, peft_metadata, read_tensors
+from duolora.lora.read.file import PEFT_PREFIX, peft_metadata
 from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS
 from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
+from duolora.lora.read.stored import read_tensors
 from duolora.lora.verify import Proof, proof
 from duolora.lora.write.atomic import Stage
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors

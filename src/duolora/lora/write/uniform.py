@@ -5,6 +5,7 @@ from dataclasses import replace
 import torch
 
 from duolora.lora.adapter import Adapter
+from duolora.lora.on_demand import mapped, outlines
 from duolora.paper.lowrank import LowRank
 
 
@@ -13,8 +14,8 @@ def uniform(adapter: Adapter) -> Adapter:
 
     diffusers before 0.34 reads no ranks and alphas from a header; here there is none that it would miss.
     """
-    rank = max(lora.rank for lora in adapter.modules.values())
-    return replace(adapter, modules={name: _filled(lora, rank) for name, lora in adapter.modules.items()})
+    rank = max(lora.rank for lora in outlines(adapter.modules).values())
+    return replace(adapter, modules=mapped(adapter.modules, lambda lora: _filled(lora, rank)))
 
 
 def _filled(lora: LowRank, rank: int) -> LowRank:
