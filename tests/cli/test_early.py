@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import warnings
+from socket import create_server
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -45,6 +47,7 @@ def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_pat
     content, style = map(str, loras)
     out, none = str(tmp_path / "x.safetensors"), str(tmp_path / "none.safetensors")
     merging = ["merge", content, style, "--out", out]
+    taken = create_server(("127.0.0.1", 0))
     training = ["train", "--images", str(photos), "--prompt", "a cat", "--out", out, "--base", str(folder)]
     refused = [
         [*merging, "--method", "nosuch"],
@@ -62,12 +65,15 @@ def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_pat
         ["generate", "--prompt", "a cat", "--lora", none, "--out", str(tmp_path)],
         ["ui", "--out", content],
         ["ui", "--out", str(tmp_path), "--base", none],
+        ["ui", "--out", str(tmp_path), "--port", str(taken.getsockname()[1])],
+        ["ui", "--out", str(tmp_path), "--host", "999.0.0.1"],
         [*training, "--blocks", "nosuch"],
         [*training, "--rank", "100000"],
         [*training[:2], none, *training[3:]],
     ]
     commands = [["merge", "--set", "help"], *refused]
-    done = subprocess.run([sys.executable, "-c", CODE, json.dumps(commands)], capture_output=True, text=True)
+    with taken:
+        done = subprocess.run([sys.executable, "-c", CODE, json.dumps(commands)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert [status for status, _, _ in found] == [0] + [1] * len(refused), done.stderr
@@ -76,6 +82,21 @@ def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_pat
         assert not heavy, words
         assert used < 0.5, words
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("host", "password", "warned"),
+    [("127.0.0.1", "", False), ("localhost", "", False), ("::1", "", False), ("0.0.0.0", "", True),
+     ("0.0.0.0", "sesame", False)],
+)  # fmt: skip
+def test_a_page_that_others_reach_has_a_password_or_is_warned_of(tmp_path, monkeypatch, host, password, warned):
+    served = []
+    monkeypatch.setitem(sys.modules, "duolora.ui.page", SimpleNamespace(serve=lambda *given: served.append(given)))
+    monkeypatch.setattr("duolora.cli.app.check_place", lambda *_: None)
+    monkeypatch.setenv("DUOLORA_PASSWORD", password)
+    done = run("ui", "--out", tmp_path, "--host", host)
+    assert served == [(tmp_path, "atelier", host, None, password)], done.output
+    assert ("--password" in done.stderr) == warned
 
 
 @pytest.mark.parametrize(
@@ -88,6 +109,8 @@ def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_pat
         (["--method", "duolora", "--set", "calls=3"], "it is for the method oneshot"),
         (["--method", "ziprank", "--set", "lambda_cycle=1"], "it is for reading=teacher and reading=masked"),
         (["--method", "ties", "--preset", "table9"], "--preset table9: ties makes no use of it"),
+        (["--method", "naive", "--preset", "released"], "--preset released: naive makes no use of it"),
+        (["--method", "oneshot", "--preset", "released"], "--preset released: oneshot makes no use of it"),
         (["--method", "svd", "--content-images", "."], "--content-images: svd trains nothing"),
     ],
 )

@@ -1,37 +1,143 @@
-"""The page's parts without a browser: what is in its fields, and what a dropped file fills in."""
+"""The page's parts without a browser: what is in its fields, and what its buttons change."""
 
 from unittest.mock import MagicMock
 
+import pytest
 import torch
 
+from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.write.file import write_adapter
 from duolora.merging.options import METHOD_HELP
 from duolora.paper.lowrank import LowRank
-from duolora.ui.page import built
-from duolora.ui.work import Studio, Worker, prompt_in
+from duolora.ui.jobs import Job, Jobs, Worker
+from duolora.ui.page import EXAMPLES, Acts, built, example_images, whole
+from duolora.ui.work import Asked, Made, News, Side, prompt_in
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
 
-def test_prompts_start_empty_and_come_from_the_file_that_is_dropped(tmp_path):
-    gr = MagicMock()
-    built(gr, Worker(Studio, tmp_path), "atelier")
-    fields = {call.kwargs.get("elem_id"): call for call in gr.Textbox.call_args_list}
+@pytest.fixture
+def gr(tmp_path):
+    """A Gradio in which every part is another one, and the page built with it."""
+    made = MagicMock()
+    for part in ("State", "Textbox", "Dropdown", "Button", "HTML", "Gallery", "Number", "Slider", "File"):
+        getattr(made, part).side_effect = lambda *args, **given: MagicMock(args=args, given=given)
+    made.page = built(made, Jobs(MagicMock(spec=Worker), tmp_path), "atelier")
+    return made
+
+
+def named(gr, part, id):
+    """How the part with this id was made."""
+    (found,) = (call for call in getattr(gr, part).call_args_list if call.kwargs.get("elem_id") == id)
+    return found
+
+
+def test_prompts_start_empty_and_come_from_the_file_that_is_dropped(gr, tmp_path):
     for kind in ("content", "style"):
-        assert not fields[f"{kind}-prompt"].args and "value" not in fields[f"{kind}-prompt"].kwargs
-        assert fields[f"{kind}-prompt"].kwargs["placeholder"]
-    assert gr.File.return_value.upload.call_count == 2
-    fill = gr.File.return_value.upload.call_args.args[0]
+        field = named(gr, "Textbox", f"{kind}-prompt")
+        assert not field.args and "value" not in field.kwargs and field.kwargs["placeholder"]
+    fill = Acts(gr, MagicMock(spec=Jobs)).dropped
     lora = LowRank(torch.ones(8, 1), torch.ones(1, 8))
     write_adapter(tmp_path / "a.safetensors", Adapter({NAME: lora}, {"prompt": "ohwx mug in pencil style"}))
     write_adapter(tmp_path / "b.safetensors", Adapter({NAME: lora}))
-    assert fill(str(tmp_path / "a.safetensors")) == prompt_in(tmp_path / "a.safetensors") == "ohwx mug in pencil style"
-    assert fill(str(tmp_path / "b.safetensors")) == ""
+    (tmp_path / "c.safetensors").write_bytes(b"1234")
+    assert fill(str(tmp_path / "a.safetensors")) == (prompt_in(tmp_path / "a.safetensors"), "")
+    assert fill(str(tmp_path / "a.safetensors"))[0] == "ohwx mug in pencil style"
+    assert fill(str(tmp_path / "b.safetensors")) == fill(None) == ("", "")
+    words, wrong = fill(str(tmp_path / "c.safetensors"))
+    assert words == "" and "c.safetensors" in wrong and str(tmp_path) not in wrong
 
 
-def test_every_method_is_offered_with_its_help(tmp_path):
-    gr = MagicMock()
-    built(gr, Worker(Studio, tmp_path), "atelier")
-    (methods,) = (c for c in gr.Dropdown.call_args_list if c.kwargs.get("elem_id") == "method")
-    assert {name: text for text, name in methods.args[0]} == {n: f"{n}: {t}" for n, t in METHOD_HELP.items()}
+def test_every_method_is_offered_with_its_help(gr):
+    offered = named(gr, "Dropdown", "method").args[0]
+    assert {name: text for text, name in offered} == {n: f"{n}: {t}" for n, t in METHOD_HELP.items()}
+
+
+def test_what_is_empty_is_not_shown(gr):
+    for id in ("previews", "pictures", "side-by-side"):
+        assert named(gr, "Gallery", id).kwargs["visible"] is False
+
+
+def test_numbers_are_checked_as_on_the_command_line():
+    assert whole("images", None, 1) is None and whole("images", 3.0, 1, 16) == 3
+    for value in (0, 2.5, 17, -1):
+        with pytest.raises(InputError, match=f"images: expected a whole number from 1 to 16, got {value:g}"):
+            whole("images", value, 1, 16)
+
+
+@pytest.fixture
+def acts(gr):
+    """What the buttons do, with parts that can be told apart."""
+    made = Acts(gr, MagicMock(spec=Jobs))
+    for name in ("go", "draw", "against", "write", "halt", "working", "number", "status", "previews", "draw_status"):
+        setattr(made.at, name, name)
+    made.at.pictures = "pictures"
+    return made
+
+
+def job_of(found=None, error=None):
+    job = Job("draw", ())
+    job.now = News("going")
+    job.end(found, error)
+    job.news = lambda: iter([News("one"), News("two")])
+    return job
+
+
+def test_buttons_are_disabled_while_something_is_done_and_stop_while_nothing_is(acts):
+    acts.jobs.start.return_value = job_of(["image"])
+    *during, after = acts.redraw(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
+    assert len(during) == 2
+    for change, busy in [*((change, True) for change in during), (after, False)]:
+        assert bool(change["working"]) == busy
+        assert all(change[name].given == {"interactive": not busy} for name in ("go", "draw", "against", "write"))
+        assert change["halt"].given == {"interactive": busy}
+    assert after["draw_status"] == "" and after["pictures"].given["visible"]
+
+
+def test_an_error_is_told_in_its_own_line_and_goes_when_the_next_thing_works(acts):
+    acts.jobs.start.return_value = job_of(error=InputError("no <b>"))
+    *_, after = acts.redraw(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
+    assert "no &lt;b&gt;" in after["draw_status"] and "bad" in after["draw_status"] and "pictures" not in after
+    acts.jobs.start.return_value = job_of(["image"])
+    *_, after = acts.redraw(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
+    assert after["draw_status"] == ""
+    (said,) = acts.redraw(0, None, 4, 0, "a cat", 1.0, 1.0)
+    assert "make a LoRA first" in said["draw_status"]
+    (said,) = acts.redraw(0, MagicMock(spec=Made), 0, 0, "a cat", 1.0, 1.0)
+    assert "images: expected a whole number from 1 to 16, got 0" in said["draw_status"]
+
+
+def test_stop_is_for_what_this_page_is_doing(acts):
+    acts.jobs.start.return_value = job = job_of()
+    running = acts.redraw(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
+    working = next(running)["working"]
+    acts.stop(0)
+    acts.jobs.stop.assert_not_called()
+    acts.stop(working)
+    acts.jobs.stop.assert_called_once_with(job)
+
+
+def test_references_are_left_of_every_row_of_a_comparison(acts, tmp_path):
+    for kind in ("content", "style"):
+        (tmp_path / kind).mkdir()
+        for k in range(2):
+            (tmp_path / kind / f"{k}.png").touch()
+    acts.at.compare_status, acts.at.side_by_side = "compare_status", "side_by_side"
+    acts.jobs.start.return_value = job_of({"naive": ["n0", "n1"], "duolora": ["d0", "d1"]})
+    made = Made(tmp_path, Asked(Side(), Side()), "a cat", "")
+    *_, after = acts.compare(0, made, 2, 0, ["naive", "duolora"], "a cat", 0.5, 1.0)
+    acts.jobs.start.assert_called_once_with("compare", made, ["naive", "duolora"], "a cat", 0.5, 1.0, 2, 0)
+    references = [(tmp_path / "content" / "0.png", "subject"), (tmp_path / "style" / "0.png", "style")]
+    rows = after["side_by_side"]
+    assert rows.args[0] == [*references, ("n0", "naive"), ("n1", "naive"), *references, ("d0", "duolora"),
+                            ("d1", "duolora")]  # fmt: skip
+    assert rows.given["columns"] == 4
+
+
+def test_examples_have_images_of_both_sides(tmp_path):
+    for pair in EXAMPLES:
+        found = example_images(pair, tmp_path)
+        assert len(found["content"]) > 1 and len(found["style"]) == 1
+        assert all(path.exists() for paths in found.values() for path in paths)
+    assert example_images(EXAMPLES[0], tmp_path)["style"] != example_images(EXAMPLES[1], tmp_path)["style"]

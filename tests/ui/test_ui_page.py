@@ -74,7 +74,7 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
     with chromium() as browser, opened(browser, url, accept_downloads=True) as page:
         for kind, files in pictures.items():
             page.set_input_files(f"#{kind}-pictures input[type=file]", files)
-            page.wait_for_selector(f"#{kind}-pictures .file-preview")
+            expect(page.locator(f"#{kind}-pictures .grid-container img")).to_have_count(len(files))
             assert page.input_value(f"#{kind}-prompt textarea") == ""
             page.fill(f"#{kind}-prompt textarea", WORDS[kind])
         page.click("#more button")
@@ -82,8 +82,10 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
         page.get_by_label("Steps of the masks").fill("1")
         page.fill("#count input", "2")
         page.click("#make")
+        expect(page.locator("#make")).to_be_disabled()
         page.wait_for_selector("#previews img")
         page.wait_for_selector("#status :text('Done')")
+        expect(page.locator("#make")).to_be_enabled()
         assert re.search(r"off by at most \de-\d+", page.inner_text("#status"))
         assert " in " in page.input_value("#prompt textarea")
         first = shown(page, "pictures", 4)
@@ -98,15 +100,15 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
             page.get_by_label(method, exact=True).uncheck()
         page.get_by_label("blora", exact=True).check()
         page.click("#compare")
-        assert len(set(shown(page, "side-by-side", 4))) == 4
-        for gallery in ("previews", "pictures", "side-by-side"):
+        assert len(set(shown(page, "side-by-side", 8))) == 6, "two methods of two images, each row after its references"
+        for gallery in ("pictures", "side-by-side"):
             cut = page.locator(f"#{gallery} .grid-wrap").evaluate("e => e.scrollHeight - e.clientHeight")
             assert cut < 20, f"{gallery}: pictures are cut off"
         for format, mark in (("kohya", ".alpha"), ("diffusers", ".lora_A.weight")):
             page.click("#format input")
             page.get_by_role("option", name=format).click()
             page.click("#export")
-            page.wait_for_selector(f"#files a[download='duolora-{format}.safetensors']")
+            page.wait_for_selector(f"#files a[download='a-sks-thing-in-zwx-style-duolora-1-0-{format}.safetensors']")
             with page.expect_download() as download:
                 page.locator("#files a").first.click()
             download.value.save_as(tmp_path / f"{format}.safetensors")
@@ -124,9 +126,28 @@ def test_errors_are_shown(url, tmp_path):
         page.click("#make")
         page.wait_for_selector("#status .bad:has-text('the subject: expected images or a LoRA file')")
         page.click("#draw")
-        page.wait_for_selector("text=make a LoRA first")
+        page.wait_for_selector("#draw-status .bad:has-text('make a LoRA first')")
         for kind in ("content", "style"):
             page.set_input_files(f"#{kind}-lora input[type=file]", broken)
-            page.wait_for_selector(f"#{kind}-lora .file-preview")
+            page.wait_for_selector(f"#{kind}-wrong .bad:has-text('broken.safetensors')")
         page.click("#make")
-        page.wait_for_selector("#status .bad:has-text('content.safetensors')")
+        page.wait_for_selector('#status .bad:has-text("the subject\'s file broken.safetensors")')
+
+
+def test_a_job_is_its_pages_own_and_a_reload_finds_it(url):
+    """Without `opened`: a browser complains of streams that a reload ends."""
+    with chromium() as browser, browser.new_context() as context:
+        first, second = context.new_page(), context.new_page()
+        for page, example in ((first, 0), (second, 1)):
+            page.goto(url)
+            page.locator(".example").nth(example).click()
+            expect(page.locator("#style-pictures .grid-container img")).to_have_count(1, timeout=60_000)
+            page.click("#make")
+            expect(page.locator("#make")).to_be_disabled(timeout=60_000)
+        second.click("#stop")
+        expect(second.locator("#status .bad")).to_contain_text("stopped; nothing was written", timeout=60_000)
+        first.reload()
+        expect(first.locator("#stop")).to_be_enabled(timeout=60_000)
+        assert first.input_value("#content-prompt textarea") == "a sks tree in flat style"
+        first.click("#stop")
+        expect(first.locator("#status .bad")).to_contain_text("stopped", timeout=60_000)

@@ -1,47 +1,47 @@
 """What the page does, on a tiny base, without the page."""
 
 import asyncio
-import os
-import time
-from threading import Event
 
 import numpy as np
 import pytest
-import torch
 
 from duolora.api.train import TrainOptions
-from duolora.errors import DuoLoRAError, FileRefused, InputError
+from duolora.errors import FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.merging.mask_file import read_masks, rebuilt
 from duolora.ui import work
 from duolora.ui.page import KnownHosts
-from duolora.ui.work import Asked, News, Side, Stopped, Studio, Worker
+from duolora.ui.work import Asked, Side, Studio, check_asked, file_stem, opened, worded
 
 
 @pytest.fixture(scope="module")
-def studio(base, folder, tmp_path_factory):
+def studio(base, folder):
     """A studio whose base is loaded."""
-    made = Studio(tmp_path_factory.mktemp("studio"))
+    made = Studio()
     made._base = (str(folder), base)
     return made
 
 
 @pytest.fixture(scope="module")
-def made(studio, folder, loras, photos):
-    """A merge of a LoRA file with a look that was trained from a picture."""
-    content = Side(lora=loras[0], pictures=tuple(sorted(photos.glob("*.png"))))
-    style = Side(pictures=(photos / "1.png",), prompt="a house in zwx style")
+def made(studio, folder, loras, photos, tmp_path_factory):
+    """A merge of a LoRA file with a style that was trained from an image."""
+    content = Side(lora=loras[0], images=tuple(sorted(photos.glob("*.png"))))
+    style = Side(images=(photos / "1.png",), prompt="a house in zwx style")
     news = []
     asked = Asked(content, style, str(folder), "ziprank", train_steps=2, merge_steps=3)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "default_options", lambda *_: TrainOptions(rank=2))
         patch.setattr(work, "PREVIEWS", {"train": 2, "merge": 3})
-        done = studio.make(asked, news.append)
+        done = studio.make(asked, tmp_path_factory.mktemp("001"), news.append)
     stages = list(dict.fromkeys(n.stage for n in news))
-    assert stages[1:] == ["Training on the style", "Merging by ziprank"], "a LoRA that was brought is not trained"
-    assert [n.done for n in news if n.pictures] == [2, 3]
-    assert len(news[-2].losses) == 2, "the first and the last of three updates"
+    assert stages == ["Reading what was brought", "Training on the style", "Merging by ziprank", "Generating"]
+    assert [n.done for n in news if n.images] == [2, 3]
+    assert len([n for n in news if n.stage.startswith("Merging")][-1].losses) == 2, "the first and the last of three"
     return done
+
+
+def told(_):
+    """Nobody listens."""
 
 
 def pixels(images):
@@ -49,118 +49,115 @@ def pixels(images):
 
 
 def test_strengths_act_at_once_and_exactly(studio, made):
-    whole = pixels(studio.draw(made, made.prompt, count=1))
-    nothing = pixels(studio.draw(made, made.prompt, 0.0, 0.0, 1))
-    nearly = pixels(studio.draw(made, made.prompt, 1.0, 0.999999, 1))
+    whole = pixels(studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, told))
+    nothing = pixels(studio.draw(made, made.prompt, 0.0, 0.0, 1, 0, told))
+    nearly = pixels(studio.draw(made, made.prompt, 1.0, 0.999999, 1, 0, told))
     assert np.abs(whole - nearly).max() <= 2, "the two halves at full strength are the merge"
     assert np.abs(whole - nothing).max() > 2
     assert made.prompt == "a sks cat in zwx style"
 
 
+def test_generating_can_be_stopped_and_says_how_far_it_is(studio, made):
+    news = []
+    studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, news.append)
+    assert [n.of for n in news[1:]] == [100] * len(news[1:]) and news[-1].done > news[1].done
+
+    def stop(news):
+        if news.of:
+            raise InputError("stop")
+
+    with pytest.raises(InputError, match="stop"):
+        studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, stop)
+    assert np.array_equal(*(pixels(studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, told)) for _ in range(2)))
+
+
 def test_every_format(studio, made):
     for format in ("diffusers", "kohya", "uniform"):
-        (path,) = studio.export(made, format, 1.0, 0.5)
-        assert read_adapter(path).modules.keys() == read_adapter(made.merged).modules.keys()
-    assert len(studio.export(made, "split")) == 2
-    (masks,) = studio.export(made, "masks")
-    again = rebuilt(read_masks(masks), made.loras["content"], made.loras["style"])
-    whole = read_adapter(made.merged)
+        (path,) = studio.export(made, format, 1.0, 0.5, told)
+        assert read_adapter(path).modules.keys() == read_adapter(made.merged()).modules.keys()
+        assert path.name == f"a-sks-cat-in-zwx-style-ziprank-1-0.5-{format}.safetensors"
+    assert len(studio.export(made, "split", 1.0, 1.0, told)) == 2
+    (masks,) = studio.export(made, "masks", 1.0, 1.0, told)
+    again = rebuilt(read_masks(masks), made.folder / "content.safetensors", made.folder / "style.safetensors")
+    whole = read_adapter(made.merged())
     for name, lora in again.modules.items():
         assert (lora.delta() - whole.modules[name].delta()).abs().max() < 1e-3
     with pytest.raises(InputError, match="expected one of kohya"):
-        studio.export(made, "zip")
+        studio.export(made, "zip", 1.0, 1.0, told)
 
 
-def test_methods_side_by_side(studio, made):
+def test_methods_side_by_side_at_the_same_strengths(studio, made):
     news = []
-    found = studio.compare(made, ["naive", "ziprank"], made.prompt, 1, 0, news.append)
+    found = studio.compare(made, ["naive", "ziprank"], made.prompt, 1.0, 1.0, 1, 0, news.append)
     assert list(found) == ["naive", "ziprank"]
-    assert np.array_equal(pixels(found["ziprank"]), pixels(studio.draw(made, made.prompt, count=1)))
-    assert [n.stage for n in news] == ["Merging by naive", "Generating by naive", "Generating by ziprank"]
+    assert np.array_equal(pixels(found["ziprank"]), pixels(studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, told)))
+    stages = ["Merging by naive", "Generating by naive", "Generating by ziprank"]
+    assert list(dict.fromkeys(n.stage for n in news)) == stages
     again = []
-    studio.compare(made, ["naive"], made.prompt, 1, 0, again.append)
-    assert [n.stage for n in again] == ["Generating by naive"]
+    none = studio.compare(made, ["naive"], made.prompt, 0.0, 0.0, 1, 0, again.append)
+    assert {n.stage for n in again} == {"Generating by naive"}, "what was merged is not merged again"
+    assert np.abs(pixels(none["naive"]) - pixels(found["naive"])).max() > 2, "the strengths hold here, too"
+    with pytest.raises(InputError, match="svd mixes the two LoRAs"):
+        studio.compare(made, ["svd"], made.prompt, 1.0, 0.5, 1, 0, told)
 
 
-def test_what_cannot_be_made(studio, made, folder, tmp_path):
-    side = Side(prompt="a thing")
-    with pytest.raises(InputError, match="the subject: expected images or a LoRA file"):
-        studio.make(Asked(side, side, str(folder)), lambda _: None)
+def test_a_finished_merge_is_opened_again_as_it_was(made):
+    again = opened(made.folder)
+    assert (again.prompt, again.text) == (made.prompt, made.text)
+    assert again.asked.style.prompt == "a house in zwx style" and again.asked.style.lora is None
+    assert again.asked.content.lora == made.folder / "content.safetensors"
+    assert len(again.asked.content.images) == len(made.asked.content.images)
+    assert (again.asked.method, again.asked.train_steps, again.asked.merge_steps) == ("ziprank", 2, 3)
+    assert len(again.images("generated")) == work.COUNT
+    (made.folder / "half").mkdir()
+    (made.folder / "half" / "made.json").write_text('{"prompt": 1}')
+    with pytest.raises(InputError, match="no finished merge"):
+        opened(made.folder / "half")
+
+
+def test_two_files_need_no_base_for_a_plain_method(loras, tmp_path):
+    asked = Asked(Side(lora=loras[0]), Side(lora=loras[1]), "no such base", "naive")
+    made = Studio().make(asked, tmp_path, told)
+    assert read_adapter(made.merged()).modules and "; no images: no such base: " in made.text
+
+
+def test_what_cannot_be_made_is_said_before_any_work(studio, made, folder, photos, tmp_path):
+    words, images = Side(prompt="a cat"), Side((photos / "1.png",), "a house in zwx style")
+    for asked, match in (
+        (Asked(words, words), "the subject: expected images or a LoRA file"),
+        (Asked(images, words), "the style: expected images or a LoRA file"),
+        (Asked(images, Side(images.images)), "the style: expected words for what its images show"),
+        (Asked(images, images, method="nosuch"), "method: expected one of"),
+        (Asked(images, images, train_steps=0), "steps: expected a whole number, 1 or more"),
+        (Asked(images, images, method="naive", merge_steps=5), "steps of the masks: naive trains none"),
+    ):
+        with pytest.raises(InputError, match=match):
+            check_asked(asked)
     broken = tmp_path / "broken.safetensors"
     broken.write_bytes(b"1234")
-    with pytest.raises(FileRefused, match="content"):
-        studio.make(Asked(Side(lora=broken), Side(lora=broken), str(folder)), lambda _: None)
+    asked = Asked(images, Side(lora=broken), str(folder))
+    (tmp_path / "x" / "001").mkdir(parents=True)
+    with pytest.raises(FileRefused) as refused:
+        studio.make(asked, tmp_path / "x" / "001", told)
+    assert worded(refused.value, asked, tmp_path / "x" / "001").startswith("the style's file broken.safetensors")
     with pytest.raises(InputError, match="words for what to generate"):
-        studio.draw(made, " ")
+        studio.draw(made, " ", 1.0, 1.0, 1, 0, told)
     with pytest.raises(InputError, match="tick some"):
-        studio.compare(made, [], made.prompt, 1, 0, lambda _: None)
+        studio.compare(made, [], made.prompt, 1.0, 1.0, 1, 0, told)
 
 
-class Odd:
-    """A studio that counts, fails, goes on and on, and hangs."""
-
-    def __init__(self, folder):
-        self.folder = folder
-
-    def make(self, what, tell):
-        tell(News("begun"))
-        if what == "count":
-            for k in range(3):
-                tell(News("counting", k, 3))
-            return {"masks": torch.ones(2)}
-        if what == "fail":
-            raise InputError("no")
-        if what == "die":
-            os._exit(9)
-        while True:
-            tell(News("on and on")) if what == "talk" else time.sleep(0.01)
-
-    def draw(self, what):
-        return f"drawn {what}"
+def test_errors_are_in_the_words_of_the_page(tmp_path):
+    asked = Asked(Side(lora=tmp_path / "cat.safetensors"), Side())
+    error = InputError(f"{tmp_path}/001/style/03-moon.png: no image; {tmp_path}/001/content.safetensors: name it with "
+                       "--base (a folder), or give a lower --lr")  # fmt: skip
+    text = worded(error, asked, tmp_path / "001")
+    assert text == ("the style's image moon.png: no image; the subject's file cat.safetensors: name it under Base "
+                    "(a folder), or give a lower lr")  # fmt: skip
 
 
-@pytest.fixture(scope="module")
-def worker(tmp_path_factory):
-    made = Worker(Odd, tmp_path_factory.mktemp("odd"), patience=0.5)
-    yield made
-    made.end()
-
-
-def told(worker, stop, what, at_last=lambda: None):
-    """The news of a job, and its result or error; `at_last` is called after the first."""
-    work, news = worker.run(stop, "make", what), []
-    try:
-        while True:
-            news.append(next(work))
-            at_last()
-    except StopIteration as end:
-        return news, end.value
-    except DuoLoRAError as error:
-        return news, error
-
-
-def test_news_arrive_one_after_another_and_results_and_errors_too(worker):
-    news, result = told(worker, Event(), "count")
-    assert [each.done for each in news[1:]] == [0, 1, 2] and torch.equal(result["masks"], torch.ones(2))
-    assert worker.result(Event(), "draw", "it") == "drawn it"
-    _, error = told(worker, Event(), "fail")
-    assert isinstance(error, InputError) and str(error) == "no"
-
-
-@pytest.mark.parametrize("what", ["talk", "hang"])
-def test_stop_stops_even_what_hangs_and_the_next_job_works(worker, what):
-    worker.start()
-    stop, process = Event(), worker._process
-    _, error = told(worker, stop, what, stop.set)
-    assert isinstance(error, Stopped)
-    assert (worker._process is process) == (what == "talk"), "what stops by itself keeps its base"
-    assert worker.result(Event(), "draw", "it") == "drawn it"
-
-
-def test_work_that_dies_is_told_and_the_next_job_works(worker):
-    _, error = told(worker, Event(), "die")
-    assert "ended by itself" in str(error)
-    assert worker.result(Event(), "draw", "it") == "drawn it"
+def test_a_file_is_named_by_what_is_in_it(made):
+    assert file_stem(made, 1.0, 1.0) == "a-sks-cat-in-zwx-style-ziprank"
+    assert file_stem(made, 0.5, 1.25) == "a-sks-cat-in-zwx-style-ziprank-0.5-1.25"
 
 
 def answer(host, kind="http"):

@@ -34,7 +34,7 @@ from duolora.cli.common import (
     tell_images,
 )
 from duolora.cli.config import options_of_file
-from duolora.cli.early import check_inputs, check_output, check_used
+from duolora.cli.early import check_inputs, check_output, check_place, check_used, is_local
 from duolora.cli.examples import examples
 from duolora.cli.files import DtypeOption, FormatOption
 from duolora.cli.set_option import assigned, methods, tell
@@ -418,18 +418,26 @@ def ui(
     base: Annotated[str, typer.Option(help="The base that is offered first.")] = "atelier",
     port: Annotated[int | None, typer.Option(help="Port  [the first free one from 7860].")] = None,
     host: Annotated[str, typer.Option(help="Where it listens; by default this machine only.")] = "127.0.0.1",
+    password: Annotated[
+        str, typer.Option(help="What visitors have to give, with any name.", envvar="DUOLORA_PASSWORD")
+    ] = "",
 ) -> None:
-    """Open a page to work with, on this machine only.
+    """Open a page to work with, by default on this machine only.
 
     Train, merge, weigh, compare and download.
     """
     with one_line():
         check_folder(folder)
         check_base(base)
+        check_place(host, port)
+        if not password and not is_local(host):
+            typer.echo(f"duolora: {printable(host)}: whoever reaches it can use the page, read all that is made there "
+                       "and have any base on this machine loaded; --password keeps others out", err=True)  # fmt: skip
+        doing("Opening the page")
 
         from duolora.ui.page import serve
 
-        serve(folder, base, host, port)
+        serve(folder, base, host, port, password)
 
 
 for command in (scores.evaluate, files.convert, files.compose, files.inspect):

@@ -1,13 +1,15 @@
 """What arguments and file headers say already: it is said before anything heavy is imported."""
 
 from collections.abc import Iterable, Mapping
+from ipaddress import ip_address
 from pathlib import Path
+from socket import AF_INET, AF_INET6, create_server
 from typing import Any, get_args
 
-from duolora.errors import InputError
+from duolora.errors import InputError, reason
 from duolora.lora.read.header import read_header, weights_of
 from duolora.lora.write.atomic import check_export
-from duolora.merging.options import ONLY, WEIGHTS
+from duolora.merging.options import METHODS, ONLY
 from duolora.model.defaults import check_base
 from duolora.options import FileDtype, check, idle, word
 
@@ -45,5 +47,24 @@ def check_used(options: Any, method: str, given: Mapping[str, str], preset: str 
     check(options)
     for name, need in idle(options, given).items():
         raise InputError(f"{given[name]}: {method} makes no use of it (it is for {ONLY[need]}); leave it out")
-    if preset is not None and len(idle(options, WEIGHTS[preset])) == len(WEIGHTS[preset]):
+    begins_otherwise = METHODS[method].is_one_shot and not options.is_one_shot
+    if preset is not None and (not options.asks_network or begins_otherwise):
         raise InputError(f"--preset {preset}: {method} makes no use of it; leave it out")
+
+
+def check_place(host: str, port: int | None) -> None:
+    """Refuse a host or a port on which no page can be served."""
+    try:
+        create_server((host, port or 0), family=AF_INET6 if ":" in host else AF_INET).close()
+    except (OSError, OverflowError, UnicodeError) as error:
+        why = reason(error).partition(" (while")[0]
+        raise InputError(f"{host}{f':{port}' if port else ''}: no page can be served there ({why}); give another "
+                         "--port or --host") from None  # fmt: skip
+
+
+def is_local(host: str) -> bool:
+    """Whether only this machine reaches what is served on a host."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

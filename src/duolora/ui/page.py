@@ -2,36 +2,53 @@
 
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator, Sequence
+from hmac import compare_digest
 from html import escape
 from ipaddress import ip_address
 from pathlib import Path
-from threading import Event
+from types import SimpleNamespace
 from typing import Any
 
+from PIL import Image
+
+from duolora.api.demo import PAIR
+from duolora.atelier.family import article
+from duolora.atelier.pairs import Pair, rendered, sample_pair
 from duolora.errors import DuoLoRAError, InputError
 from duolora.merging.options import METHOD_HELP, METHODS
-from duolora.options import DEFAULT_FORMAT
-from duolora.ui.work import FORMATS, Asked, Made, News, Side, Studio, Worker, prompt_in
+from duolora.options import DEFAULT_FORMAT, Range
+from duolora.ui.jobs import Job, Jobs, Worker
+from duolora.ui.work import COUNT, FORMATS, SIDES, Asked, Made, News, Side, Studio, prompt_in
 
 CSS = """
 footer { display: none !important; }
 .gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
-#status p { overflow-wrap: anywhere; }
-#status progress { width: 100%; height: 0.7rem; accent-color: #3b82c4; }
-#status svg { width: 100%; height: 60px; }
-#status .bad { color: #c0392b; font-weight: 600; }
-@media (prefers-color-scheme: dark) { #status .bad { color: #f08c78; } }
+.line p { overflow-wrap: anywhere; margin: 0.3rem 0; }
+.line progress { width: 100%; height: 0.7rem; accent-color: #3b82c4; }
+.line svg { width: 100%; height: 60px; }
+.line .bad { color: #c0392b; font-weight: 600; }
+.dark .line .bad { color: #f08c78; }
 img { image-rendering: pixelated; }
-.gallery-container .grid-wrap { height: auto !important; max-height: none !important; min-height: 8rem !important; }
-#previews, #pictures, #side-by-side { height: auto !important; }
+.gallery-container .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; }
+:is(#previews, #pictures, #side-by-side) { height: auto !important; }
 .gallery-container .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
 @media (max-width: 600px) { :is(#previews, #pictures) .grid-container { --grid-cols: 2 !important; } }
-#side-by-side .grid-container { max-width: calc(var(--grid-cols) * 260px); }
+#side-by-side .grid-container { max-width: calc(var(--grid-cols) * 180px); }
 """
 COMPARED = ("naive", "ziplora", "duolora")
+MOST, SEEDS = 16, 2**32 - 1
+"""Of images at once; of seeds."""
 LARGEST_UPLOAD = "2gb"
 """Of one file; an SDXL LoRA of rank 256 has 1.4 GB."""
+EXAMPLES = (PAIR, sample_pair(3))
+READ_ADDRESS = "() => new URLSearchParams(location.search).get('job') || ''"
+WRITE_ADDRESS = "number => { history.replaceState(null, '', number ? '?job=' + number : location.pathname) }"
+Changes = dict[Any, Any]
+"""By the part of the page that changes, what it shows then."""
+Doing = Generator[Changes, None, tuple[Any, Changes]]
+Brought = Sequence[tuple[str, str | None]] | None
+"""Files of a gallery, with their captions."""
 
 
 def gradio() -> Any:
@@ -84,9 +101,12 @@ class KnownHosts:
 
 
 def serve(
-    folder: Path, base: str = "atelier", host: str = "127.0.0.1", port: int | None = None, block: bool = True
-) -> tuple[Any, str]:
+    folder: Path, base: str = "atelier", host: str = "127.0.0.1", port: int | None = None, password: str = "",
+    block: bool = True,
+) -> tuple[Any, str]:  # fmt: skip
     """Serve the page; returns it and its address, once it is closed where `block` is true.
+
+    With a password, every name is let in that gives it.
 
     Raises:
         InputError: Gradio is not installed, or the port is taken.
@@ -95,16 +115,18 @@ def serve(
     from starlette.middleware import Middleware  # Gradio's own
 
     folder = folder.expanduser().absolute()
-    worker = Worker(Studio, folder)
+    worker = Worker(Studio)
     worker.start()
-    page = built(gr, worker, base)
+    page = built(gr, Jobs(worker, folder), base)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
     try:
-        _, url, _ = page.queue(default_concurrency_limit=1).launch(
+        _, url, _ = page.queue().launch(
             server_name=host, server_port=port, share=False, quiet=True, show_error=True, ssr_mode=False,
             footer_links=[], run_history=False, prevent_thread_lock=True, allowed_paths=[str(folder)],
             max_file_size=LARGEST_UPLOAD, app_kwargs={"middleware": [Middleware(KnownHosts, host=host)]},
             theme=gr.themes.Default(**fonts), css=CSS,
+            auth=(lambda _, given: compare_digest(given.encode(), password.encode())) if password else None,
+            auth_message="Any name, and the password of this page",
         )  # fmt: skip
     except OSError as error:
         raise InputError(f"port {port}: the page cannot be served there ({error}); choose another --port") from error
@@ -131,189 +153,336 @@ def status(news: News) -> str:
     return text
 
 
+def bad(text: object) -> str:
+    """An error as HTML."""
+    return f'<p class="bad" role="alert">{escape(str(text))}</p>'
+
+
+def whole(label: str, value: float | None, least: int, most: float | None = None) -> int | None:
+    """A whole number from a field; None where it is empty.
+
+    Raises:
+        InputError: it is no whole number, or out of range.
+    """
+    known = Range(least, most=most)
+    if value is not None and (value != int(value) or not known.holds(value)):
+        raise InputError(f"{label}: expected a whole number{known}, got {value:g}")
+    return None if value is None else int(value)
+
+
 class Acts:
-    """What the buttons of the page do."""
+    """What the buttons of the page do: each yields what changes on it."""
 
-    def __init__(self, gr: Any, worker: Worker) -> None:
-        """All work of the page is done by one worker."""
-        self.gr, self.worker, self.stop = gr, worker, Event()
+    def __init__(self, gr: Any, jobs: Jobs) -> None:
+        """The parts of the page are put into `at` as they are made."""
+        self.gr, self.jobs, self.at = gr, jobs, SimpleNamespace()
+        self.running: dict[int, Job] = {}
 
-    def guarded(self, work: Callable[..., Any]) -> Callable[..., Any]:
-        """Errors that a person can act on are shown to the person."""
-
-        def run(*inputs: Any) -> Any:
-            try:
-                return work(*inputs)
-            except DuoLoRAError as error:
-                raise self.gr.Error(escape(str(error)), duration=None, print_exception=False) from None
-
-        return run
-
-    def make(self, *inputs: Any) -> Iterator[tuple[Any, ...]]:
-        """Train what is missing and merge, telling how far it is; then generate."""
-        work, same = self.worker.run(self.stop, "make", _asked(*inputs)), self.gr.skip()
+    def make(self, *fields: Any) -> Iterator[Changes]:
+        """Train what is missing, merge and generate, telling how far it is."""
         try:
-            while True:
-                news = next(work)
-                yield status(news), list(news.pictures) or same, same, same, same
-        except StopIteration as end:
-            made = end.value
+            job = self.jobs.make(_asked(*fields))
         except DuoLoRAError as error:
-            yield f'<p class="bad" role="alert">{escape(str(error))}</p>', same, same, same, same
+            yield {self.at.status: bad(error)}
             return
-        finally:
-            work.close()
-        yield "<p>Generating …</p>", same, same, same, same
-        pictures = self.worker.result(self.stop, "draw", made, made.prompt) if made.prompt else same
-        text = f'<p role="status">Done: {escape(made.text)}. All files are in {escape(str(made.folder))}</p>'
-        yield text, same, made, made.prompt, pictures
+        yield from self._made(job)
 
-    def redraw(self, made: Made | None, prompt: str, content: float, style: float, count: float, seed: float) -> Any:
+    def load(self, number: str) -> Iterator[Changes]:
+        """After a reload: the merge of the number in the page's address, finished or on its way."""
+        job, made = self.jobs.making.get(number), self.jobs.made(number)
+        begun = {self.at.earlier: self._earlier()}
+        if made is not None:
+            yield begun | self._fields(made.asked) | self._shown(made)
+        elif job is not None:
+            yield from self._made(job, begun | self._fields(job.given[0]))
+        else:
+            yield begun
+
+    def reopen(self, number: str) -> Changes:
+        """A merge that was finished some time ago."""
+        made = self.jobs.made(number)
+        return {self.at.earlier: self._earlier()} | (
+            {} if made is None else self._fields(made.asked) | self._shown(made)
+        )
+
+    def redraw(self, working: int, made: Made | None, count: Any, seed: Any, *how: Any) -> Iterator[Changes]:
         """Images of the prompt at these strengths."""
-        return self.worker.result(self.stop, "draw", _there(made), prompt, content, style, int(count), int(seed))
+        images, ended = yield from self._work(self.at.draw_status, "draw", working, made, (count, seed), *how)
+        yield ended | ({} if images is None else {self.at.pictures: self.gr.Gallery(images, visible=True)})
 
-    def compare(
-        self, made: Made | None, methods: list[str], prompt: str, count: float, seed: float
-    ) -> Iterator[tuple[Any, Any]]:
-        """Images of the same prompt and seeds by every method."""
-        try:
-            work = self.worker.run(self.stop, "compare", _there(made), methods, prompt, int(count), int(seed))
-            while True:
-                yield status(next(work)), self.gr.skip()
-        except StopIteration as end:
-            found = end.value
-        except DuoLoRAError as error:
-            yield f'<p class="bad" role="alert">{escape(str(error))}</p>', self.gr.skip()
-            return
-        rows = [(picture, name) for name, pictures in found.items() for picture in pictures]
-        yield "", self.gr.Gallery(rows, columns=max(1, int(count)), fit_columns=False)
+    def compare(self, working: int, made: Made | None, count: Any, seed: Any, *how: Any) -> Iterator[Changes]:
+        """Images of the same prompt, seeds and strengths by every method, each row after the references."""
+        found, ended = yield from self._work(self.at.compare_status, "compare", working, made, (count, seed), *how)
+        if made is not None and found is not None:
+            references = [(path, name) for kind, name in SIDES.items() for path in made.images(kind)[:1]]
+            rows = [each for name, images in found.items() for each in (*references, *((i, name) for i in images))]
+            columns = len(references) + int(count or COUNT)
+            ended[self.at.side_by_side] = self.gr.Gallery(rows, columns=columns, fit_columns=False, visible=True)
+        yield ended
 
-    def export(self, made: Made | None, format: str, content: float, style: float) -> list[str]:
+    def export(self, working: int, made: Made | None, *how: Any) -> Iterator[Changes]:
         """The files, for download."""
-        return [str(path) for path in self.worker.result(self.stop, "export", _there(made), format, content, style)]
+        files, ended = yield from self._work(self.at.file_status, "export", working, made, None, *how)
+        yield ended | ({} if files is None else {self.at.files: self.gr.File(list(map(str, files)), visible=True)})
+
+    def stop(self, working: int) -> None:
+        """Stop what this page is doing, and nothing of another's."""
+        if working in self.running:
+            self.jobs.stop(self.running[working])
+
+    def dropped(self, lora: str | None) -> tuple[str, str]:
+        """The prompt of a LoRA file that was dropped, and what is wrong with the file."""
+        try:
+            return (prompt_in(lora) if lora else ""), ""
+        except DuoLoRAError as error:
+            return "", bad(str(error).replace(str(lora), Path(str(lora)).name))
+
+    def _work(self, line: Any, name: str, working: int, made: Made | None, drawn: Any, *how: Any) -> Doing:
+        """Work on what was made, told in this line; no result where the page is busy, or the work fails."""
+        if working:
+            return None, {self.at.working: working}
+        try:
+            if made is None:
+                raise InputError("there is nothing to work with yet; make a LoRA first")
+            if drawn is not None:
+                count, seed = whole("images", drawn[0], 1, MOST), whole("first seed", drawn[1], 0, SEEDS)
+                how = (*how, count or COUNT, seed or 0)
+        except InputError as error:
+            return None, {line: bad(error)}
+        return (yield from self._followed(self.jobs.start(name, made, *how), line))
+
+    def _made(self, job: Job, begun: Changes | None = None) -> Iterator[Changes]:
+        made, ended = yield from self._followed(job, self.at.status, begun)
+        yield ended | ({} if made is None else self._shown(made) | {self.at.earlier: self._earlier()})
+
+    def _followed(self, job: Job, line: Any, begun: Changes | None = None) -> Doing:
+        """The news of a job in this line, the buttons disabled meanwhile; returns its result, and what changes then.
+
+        Of changes that follow one another at once a browser shows the last only, so each says everything.
+        """
+        at, gr = self.at, self.gr
+        self.running[id(job)] = job
+        always = {at.working: id(job), **self._busy(True)} | ({at.number: job.number} if job.number else {})
+        for news in job.news():
+            previews = {at.previews: gr.Gallery(list(news.images), visible=True)} if news.images else {}
+            yield {line: status(news), **always, **previews, **(begun or {})}
+            begun = {}
+        self.running.pop(id(job), None)
+        ended = {at.working: 0, **self._busy(False)}
+        try:
+            return job.result(), {line: "", **ended}
+        except DuoLoRAError as error:
+            return None, {line: bad(error), **ended}
+
+    def _busy(self, yes: bool) -> Changes:
+        """Buttons that begin something are disabled while something is done, and Stop while nothing is."""
+        at, button = self.at, self.gr.Button
+        begin = dict.fromkeys((at.go, at.draw, at.against, at.write), button(interactive=not yes))
+        return {**begin, at.halt: button(interactive=yes)}
+
+    def _shown(self, made: Made) -> Changes:
+        """A finished merge, and the images that were generated with it."""
+        at, gr = self.at, self.gr
+        text = f'<p role="status">Done: {escape(made.text)}. All files are in {escape(str(made.folder))}</p>'
+        images, none = made.images("generated"), gr.Gallery([], visible=False)
+        return {
+            at.number: made.folder.name, at.status: text, at.made: made, at.prompt: made.prompt, at.previews: none,
+            at.pictures: gr.Gallery(images, visible=bool(images)), at.side_by_side: none,
+            at.files: gr.File(None, visible=False), at.draw_status: "", at.compare_status: "", at.file_status: "",
+        }  # fmt: skip
+
+    def _fields(self, asked: Asked) -> Changes:
+        """The fields as they were when something was asked for."""
+        changes: Changes = {}
+        for kind, (images, words, lora) in self.at.sides.items():
+            side = asked.side(kind)
+            changes |= {images: list(side.images) or None, words: side.prompt, lora: side.lora and str(side.lora)}
+        values = (asked.base, asked.method, asked.train_steps, asked.merge_steps, asked.seed)
+        return changes | dict(zip(self.at.more, values, strict=True))
+
+    def _earlier(self) -> Any:
+        """What can be opened again, by number, prompt and method."""
+        found = self.jobs.finished()
+        named = [(f"{m.folder.name}: {m.prompt or 'no prompt'}, {m.asked.method}", m.folder.name) for m in found]
+        return self.gr.Dropdown(named, value=None, visible=bool(named))
+
+    def example(self, pair: Pair) -> Changes:
+        """The images and prompts of an example, for the base that ships."""
+        images = example_images(pair, self.jobs.folder / "examples")
+        sides = {kind: Side(tuple(images[kind]), words) for kind, words in _prompts(pair).items()}
+        return self._fields(Asked(sides["content"], sides["style"]))
 
 
-def built(gr: Any, worker: Worker, base: str) -> Any:
+def _prompts(pair: Pair) -> dict[str, str]:
+    return {"content": pair.content_prompt, "style": pair.style_prompt}
+
+
+def example_images(pair: Pair, folder: Path) -> dict[str, list[Path]]:
+    """The images of an example as files, rendered if they are not there yet."""
+    found: dict[str, list[Path]] = {}
+    for kind, scenes in (("content", pair.content_scenes()), ("style", [pair.style_scene()])):
+        place = folder / f"{pair.colour}-{pair.kind}-{pair.style}" / kind
+        found[kind] = [place / f"{k}.png" for k in range(len(scenes))]
+        if not all(path.exists() for path in found[kind]):
+            place.mkdir(parents=True, exist_ok=True)
+            for path, image in zip(found[kind], rendered(scenes), strict=True):
+                Image.fromarray(image).save(path)
+    return found
+
+
+def built(gr: Any, jobs: Jobs, base: str) -> Any:
     """The page: what to bring, how it goes, what came out."""
-    acts, one = Acts(gr, worker), {"concurrency_id": "base", "concurrency_limit": 1}
+    acts = Acts(gr, jobs)
+    at = acts.at
     with gr.Blocks(title="DuoLoRA", analytics_enabled=False) as page:
-        made = gr.State()
+        at.made, at.working, at.number = gr.State(), gr.State(0), gr.Textbox(visible="hidden", elem_id="job")
         gr.Markdown("# DuoLoRA\nA few photos of a subject and an image of a style, or two LoRA files, become one LoRA.")
-        asked = _asking(gr, acts, base)
+        at.earlier = gr.Dropdown([], label="Open an earlier merge again", visible=False, elem_id="earlier")
+        fields = _asking(gr, acts, base)
         with gr.Row():
-            go = gr.Button("Make the LoRA", variant="primary", elem_id="make")
-            halt = gr.Button("Stop", elem_id="stop")
-        state = gr.HTML(elem_id="status")
-        previews = gr.Gallery(
-            label="Previews", columns=4, fit_columns=False, object_fit="contain", elem_id="previews", format="png",
-            buttons=[],
-        )  # fmt: skip
-        prompt, count, first, weights, pictures = _generating(gr, acts, made, one)
-        _comparing(gr, acts, [made, prompt, count, first], one)
-        _download(gr, acts, [made, *weights], one)
-        go.click(acts.make, asked, [state, previews, made, prompt, pictures], show_progress="hidden", **one)
-        halt.click(lambda: acts.stop.set(), queue=False)
+            at.go = gr.Button("Make the LoRA", variant="primary", elem_id="make")
+            at.halt = gr.Button("Stop", elem_id="stop", interactive=False)
+        at.status = gr.HTML(elem_id="status", elem_classes="line")
+        at.previews = _gallery(gr, "Previews", "previews")
+        drawn = _generating(gr, at)
+        compared = _comparing(gr, at, drawn)
+        exported = _download(gr, at)
+        of = [at.working, at.made]
+        _on(acts, at.go.click, acts.make, fields)
+        _on(acts, page.load, acts.load, at.number, js=READ_ADDRESS)
+        _on(acts, at.earlier.input, acts.reopen, at.earlier)
+        asks = [at.draw.click, at.prompt.submit, *(slider.release for slider in at.weights)]
+        for ask in asks:
+            _on(acts, ask, acts.redraw, [*of, *drawn])
+        _on(acts, at.against.click, acts.compare, [*of, *compared])
+        _on(acts, at.write.click, acts.export, [*of, *exported])
+        for button, pair in at.examples:
+            _on(acts, button.click, lambda pair=pair: acts.example(pair), None)
+        at.halt.click(acts.stop, at.working, queue=False)
+        at.number.change(None, at.number, js=WRITE_ADDRESS)
     return page
+
+
+def _on(acts: Acts, when: Any, do: Any, inputs: Any, **more: Any) -> None:
+    """Let an act change any part of the page; jobs queue by themselves, so everybody is told at once where they are."""
+    at = acts.at
+    single = [part for part in vars(at).values() if not isinstance(part, list | dict)]
+    parts = [*single, *at.more, *(part for side in at.sides.values() for part in side)]
+    when(do, inputs, parts, show_progress="hidden", concurrency_limit=None, **more)
 
 
 def _asking(gr: Any, acts: Acts, base: str) -> list[Any]:
     """What to make of what."""
+    at = acts.at
+    gr.Markdown("Nothing at hand? Two examples for `atelier`, the small base inside (pixel art of 32×32 pixels):")
     with gr.Row():
-        content = _side(gr, acts, "The subject", "content", "a sks teapot in flat style")
-        style = _side(gr, acts, "The style", "style", "a house in zwx style")
+        at.examples = []
+        for pair in EXAMPLES:
+            style = example_images(pair, acts.jobs.folder / "examples")["style"][0]
+            at.examples.append((gr.Button(_name(pair), icon=style, size="sm", elem_classes="example"), pair))
     with gr.Row():
-        named = [(f"{name}: {METHOD_HELP[name]}", name) for name in METHODS]
-        method = gr.Dropdown(named, value="duolora", label="Method", info="how the two become one", elem_id="method")
-        where = gr.Textbox(
-            base, label="Base", info="atelier, a folder, a .safetensors file or a hub id", elem_id="base"
-        )
+        at.sides = {
+            "content": _side(gr, acts, "The subject", "content", "a sks teapot in flat style"),
+            "style": _side(gr, acts, "The style", "style", "a house in zwx style"),
+        }
+    named = [(f"{name}: {METHOD_HELP[name]}", name) for name in METHODS]
+    method = gr.Dropdown(named, value="duolora", label="Method", info="how the two become one", elem_id="method")
+    where = gr.Textbox(
+        base, label="Base", info="atelier (inside), a folder, a .safetensors file or a hub id", elem_id="base"
+    )
     with gr.Accordion("Steps and seed", open=False, elem_id="more"), gr.Row():
-        train_steps = gr.Number(None, label="Steps for each LoRA [the base's own]", precision=0, minimum=1)
-        merge_steps = gr.Number(None, label="Steps of the masks [100]", precision=0, minimum=0)
-        seed = gr.Number(0, label="Seed", precision=0)
-    return [*content, *style, where, method, train_steps, merge_steps, seed]
+        train_steps = gr.Number(None, label="Steps for each LoRA [the base's own]")
+        merge_steps = gr.Number(None, label="Steps of the masks [100]")
+        seed = gr.Number(0, label="Seed")
+    at.more = [where, method, train_steps, merge_steps, seed]
+    return [*at.sides["content"], *at.sides["style"], *at.more]
 
 
-def _generating(gr: Any, acts: Acts, made: Any, one: dict[str, Any]) -> tuple[Any, Any, Any, list[Any], Any]:
-    """Images of a prompt at any strengths."""
+def _name(pair: Pair) -> str:
+    return f"{article(pair.colour)} {pair.kind}, in the style of this {pair.shown}"
+
+
+def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> tuple[Any, Any, Any]:
+    """Where one side is dropped: images with what they show, or a file, whose own prompt is filled in."""
+    with gr.Column(min_width=300):
+        gr.Markdown(f"### {title}")
+        images = gr.Gallery(
+            label="Images", file_types=["image"], sources=["upload", "clipboard"], columns=5, height=170,
+            fit_columns=False, object_fit="contain", interactive=True, elem_id=f"{key}-pictures", buttons=[],
+        )  # fmt: skip
+        words = gr.Textbox(
+            label="What they show: its kind, with an identifier of its own", placeholder=example,
+            elem_id=f"{key}-prompt",
+        )  # fmt: skip
+        lora = gr.File(label="… or a LoRA file", file_types=[".safetensors"], elem_id=f"{key}-lora", height=130)
+        wrong = gr.HTML(elem_classes="line", elem_id=f"{key}-wrong")
+        gr.on([lora.upload, lora.clear], acts.dropped, lora, [words, wrong], show_progress="hidden")
+    return images, words, lora
+
+
+def _gallery(gr: Any, label: str, id: str, columns: int = 4) -> Any:
+    """Images, of which nothing is to be seen as long as there are none."""
+    return gr.Gallery(
+        label=label, columns=columns, fit_columns=False, object_fit="contain", elem_id=id, format="png",
+        interactive=False, visible=False, buttons=["fullscreen"],
+    )  # fmt: skip
+
+
+def _generating(gr: Any, at: SimpleNamespace) -> list[Any]:
+    """Images of a prompt at any strengths; returns how."""
     gr.Markdown("## Generate")
     with gr.Row():
-        prompt = gr.Textbox(label="Prompt", elem_id="prompt", scale=3, min_width=280)
-        count = gr.Number(4, label="Images", precision=0, minimum=1, maximum=16, elem_id="count")
-        first = gr.Number(0, label="First seed", precision=0, elem_id="first-seed")
+        at.prompt = gr.Textbox(label="Prompt", elem_id="prompt", scale=3, min_width=280)
+        count = gr.Number(COUNT, label="Images", elem_id="count")
+        first = gr.Number(0, label="First seed", elem_id="first-seed")
     with gr.Row():
-        weights = [
-            gr.Slider(0, 1.5, 1.0, step=0.05, label=f"Strength of the {name}", min_width=240, elem_id=f"weight-{key}")
-            for name, key in (("subject", "content"), ("style", "style"))
+        at.weights = [
+            gr.Slider(0, 1.5, 1.0, step=0.05, label=f"Strength of the {name}", min_width=240, elem_id=f"weight-{kind}")
+            for kind, name in SIDES.items()
         ]
-    draw = gr.Button("Generate", elem_id="draw")
-    pictures = gr.Gallery(
-        label="Images", columns=4, fit_columns=False, elem_id="pictures", format="png", buttons=["fullscreen"]
-    )
-    drawn = [made, prompt, *weights, count, first]
-    released = [w.release for w in weights]
-    gr.on([draw.click, prompt.submit, *released], acts.guarded(acts.redraw), drawn, pictures, **one)
-    return prompt, count, first, weights, pictures
+    at.draw = gr.Button("Generate", elem_id="draw")
+    at.draw_status = gr.HTML(elem_classes="line", elem_id="draw-status")
+    at.pictures = _gallery(gr, "Images", "pictures")
+    return [count, first, at.prompt, *at.weights]
 
 
-def _comparing(gr: Any, acts: Acts, drawn: list[Any], one: dict[str, Any]) -> None:
-    """The same prompt and seeds by several methods."""
-    made, prompt, count, first = drawn
-    with gr.Accordion("Compare methods at the same seeds", open=False, elem_id="compare-part"):
+def _comparing(gr: Any, at: SimpleNamespace, drawn: Sequence[Any]) -> list[Any]:
+    """The same prompt, seeds and strengths by several methods; returns how."""
+    count, first, *how = drawn
+    with gr.Accordion("Compare methods at the same seeds and strengths", open=False, elem_id="compare-part"):
         methods = gr.CheckboxGroup(list(METHODS), value=list(COMPARED), label="Methods", elem_id="methods")
-        against = gr.Button("Compare", elem_id="compare")
-        progress = gr.HTML(elem_id="compare-status")
-        side_by_side = gr.Gallery(label="Side by side", columns=4, elem_id="side-by-side", format="png")
-    inputs, outputs = [made, methods, prompt, count, first], [progress, side_by_side]
-    against.click(acts.compare, inputs, outputs, show_progress="hidden", **one)
+        at.against = gr.Button("Compare", elem_id="compare")
+        at.compare_status = gr.HTML(elem_id="compare-status", elem_classes="line")
+        at.side_by_side = _gallery(gr, "Side by side", "side-by-side")
+    return [count, first, methods, *how]
 
 
-def _download(gr: Any, acts: Acts, merge: list[Any], one: dict[str, Any]) -> None:
-    """The merge as files in any format."""
-    made, *weights = merge
+def _download(gr: Any, at: SimpleNamespace) -> list[Any]:
+    """The merge as files in any format; returns how."""
     gr.Markdown("## Download")
     with gr.Row():
         format = gr.Dropdown(
             list(FORMATS), value=DEFAULT_FORMAT, label="Format", info="with the strengths above", elem_id="format"
         )
-        write = gr.Button("Write the file", elem_id="export")
-    files = gr.File(label="Files", file_count="multiple", interactive=False, elem_id="files", height=130)
-    write.click(acts.guarded(acts.export), [made, format, *weights], files, **one)
-
-
-def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> list[Any]:
-    """Where one side is dropped: images with what they show, or a file, whose own prompt is filled in."""
-    with gr.Column(min_width=300):
-        gr.Markdown(f"### {title}")
-        pictures = gr.File(
-            label="Images", file_count="multiple", file_types=["image"], elem_id=f"{key}-pictures", height=140
-        )
-        words = gr.Textbox(
-            label="What they show: its kind, with an identifier of its own", placeholder=example,
-            elem_id=f"{key}-prompt",
-        )  # fmt: skip
-        lora = gr.File(label="… or a LoRA file", file_types=[".safetensors"], elem_id=f"{key}-lora", height=140)
-        lora.upload(acts.guarded(prompt_in), lora, words)
-    return [pictures, words, lora]
+        at.write = gr.Button("Write the file", elem_id="export")
+    at.file_status = gr.HTML(elem_classes="line", elem_id="file-status")
+    at.files = gr.File(
+        label="Files", file_count="multiple", interactive=False, elem_id="files", height=130, visible=False
+    )
+    return [format, *at.weights]
 
 
 def _asked(
-    content_pictures: list[str] | None, content_prompt: str, content_lora: str | None,
-    style_pictures: list[str] | None, style_prompt: str, style_lora: str | None,
+    content_images: Brought, content_prompt: str, content_lora: str | None,
+    style_images: Brought, style_prompt: str, style_lora: str | None,
     base: str, method: str, train_steps: float | None, merge_steps: float | None, seed: float | None,
 ) -> Asked:  # fmt: skip
     return Asked(
-        _brought(content_pictures, content_prompt, content_lora), _brought(style_pictures, style_prompt, style_lora),
-        base.strip(), method, int(train_steps) if train_steps else None,
-        None if merge_steps is None else int(merge_steps), int(seed or 0),
+        _brought(content_images, content_prompt, content_lora), _brought(style_images, style_prompt, style_lora),
+        base.strip(), method, whole("steps for each LoRA", train_steps, 1),
+        whole("steps of the masks", merge_steps, 0), whole("seed", seed, 0, SEEDS) or 0,
     )  # fmt: skip
 
 
-def _brought(pictures: list[str] | None, prompt: str, lora: str | None) -> Side:
-    return Side(tuple(Path(p) for p in pictures or ()), prompt.strip(), Path(lora) if lora else None)
-
-
-def _there(made: Made | None) -> Made:
-    if made is None:
-        raise InputError("there is nothing to generate with yet; make a LoRA first")
-    return made
+def _brought(images: Brought, prompt: str, lora: str | None) -> Side:
+    return Side(tuple(Path(path) for path, _ in images or ()), prompt.strip(), Path(lora) if lora else None)

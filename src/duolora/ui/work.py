@@ -1,16 +1,11 @@
-"""What the page does, without the page: train, merge, draw, compare and export, telling how far it is."""
+"""What the page does, without the page: train, merge, generate, compare and export, telling how far it is."""
 
-import math
-import pickle
+import json
+import re
 import shutil
-import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from multiprocessing import get_context
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from threading import Event
-from typing import Any
 
 from PIL import Image
 from torch import Tensor
@@ -19,31 +14,32 @@ from duolora.api.convert import convert
 from duolora.api.generate import applied
 from duolora.api.merge import merge, options_of
 from duolora.api.train import default_options, train
-from duolora.errors import DuoLoRAError, InputError
+from duolora.errors import BaseMismatch, DuoLoRAError, FileRefused, InputError
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
 from duolora.lora.write.atomic import half_paths
-from duolora.merging.inputs import Masks
 from duolora.merging.mask_file import MaskFile, write_masks
+from duolora.merging.options import MergeOptions
 from duolora.model.base import Base, load_base
-from duolora.model.images import as_image
+from duolora.model.images import as_image, read_pictures
 from duolora.model.sample import draw
+from duolora.options import idle
+from duolora.training.options import TrainOptions, check_training
 
 FORMATS = ("kohya", "diffusers", "uniform", "split", "masks")
 PREVIEWS = {"train": 50, "merge": 25}
-"""A preview after so many updates."""
-STOPPED = "stopped; nothing was written"
-
-
-class Stopped(DuoLoRAError):
-    """Somebody pressed Stop."""
+"""A preview after so many steps."""
+COUNT = 4
+"""Images of a finished merge."""
+SIDES = {"content": "subject", "style": "style"}
+RECORD = "made.json"
 
 
 @dataclass(frozen=True)
 class Side:
-    """What a person brings for the thing or for the look: pictures and a prompt, or a LoRA file."""
+    """What a person brings for the subject or for the style: images and a prompt, or a LoRA file."""
 
-    pictures: tuple[Path, ...] = ()
+    images: tuple[Path, ...] = ()
     prompt: str = ""
     lora: Path | None = None
 
@@ -60,6 +56,21 @@ class Asked:
     merge_steps: int | None = None
     seed: int = 0
 
+    def side(self, kind: str) -> Side:
+        """Content or style."""
+        return self.content if kind == "content" else self.style
+
+    def options(self, method: str) -> MergeOptions:
+        """Those of a merge by this method or, to compare with, by another one."""
+        options = options_of(method, seed=self.seed)
+        steps = self.merge_steps if not idle(options, ["steps"]) else None
+        return options if steps is None else replace(options, steps=steps)
+
+    def training(self, kind: str) -> TrainOptions:
+        """Those of the LoRA of one side."""
+        options = replace(default_options(self.base, kind), seed=self.seed)
+        return options if self.train_steps is None else replace(options, steps=self.train_steps)
+
 
 @dataclass(frozen=True)
 class News:
@@ -69,21 +80,53 @@ class News:
     done: int = 0
     of: int = 0
     losses: tuple[float, ...] = ()
-    pictures: tuple[Image.Image, ...] = ()
+    images: tuple[Image.Image, ...] = ()
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Made:
-    """A merge that can be drawn with, weighed and exported."""
+    """A finished merge in a folder of its own, which images can be generated with, and which can be exported."""
 
-    asked: Asked
     folder: Path
-    loras: Mapping[str, Path]
-    images: Mapping[str, Path | None]
-    merged: Path
+    asked: Asked
     prompt: str
-    masks: Mapping[str, Masks]
     text: str
+
+    def merged(self, method: str = "") -> Path:
+        """The LoRA by its own method, or by another one to compare with."""
+        return self.folder / f"{method or self.asked.method}.safetensors"
+
+    def images(self, kind: str) -> list[Path]:
+        """The images of one side ("content", "style"), or those that were generated in the end ("generated")."""
+        return sorted((self.folder / kind).iterdir()) if (self.folder / kind).is_dir() else []
+
+    def saved(self) -> "Made":
+        """Itself, written down so that it can be opened again."""
+        asked = {each.name: getattr(self.asked, each.name) for each in fields(Asked)}
+        for kind in SIDES:
+            side = self.asked.side(kind)
+            asked[kind] = {"prompt": side.prompt, "lora": side.lora is not None}
+        record = {"prompt": self.prompt, "text": self.text, "asked": asked}
+        (self.folder / RECORD).write_text(json.dumps(record, indent=1), "utf-8")
+        return self
+
+
+def opened(folder: Path) -> Made:
+    """A merge that was finished some time ago.
+
+    Raises:
+        InputError: there is none in that folder.
+    """
+    try:
+        record = json.loads((folder / RECORD).read_text("utf-8"))
+        made = Made(folder, Asked(Side(), Side()), str(record["prompt"]), str(record["text"]))
+        sides = {}
+        for kind in SIDES:
+            said, lora = record["asked"].pop(kind), folder / f"{kind}.safetensors"
+            sides[kind] = Side(tuple(made.images(kind)), str(said["prompt"]), lora if said["lora"] else None)
+        return replace(made, asked=Asked(sides["content"], sides["style"], **record["asked"]))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{folder.name}: there is no finished merge of that number") from None
 
 
 Tell = Callable[[News], None]
@@ -105,19 +148,19 @@ class Feed:
         """Masks are not shown."""
 
     def preview(self, done: int, pictures: Tensor) -> None:
-        """The newest pictures."""
-        self._say(replace(self.now, done=done, pictures=tuple(map(shown, pictures.clamp(-1, 1)))))
+        """The newest images."""
+        self._say(replace(self.now, done=done, images=tuple(map(shown, pictures.clamp(-1, 1)))))
 
     def _say(self, news: News) -> None:
         self.now = news
         self.tell(news)
 
 
-def shown(picture: Tensor, least: int = 256) -> Image.Image:
-    """A picture as people see it: small ones enlarged without smoothing."""
-    image = as_image(picture)
-    times = max(1, least // max(image.size))
-    return image.resize((image.width * times, image.height * times), Image.Resampling.NEAREST)
+def shown(image: Tensor, least: int = 256) -> Image.Image:
+    """An image as people see it: small ones enlarged without smoothing."""
+    found = as_image(image)
+    times = max(1, least // max(found.size))
+    return found.resize((found.width * times, found.height * times), Image.Resampling.NEAREST)
 
 
 def prompt_in(lora: str | Path) -> str:
@@ -129,116 +172,117 @@ def prompt_in(lora: str | Path) -> str:
     return str(read_adapter(Path(lora)).recipe.get("prompt") or "")
 
 
-class Studio:
-    """The work of one page, in one folder; the last base stays loaded."""
+def check_asked(asked: Asked) -> None:
+    """Refuse, before any work, what no merge can be made of.
 
-    def __init__(self, folder: Path) -> None:
-        """Files go into numbered folders inside this one."""
-        self.folder = folder
+    Raises:
+        DuoLoRAError: something is missing or cannot be used.
+    """
+    for kind, name in SIDES.items():
+        side = asked.side(kind)
+        if not side.lora and not side.images:
+            raise InputError(f"the {name}: expected images or a LoRA file, got neither; drop some in")
+        if not side.lora and not side.prompt:
+            raise InputError(f"the {name}: expected words for what its images show, got none; fill them in")
+        if not side.lora:
+            check_training(asked.training(kind))
+    options = options_of(asked.method)
+    if asked.merge_steps is not None and idle(options, ["steps"]):
+        raise InputError(f"steps of the masks: {asked.method} trains none; leave the field empty")
+
+
+class Studio:
+    """The work of the page; the last base stays loaded."""
+
+    def __init__(self) -> None:
+        """No base is loaded yet."""
         self._base: tuple[str, Base] | None = None
 
-    def base(self, name: str) -> Base:
+    def base(self, name: str, tell: Tell) -> Base:
         """The base, loaded if it is another one than last time."""
         if self._base is None or self._base[0] != name:
             self._base = None
+            tell(News(f"Loading {name}"))
             self._base = (name, load_base(name))
         return self._base[1]
 
-    def make(self, asked: Asked, tell: Tell) -> Made:
-        """Train what is missing, and merge.
+    def make(self, asked: Asked, folder: Path, tell: Tell) -> Made:
+        """Train what is missing, merge, and generate images, all into a folder of its own.
 
         Raises:
             DuoLoRAError: something that was given cannot be used.
         """
-        for kind, side in (("subject", asked.content), ("style", asked.style)):
-            if not side.lora and not side.pictures:
-                raise InputError(f"the {kind}: expected images or a LoRA file, got neither; drop some in")
-        options_of(asked.method)
-        tell(News(f"Loading {asked.base}"))
-        base, folder = self.base(asked.base), self._new_folder()
-        loras, images = {}, {}
-        for kind, side in (("content", asked.content), ("style", asked.style)):
-            loras[kind], images[kind] = self._side(kind, side, asked, base, folder, tell)
-        made = Made(asked, folder, loras, images, folder / "merged.safetensors", "", {}, "")
-        return self._merged(made, asked.method, tell)
-
-    def _new_folder(self) -> Path:
-        self.folder.mkdir(parents=True, exist_ok=True)
-        number = 1 + max((int(p.name) for p in self.folder.iterdir() if p.name.isdigit()), default=0)
-        (self.folder / f"{number:03d}").mkdir()
-        return self.folder / f"{number:03d}"
-
-    def _side(
-        self, kind: str, side: Side, asked: Asked, base: Base, folder: Path, tell: Tell
-    ) -> tuple[Path, Path | None]:
-        """The LoRA of one side, trained if need be, and the folder of its pictures."""
-        lora, images = folder / f"{kind}.safetensors", None
-        if side.pictures:
-            images = folder / kind
-            images.mkdir()
-            for k, picture in enumerate(side.pictures):
-                shutil.copyfile(picture, images / f"{k:02d}{picture.suffix.lower()}")
-        if side.lora:
-            shutil.copyfile(side.lora, lora)
-            read_adapter(lora)
-        elif images is not None:
-            what = "the subject" if kind == "content" else "the style"
-            options = replace(default_options(asked.base, kind), seed=asked.seed)
-            options = replace(options, steps=asked.train_steps or options.steps)
-            feed = Feed(f"Training on {what}", PREVIEWS["train"], tell)
-            train(images, side.prompt, lora, base, options, progress=False, watch=feed)
-        return lora, images
+        check_asked(asked)
+        tell(News("Reading what was brought"))
+        for kind in SIDES:
+            _brought(asked.side(kind), kind, folder)
+        for kind, name in SIDES.items():
+            if not asked.side(kind).lora:
+                base = self.base(asked.base, tell)
+                feed = Feed(f"Training on the {name}", PREVIEWS["train"], tell)
+                train(
+                    folder / kind, asked.side(kind).prompt, folder / f"{kind}.safetensors", base, asked.training(kind),
+                    progress=False, watch=feed, kind=kind,
+                )  # fmt: skip
+        made = self._merged(Made(folder, asked, "", ""), asked.method, tell)
+        if made.prompt:
+            try:
+                for k, image in enumerate(self.draw(made, made.prompt, 1.0, 1.0, COUNT, 0, tell)):
+                    (folder / "generated").mkdir(exist_ok=True)
+                    image.save(folder / "generated" / f"{k}.png")
+            except (BaseMismatch, FileRefused, InputError) as error:
+                made = replace(made, text=f"{made.text}; no images: {worded(error, asked, folder)}")
+        return made.saved()
 
     def _merged(self, made: Made, method: str, tell: Tell) -> Made:
-        """The two LoRAs merged by one method."""
-        asked = made.asked
-        path = made.folder / ("merged.safetensors" if method == asked.method else f"{method}.safetensors")
-        options = options_of(method, seed=asked.seed)
-        if options.masks != "none" and asked.merge_steps is not None:
-            options = replace(options, steps=asked.merge_steps)
-        feed = Feed(f"Merging by {method}", PREVIEWS["merge"], tell)
+        """The two LoRAs merged by one method, which needs no base where the two say enough."""
+        asked, path, options = made.asked, made.merged(method), made.asked.options(method)
+        given = all(asked.side(kind).lora for kind in SIDES)
+        base = None if given and not options.asks_network else self.base(asked.base, tell)
+        images = {kind: made.folder / kind if made.images(kind) else None for kind in SIDES}
         done = merge(
-            made.loras["content"], made.loras["style"], path, method, self.base(asked.base), made.images["content"],
-            made.images["style"], asked.content.prompt or None, asked.style.prompt or None, None, options,
-            progress=False, watch=feed,
+            made.folder / "content.safetensors", made.folder / "style.safetensors", path, method, base,
+            images["content"], images["style"], asked.content.prompt or None, asked.style.prompt or None, None, options,
+            progress=False, watch=Feed(f"Merging by {method}", PREVIEWS["merge"], tell),
         )  # fmt: skip
-        prompt = str(read_adapter(path).recipe.get("prompt") or "")
+        merged = read_adapter(path)
+        if CONTENT_RANKS in merged.recipe:
+            masks = {"content": done.content_masks, "style": done.style_masks}
+            write_masks(path.with_suffix(".masks.safetensors"), MaskFile(masks, merged.recipe, merged.notes))
         text = f"{done.proof.modules} modules, {done.proof.size / 1000:.0f} kB, {done.seconds:.1f} s; "
         text += f"read back, ΔW is off by at most {done.proof.error:.0e} of its size"
-        masks = {"content": done.content_masks, "style": done.style_masks}
-        return replace(made, merged=path, prompt=prompt, masks=masks, text=text)
+        return replace(made, prompt=str(merged.recipe.get("prompt") or ""), text=text)
 
     def draw(
-        self, made: Made, prompt: str, content: float = 1.0, style: float = 1.0, count: int = 4, seed: int = 0
-    ) -> list[Image.Image]:
-        """Pictures with other weights on the two halves; nothing is learnt again.
+        self, made: Made, prompt: str, content: float, style: float, count: int, seed: int, tell: Tell,
+        method: str = "",
+    ) -> list[Image.Image]:  # fmt: skip
+        """Images with other weights on the two parts of the merge, by its own or another method; nothing is trained.
 
         Raises:
-            DuoLoRAError: the prompt is empty, or the merge has no halves that could be weighed.
+            DuoLoRAError: the prompt is empty, or the merge has no parts that could be weighed.
         """
         if not prompt.strip():
             raise InputError("the prompt: expected words for what to generate, got none")
-        if count < 1:
-            raise InputError(f"expected at least one image, got {count}")
-        weighed = [(made.merged, 1.0)]
+        merged, base = made.merged(method), self.base(made.asked.base, tell)
+        weighed = [(merged, 1.0)]
         if (content, style) != (1.0, 1.0):
-            weighed = [(p, w) for p, w in zip(self._halves(made), (content, style), strict=True) if p.exists()]
-        base = self.base(made.asked.base)
+            halves = zip(_halves(merged, method or made.asked.method), (content, style), strict=True)
+            weighed = [(path, weight) for path, weight in halves if path.exists()]
+        stage = f"Generating by {method}" if method else "Generating"
+        tell(News(stage))
         with applied(base, [path for path, _ in weighed], [weight for _, weight in weighed]):
-            drawn = draw(base, [prompt] * count, range(seed, seed + count))
-        return [shown(picture) for picture in drawn.clamp(-1, 1)]
-
-    def _halves(self, made: Made) -> tuple[Path, Path]:
-        whole = made.merged.with_suffix(".halves.safetensors")
-        paths = half_paths(whole)
-        if not any(path.exists() for path in paths):
-            convert(made.merged, whole, "split", "float32")
-        return paths
+            found = draw(
+                base, [prompt] * count, range(seed, seed + count),
+                before_step=lambda share: tell(News(stage, round(100 * share), 100)),
+            )  # fmt: skip
+        return [shown(image) for image in found.clamp(-1, 1)]
 
     def compare(
-        self, made: Made, methods: Sequence[str], prompt: str, count: int, seed: int, tell: Tell
-    ) -> dict[str, list[Image.Image]]:
-        """The same prompt and seeds by every method; a merge that is there is not made again.
+        self, made: Made, methods: Sequence[str], prompt: str, content: float, style: float, count: int, seed: int,
+        tell: Tell,
+    ) -> dict[str, list[Image.Image]]:  # fmt: skip
+        """The same prompt, seeds and weights by every method; a merge that is there is not made again.
 
         Raises:
             DuoLoRAError: no method was chosen, or one of the merges cannot be made.
@@ -247,125 +291,77 @@ class Studio:
             raise InputError("methods: expected at least one to compare, got none; tick some")
         found = {}
         for method in methods:
-            path = made.folder / f"{method}.safetensors"
-            if method == made.asked.method:
-                other = made
-            elif path.exists():
-                other = replace(made, merged=path)
-            else:
-                other = self._merged(made, method, tell)
-            tell(News(f"Generating by {method}"))
-            found[method] = self.draw(other, prompt, count=count, seed=seed)
+            if not made.merged(method).exists():
+                self._merged(made, method, tell)
+            found[method] = self.draw(made, prompt, content, style, count, seed, tell, method)
         return found
 
-    def export(self, made: Made, format: str, content: float = 1.0, style: float = 1.0) -> list[Path]:
-        """The merge as files in any format, with these weights on its halves.
+    def export(self, made: Made, format: str, content: float, style: float, tell: Tell) -> list[Path]:
+        """The merge as files in any format, with these weights on its parts; their name says what is in them.
 
         Raises:
             DuoLoRAError: there is no such format, or the merge cannot be written in it.
         """
         if format not in FORMATS:
             raise InputError(f"format: expected one of {', '.join(FORMATS)}, got {format!r}")
-        out = made.folder / f"duolora-{format}.safetensors"
+        tell(News("Writing the file"))
+        merged, method = made.merged(), made.asked.method
+        out = made.folder / "files" / f"{file_stem(made, content, style)}-{format}.safetensors"
         if format == "masks":
-            merged = read_adapter(made.merged)
-            if CONTENT_RANKS not in merged.recipe:
-                raise InputError(f"masks: expected a method with masks, {made.asked.method} has none; choose another")
-            write_masks(out, MaskFile(dict(made.masks), merged.recipe, merged.notes))
+            masks = merged.with_suffix(".masks.safetensors")
+            if not masks.exists():
+                raise InputError(f"masks: expected a method with masks, {method} has none; choose another format")
+            out = out.with_stem(f"{file_stem(made, 1.0, 1.0)}-masks")  # without the strengths, which masks don't carry
+            out.parent.mkdir(exist_ok=True)
+            shutil.copyfile(masks, out)
             return [out]
-        done = convert(made.merged, out, format, content_weight=content, style_weight=style)
+        if (content, style) != (1.0, 1.0):
+            _check_parts(merged, method)
+        done = convert(merged, out, format, content_weight=content, style_weight=style)
         return [path for path in done.paths if path.exists()]
 
 
-class Worker:
-    """A studio in a process of its own: whatever it does, and even if it hangs, it can be stopped."""
-
-    def __init__(self, studio: Callable[[Path], Any], folder: Path, patience: float = 5.0) -> None:
-        """`studio` makes the studio there; `patience` is how long, in seconds, it may take to stop by itself."""
-        self.studio, self.folder, self.patience = studio, folder, patience
-        self._process: BaseProcess | None = None
-
-    def start(self) -> None:
-        """Begin the process, if there is none."""
-        if self._process is None or not self._process.is_alive():
-            context = get_context("spawn")
-            self._pipe, other = context.Pipe()
-            self._halt = context.Event()
-            given = (self.studio, self.folder, other, self._halt)
-            self._process = context.Process(target=_serve, args=given, daemon=True)
-            self._process.start()
-            other.close()
-
-    def end(self) -> None:
-        """End the process, whatever it does."""
-        if self._process is not None:
-            self._process.kill()
-            self._process.join()
-            self._pipe.close()
-            self._process = None
-
-    def run(self, stop: Event, name: str, *given: object) -> Generator[News, None, Any]:
-        """The news of one of the studio's methods, as it comes, until `stop` is set; returns what the method returns.
-
-        Raises:
-            DuoLoRAError: the method does, or it was stopped, or its process has died.
-        """
-        stop.clear()
-        self.start()
-        self._halt.clear()
-        self._pipe.send_bytes(pickle.dumps((name, given)))
-        late, ended = math.inf, False
-        try:
-            while time.monotonic() < late:
-                if stop.is_set() and late == math.inf:
-                    self._halt.set()
-                    late = time.monotonic() + self.patience
-                if not self._pipe.poll(0.1):
-                    continue
-                try:
-                    kind, value = pickle.loads(self._pipe.recv_bytes())
-                except (EOFError, OSError) as error:
-                    raise DuoLoRAError("the work has ended by itself; its memory may have been full") from error
-                ended = kind != "news"
-                if kind == "failed":
-                    raise value
-                if kind == "done":
-                    return value
-                yield value
-            raise Stopped(STOPPED)
-        finally:
-            if not ended:
-                self.end()
-
-    def result(self, stop: Event, name: str, *given: object) -> Any:
-        """What a method returns that has no news (see `run`)."""
-        work = self.run(stop, name, *given)
-        while True:
-            try:
-                next(work)
-            except StopIteration as end:
-                return end.value
+def file_stem(made: Made, content: float, style: float) -> str:
+    """A name that says what is in a file: the prompt, the method, and the strengths where they are not 1."""
+    words = re.sub(r"[^\w]+", "-", made.prompt or f"merge {made.folder.name}").strip("-")[:60]
+    strengths = "" if (content, style) == (1.0, 1.0) else f"-{content:g}-{style:g}"
+    return f"{words}-{made.asked.method}{strengths}"
 
 
-def _serve(studio: Callable[[Path], Any], folder: Path, pipe: Any, halt: Any) -> None:
-    """What the process of a `Worker` does: one method after another, until the page is gone."""
-    made = studio(folder)
+def _brought(side: Side, kind: str, folder: Path) -> None:
+    """Copy what was brought into the folder, and see whether it can be used."""
+    for k, image in enumerate(side.images):
+        (folder / kind).mkdir(exist_ok=True)
+        shutil.copyfile(image, folder / kind / f"{k:02d}-{image.name[-100:]}")
+    if side.images:
+        read_pictures(folder / kind, 64)
+    if side.lora:
+        shutil.copyfile(side.lora, folder / f"{kind}.safetensors")
+        read_adapter(folder / f"{kind}.safetensors")
 
-    def tell(news: News) -> None:
-        if halt.is_set():
-            raise Stopped(STOPPED)
-        pipe.send_bytes(pickle.dumps(("news", news)))
 
-    while True:
-        try:
-            name, given = pickle.loads(pipe.recv_bytes())
-        except EOFError:
-            return
-        try:
-            more = (tell,) if name in ("make", "compare") else ()
-            said = ("done", getattr(made, name)(*given, *more))
-        except DuoLoRAError as error:
-            said = ("failed", error)
-        except Exception as error:  # told to the person, whatever it is
-            said = ("failed", DuoLoRAError(f"{type(error).__name__}: {error}"))
-        pipe.send_bytes(pickle.dumps(said))
+def _check_parts(merged: Path, method: str) -> None:
+    if CONTENT_RANKS not in read_adapter(merged).recipe:
+        raise InputError(f"strengths: {method} mixes the two LoRAs so that neither can be weighed alone; set both to 1")
+
+
+def _halves(merged: Path, method: str) -> tuple[Path, Path]:
+    whole = merged.with_suffix(".halves.safetensors")
+    paths = half_paths(whole)
+    if not any(path.exists() for path in paths):
+        _check_parts(merged, method)
+        convert(merged, whole, "split", "float32")
+    return paths
+
+
+def worded(error: DuoLoRAError, asked: Asked, folder: Path) -> str:
+    """An error in the words of the page: files by the names that the person knows, no options of the command line."""
+    text = str(error)
+    for kind, name in SIDES.items():
+        if lora := asked.side(kind).lora:
+            text = text.replace(str(folder / f"{kind}.safetensors"), f"the {name}'s file {lora.name}")
+            text = text.replace(str(lora), f"the {name}'s file {lora.name}")
+        text = re.sub(rf"{re.escape(str(folder / kind))}/\d\d-", f"the {name}'s image ", text)
+        text = re.sub(rf"{re.escape(str(folder / kind))}(?![\w.])", f"the {name}'s images", text)
+    text = text.replace(f"{folder}/", "").replace("with --base", "under Base").replace("by --base", "under Base")
+    return re.sub(r"--([a-z][a-z-]*)", lambda option: option[1].replace("-", " "), text)
