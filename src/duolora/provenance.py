@@ -36,8 +36,12 @@ def tensor_hash(tensor: Tensor) -> str:
 
 
 def weights_hash(*networks: nn.Module) -> str:
-    """SHA-256 of all weights of networks, with their names, types and shapes, in hexadecimal."""
-    return _hash(item for network in networks for item in network.state_dict().items())
+    """SHA-256 of all weights of networks, with their names, types and shapes, in hexadecimal.
+
+    A LoRA that PEFT has put on them makes no difference.
+    """
+    named = (item for network in networks for item in network.state_dict().items())
+    return _hash((name.replace(".base_layer.", "."), tensor) for name, tensor in named if ".lora_" not in name)
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from duolora.api.merge import merge, options_of
 from duolora.lora.adapter import Adapter
@@ -61,6 +62,23 @@ def test_losses_of_a_resumed_merge_are_those_of_one_that_was_not_stopped(
     assert [entry["update"] for entry in again.losses] == [0, 10, 20, 26]
     assert again.losses == whole.losses
     assert again.moved == whole.moved
+    assert again.path.read_bytes() == whole.path.read_bytes()
+
+
+def test_in_float16_gradients_are_scaled_and_a_stopped_merge_goes_on_with_the_scale(
+    folder, loras, photos, tmp_path, updates
+):
+    narrow = load_base(folder, dtype="float16")
+    whole = run(narrow, loras, photos, tmp_path / "whole.safetensors")
+    updates["left"] = STOP
+    with pytest.raises(KeyboardInterrupt):
+        run(narrow, loras, photos, tmp_path / "out.safetensors")
+    (checkpoint,) = (path for path in tmp_path.iterdir() if path.stem.startswith((".out", "out")))
+    with safe_open(checkpoint, "pt") as file:
+        assert "value.gradient scaling" in file.keys()  # noqa: SIM118 (safe_open is no mapping)
+    updates.update(left=10**6, done=0)
+    again = run(narrow, loras, photos, tmp_path / "out.safetensors")
+    assert updates["done"] <= STEPS - 25
     assert again.path.read_bytes() == whole.path.read_bytes()
 
 

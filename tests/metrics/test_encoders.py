@@ -155,6 +155,29 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch):
         load_embedder("dino", "nobody/no-such-model", "cpu")
 
 
+def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
+    asked = []
+
+    def refuse(place, timeout):
+        asked.append(place)
+        raise OSError("no route")
+
+    def load(source, **options):
+        raise OSError(f"not in the cache: {options}")
+
+    monkeypatch.setattr(vision, "create_connection", refuse)
+    monkeypatch.setattr(vision, "getproxies", dict)
+    monkeypatch.setattr(vision.AutoConfig, "from_pretrained", load)
+    vision.hub_answers.cache_clear()
+    try:
+        for _ in range(2):
+            with pytest.raises(InputError, match="'local_files_only': True"):
+                load_embedder("dino", "nobody/no-such-model", "cpu")
+    finally:
+        vision.hub_answers.cache_clear()
+    assert len(asked) == 1
+
+
 def test_wrong_items_are_refused(dino, clip):
     with pytest.raises(InputError, match="at least one image or text"):
         load_embedder("dino", dino, "cpu")([])

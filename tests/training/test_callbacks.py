@@ -6,9 +6,12 @@ from dataclasses import replace
 import pytest
 import torch
 
+from command import run
 from duolora.api.merge import merge, options_of
 from duolora.api.train import TrainOptions, train
 from duolora.errors import InputError
+from duolora.model.images import read_picture
+from duolora.training.callbacks import SavedPreviews
 from duolora.training.tensorboard import event_log
 
 OPTIONS = TrainOptions(rank=2, steps=12, batch=1, lr=1e-2)
@@ -55,6 +58,19 @@ def test_a_merge_is_told_and_not_touched(base, loras, photos, tmp_path):
     assert set(book.seen[0][1]) == {"content", "style"}
     assert not torch.equal(book.seen[0][1]["style"], book.seen[-1][1]["style"]), "masks as they are now"
     assert list(book.shown) == [6, 12]
+
+
+def test_previews_are_written_as_files_and_passed_on(base, folder, photos, tmp_path):
+    out, book = tmp_path / "a.safetensors", Notebook()
+    training = ["--base", folder, "--rank", 2, "--steps", 6, "--batch", 1]
+    done = run("train", "--images", photos, "--prompt", "a cat", "--out", out, "--preview-every", 4, *training)
+    assert done.exit_code == 0, done.output
+    names = ["000004-0.png", "000004-1.png", "000006-0.png", "000006-1.png"]
+    assert [path.name for path in sorted((tmp_path / "a.previews").iterdir())] == names
+    train(photos, "a cat", out, base, OPTIONS, progress=False, watch=SavedPreviews(tmp_path / "b", 6, book))
+    assert list(book.shown) == [6, 12] and [done for done, _, _ in book.told] == [1, 11]
+    shown = read_picture(tmp_path / "b" / "000012-0.png", base.resolution)
+    assert (shown - book.shown[12][0].clamp(-1, 1)).abs().max() < 0.01
 
 
 def test_a_watcher_can_stop_the_work(base, photos, tmp_path):

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from duolora.api.train import TrainOptions, train
+from duolora.api.train import TrainOptions, _lora, train
 from duolora.atelier.captions import varied_captions
 from duolora.atelier.objects import HELD_OUT_OBJECTS
 from duolora.atelier.styles import HELD_OUT_STYLES
@@ -14,7 +14,8 @@ from duolora.lora.read.file import read_adapter
 from duolora.model.mount import Mount
 from duolora.model.predict import mounted_unet
 from duolora.textfiles import read_lines
-from duolora.training.prior_preservation import DRAWS, kept
+from duolora.training import prior_preservation
+from duolora.training.prior_preservation import DRAWS, class_images, kept
 
 PROMPTS = ("a red house", "a zwx thing in sepia style", "a blue boat at night")
 
@@ -44,6 +45,35 @@ def test_a_lora_changes_less_of_what_it_is_to_keep(base, photos, tmp_path):
         with_lora, alone = told(base, read_adapter(out.path), PROMPTS)
         changes.append(float((with_lora - alone).square().mean()))
     assert changes[1] < changes[0] / 2
+
+
+def test_class_images_are_kept_from_run_to_run(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = class_images(base, PROMPTS, 0)
+    monkeypatch.setattr(prior_preservation, "draw", lambda *_, **__: pytest.fail("they are generated again"))
+    assert torch.equal(class_images(base, PROMPTS, 0), first)
+    for others in ((PROMPTS[:2], 0), (PROMPTS, 1)):
+        with pytest.raises(pytest.fail.Exception, match="generated again"):
+            class_images(base, *others)
+
+
+def test_few_sets_of_class_images_are_kept_and_a_damaged_one_is_made_again(base, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(prior_preservation, "CACHED", 2)
+    monkeypatch.setattr(
+        prior_preservation, "draw", lambda base, prompts, *_, **__: torch.zeros(len(prompts), 3, 16, 16)
+    )
+    for seed in range(3):
+        class_images(base, PROMPTS, seed)
+    (damaged, _) = tmp_path.glob("duolora/class-images-1/*.safetensors")
+    damaged.write_bytes(b"1234")
+    assert all(class_images(base, PROMPTS, seed).isfinite().all() for seed in (1, 2))
+
+
+def test_a_base_is_the_same_under_a_lora_of_pefts(base):
+    alone = base.weights_hash()
+    with _lora(base, TrainOptions(rank=2)):
+        assert base.weights_hash() == alone
 
 
 def test_captions_of_what_stays_tell_nothing_of_what_is_personalised():

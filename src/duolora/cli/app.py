@@ -218,6 +218,9 @@ def train(
     save_every: Annotated[
         int, typer.Option(min=1, help="Steps from one checkpoint to the next; the same command goes on from the last.")
     ] = 100,
+    preview_every: Annotated[
+        int, typer.Option(min=0, help="Steps from one preview to the next, in OUT's name with .previews; 0 is none.")
+    ] = 0,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     overwrite: OverwriteOption = False,
@@ -245,11 +248,14 @@ def train(
         doing(f"Loading {base}", quiet)
 
         from duolora.api.train import train as run
+        from duolora.training.callbacks import SavedPreviews
         from duolora.training.tensorboard import event_log
 
         with event_log(tensorboard, PREVIEWS) as log:
+            previews = out.expanduser().with_suffix(".previews")
+            watch = SavedPreviews(previews, preview_every, log) if preview_every else log
             done = run(
-                images, prompt, out, opened, options, progress=not quiet, watch=log, fit=fit, overwrite=overwrite,
+                images, prompt, out, opened, options, progress=not quiet, watch=watch, fit=fit, overwrite=overwrite,
                 kind=kind, save_every=save_every,
             )  # fmt: skip
         tell_images(quiet, images, fit=fit)

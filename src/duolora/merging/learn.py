@@ -31,6 +31,7 @@ from duolora.training.checkpoint import (
     stop_if,
 )
 from duolora.training.finite import check_loss
+from duolora.training.loop import restore_scaling, scaler_for, scaling_of
 
 Images = str | Path | None
 
@@ -102,6 +103,7 @@ class Learner:
     data: Calibration
     row: Tensor
     optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
     preview: Callable[[], Tensor]
     """Two pictures of the merged prompt, as the masks are now."""
     first: Tensor | None = None
@@ -114,9 +116,11 @@ class Learner:
         self.denoise.begin(draw if pool else None)
         terms = self._losses(step_generator(self.options.seed, draw))
         check_loss(terms["loss"], self.optimiser, step)
-        terms["loss"].backward()
+        self.scaler.scale(terms["loss"]).backward()
+        self.scaler.unscale_(self.optimiser)
         self._condition_gradient()
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         self.optimiser.zero_grad()
         return {name: term.detach() for name, term in terms.items()}
 
@@ -198,7 +202,8 @@ def learner(
             base.release_encoders()
             return pictures
 
-        yield Learner(denoise, noise_schedule(base), penalties, o, data, row, optimiser, preview, first)
+        schedule = noise_schedule(base)
+        yield Learner(denoise, schedule, penalties, o, data, row, optimiser, scaler_for(base), preview, first)
 
 
 def learn(
@@ -224,12 +229,14 @@ def learn(
     images = max(len(data.x_c), len(data.x_s))
     updates = math.ceil(o.steps / images) if o.per_image else o.steps
     with learner(base, both, o, data, m_c, m_s) as learning, interruptible() as asked:
-        row, masks = learning.row.detach(), {"masks": learning.row}
+        row, scaler = learning.row.detach(), learning.scaler
+        masks, scaling = {"masks": learning.row}, scaling_of(scaler)
         begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
         start = 0
         if checkpoint and checkpoint.exists():
-            start = load_checkpoint(checkpoint, masks, learning.optimiser, updates)
+            start = load_checkpoint(checkpoint, masks | scaling, learning.optimiser, updates)
             losses = losses_before(checkpoint)
+            restore_scaling(scaler, scaling)
         bar = tqdm(range(start, updates), "Merging", initial=start, total=updates, disable=not progress, leave=False)
         for step in bar:
             terms = learning.update(step)
@@ -241,7 +248,7 @@ def learn(
             if watch is not None and wants_preview(watch, step + 1, updates):
                 watch.preview(step + 1, learning.preview())
             if checkpoint and ((step + 1) % 25 == 0 or asked.is_set()) and step + 1 < updates:
-                save_checkpoint(checkpoint, masks, learning.optimiser, step + 1, losses)
+                save_checkpoint(checkpoint, masks | scaling_of(scaler), learning.optimiser, step + 1, losses)
             stop_if(asked, step + 1, updates, checkpoint)
     moved = float((row - begun).abs().mean())
     return Learnt(m_c, m_s, moved, losses)

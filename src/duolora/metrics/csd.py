@@ -23,6 +23,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from duolora.errors import FileRefused, InputError, reason
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
+from duolora.metrics.vision import hub_answers
 
 CONVERSION = "duolora checkpoints convert csd CSD.pth --out csd.safetensors"
 HEAD_WIDTH = 64
@@ -141,7 +142,7 @@ def _found(source: str) -> Path:
     if path.exists() or source.count("/") != 1 or path.suffix or source.startswith((".", "/", "~")):
         raise InputError(f"{source}: expected a .safetensors file, found no such file; {how}")
     try:
-        return Path(hf_hub_download(source, "model.safetensors"))
+        return Path(hf_hub_download(source, "model.safetensors", local_files_only=not hub_answers()))
     except (OSError, ValueError, HfHubHTTPError) as error:
         raise InputError(
             f"{source}: no such file here, and the hub gave no model.safetensors of that id; {how}"

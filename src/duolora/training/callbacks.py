@@ -1,6 +1,7 @@
 """Watching a training or a merge from outside, without any influence on it."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
@@ -13,7 +14,7 @@ class Watcher(Protocol):
     """Whoever wants to know how a training or a merge is going. An exception that it raises stops the work."""
 
     previews: int
-    """A picture is drawn after so many updates, and at the end; 0 is never."""
+    """Images are generated after so many steps, and at the end; 0 is never."""
 
     def losses(self, done: int, of: int, terms: Mapping[str, float]) -> None:
         """The terms of the loss, at every tenth update: so many updates are done, of so many."""
@@ -23,6 +24,34 @@ class Watcher(Protocol):
 
     def preview(self, done: int, pictures: Tensor) -> None:
         """Pictures (n, 3, h, w) in [-1, 1], drawn as it is now."""
+
+
+class SavedPreviews:
+    """A watcher that writes previews into a folder, as `<steps>-<number>.png`, and passes everything on to another."""
+
+    def __init__(self, folder: Path, previews: int, other: Watcher | None = None) -> None:
+        """A preview after so many steps."""
+        self.folder, self.previews, self.other = folder, previews, other
+
+    def losses(self, done: int, of: int, terms: Mapping[str, float]) -> None:
+        """The other's."""
+        if self.other is not None:
+            self.other.losses(done, of, terms)
+
+    def masks(self, done: int, masks: Masks) -> None:
+        """The other's."""
+        if self.other is not None:
+            self.other.masks(done, masks)
+
+    def preview(self, done: int, pictures: Tensor) -> None:
+        """Each image as a file."""
+        from duolora.model.images import as_image
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for k, image in enumerate(pictures):
+            as_image(image).save(self.folder / f"{done:06d}-{k}.png")
+        if self.other is not None:
+            self.other.preview(done, pictures)
 
 
 def wants_preview(watch: Watcher | None, done: int, of: int) -> bool:

@@ -81,13 +81,13 @@ def train_factors(
     base.release_encoders()
     optimiser = optimiser_of(list(factors.values()), options)
     checkpoint = checkpoint if options.optimiser == "adam" else None  # the others keep more than their state says
-    scaler = torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
-    scaling = _scaling(scaler)
+    scaler = scaler_for(base)
+    scaling = scaling_of(scaler)
     start, losses = 0, list[Tensor]()
     if checkpoint and checkpoint.exists():
         start = load_checkpoint(checkpoint, {**factors, **scaling}, optimiser, options.steps)
         losses = [torch.tensor(loss) for loss in losses_before(checkpoint)]
-        _restore(scaler, scaling)
+        restore_scaling(scaler, scaling)
     bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
     with interruptible() as asked:
         for step in bar:
@@ -113,7 +113,7 @@ def train_factors(
                 base.release_encoders()
             if checkpoint and ((step + 1) % save_every == 0 or asked.is_set()) and step + 1 < options.steps:
                 save_checkpoint(
-                    checkpoint, {**factors, **_scaling(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]
+                    checkpoint, {**factors, **scaling_of(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]
                 )
             stop_if(asked, step + 1, options.steps, checkpoint)
     check_values(factors.values(), optimiser, options.steps)
@@ -176,13 +176,19 @@ def _losses(
     return loss, F.mse_loss(predicted[n:], target[n:]) if preserved is not None else torch.zeros_like(loss)
 
 
-def _scaling(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+def scaler_for(base: Base) -> torch.amp.GradScaler:
+    """Gradient scaling, without which most gradients are 0 in float16; without effect on another base."""
+    return torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
+
+
+def scaling_of(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
     """The state of gradient scaling for a checkpoint; nothing where there is none."""
     state = scaler.state_dict()
     return {"gradient scaling": torch.tensor([state["scale"], state["_growth_tracker"]])} if state else {}
 
 
-def _restore(scaler: torch.amp.GradScaler, scaling: Mapping[str, Tensor]) -> None:
+def restore_scaling(scaler: torch.amp.GradScaler, scaling: Mapping[str, Tensor]) -> None:
+    """Give gradient scaling the state that a checkpoint had."""
     for values in scaling.values():
         scale, tracker = values.tolist()
         scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})

@@ -4,13 +4,23 @@ Prior preservation as in DreamBooth (Ruiz et al., CVPR 2023), with the base's pr
 noise, since these are what has to stay.
 """
 
+import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
+from platformdirs import user_cache_path
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor
+from tqdm import tqdm
 
+from duolora.errors import DuoLoRAError
+from duolora.lora.write.atomic import whole_files
 from duolora.model.base import Base
 from duolora.model.predict import noise_schedule, predict
 from duolora.model.sample import draw
@@ -19,6 +29,8 @@ from duolora.training.checkpoint import step_generator
 DRAWS = 4
 """Noise levels of each picture, whose predictions are computed once."""
 _AT_ONCE = 8
+CACHED = 8
+"""How many sets of class images are kept on disk, those that were used last."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +56,11 @@ def beside(batch: int) -> int:
 @lru_cache(maxsize=1)
 @torch.no_grad()
 def kept(base: Base, prompts: tuple[str, ...], seed: int = 0, progress: bool = False) -> Kept:
-    """A picture of each prompt by the base without any LoRA, seen at `DRAWS` noise levels; all on the base's device.
+    """A class image of each prompt by the base alone, seen at `DRAWS` noise levels; all on the base's device.
 
-    The last answer is remembered, since several LoRAs are trained on one base.
+    The last answer is remembered, since several LoRAs are trained on one base; class images also from run to run.
     """
-    latents = base.encode_images(draw(base, prompts, range(seed, seed + len(prompts)), progress=progress).clamp(-1, 1))
+    latents = class_images(base, prompts, seed, progress)
     schedule, embeds = noise_schedule(base), base.encode_prompts(prompts)
     base.release_encoders()
     rng = step_generator(seed, 0)
@@ -57,7 +69,31 @@ def kept(base: Base, prompts: tuple[str, ...], seed: int = 0, progress: bool = F
     noise = torch.randn((len(prompt), *latents.shape[1:]), generator=rng).to(base.device)
     noisy = schedule.add_noise(latents.repeat(DRAWS, 1, 1, 1), noise, t)
     predicted, time_ids = [], base.time_ids(1, base.resolution, base.resolution)
-    for i in range(0, len(prompt), _AT_ONCE):
+    for i in tqdm(range(0, len(prompt), _AT_ONCE), "Class images", disable=not progress, leave=False):
         part = slice(i, i + _AT_ONCE)
         predicted.append(predict(base.unet, noisy[part], t[part], embeds.rows(prompt[part]), time_ids, mixed=True))
     return Kept(noisy, t, prompt, torch.cat(predicted))
+
+
+def class_images(base: Base, prompts: Sequence[str], seed: int, progress: bool = False) -> Float[Tensor, "n c h w"]:
+    """Latents of an image of each prompt by the base alone, from the user's cache where they were generated before."""
+    path = _place(base, prompts, seed)
+    with suppress(OSError, SafetensorError, KeyError):
+        latents = load_file(path)["latents"].to(base.device)
+        path.touch()
+        return latents
+    seeds = range(seed, seed + len(prompts))
+    latents = base.encode_images(draw(base, prompts, seeds, progress=progress).clamp(-1, 1)).contiguous()
+    with suppress(OSError, DuoLoRAError), whole_files() as stage:  # a cache that cannot be written is none
+        stage(path, [save({"latents": latents.cpu()})])
+    with suppress(OSError):
+        for old in sorted(path.parent.glob("*.safetensors"), key=lambda each: -each.stat().st_mtime)[CACHED:]:
+            old.unlink()
+    return latents
+
+
+def _place(base: Base, prompts: Sequence[str], seed: int) -> Path:
+    """Where the class images of a base are kept, by all that they depend on."""
+    known = (base.weights_hash(), base.resolution, base.dtype, base.device.type, base.defaults.guidance, *prompts, seed)
+    key = hashlib.sha256(repr((known, torch.__version__)).encode()).hexdigest()
+    return user_cache_path("duolora") / "class-images-1" / f"{key[:32]}.safetensors"
