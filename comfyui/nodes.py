@@ -300,7 +300,7 @@ def temporary(path: Path, suffix: str) -> Path:
     name = hashlib.sha256(repr((path, mark(path))).encode()).hexdigest()[:16]
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
-    return folder / f"{FOLDER}-{name}{suffix}"
+    return folder / f"{path.stem[:60]}-{name}{suffix}"
 
 
 def mark(path: Path) -> Mark:

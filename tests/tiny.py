@@ -184,7 +184,8 @@ def save_single_file(pipeline: StableDiffusionXLPipeline, path: Path) -> Path:
     """Write the pipeline as one .safetensors file with the key names of SDXL's original code."""
     step = pipeline.unet.config.layers_per_block + 1
     tensors = {f"model.diffusion_model.{_unet_key(k, step)}": v for k, v in pipeline.unet.state_dict().items()}
-    tensors |= {f"first_stage_model.{_vae_key(k)}": _as_conv(k, v) for k, v in pipeline.vae.state_dict().items()}
+    last = len(pipeline.vae.config.block_out_channels) - 1
+    tensors |= {f"first_stage_model.{_vae_key(k, last)}": _as_conv(k, v) for k, v in pipeline.vae.state_dict().items()}
     first = pipeline.text_encoder.state_dict()
     tensors |= {f"conditioner.embedders.0.transformer.text_model.{_bare(k)}": v for k, v in first.items()}
     second = _open_clip({_bare(k): v for k, v in pipeline.text_encoder_2.state_dict().items()})
@@ -236,11 +237,11 @@ def _unet_key(key: str, step: int) -> str:
     return f"{'input' if block == 'down_blocks' else 'output'}_blocks.{number}.{int(kind == 'attentions')}.{tail}"
 
 
-def _vae_key(key: str) -> str:
+def _vae_key(key: str, last: int) -> str:
     key = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", key)
     key = re.sub(r"down_blocks\.(\d)\.resnets", r"down.\1.block", key)
-    key = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{1 - int(m[1])}.block", key)
-    key = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{1 - int(m[1])}.upsample", key)
+    key = re.sub(r"up_blocks\.(\d)\.resnets", lambda m: f"up.{last - int(m[1])}.block", key)
+    key = re.sub(r"up_blocks\.(\d)\.upsamplers\.0", lambda m: f"up.{last - int(m[1])}.upsample", key)
     key = re.sub(r"down_blocks\.(\d)\.downsamplers\.0", r"down.\1.downsample", key)
     names = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
     for new, old in names.items():
