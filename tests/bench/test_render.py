@@ -119,3 +119,9 @@ def test_files_hold_every_row(tmp_path):
     assert rows[0]["atelier-content"] == ""
     assert "Atelier leakage" in text
     assert (tmp_path / "table.png").stat().st_size > 1000
+
+
+def test_one_pair_has_no_interval(tmp_path):
+    one = [r for r in RESULTS if r.pair == "p"]
+    assert "| naive | 1 | 0.25 | " in render("t", summary(LABELS, one), tmp_path)
+    assert "| naive | 2 | 0.50 (0.25–0.75) | " in render("t", summary(LABELS, RESULTS), tmp_path)

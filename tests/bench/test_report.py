@@ -103,9 +103,17 @@ def test_prompts_have_their_own_images_and_a_cell_weighs_little(run, tmp_path):
     out = report([run], tmp_path / "report.html")
     text = out.read_text("utf-8")
     shown = re.findall(r'alt="naive: (prompt \d+)"', text)
-    assert shown == ["prompt 0", "prompt 6", "prompt 12", "prompt 18"]
+    assert shown == [f"prompt {k}" for k in range(25) for _ in range(4)], "all prompts, and each image opens by itself"
     assert "<q>text 3</q> and 21 more" in text
     assert out.stat().st_size < 400_000
+
+
+def test_titles_name_the_run_and_row_names_stay_in_place(run, tmp_path):
+    text = report([run], tmp_path / "report.html").read_text("utf-8")
+    name = f"{run.parent.name}/{run.name}"
+    assert f"<title>DuoLoRA: {name}</title>" in text and f"<small>{name}</small></h2>" in text
+    assert ".n, .row { position: sticky;" in text
+    assert "<title>mine</title>" in report([run], tmp_path / "report.html", "mine").read_text("utf-8")
 
 
 def test_cells_find_their_rows_in_whatever_table_they_ran_first(run):

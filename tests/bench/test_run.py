@@ -10,8 +10,9 @@ from duolora.api import train
 from duolora.bench.cells import cell as cells
 from duolora.bench.cells import lora, pairs
 from duolora.bench.cells.pairs import sample_suite, suite
-from duolora.bench.config import CONFIG, Config, read_config, write_config
-from duolora.bench.run import cells_of, run_table
+from duolora.bench.config import CONFIG, Config, prepared, read_config, write_config
+from duolora.bench.options import TableOptions
+from duolora.bench.run import cells_of, folder_for, run_table
 from duolora.bench.tables.render import SIMILARITY
 from duolora.bench.tables.rows import CLASS_PROMPT, TABLES, Row, Table, blora_rows
 from duolora.bench.tables.tuning import TUNING
@@ -96,6 +97,30 @@ def test_no_config_no_table(tmp_path, text):
     (tmp_path / CONFIG).write_text(text)
     with pytest.raises(InputError, match=r"config\.json: expected a table's config"):
         read_config(tmp_path)
+
+
+def test_a_narrower_table_does_not_replace_a_finished_one(tmp_path):
+    table, pairs = TABLES["table1"], tuple(suite()[:3])
+    wide, folder = Config("table1", table, pairs[:2]), tmp_path / "table1"
+    assert folder_for(wide, folder) == folder
+    write_config(folder, wide)
+    assert folder_for(wide, folder) == folder
+    assert folder_for(replace(wide, cases=pairs), folder) == folder, "with more pairs it is replaced"
+    narrow = replace(wide, table=replace(table, rows=table.rows[:2]))
+    few = replace(wide, cases=pairs[:1])
+    beside = {folder_for(narrow, folder), folder_for(few, folder), folder_for(replace(wide, cases=pairs[1:]), folder)}
+    assert len(beside) == 3 and all(place.name.startswith("table1-") for place in beside)
+    assert folder_for(few, folder) in beside, "the same table has the same place"
+
+
+def test_rows_are_named_in_any_case_or_by_their_methods(tmp_path):
+    def rows(*labels):
+        return [row.label for row in prepared(TABLES["table1"], tmp_path, TableOptions(row=list(labels))).rows]
+
+    assert rows("duolora", "ZIPLORA") == ["ZipLoRA", "DuoLoRA"]
+    assert rows("ziprank-prior") == ["ZipRank + layer prior"]
+    with pytest.raises(InputError, match="rows: expected some of .*DuoLoRA.*; got 'nosuch'"):
+        rows("nosuch")
 
 
 def test_atelier_is_measured_in_float32_on_any_device():

@@ -177,5 +177,22 @@ def test_answers_that_do_not_fit(run, tmp_path):
 def test_what_cannot_be_asked(run, tmp_path):
     with pytest.raises(InputError, match="at least two"):
         make([run], tmp_path, ["naive"])
-    with pytest.raises(InputError, match="found B-LoRA"):
+    with pytest.raises(InputError, match="expected some of .*B-LoRA.*; got 'magic'"):
         make([run], tmp_path, ["naive", "magic"])
+
+
+def test_rows_are_those_that_are_finished_or_named_in_any_case(run, tmp_path):
+    for cell in (run.parent / "cells").glob("*/blora-*"):
+        (cell / "images.png").unlink()
+    _, where = make([run], tmp_path / "finished")
+    assert read_key(where).rows == ("naive", "ZipLoRA", "DuoLoRA")
+    _, where = make([run], tmp_path / "named", ["DUOLORA", "zip-lora", "Naive"])
+    assert read_key(where).rows == ("DuoLoRA", "ZipLoRA", "naive")
+
+
+def test_references_are_as_large_as_answers_and_nothing_looks_chosen(run, tmp_path):
+    page, _ = make([run], tmp_path)
+    style = page.read_text("utf-8")
+    assert ".references img, .option img { width: var(--side); }" in style
+    assert ".option:hover" not in style, "the pointer rests where the last answer was clicked"
+    assert "document.activeElement?.blur()" in style

@@ -12,7 +12,7 @@ from duolora.bench.cells.pairs import Case, case_of, sample_suite, suite
 from duolora.bench.cells.photos import PhotoPair, for_photos, photo_pair_of, photo_pairs
 from duolora.bench.cells.scores import Scoring, scoring_of
 from duolora.bench.options import Captions, PhotoOptions, TableOptions
-from duolora.bench.tables.rows import Table, read_blocks, row_of, with_blora
+from duolora.bench.tables.rows import Table, matched, read_blocks, row_of, with_blora
 from duolora.bench.tables.tuning import tuned
 from duolora.errors import DuoLoRAError, InputError, reason
 from duolora.model.files import weights_mark
@@ -163,7 +163,6 @@ def prepared(table: Table, root: Path, options: TableOptions) -> Table:
     found = options.blora or root / "figure3" / "blocks.json"
     if options.blora is not None or found.exists():
         table = with_blora(table, *read_blocks(found))
-    known, rows = [row.label for row in table.rows], options.row or []
-    if unknown := [label for label in rows if label not in known]:
-        raise InputError(f"rows: expected some of {', '.join(known)}; got {unknown[0]!r}")
+    known = {row.label: row.method for row in table.rows}
+    rows = {matched(row, known) for row in options.row or []}
     return replace(table, rows=tuple(row for row in table.rows if not rows or row.label in rows))

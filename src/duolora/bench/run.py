@@ -1,8 +1,10 @@
 """Run a table: train the LoRAs that it needs, then its cells; what is there already is never run again."""
 
+import hashlib
+import json
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import torch
 from duolora.bench.cells.cell import Cell, Problem, described
 from duolora.bench.cells.lora import Lora
 from duolora.bench.cells.multi import groups
-from duolora.bench.config import Config, marked, root_of, write_config
+from duolora.bench.config import Config, marked, read_config, root_of, write_config
 from duolora.bench.record import facts
 from duolora.bench.tables.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
 from duolora.bench.tables.rows import ALL, MULTI
@@ -85,7 +87,7 @@ def run_table(
         warnings.warn(f"{config.name}: {len(waiting)} cells, {images} images to generate", Notice, stacklevel=2)
     if workers is None and ray is None and all(map(is_small, config.bases.values())):
         workers = crowd()
-    folder = (out if len(roots) > 1 else next(iter(roots.values()))) / config.name
+    folder = folder_for(config, (out if len(roots) > 1 else next(iter(roots.values()))) / config.name)
     write_config(folder, config)
     failed = measured([cell for _, cell in cells], workers, progress, ray)
     results = [
@@ -106,6 +108,22 @@ def run_table(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     write_json(folder / "run.json", about | {"failed": failed} | facts(device, config.seed))
     return Ran(text, lines, folder, failed, cells)
+
+
+def folder_for(config: Config, folder: Path) -> Path:
+    """Where a table is written: in its folder, or beside it where a table with more rows or pairs is there already."""
+    try:
+        there = read_config(folder)
+    except InputError:
+        return folder
+    rows, pairs = (
+        ({row.label for row in each.table.rows} for each in (config, there)),
+        ({case.name for case in each.cases} for each in (config, there)),
+    )
+    if all(new >= old for new, old in (rows, pairs)):
+        return folder
+    narrower = json.dumps(asdict(config), sort_keys=True, default=str)
+    return folder.with_name(f"{folder.name}-{hashlib.sha256(narrower.encode()).hexdigest()[:8]}")
 
 
 def measured(cells: Sequence[Cell], workers: int | None, progress: bool, ray: str | None = None) -> dict[str, str]:

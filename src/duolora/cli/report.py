@@ -19,7 +19,7 @@ def report(
     out: Annotated[Path, typer.Option(help="The page to write; links to files are relative to it.")] = Path(
         "report.html"
     ),
-    title: Annotated[str, typer.Option(help="Its heading.")] = "DuoLoRA: results",
+    title: Annotated[str | None, typer.Option(help="Its heading  [the runs' names].")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Show finished runs as one page that opens offline.
@@ -41,7 +41,8 @@ def make(
     folders: FoldersArgument,
     out: Annotated[Path, typer.Option(help="Folder for questionnaire.html and key.json.")],
     row: Annotated[
-        list[str] | None, typer.Option(help="A method to compare; may be given several times  [the paper's four].")
+        list[str] | None,
+        typer.Option(help="A method to compare; may be given several times  [the paper's four, if finished]."),
     ] = None,
     each: Annotated[int, typer.Option(help="Questions for every pair.")] = 1,
     seed: Annotated[int, typer.Option(help="Which images are asked about.")] = 0,
@@ -51,10 +52,10 @@ def make(
     The key stays with you.
     """
     with one_line():
-        from duolora.bench.study.study import ROWS, read_key
         from duolora.bench.study.study import make as run
+        from duolora.bench.study.study import read_key
 
-        page, key = run(folders, out, row or ROWS, each, seed)
+        page, key = run(folders, out, row or (), each, seed)
         count = len(read_key(key).questions)
         typer.echo(f"{page}: {count} questions, {page.stat().st_size / 1e6:.1f} MB; give this to people")
         typer.echo(f"{key}: keep this; it says which image is whose")

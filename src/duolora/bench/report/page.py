@@ -23,15 +23,15 @@ from duolora.bench.report.runs import Line, Measured, Run, read_runs, undamaged
 from duolora.bench.tables.rows import ALONE, TABLES
 from duolora.errors import FileRefused, InputError
 from duolora.model.image_files import SUFFIXES, read_image
-from duolora.model.images import tiled, untiled
+from duolora.model.images import untiled
 from duolora.textfiles import write_whole
 
-REFERENCE, STRIP = 384, 1024
-"""Pixels on the longer side of a photo, and of a strip of images of one prompt, in a page."""
-BUDGET = 40_000
-"""Bytes of an image in a page."""
-PROMPTS, SHOWN = 4, 8
-"""How many prompts of a cell are shown, and images of each; all are in its folder."""
+SIDE = 384
+"""Pixels on the longer side of an image in a page."""
+BUDGET, CELL = 40_000, 160_000
+"""Bytes of a photo in a page, and of all images of a cell."""
+SHOWN = 8
+"""How many images of each prompt are shown; all are in the cell's folder."""
 COST_NAMES = {"trainable": "masks", "storage": "masks, kB", "change": "mean change", "bytes": "kB", "seconds": "s"}
 AXES = (("object", "style", "both"), ("dino", "csd-s", None))
 """Content, style and overall quality: Atelier's, and the paper's."""
@@ -45,8 +45,10 @@ def environment(*packages: str) -> Environment:
     )
 
 
-def report(folders: Sequence[str | Path], out: str | Path, title: str = "DuoLoRA: results") -> Path:
+def report(folders: Sequence[str | Path], out: str | Path, title: str | None = None) -> Path:
     """Write the report of the runs in these folders to `out`; links to files are relative to it.
+
+    Its title is by default the names of the runs.
 
     Raises:
         DuoLoRAError: a folder holds no run, or the report cannot be written.
@@ -57,6 +59,7 @@ def report(folders: Sequence[str | Path], out: str | Path, title: str = "DuoLoRA
         with undamaged(run.folder):
             runs.append(_Page(run, k, path.absolute().parent).view())
     made = datetime.date.today().isoformat()
+    title = title or f"DuoLoRA: {', '.join(dict.fromkeys(run['name'] for run in runs))}"
     text = environment().get_template("report.html.j2").render(title=title, runs=runs, made=made)
     return written(path, text)
 
@@ -73,7 +76,7 @@ def written(path: Path, text: str) -> Path:
         raise InputError(f"{path}: the page cannot be written ({error.strerror}); name another place") from error
 
 
-def embedded(path: Path, most: int = REFERENCE, budget: int = BUDGET) -> str:
+def embedded(path: Path, most: int = SIDE, budget: int = BUDGET) -> str:
     """An image as a data URI (see `data_uri`).
 
     Raises:
@@ -93,7 +96,10 @@ def data_uri(image: Image.Image, most: int, budget: int) -> str:
     """
     shown = image.copy()
     shown.thumbnail((most, most))
-    for side, quality in ((most, 100), (most, 90), (most, 75), (most, 50), (most // 2, 75), (most // 2, 40)):
+    steps = ((1, 100), (1, 90), (1, 75), (1, 50), (2, 75), (2, 40), (4, 50), (6, 40))
+    for side, quality in ((most // part, quality) for part, quality in steps):
+        if quality == 100 and shown.width * shown.height > budget:
+            continue  # it would take seconds to find out that it is too much
         file = io.BytesIO()
         shown.thumbnail((side, side))
         shown.save(file, "WEBP", quality=quality, method=4, lossless=quality == 100, exif=b"", icc_profile=b"", xmp=b"")
@@ -116,6 +122,7 @@ class _Page:
         run = self.run
         return {
             "anchor": self.anchor, "title": run.title, "base": run.base,
+            "name": f"{run.folder.absolute().parent.name}/{run.folder.absolute().name}",
             "atelier": run.base == "atelier" and "encoders" not in run.about,
             "paper": bool(paper_base(run.published)), "metrics": run.metrics,
             "failed": {str(cell): str(why) for cell, why in run.about.get("failed", {}).items()},
@@ -252,8 +259,8 @@ class _Page:
         return quote(os.path.relpath(path.absolute(), self.home).replace(os.sep, "/"))
 
 
-def _strips(cell: Measured) -> list[dict[str, str]]:
-    """Some of a cell's prompts, evenly chosen, each with the first of its images in a row."""
+def _strips(cell: Measured) -> list[dict[str, Any]]:
+    """All prompts of a cell, each with the first of its images; the more there are, the less each weighs."""
     sheet = cell.folder / "images.png"
     if not sheet.exists():
         return []
@@ -262,8 +269,11 @@ def _strips(cell: Measured) -> list[dict[str, str]]:
         rows = untiled(read_image(sheet), len(asked))
     except InputError as error:
         raise FileRefused(f"{sheet}: {error}; delete its folder and run it again") from error
-    some = sorted({k * len(asked) // min(PROMPTS, len(asked)) for k in range(min(PROMPTS, len(asked)))})
-    return [{"prompt": asked[k], "image": data_uri(tiled([rows[k][:SHOWN]]), STRIP, BUDGET)} for k in some]
+    budget = CELL // sum(len(row[:SHOWN]) for row in rows)
+    return [
+        {"prompt": prompt, "images": [data_uri(image, SIDE, budget) for image in row[:SHOWN]]}
+        for prompt, row in zip(asked, rows, strict=True)
+    ]
 
 
 def _slug(text: str) -> str:

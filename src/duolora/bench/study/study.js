@@ -61,6 +61,7 @@ function show(k) {
   element("progress").value = done;
   element("count").textContent = `${done} / ${questions.length}`;
   since = performance.now();
+  document.activeElement?.blur();
   scrollTo(0, 0);
   if (at >= 0 && at < questions.length) mark(questions[at]);
   if (at === questions.length) finish(questions.length - done);

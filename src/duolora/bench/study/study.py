@@ -20,6 +20,7 @@ from duolora.bench.report.page import data_uri, embedded, environment, written
 from duolora.bench.report.paper_numbers import TABLE6, paper_base
 from duolora.bench.report.runs import Measured, Run, read_runs
 from duolora.bench.study.agreement import counted, fleiss_kappa, shares
+from duolora.bench.tables.rows import matched
 from duolora.errors import FileRefused, InputError, reason
 from duolora.model.image_files import SUFFIXES, picture_files, read_image
 from duolora.model.images import untiled
@@ -27,8 +28,8 @@ from duolora.textfiles import markdown, read_json
 
 ROWS = ("naive", "B-LoRA", "ZipLoRA", "DuoLoRA")
 """The methods that the paper's study compares."""
-SIDE, REFERENCES_SIDE = 512, 256
-"""Pixels on the longer side of what is chosen from, and of a photo."""
+SIDE = 512
+"""Pixels on the longer side of what is chosen from, and of a reference."""
 OPTIONS, REFERENCES = 160_000, 50_000
 """Bytes of all images that a question lets choose from, and of all its photos; in the page a third more."""
 NONE = "none"
@@ -85,7 +86,7 @@ class Scored:
 
 
 def make(
-    folders: Sequence[str | Path], out: str | Path, rows: Sequence[str] = ROWS, each: int = 1, seed: int = 0
+    folders: Sequence[str | Path], out: str | Path, rows: Sequence[str] = (), each: int = 1, seed: int = 0
 ) -> tuple[Path, Path]:
     """Write `questionnaire.html` and `key.json` into the folder `out`; returns both.
 
@@ -95,7 +96,8 @@ def make(
     Args:
         folders: finished runs.
         out: the folder, made if need be.
-        rows: the methods to compare, by their labels in the tables.
+        rows: the methods to compare, by their labels in the tables or their names; by default those of `ROWS` that are
+            finished.
         each: questions for every pair.
         seed: which images are asked about, and the random names.
 
@@ -103,12 +105,15 @@ def make(
         DuoLoRAError: fewer than two methods, no pair on which all of them are finished, or `out` cannot be written or
             holds another study's key.
     """
-    if len(set(rows)) < 2:
-        raise InputError(f"rows: expected at least two different methods to compare, got {', '.join(rows) or 'none'}")
     if each < 1:
         raise InputError(f"each: expected at least one question for every pair, got {each}")
     where, rng = Path(out).expanduser(), Random(seed)
     runs = read_runs([Path(folder) for folder in folders])
+    known = {cell.row: str(cell.result.get("row", {}).get("method", "")) for run in runs for cell in _drawn(run)}
+    rows = [matched(row, known) for row in rows] or [row for row in ROWS if row in known]
+    if len(set(rows)) < 2:
+        found = f"{', '.join(rows) or 'none'}; finished are {', '.join(known) or 'none'}"
+        raise InputError(f"rows: expected at least two different methods to compare, got {found}")
     cases = _complete(runs, rows)
     bases = {run.base for run in runs}
     if len(bases) > 1:
@@ -153,14 +158,19 @@ def make(
 def _complete(runs: Sequence[Run], rows: Sequence[str]) -> dict[str, dict[str, Measured]]:
     """The cells of the pairs on which all the methods are finished."""
     found: dict[str, dict[str, Measured]] = {}
-    for cell in (cell for run in runs for cell in run.cells):
-        if cell.row in rows and (cell.folder / "images.png").exists():
+    for cell in (cell for run in runs for cell in _drawn(run)):
+        if cell.row in rows:
             found.setdefault(cell.case, {})[cell.row] = cell
     complete = {case: {row: cells[row] for row in rows} for case, cells in found.items() if len(cells) == len(rows)}
     if not complete:
         known = ", ".join(dict.fromkeys(cell.row for run in runs for cell in run.cells)) or "none with images"
         raise InputError(f"rows: expected pairs on which {', '.join(rows)} are all finished; found {known}")
     return complete
+
+
+def _drawn(run: Run) -> list[Measured]:
+    """The cells of a run that have images."""
+    return [cell for cell in run.cells if (cell.folder / "images.png").exists()]
 
 
 def _asked(cell: Measured) -> list[str]:
@@ -195,8 +205,8 @@ def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict
     for job in next(iter(cells.values())).loras:
         files = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
         known = references.setdefault("subject" if job.kind == "content" else "style", [])
-        shown = [embedded(file, REFERENCES_SIDE, REFERENCES // 2 // max(1, len(files))) for file in files]
-        known += [image for image in shown if image not in known]
+        shown = [embedded(file, SIDE, REFERENCES // 2 // max(1, len(files))) for file in files]
+        known += [picture for picture in shown if picture not in known]
     return {"name": question.name, "prompt": question.prompt, "references": references, "options": options}
 
 

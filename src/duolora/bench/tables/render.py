@@ -178,7 +178,7 @@ def _markdown(title: str, lines: Sequence[dict[str, object]], columns: Sequence[
     text = [f"## {title}", "", note, ""]
     for dataset in dict.fromkeys(line["dataset"] for line in lines):
         rows = [
-            [str(line["row"]), str(line["pairs"]), *(_with_interval(line.get(c)) for c in columns)]
+            [str(line["row"]), str(line["pairs"]), *(_with_interval(line.get(c), line["pairs"]) for c in columns)]
             + [_number(line.get(name), times, digits) for name, times, digits in costs]
             for line in lines
             if line["dataset"] == dataset
@@ -187,11 +187,12 @@ def _markdown(title: str, lines: Sequence[dict[str, object]], columns: Sequence[
     return "\n".join(text)
 
 
-def _with_interval(value: object) -> str:
+def _with_interval(value: object, pairs: object) -> str:
+    """A mean, with its interval over pairs where there is more than one."""
     if not isinstance(value, tuple):
         return "–"
     mean, low, high = value
-    return f"{mean:.2f}" if low is None else f"{mean:.2f} ({low:.2f}–{high:.2f})"
+    return f"{mean:.2f}" if low is None or pairs == 1 else f"{mean:.2f} ({low:.2f}–{high:.2f})"
 
 
 def _number(value: object, times: float, digits: int = 0) -> str:

@@ -1,6 +1,7 @@
 """The tables of the paper as rows: a label, a method and what of its options is changed."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,27 @@ class Row:
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     group: str = ""
     """In the tuning table the label of the row, in other tables, whose best setting is sought."""
+
+
+def matched(asked: str, known: Mapping[str, str]) -> str:
+    """The label of a row, or the name of its method, that was asked for, whatever its case and signs.
+
+    Args:
+        asked: what somebody has written.
+        known: the method of each label.
+
+    Raises:
+        InputError: there is no such row.
+    """
+    found = {_plain(method): label for label, method in reversed([*known.items()]) if method}
+    found |= {_plain(label): label for label in known}
+    if (label := found.get(_plain(asked))) is None:
+        raise InputError(f"rows: expected some of {', '.join(known)}; got {asked!r}")
+    return label
+
+
+def _plain(text: str) -> str:
+    return re.sub(r"[\W_]+", "", text).casefold()
 
 
 def row_of(entry: Mapping[str, Any]) -> Row:
