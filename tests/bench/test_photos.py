@@ -164,7 +164,7 @@ def test_it_is_run_again_on_the_same(bench, places):
         (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--sample", "1"], "leave --manifest"),
         (
             ["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--captions", "sks"],
-            "--captions: expected one of class, paper, got 'sks'",
+            "captions: expected one of class, paper, got 'sks'",
         ),
         (
             ["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--metrics", "x"],

@@ -14,6 +14,7 @@ from duolora.bench.tables.tuning import TUNING
 from duolora.cli import report as reports
 from duolora.cli.common import SeedOption, one_line, report
 from duolora.cli.examples import examples
+from duolora.options import choices, word
 
 if TYPE_CHECKING:
     from duolora.bench.config import Config
@@ -42,6 +43,9 @@ def _command(options: type[T], run: Callable[[T], object], name: str, help: str,
 
     def call(**given: Any) -> None:
         with one_line():
+            for each in fields(options):  # type: ignore[arg-type]
+                if words := choices(options, each.name):
+                    word(each.name, given[each.name], words)
             run(options(**given))
 
     parameters, hints = [], get_type_hints(options)
