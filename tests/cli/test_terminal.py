@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from duolora.cli.common import doing
+from duolora.cli.common import doing, report
 
 TELLING = """
 import sys
@@ -49,3 +49,8 @@ def test_a_terminal_is_told_what_takes_seconds(capsys, monkeypatch, terminal, qu
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
     doing("Reading a.safetensors", quiet)
     assert capsys.readouterr().err.splitlines() == ["Reading a.safetensors …"] * lines
+
+
+def test_what_a_name_could_do_to_a_terminal_is_shown(capsys):
+    report(False, "a\x1b[31m.safetensors: 3 modules\nΔW")
+    assert capsys.readouterr().out == "a\\x1b[31m.safetensors: 3 modules\nΔW\n"

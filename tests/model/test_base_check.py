@@ -10,6 +10,7 @@ import torch
 
 from duolora.errors import FileRefused
 from duolora.model import files
+from duolora.model.architectures import shapes_in
 from duolora.model.files import check_folder
 from tiny import tiny_pipeline
 
@@ -124,3 +125,40 @@ def test_a_base_with_an_adapter_of_its_own_is_refused(base):
 def test_other_classes_are_refused(base, value):
     edit(base / "model_index.json", text_encoder=value)
     assert "text_encoder: expected CLIPTextModel, found " in refused(base)
+
+
+def test_weights_under_another_name_are_refused(base):
+    """transformers follows that name, and would open a pickle that an index there names."""
+    edit(base / "text_encoder" / "config.json", transformers_weights="sub/x.safetensors.index.json")
+    assert "transformers_weights: expected weights under their usual name" in refused(base)
+
+
+@pytest.mark.parametrize(
+    ("file", "changes"),
+    [
+        ("unet/config.json", {"layers_per_block": 200, "transformer_layers_per_block": [1, 1, 250]}),
+        ("unet/config.json", {"layers_per_block": 9, "transformer_layers_per_block": [1, [1, 60], 1]}),
+        ("vae/config.json", {"layers_per_block": 256}),
+    ],
+)
+def test_numbers_that_are_large_together_are_refused(base, file, changes):
+    edit(base / file, **changes)
+    assert "layers_per_block: expected at most 512 blocks in all" in refused(base)
+
+
+def test_shapes_of_a_hostile_base_are_not_counted(base):
+    """`train` asks for them before it loads the base."""
+    assert shapes_in(str(base))
+    config = base / "unet" / "config.json"
+    edit(config, layers_per_block=10**9)
+    with pytest.raises(FileRefused, match="layers_per_block: expected"):
+        shapes_in(str(base))
+    config.write_text("[" * 10**5)
+    with pytest.raises(FileRefused, match="config.json"):
+        shapes_in(str(base))
+    config.unlink()
+    os.mkfifo(config)
+    with pytest.raises(FileRefused, match="expected a regular file"):
+        shapes_in(str(base))
+    config.unlink()
+    assert shapes_in(str(base)) is None

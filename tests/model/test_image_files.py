@@ -1,5 +1,6 @@
 """Photos as phones, browsers and other programs write them: every one is read as everybody sees it, or named."""
 
+import os
 import struct
 import zlib
 from io import BytesIO
@@ -202,3 +203,17 @@ def test_large_images_become_smaller_and_keep_their_colours(mode, tmp_path, monk
 def test_a_hundred_megapixels_are_taken():
     """A phone's: under the limit, and far above what training needs."""
     assert LARGEST > 12_000 * 9_000 and REDUCED >= 2 * 1024
+
+
+def test_a_pipe_is_no_image(tmp_path):
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(FileRefused, match="expected an image, found a folder, pipe or device"):
+        read_image(tmp_path / "a.png")
+
+
+def test_a_long_strip_becomes_smaller_too(tmp_path):
+    """Profile and transparency are dealt with on what is left of it."""
+    Image.new("RGBA", (1000, 40_000), (10, 200, 30, 255)).save(tmp_path / "a.png")
+    image = read_image(tmp_path / "a.png")
+    assert image.size == (500, 20_000)
+    assert image.getpixel((250, 9000)) == (10, 200, 30)

@@ -176,4 +176,5 @@ def tell_images(quiet: bool, *places: Any, fit: str | None = None) -> None:
 
 def report(as_json: bool, text: str, **facts: object) -> None:
     """Print the text, or the facts as one JSON object."""
-    typer.echo(json.dumps(facts, default=str) if as_json else text)
+    shown = (printable(line) for line in text.split("\n"))
+    typer.echo(json.dumps(facts, default=str) if as_json else "\n".join(shown))

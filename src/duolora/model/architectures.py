@@ -7,6 +7,7 @@ up blocks is inferred from SSD-1B's; counts do not depend on it.
 
 import json
 import math
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,9 @@ from functools import cache
 from typing import Any
 
 from duolora.errors import InputError
+from duolora.model.base_check import check_configs
 from duolora.model.defaults import base_place
+from duolora.textfiles import read_json
 
 Shapes = Mapping[str, tuple[int, int]]
 PROJECTION = re.compile(r".+\.attn[12]\.(?:to_q|to_k|to_v|to_out\.0)")
@@ -120,10 +123,19 @@ def _projections(path: str, width: int, text: int) -> Iterator[tuple[str, tuple[
 
 
 def shapes_in(base: str) -> Shapes | None:
-    """The attention projections of the base in a diffusers folder, by its config; None where that says too little."""
+    """The attention projections of the base in a diffusers folder, by its config; None where that says too little.
+
+    Raises:
+        FileRefused: the config is no text of bounded size and depth, or its numbers are out of all proportion.
+    """
+    path = base_place(base) / "unet" / "config.json"
+    if not os.path.exists(path):
+        return None
+    config = read_json(path)
     try:
-        return attention_shapes(json.loads((base_place(base) / "unet" / "config.json").read_text("utf-8")))
-    except (OSError, ValueError, LookupError, TypeError):
+        check_configs({path: config})
+        return attention_shapes(config)
+    except (ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

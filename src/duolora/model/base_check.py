@@ -14,6 +14,8 @@ LARGEST = 2**20
 """Of any number in a config; a vocabulary has 49,408 words."""
 LONGEST = 256
 """Of any list in a config, and of layers in a network."""
+MOST_BLOCKS = 512
+"""Of a network; SDXL's UNet has 3 levels of at most 3 layers with at most 10 transformer blocks."""
 WIDEST = 1024
 """Latents a side; SDXL's are 128."""
 TOKENIZERS = {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2", "tokenizer_3": "text_encoder_3"}
@@ -77,14 +79,36 @@ def check_configs(configs: Mapping[Path, Mapping[str, Any]]) -> None:
                 raise _wrong(path, key, "eager or sdpa, since kernels from the hub are code", value)
             if key in ("use_kernels", "quantization_config") and value:
                 raise _wrong(path, key, "nothing that needs other code", value)
+            if key == "transformers_weights" and value is not None:
+                raise _wrong(path, key, "weights under their usual name, which are checked", value)
             if isinstance(value, int | float) and not (_finite(value) and abs(value) <= LARGEST):
                 raise _wrong(path, key, f"a number of at most {LARGEST}", value)
             if "layers" in key and isinstance(value, int) and value > LONGEST:
                 raise _wrong(path, key, f"at most {LONGEST} layers", value)
+        blocks = _blocks(config)
+        if blocks > MOST_BLOCKS:
+            raise _wrong(path, "layers_per_block", f"at most {MOST_BLOCKS} blocks in all", blocks)
         if path.parent.name == "unet":
             size = config.get("sample_size")
             if not isinstance(size, int) or isinstance(size, bool) or not 1 <= size <= WIDEST:
                 raise _wrong(path, "sample_size", f"a whole number from 1 to {WIDEST}", size)
+
+
+def _blocks(config: Mapping[str, Any]) -> int:
+    """At most so many blocks a UNet or VAE has: levels × layers × transformer blocks in each."""
+    depths = ("transformer_layers_per_block", "reverse_transformer_layers_per_block")
+    layers, deep = (
+        [n for key in keys for n in _whole_numbers(config.get(key))] for keys in (("layers_per_block",), depths)
+    )
+    levels = config.get("block_out_channels")
+    return (len(levels) if isinstance(levels, list) else 4) * (1 + max(layers, default=0)) * max(deep, default=1)
+
+
+def _whole_numbers(value: Any) -> list[int]:
+    """The whole numbers in a value or in lists of lists of them."""
+    if isinstance(value, list):
+        return [number for part in value for number in _whole_numbers(part)]
+    return [value] if isinstance(value, int) else []
 
 
 def _finite(value: float) -> bool:

@@ -1,6 +1,5 @@
 """What suits a base: the defaults that its own folder has, or the paper's and diffusers'; nothing heavy is imported."""
 
-import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -11,6 +10,7 @@ from typing import Any
 
 from duolora.errors import FileRefused, InputError
 from duolora.options import check, option
+from duolora.textfiles import read_json
 
 STEPS = 25
 """Denoising steps of an image."""
@@ -117,13 +117,13 @@ def read_defaults(base: str) -> BaseDefaults:
         return BaseDefaults()
     known = {each.name: each.type for each in fields(BaseDefaults)}
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
         if unknown := sorted(found.keys() - known.keys()):
             raise ValueError(f"it says {unknown[0]!r}")
         numbers = isinstance(found.get("guidance", 1), int | float) and isinstance(found.get("dtype", ""), str)
         if not numbers or not all(isinstance(found.get(name, {}), dict) for name in ("training", "style_training")):
             raise ValueError("a value has the wrong type")
-    except (OSError, ValueError, AttributeError, RecursionError) as error:
+    except (OSError, FileRefused, ValueError, AttributeError) as error:
         raise FileRefused(
             f"{path}: expected a JSON object of {', '.join(known)}, but {error}; fix it or delete it"
         ) from error

@@ -1,5 +1,6 @@
 """Image files as people have them: found in a folder, and read as what everybody sees in them."""
 
+import math
 import os
 import struct
 import warnings
@@ -150,6 +151,8 @@ def read_image(path: Path) -> Image.Image:
         FileRefused: the file is not an image, is damaged or too large, or holds floating-point pixels, whose range
             nobody knows.
     """
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise FileRefused(f"{path}: expected an image, found a folder, pipe or device; name a file")
     try:
         with _own_limits(), Image.open(path, formats=FORMATS) as file:
             _check_size(path, file)
@@ -247,8 +250,11 @@ def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
 
 
 def _reduced(image: Image.Image) -> Image.Image:
-    """The image at a whole fraction of its size, if it is large; a copy that outlives its file."""
-    factor = min(image.size) // REDUCED
+    """The image at a whole fraction of its size, if it is large; a copy that outlives its file.
+
+    A long strip keeps fewer pixels in its short side, since what comes after makes copies of all of them.
+    """
+    factor = max(min(image.size) // REDUCED, math.isqrt(image.width * image.height // (2 * REDUCED**2)))
     return image.reduce(factor) if factor > 1 else image.copy()
 
 

@@ -26,7 +26,7 @@ from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.merging.options import MergeOptions, options_of
 from duolora.model.images import as_image, read_pictures, tiled
 from duolora.model.sample import draw
-from duolora.textfiles import write_json
+from duolora.textfiles import read_json, write_json
 from duolora.training.pair_customization import draw_with_style_guidance, train_pair
 
 MERGED, MASKS, SHEET = "merged.safetensors", "masks.safetensors", "images.png"
@@ -129,7 +129,7 @@ class Cell:
 
     def result(self) -> dict[str, Any]:
         """What was measured."""
-        return json.loads((self.folder / "result.json").read_text("utf-8"))
+        return read_json(self.folder / "result.json")
 
     def loras(self) -> list[dict[str, Lora]]:
         """The LoRAs of each part of its problem by kind, needed or not."""

@@ -83,10 +83,9 @@ def embedded(path: Path, most: int = SIDE, budget: int = BUDGET) -> str:
         FileRefused: it is no image.
     """
     try:
-        with Image.open(path) as image:
-            return data_uri(image.convert("RGB"), most, budget)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise FileRefused(f"{path}: not a readable image ({error}); delete its folder and run it again") from error
+        return data_uri(read_image(path), most, budget)
+    except FileRefused as error:
+        raise FileRefused(f"{error}; or delete its folder and run it again") from error
 
 
 def data_uri(image: Image.Image, most: int, budget: int) -> str:

@@ -181,8 +181,8 @@ def _images(cell: Measured) -> list[Path] | list[Image.Image]:
     """What a cell generated: cells on photos keep each image in a file, which is not opened here, others a sheet."""
     if (whole := cell.folder / "images").is_dir():
         return picture_files(whole)
-    with Image.open(cell.folder / "images.png") as sheet:
-        return [image for row in untiled(sheet.convert("RGB"), len(_asked(cell))) for image in row]
+    sheet = read_image(cell.folder / "images.png")
+    return [image for row in untiled(sheet, len(_asked(cell))) for image in row]
 
 
 def _opened(image: Path | Image.Image) -> Image.Image:

@@ -1,14 +1,14 @@
 """The tables of the paper as rows: a label, a method and what of its options is changed."""
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from duolora.errors import InputError, reason
+from duolora.errors import FileRefused, InputError, reason
 from duolora.merging.options import WEIGHTS
+from duolora.textfiles import read_json
 
 How = Literal["merge", "floor", "content", "style", "class", "oracle", "klora", "pair"]
 Figure = Literal["", "ranks", "prompts", "methods"]
@@ -128,9 +128,9 @@ def read_blocks(path: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
         InputError: it is another file.
     """
     try:
-        found = json.loads(path.read_text("utf-8"))
+        found = read_json(path)
         return tuple(map(str, found["content"])), tuple(map(str, found["style"]))
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, FileRefused, ValueError, TypeError, KeyError) as error:
         raise InputError(f'{path}: expected {{"content": [blocks], "style": [blocks]}} ({reason(error)})') from error
 
 

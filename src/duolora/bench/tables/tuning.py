@@ -4,7 +4,6 @@ The rule: the highest mean of both; of equals the one with more object and style
 first, which is the default. Pairs, objects and styles of the tuning set are in no other data set.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -12,8 +11,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from duolora.bench.tables.rows import FLOOR, LAMBDAS, ORACLE, TABLES, Row, Table
-from duolora.errors import InputError, reason
-from duolora.textfiles import write_json
+from duolora.errors import FileRefused, InputError, reason
+from duolora.textfiles import read_json, write_json
 
 RULE = "both, then object + style, then the first; means over the tuning pairs"
 
@@ -133,8 +132,8 @@ def tuned(table: Table, path: Path) -> Table:
     if table.ablation:
         raise InputError(f"{table.title}: an ablation makes one change in each row; run it without --tuned")
     try:
-        best = {name: dict(each["changes"]) for name, each in json.loads(path.read_text("utf-8"))["best"].items()}
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        best = {name: dict(each["changes"]) for name, each in read_json(path)["best"].items()}
+    except (OSError, FileRefused, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path}: expected tuned.json as `duolora bench tuning` writes it ({reason(error)})"
         ) from error

@@ -32,7 +32,7 @@ _BITS = {
 }
 _LARGEST = 10_000_000
 """Bytes of a header. Parsed, a hostile one takes up to 19 times as much memory; a LoRA of all of SDXL has 0.5 MB."""
-_LONGEST = 400
+_LONGEST = 200
 """Letters in a key; the longest of SDXL has under 120."""
 
 
