@@ -35,4 +35,4 @@ class BaseMismatch(DuoLoRAError):
 
 
 class InputError(DuoLoRAError):
-    """An argument, prompt, picture or folder cannot be used as given."""
+    """An argument, prompt, image or folder cannot be used as given."""

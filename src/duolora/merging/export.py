@@ -13,11 +13,11 @@ from duolora.lora.write.atomic import SPLITS, half_paths, whole_files
 from duolora.lora.write.file import staged_adapter
 from duolora.lora.write.peft import staged_peft
 from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, staged_masks
+from duolora.model import device
 from duolora.options import DEFAULT_FORMAT, Export, Format, word
 
 SINGLE: dict[str, Format] = {"kohya": "kohya", "diffusers": "diffusers", "uniform": "uniform"}
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DTYPES |= {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+DTYPES = device.DTYPES | {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)

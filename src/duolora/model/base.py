@@ -70,7 +70,7 @@ class Base:
 
     The VAE is float32 whatever the rest is. VAE and text encoders may wait on the CPU (`release_encoders`); whatever
     needs them brings them back. With `offload`, networks take turns on the device, and diffusers' own offloading holds
-    while pictures are drawn; while something is learnt, the UNet is on the device whole, and alone there.
+    while images are generated; while something is learnt, the UNet is on the device whole, and alone there.
     """
 
     name: str
@@ -326,7 +326,7 @@ def load_base(
             bfloat16 or, on GPUs that are too old for it, float16.
         config: for a single file, a diffusers folder with the configs and tokenizers; by default SDXL's, SSD-1B's or
             Segmind-Vega's own.
-        offload: none; model (networks take turns on the device); sequential (layers do, while pictures are drawn: slow,
+        offload: none; model (networks take turns on the device); sequential (layers do, as images are generated: slow,
             and hardly any memory); "auto" is by the device's free memory.
         gradient_checkpointing: on (activations are computed twice and not kept, for training in less memory), off, or
             "auto": on for small GPUs.
