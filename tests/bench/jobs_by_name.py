@@ -3,6 +3,9 @@
 import os
 import signal
 from pathlib import Path
+from time import sleep
+
+from duolora.progress import counted
 
 
 def named(job: str) -> None:
@@ -12,5 +15,8 @@ def named(job: str) -> None:
         file.write(f"{os.getpid()}\n")
     if path.name == "raises":
         raise ValueError("as asked")
+    if path.name == "counts":
+        for _ in counted(range(3), "Counting", progress=False):
+            sleep(0.7)
     if path.name == "dies" or (path.name == "dies once" and len(path.read_text().split()) == 1):
         os.kill(os.getpid(), signal.SIGKILL)

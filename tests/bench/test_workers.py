@@ -1,6 +1,7 @@
 """Jobs in processes and on a Ray cluster: all are done, what fails is reported, what is killed is begun again."""
 
 import os
+import re
 import signal
 import sys
 from dataclasses import dataclass, fields
@@ -46,6 +47,13 @@ def test_one_that_fails_stops_no_other(tmp_path, ray, monkeypatch):
     tries = {name: len((tmp_path / name).read_text().split()) for name in jobs}
     assert tries == dict.fromkeys(jobs, 1) | {"dies": 2, "dies once": 2}
     assert str(os.getpid()) not in {word for name in jobs for word in (tmp_path / name).read_text().split()}
+
+
+@pytest.mark.parametrize("count", [1, 2], ids=["here", "processes"])
+def test_how_far_each_process_is_stands_beside_the_bar(tmp_path, monkeypatch, capsys, count):
+    monkeypatch.chdir(tmp_path)
+    assert not list(run_all(named, ["counts", "a"][:count], "Cells", count))
+    assert re.search(r"Counting [1-3]/3", capsys.readouterr().err)
 
 
 @pytest.mark.parametrize(("devices", "cores", "found"), [([], 4, None), (["0"], 16, 8), (["0", "1"], 12, 12)])

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from time import sleep
 
 import pytest
 
@@ -10,6 +11,7 @@ from duolora.cli.common import doing, report
 
 TELLING = """
 import sys
+from time import sleep
 import typer
 from duolora.cli import main
 from duolora.cli.app import app
@@ -47,8 +49,9 @@ def test_help_is_for_every_terminal(arguments):
 @pytest.mark.parametrize(("terminal", "quiet", "lines"), [(True, False, 1), (True, True, 0), (False, False, 0)])
 def test_a_terminal_is_told_what_takes_seconds(capsys, monkeypatch, terminal, quiet, lines):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
-    doing("Reading a.safetensors", quiet)
-    assert capsys.readouterr().err.splitlines() == ["Reading a.safetensors …"] * lines
+    with doing("Reading a.safetensors", quiet):
+        sleep(1.5)
+    assert capsys.readouterr().err.splitlines() == ["Reading a.safetensors …."] * lines, "a dot for each second"
 
 
 def test_what_a_name_could_do_to_a_terminal_is_shown(capsys):

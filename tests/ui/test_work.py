@@ -9,6 +9,7 @@ from duolora.api.train import TrainOptions
 from duolora.errors import FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.merging.mask_file import read_masks, rebuilt
+from duolora.model.defaults import STEPS
 from duolora.ui import work
 from duolora.ui.page import KnownHosts
 from duolora.ui.work import Asked, Side, Studio, check_asked, file_stem, opened, worded
@@ -32,6 +33,7 @@ def made(studio, folder, loras, photos, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(work, "default_options", lambda *_: TrainOptions(rank=2))
         patch.setattr(work, "PREVIEWS", {"train": 2, "merge": 3})
+        patch.setattr(work, "EVERY", float("inf"))
         done = studio.make(asked, tmp_path_factory.mktemp("001"), news.append)
     stages = list(dict.fromkeys(n.stage for n in news))
     assert stages == ["Reading what was brought", "Training on the style", "Merging by ziprank", "Generating"]
@@ -57,10 +59,23 @@ def test_strengths_act_at_once_and_exactly(studio, made):
     assert made.prompt == "a sks cat in zwx style"
 
 
-def test_generating_can_be_stopped_and_says_how_far_it_is(studio, made):
+def test_what_comes_on_the_way_is_named_and_counted_too(monkeypatch):
+    monkeypatch.setattr(work, "EVERY", 0)
+    news = []
+    feed = work.Feed("Training on the subject", news.append)
+    for title, done in (("Class images", 3), ("Training", 1), ("Generating", 4)):
+        feed.step(title, done, 5)
+    feed.losses(2, 5, {"loss": 0.5})
+    stages = [(each.stage, each.done, each.of) for each in news[1:]]
+    stage = "Training on the subject"
+    assert stages == [(f"{stage}: class images", 3, 5), (stage, 1, 5), (f"{stage}: generating", 4, 5), (stage, 2, 5)]
+
+
+def test_generating_can_be_stopped_and_says_how_far_it_is(studio, made, monkeypatch):
+    monkeypatch.setattr(work, "EVERY", 0)
     news = []
     studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, news.append)
-    assert [n.of for n in news[1:]] == [100] * len(news[1:]) and news[-1].done > news[1].done
+    assert [(n.done, n.of) for n in news[1:]] == [(k + 1, STEPS) for k in range(STEPS)]
 
     def stop(news):
         if news.of:

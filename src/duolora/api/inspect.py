@@ -16,6 +16,7 @@ from duolora.merging.mask_file import MaskFile, is_mask_file, read_masks
 from duolora.model.architectures import PROJECTION, recognised
 from duolora.model.blocks import blocks_of
 from duolora.paper.lowrank import LowRank, svd_basis
+from duolora.progress import each
 from duolora.provenance import file_hash
 
 Facts = dict[str, object]
@@ -109,10 +110,10 @@ def _source_names(recipe: Mapping[str, object]) -> list[str]:
 
 
 def _about(adapter: Adapter, path: Path) -> Facts:
-    squares = {name: norm(lora) ** 2 for name, lora in adapter.modules.items()}
+    squares = {name: norm(lora) ** 2 for name, lora in each(adapter.modules.items(), "Measuring")}
     whole = sum(squares.values())
     blocks: dict[str, dict[str, Any]] = {}
-    for block, names in blocks_of(squares).items():
+    for block, names in each(blocks_of(squares).items(), "Blocks"):
         here = sum(squares[name] for name in names)
         blocks[block] = {
             "role": _role(block, adapter),
@@ -179,7 +180,8 @@ def _cosines(one: Mapping[str, LowRank], other: Mapping[str, LowRank], share: bo
         return product / (sizes[0] * sizes[1]) if all(sizes) else None
 
     everything = one.keys() | other.keys()
-    return {"all": cosine(everything)} | {block: cosine(names) for block, names in blocks_of(everything).items()}
+    blocks = {"all": everything, **blocks_of(everything)}
+    return {block: cosine(names) for block, names in each(blocks.items(), "Comparing")}
 
 
 def _about_masks(stored: MaskFile) -> Facts:

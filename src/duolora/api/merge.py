@@ -33,6 +33,7 @@ from duolora.model.predict import noise_schedule
 from duolora.options import DEFAULT_FORMAT, Export, check, word
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
+from duolora.progress import shown
 from duolora.provenance import tensor_hash, versions
 from duolora.training.callbacks import Watcher
 from duolora.training.checkpoint import checkpoint_path
@@ -169,11 +170,12 @@ def merge(
     )  # fmt: skip
     check(asked.options)
     check_export(asked.out, asked.format, (asked.content, asked.style, place_of(base)), overwrite)
-    found = _read(asked)
-    both = _align(asked, found)
-    metadata = _metadata(asked, found, both)
-    masked = _masks(asked, found, both, metadata)
-    done = _write(asked, found, masked, _fold(asked, both, masked.learnt), metadata)
+    with shown(progress):
+        found = _read(asked)
+        both = _align(asked, found)
+        metadata = _metadata(asked, found, both)
+        masked = _masks(asked, found, both, metadata)
+        done = _write(asked, found, masked, _fold(asked, both, masked.learnt), metadata)
     learnt = masked.learnt
     return Merged(
         path=done.paths[0],

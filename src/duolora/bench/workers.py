@@ -7,12 +7,16 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from multiprocessing.sharedctypes import RawArray
 from queue import SimpleQueue
+from threading import Event, Thread
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from duolora.errors import InputError
+from duolora.progress import tell
 
 Job = TypeVar("Job")
 CROWD = 8
@@ -20,6 +24,8 @@ CROWD = 8
 13, 40, 58 and 59 steps a second on an H100 (`docs/log.md`)."""
 TRIES = 2
 """How often a job is begun whose process dies, before it is reported."""
+WORDS = 60
+"""Bytes for what a process says of how far it is."""
 
 
 def run_all(
@@ -48,17 +54,57 @@ def run_all(
         return
     devices = _devices()
     count = min(workers or len(devices) or os.cpu_count() or 1, len(jobs))
+    lines = [RawArray("c", WORDS) for _ in range(count)]
     if ray is not None:
         ended = on_cluster(work, jobs, ray, workers)
     elif count == 1:
-        ended = ((job, tried(work, job)) for job in jobs)
+        ended = _here(work, jobs, lines[0])
     else:
-        ended = _in_processes(work, jobs, count, devices)
-    with tqdm(total=len(jobs), desc=title, disable=not progress) as bar:
+        ended = _in_processes(work, jobs, lines, devices)
+    with tqdm(total=len(jobs), desc=title, disable=not progress) as bar, _followed(bar, lines):
         for job, error in ended:
             bar.update()
             if error:
                 yield job, error
+
+
+@contextmanager
+def _followed(bar: Any, lines: Sequence[Any]) -> Iterator[None]:
+    """Show beside the bar, every second, how far each process says that it is."""
+    over = Event()
+
+    def follow() -> None:
+        while not over.wait(1):
+            said = filter(None, (line.value.decode(errors="replace") for line in lines))
+            bar.set_postfix_str(", ".join(said))
+
+    following = Thread(target=follow, daemon=True)
+    following.start()
+    try:
+        yield
+    finally:
+        over.set()
+        following.join()
+
+
+def _hear(line: Any) -> None:
+    """Let this process write into the line, which others read, how far its work is; without a lock, so none is left."""
+
+    def write(title: str, done: int, of: int) -> None:
+        line.value = f"{title} {done}/{of}".encode()[: WORDS - 1]
+
+    tell(write)
+
+
+def _here(work: Callable[[Job], None], jobs: Sequence[Job], line: Any) -> Iterator[tuple[Job, str]]:
+    """Every job with its error, in this process."""
+    for job in jobs:
+        _hear(line)
+        try:
+            error = tried(work, job)
+        finally:
+            tell(None)
+        yield job, error
 
 
 def tried(work: Callable[[Job], None], job: Job) -> str:
@@ -86,14 +132,18 @@ def _devices() -> list[str]:
 
 
 def _in_processes(
-    work: Callable[[Job], None], jobs: Sequence[Job], count: int, devices: Sequence[str]
+    work: Callable[[Job], None], jobs: Sequence[Job], lines: Sequence[Any], devices: Sequence[str]
 ) -> Iterator[tuple[Job, str]]:
-    """Every job with its error, from `count` processes; one that dies (killed, no memory) takes no other with it."""
+    """Every job with its error, from a process for each line; one that dies (killed, no memory) takes no other with it.
+
+    Lines are shared memory.
+    """
+    count = len(lines)
 
     def process(number: int) -> ProcessPoolExecutor:
         threads = max(1, (os.cpu_count() or 1) // count)
         device = devices[number % len(devices)] if devices else None
-        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (threads, device))
+        return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (threads, device, lines[number]))
 
     free: SimpleQueue[tuple[int, ProcessPoolExecutor]] = SimpleQueue()
     for number in range(count):
@@ -123,8 +173,9 @@ def _in_processes(
             free.get()[1].shutdown()
 
 
-def _prepare(threads: int, device: str | None) -> None:
-    """One process of several has a share of the cores, and one GPU."""
+def _prepare(threads: int, device: str | None, line: Any) -> None:
+    """One process of several has a share of the cores, one GPU, and a line for how far it is."""
+    _hear(line)
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     import torch

@@ -159,11 +159,10 @@ def demo(
     with one_line():
         check_folder(out)
         place = chosen("atelier", device, base_dtype, offload, quiet)
-        doing("Loading atelier", quiet)
-
-        from duolora.api.demo import PAIR
-        from duolora.api.demo import demo as run
-        from duolora.atelier.pairs import sample_pair
+        with doing("Loading atelier", quiet):
+            from duolora.api.demo import PAIR
+            from duolora.api.demo import demo as run
+            from duolora.atelier.pairs import sample_pair
 
         typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=place))
 
@@ -245,11 +244,10 @@ def train(
         check_out(out, [base_place(base)], overwrite)
         check_inputs((), images)
         opened = chosen(base, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution)
-        doing(f"Loading {base}", quiet)
-
-        from duolora.api.train import train as run
-        from duolora.training.callbacks import SavedPreviews
-        from duolora.training.tensorboard import event_log
+        with doing(f"Loading {base}", quiet):
+            from duolora.api.train import train as run
+            from duolora.training.callbacks import SavedPreviews
+            from duolora.training.tensorboard import event_log
 
         with event_log(tensorboard, PREVIEWS) as log:
             previews = out.expanduser().with_suffix(".previews")
@@ -346,11 +344,10 @@ def merge(
             opened = chosen(
                 base or AUTO, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution
             )
-        doing("Reading the two LoRAs", quiet)
-
-        from duolora.api.merge import merge as run
-        from duolora.model.blocks import formatted
-        from duolora.training.tensorboard import event_log
+        with doing("Reading the two LoRAs", quiet):
+            from duolora.api.merge import merge as run
+            from duolora.model.blocks import formatted
+            from duolora.training.tensorboard import event_log
 
         with event_log(tensorboard, PREVIEWS) as log:
             done = run(
@@ -410,9 +407,8 @@ def generate(
         check_folder(out)
         check_inputs(lora or ())
         place = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
-        doing(f"Loading {base}", quiet)
-
-        from duolora.api.generate import generate as run
+        with doing(f"Loading {base}", quiet):
+            from duolora.api.generate import generate as run
 
         files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
         report(as_json, "\n".join(map(str, files)), files=files)
@@ -439,9 +435,8 @@ def ui(
         if not password and not is_local(host):
             typer.echo(f"duolora: {printable(host)}: whoever reaches it can use the page, read all that is made there "
                        "and have any base on this machine loaded; --password keeps others out", err=True)  # fmt: skip
-        doing("Opening the page")
-
-        from duolora.ui.page import serve
+        with doing("Opening the page"):
+            from duolora.ui.page import serve
 
         serve(folder, base, host, port, password)
 

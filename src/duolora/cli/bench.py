@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin, 
 import typer
 
 from duolora.bench.options import DistilledOptions, GrowthOptions, PhotoOptions, RunOptions, SpeedOptions, TableOptions
-from duolora.bench.tables.rows import TABLES, Table, fits_photos
+from duolora.bench.tables.rows import TABLES, Table, fits_photos, matched
 from duolora.bench.tables.tuning import TUNING
 from duolora.cli import report as reports
-from duolora.cli.common import SeedOption, one_line, report
+from duolora.cli.common import SeedOption, doing, one_line, report
+from duolora.cli.early import check_there
 from duolora.cli.examples import examples
+from duolora.model.defaults import AUTO, check_base
 from duolora.options import choices, word
 
 if TYPE_CHECKING:
@@ -38,14 +40,19 @@ _NAMES: dict[str, dict[str, Any]] = {
 """What options are called on the command line, where not by their names."""
 
 
-def _command(options: type[T], run: Callable[[T], object], name: str, help: str, example: str = "") -> None:
-    """A command whose options are the fields of a dataclass, with their help and ranges."""
+def _command(
+    options: type[T], run: Callable[[T], object], name: str, help: str, example: str = "", known: str = ""
+) -> None:
+    """A command whose options are the fields of a dataclass, with their help and ranges; `known` ends its help."""
 
     def call(**given: Any) -> None:
         with one_line():
             for each in fields(options):  # type: ignore[arg-type]
                 if words := choices(options, each.name):
                     word(each.name, given[each.name], words)
+                found = given[each.name] if isinstance(given[each.name], list) else [given[each.name]]
+                if each.name != "out":
+                    check_there(f"what --{each.name} is for", *(place for place in found if isinstance(place, Path)))
             run(options(**given))
 
     parameters, hints = [], get_type_hints(options)
@@ -63,20 +70,28 @@ def _command(options: type[T], run: Callable[[T], object], name: str, help: str,
         )
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     call.__annotations__ = {each.name: each.annotation for each in parameters}
-    bench.command(name, help=help, epilog=examples(example or f"bench {name}", name=name))(call)
+    bench.command(name, help=help, epilog=known + examples(example or f"bench {name}", name=name))(call)
 
 
 def _table(name: str, table: Table) -> None:
     def run(options: TableOptions) -> None:
-        from duolora.bench.config import config_of
-        from duolora.bench.smaller import smaller_bases
+        for row in options.row or []:
+            matched(row, {each.label: each.method for each in table.rows})
+        check_base(getattr(options, "base", AUTO))
+        with doing(f"Loading what {name} needs"):
+            from duolora.bench.config import config_of
+            from duolora.bench.smaller import smaller_bases
 
         bases = smaller_bases(options.out, options.steps) if isinstance(options, DistilledOptions) else None
         _run(config_of(name, table, options, bases), options)
 
     example = "bench photos" if fits_photos(table) and name != "table5" else "bench table"
     kind: type[TableOptions] = DistilledOptions if name == "table5" else PhotoOptions
-    _command(kind, run, name, f"{table.title}.", example)
+    known = f"Data sets: {', '.join(table.datasets)}.\n\n"
+    if table is not TUNING:  # which has a hundred
+        rows = "; ".join(row.label for row in table.rows)
+        known += f"Rows, for --row in any case and without signs, or by their methods: {rows}.\n\n"
+    _command(kind, run, name, f"{table.title}.", example, known)
 
 
 def _run(config: "Config", options: RunOptions) -> None:
@@ -115,7 +130,9 @@ def rerun(
     Prompts are the same, too. Give another `--out` to measure anew.
     """
     with one_line():
-        from duolora.bench.config import read_config
+        check_there("a table's config; give the folder of one", folder / "config.json")
+        with doing(f"Loading what {folder} needs"):
+            from duolora.bench.config import read_config
 
         _run(read_config(folder), RunOptions(out=out, workers=workers, ray=ray, as_json=as_json))
 
@@ -132,9 +149,11 @@ def figure3(
     Names B-LoRA's blocks: those whose attention carries the subject, and those that carry the style.
     """
     with one_line():
-        from duolora.bench.config import root_of
-        from duolora.bench.figures import figure3 as run
-        from duolora.model.base import load_base
+        check_base(base)
+        with doing(f"Loading {base}"):
+            from duolora.bench.config import root_of
+            from duolora.bench.figures import figure3 as run
+            from duolora.model.base import load_base
 
         folder = root_of(out, base) / "figure3"
         run(folder, load_base(base), count=count, seed=seed)
@@ -142,13 +161,15 @@ def figure3(
 
 
 def _speed(options: SpeedOptions) -> None:
-    from duolora.bench.speed.speed import speed
+    with doing("Loading", options.quiet):
+        from duolora.bench.speed.speed import speed
 
     typer.echo(speed(options))
 
 
 def _growth(options: GrowthOptions) -> None:
-    from duolora.bench.speed.growth import growth
+    with doing("Loading", options.quiet):
+        from duolora.bench.speed.growth import growth
 
     typer.echo(growth(options))
 

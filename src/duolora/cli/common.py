@@ -1,21 +1,24 @@
 """How every command speaks: one clear line for an error, the verification in words, JSON where it is asked for."""
 
 import json
+import re
 import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 from typing import Annotated, Any, TextIO
 
 import typer
 
-from duolora.errors import DuoLoRAError, Notice
+from duolora.errors import DuoLoRAError, InputError, Notice
 from duolora.model.defaults import BaseChoice, check_base
 from duolora.options import word
 
 BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
-DeviceOption = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.")]
+DEVICES, DEVICE_NAMES = r"auto|(cpu|cuda|mps)(:\d+)?", "auto, cpu, cuda, cuda:N or mps"
+DeviceOption = Annotated[str, typer.Option(help=f"{DEVICE_NAMES}.")]
 BaseDtypeOption = Annotated[str, typer.Option(help="What the base computes in: auto, float32, bfloat16 or float16.")]
 OffloadOption = Annotated[
     str, typer.Option(help="auto, none, model (networks take turns on the device) or sequential (layers do: slow).")
@@ -55,6 +58,8 @@ def chosen(
     Raises:
         InputError: there is no such base, dtype, or way of offloading or checkpointing.
     """
+    if not re.fullmatch(DEVICES, device):
+        raise InputError(f"device: expected {DEVICE_NAMES}, got {device!r}")
     word("base-dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     word("offload", offload, ("auto", "none", "model", "sequential"))
     word("gradient-checkpointing", gradient_checkpointing, ("auto", "on", "off"))
@@ -68,10 +73,27 @@ QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
 
 
-def doing(what: str, quiet: bool = False) -> None:
-    """Say on a terminal what comes next, where importing and reading take seconds."""
-    if not quiet and sys.stderr.isatty():
-        typer.echo(f"{printable(what)} …", err=True)
+@contextmanager
+def doing(what: str, quiet: bool = False) -> Iterator[None]:
+    """Say on a terminal what is begun, and go on with a dot for each second, while libraries are imported."""
+    if quiet or not sys.stderr.isatty():
+        yield
+        return
+    done = Event()
+
+    def dots() -> None:
+        while not done.wait(1):
+            typer.echo(".", err=True, nl=False)
+
+    typer.echo(f"{printable(what)} …", err=True, nl=False)
+    ticking = Thread(target=dots, daemon=True)
+    ticking.start()
+    try:
+        yield
+    finally:
+        done.set()
+        ticking.join()
+        typer.echo(err=True)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """What arguments and file headers say already: it is said before anything heavy is imported."""
 
+import os
 from collections.abc import Iterable, Mapping
 from ipaddress import ip_address
 from pathlib import Path
@@ -33,6 +34,13 @@ def check_inputs(loras: Iterable[Path], *others: Path | None, base: str | None =
             images_of(place)
     if base is not None:
         check_base(base)
+
+
+def check_there(what: str, *places: Path) -> None:
+    """Refuse files and folders that are missing; `what` is what should be there."""
+    for place in places:
+        if not os.path.exists(place.expanduser()):
+            raise InputError(f"{place}: no such file or folder; expected {what}")
 
 
 def check_used(options: Any, method: str, given: Mapping[str, str], preset: str | None = None) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from duolora.cli.common import JsonOption, QuietOption, SeedOption, doing, one_line, report
-from duolora.cli.early import check_inputs
+from duolora.cli.early import check_inputs, check_there
 from duolora.cli.examples import examples
 from duolora.errors import InputError
 
@@ -39,10 +39,9 @@ def evaluate(
     """
     with one_line():
         check_inputs((), generated, content, style)
-        doing("Loading the metrics", quiet)
-
-        from duolora.api.evaluate import evaluate as run
-        from duolora.api.evaluate import named_checkpoints, prompts_of
+        with doing("Loading the metrics", quiet):
+            from duolora.api.evaluate import evaluate as run
+            from duolora.api.evaluate import named_checkpoints, prompts_of
 
         places, asked = named_checkpoints(checkpoint or []), prompts_of(prompt, prompts)
         done = run(generated, content, style, asked, metrics, places, device, not no_cache, progress=not quiet)
@@ -64,8 +63,10 @@ def convert(
     Nothing in it is executed: it is read as tensors only, in a process of its own, and then loaded as a check.
     """
     with one_line():
-        from duolora.metrics.encoders import DEFAULTS
-        from duolora.metrics.pickled import convert as run
+        check_there("CSD's pickle, or a folder with pytorch_model.bin", source)
+        with doing("Loading"):
+            from duolora.metrics.encoders import DEFAULTS
+            from duolora.metrics.pickled import convert as run
 
         if name not in DEFAULTS:
             raise InputError(f"checkpoint: expected one of {', '.join(DEFAULTS)}, got {name!r}")

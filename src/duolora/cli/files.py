@@ -50,19 +50,22 @@ def convert(
     energy: Annotated[float | None, typer.Option(help="Keep this share of each module's energy, by SVD.")] = None,
     rank: Annotated[int | None, typer.Option(help="Keep at most so many directions of each module, by SVD.")] = None,
     overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Write a LoRA in another format, strength or size, verified."""
     with one_line():
         check_output(out, format, dtype, Export, (file, content, style), overwrite)
         check_inputs([path for path in (file, content, style) if path is not None])
-        doing(f"Reading {file}")
+        with doing(f"Reading {file}", quiet):
+            from duolora.api.convert import convert as run
+            from duolora.progress import shown
 
-        from duolora.api.convert import convert as run
-
-        done = run(
-            file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank, overwrite
-        )  # fmt: skip
+        with shown(not quiet):
+            done = run(
+                file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank,
+                overwrite,
+            )  # fmt: skip
         text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}{_not_carried(done.left_out)}"
         facts = {"paths": done.paths, "left_out": done.left_out, **proof_facts(done.proof)}
         if done.lost is not None:
@@ -129,13 +132,14 @@ def compose(
             | {"--set": option}, weight,
         )  # fmt: skip
         check_inputs(files, *(images or ()), base=base if method == "oneshot" else None)
-        doing(f"Reading {len(files)} files", quiet)
-
-        from duolora.api.compose import compose as run
-        from duolora.api.compose import compose_at_once, one_shot_options
+        with doing(f"Reading {len(files)} files", quiet):
+            from duolora.api.compose import compose as run
+            from duolora.api.compose import compose_at_once, one_shot_options
+            from duolora.progress import shown
 
         if method == "sum":
-            done = run(files, out, weight, format, dtype, overwrite)
+            with shown(not quiet):
+                done = run(files, out, weight, format, dtype, overwrite)
         else:
             chosen_base = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
             plain = one_shot_options(kind or (), seed=seed)
@@ -160,6 +164,7 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A LoRA in any dialect, a PEFT folder, or the masks of a merge.")],
     other: Annotated[Path | None, typer.Option(help="Another LoRA to compare it with, such as a source.")] = None,
     plot: Annotated[Path | None, typer.Option(help="A plot to write: .png, .pdf or .svg.")] = None,
+    quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Show what is in a LoRA file.
@@ -168,11 +173,12 @@ def inspect(
     """
     with one_line():
         check_inputs([file, *([] if other is None else [other])])
-        doing(f"Reading {file}")
+        with doing(f"Reading {file}", quiet):
+            from duolora.api.inspect import inspect as run
+            from duolora.progress import shown
 
-        from duolora.api.inspect import inspect as run
-
-        facts = run(file, other, plot)
+        with shown(not quiet):
+            facts = run(file, other, plot)
         report(as_json, "" if as_json else printed(facts), **facts)
 
 

@@ -5,13 +5,15 @@ from typing import Annotated
 
 import typer
 
-from duolora.cli.common import JsonOption, one_line
+from duolora.cli.common import JsonOption, doing, one_line
 from duolora.cli.common import report as said
+from duolora.cli.early import check_there
 from duolora.cli.examples import examples
 
 FoldersArgument = Annotated[
     list[Path], typer.Argument(help="Folders of finished tables and figures, or a folder of such.")
 ]
+RUNS = "folders that `duolora bench` has printed"
 
 
 def report(
@@ -27,7 +29,9 @@ def report(
     Tables, plots, images, metadata.
     """
     with one_line():
-        from duolora.bench.report.page import report as run
+        check_there(RUNS, *folders)
+        with doing("Reading the runs"):
+            from duolora.bench.report.page import report as run
 
         path = run(folders, out, title)
         said(as_json, f"{path}: {path.stat().st_size / 1e6:.1f} MB", path=path, bytes=path.stat().st_size)
@@ -52,8 +56,10 @@ def make(
     The key stays with you.
     """
     with one_line():
-        from duolora.bench.study.study import make as run
-        from duolora.bench.study.study import read_key
+        check_there(RUNS, *folders)
+        with doing("Reading the runs"):
+            from duolora.bench.study.study import make as run
+            from duolora.bench.study.study import read_key
 
         page, key = run(folders, out, row or (), each, seed)
         count = len(read_key(key).questions)
@@ -72,9 +78,12 @@ def score(
     Who was chosen how often, with intervals, and how far people agree.
     """
     with one_line():
-        from dataclasses import asdict
+        check_there("the key.json that `study make` wrote", key)
+        check_there("answers that people sent back", *answers)
+        with doing("Reading the answers"):
+            from dataclasses import asdict
 
-        from duolora.bench.study.study import score as run
+            from duolora.bench.study.study import score as run
 
         done = run(answers, key)
         said(as_json, done.table(), **asdict(done))

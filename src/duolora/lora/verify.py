@@ -10,6 +10,7 @@ from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import outlines
 from duolora.paper.lowrank import LowRank
+from duolora.progress import each
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 5e-3}
 """A file whose ΔW of any module is off by more than this is not written.
@@ -45,7 +46,9 @@ def proof(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size
     """
     if set(asked.modules) != set(found.modules):
         raise DuoLoRAError(f"{path}: read back, it covers other modules than it should; nothing was written")
-    errors = {name: relative_error(lora, found.modules[name]) for name, lora in asked.modules.items()}
+    errors = {
+        name: relative_error(lora, found.modules[name]) for name, lora in each(asked.modules.items(), "Verifying")
+    }
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] <= TOLERANCE[dtype]:
         raise DuoLoRAError(

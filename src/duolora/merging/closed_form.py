@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.errors import InputError
 from duolora.merging.fold import Kind
@@ -21,6 +20,7 @@ from duolora.model.predict import MountedUNet, NoiseSchedule, mounted_unet, nois
 from duolora.paper import oneshot
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
+from duolora.progress import counted
 from duolora.training.checkpoint import step_generator
 
 
@@ -62,7 +62,7 @@ def _calibrated(
     """The modules' inputs under each teacher, at its own prompt."""
     K, device = len(parts), unet.mount.device
     grams, gates, prompts = Grams(unet.mount, K), unet.mount.owned(), [part.prompt for part in parts]
-    for call in tqdm(range(options.calls), "Calibrating", disable=not progress, leave=False):
+    for call in counted(range(options.calls), "Calibrating", progress):
         rng = step_generator(options.seed, call)
         share = float(torch.rand((), generator=rng))  # one for all, so that the order of adapters does not matter
         x = torch.stack([part.latents[int(share * len(part.latents))] for part in parts])

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.errors import InputError
 from duolora.merging.closed_form import one_shot, pair_of
@@ -21,6 +20,7 @@ from duolora.model.mount import Axis, Mount
 from duolora.model.predict import NoiseSchedule, Remembering, denoiser, noise_schedule
 from duolora.model.sample import draw
 from duolora.paper.constyle import Prompts, constyle, overall
+from duolora.progress import counted
 from duolora.training.callbacks import Watcher, wants_preview
 from duolora.training.checkpoint import (
     interruptible,
@@ -237,8 +237,7 @@ def learn(
             start = load_checkpoint(checkpoint, masks | scaling, learning.optimiser, updates)
             losses = losses_before(checkpoint)
             restore_scaling(scaler, scaling)
-        bar = tqdm(range(start, updates), "Merging", initial=start, total=updates, disable=not progress, leave=False)
-        for step in bar:
+        for step in counted(range(start, updates), "Merging", progress, updates):
             terms = learning.update(step)
             if step % 10 == 0 or step + 1 == updates:
                 losses.append({"update": step, **{k: float(v) for k, v in terms.items()}})

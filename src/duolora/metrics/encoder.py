@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.errors import InputError
 from duolora.metrics.similarity import normalised
 from duolora.metrics.transforms import Transform
+from duolora.progress import counted
 
 BATCH = 32
 Items = Sequence[Image.Image] | Sequence[str]
@@ -81,8 +81,8 @@ class NetworkEmbedder:
         if texts and self.encode_texts is None:
             raise InputError(f"{self.card.name}: this network reads no texts; use clip or atelier-text")
         starts = range(0, len(items), self.batch)
-        bar = tqdm(starts, self.card.name, disable=not self.progress, leave=False)
-        return torch.cat([self._embed(texts[i : i + self.batch], images[i : i + self.batch]) for i in bar])
+        steps = counted(starts, self.card.name, self.progress)
+        return torch.cat([self._embed(texts[i : i + self.batch], images[i : i + self.batch]) for i in steps])
 
     def _embed(self, texts: list[str], images: list[Image.Image]) -> Float[Tensor, "n d"]:
         if texts and self.encode_texts is not None:

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.model.base import Base
 from duolora.model.defaults import STEPS
 from duolora.model.prompts import chunks, tell_unread
+from duolora.progress import Steps
 
 MOST = 16
 PIXELS, PIXELS_OFFLOADED = 4 * 1024**2, 1024**2
@@ -48,10 +48,10 @@ def draw(
     drawn, conditions = [], _conditions(base, prompts)
     batch = batch or images_at_once(base.resolution, base.offload)
     starts = range(0, len(prompts), batch)
-    bar = tqdm(total=len(starts) * steps, desc="Generating", disable=not progress, leave=False)
+    bar = Steps("Generating", len(starts) * steps, progress=progress)
 
     def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        bar.update()
+        bar.step()
         if before_step is not None and step + 1 < steps:
             before_step((step + 1) / steps)
         return tensors

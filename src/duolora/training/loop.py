@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.errors import InputError
 from duolora.model.base import Base, PromptEmbeds
 from duolora.model.predict import NoiseSchedule, noise_schedule, predict
 from duolora.model.sample import draw
+from duolora.progress import counted
 from duolora.training.callbacks import Watcher, wants_preview
 from duolora.training.checkpoint import (
     interruptible,
@@ -88,9 +88,9 @@ def train_factors(
         start = load_checkpoint(checkpoint, {**factors, **scaling}, optimiser, options.steps)
         losses = [torch.tensor(loss) for loss in losses_before(checkpoint)]
         restore_scaling(scaler, scaling)
-    bar = tqdm(range(start, options.steps), "Training", initial=start, total=options.steps, disable=not progress)
+    steps = counted(range(start, options.steps), "Training", progress, options.steps, leave=True)
     with interruptible() as asked:
-        for step in bar:
+        for step in steps:
             rng = step_generator(options.seed, step)
             sample, seen = _sample(schedule, tasks[0].latents, options, rng), []
             for task, prompt in zip(tasks, prompts, strict=True):

@@ -17,13 +17,13 @@ from platformdirs import user_cache_path
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
-from tqdm import tqdm
 
 from duolora.errors import DuoLoRAError
 from duolora.lora.write.atomic import whole_files
 from duolora.model.base import Base
 from duolora.model.predict import noise_schedule, predict
 from duolora.model.sample import draw
+from duolora.progress import counted
 from duolora.training.checkpoint import step_generator
 
 DRAWS = 4
@@ -69,7 +69,7 @@ def kept(base: Base, prompts: tuple[str, ...], seed: int = 0, progress: bool = F
     noise = torch.randn((len(prompt), *latents.shape[1:]), generator=rng).to(base.device)
     noisy = schedule.add_noise(latents.repeat(DRAWS, 1, 1, 1), noise, t)
     predicted, time_ids = [], base.time_ids(1, base.resolution, base.resolution)
-    for i in tqdm(range(0, len(prompt), _AT_ONCE), "Class images", disable=not progress, leave=False):
+    for i in counted(range(0, len(prompt), _AT_ONCE), "Class images", progress):
         part = slice(i, i + _AT_ONCE)
         predicted.append(predict(base.unet, noisy[part], t[part], embeds.rows(prompt[part]), time_ids, mixed=True))
     return Kept(noisy, t, prompt, torch.cat(predicted))

@@ -23,13 +23,21 @@ from duolora.ui.work import COUNT, FORMATS, SIDES, Asked, Made, News, Side, Stud
 
 CSS = """
 footer { display: none !important; }
-.gradio-container { max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1100px !important; margin: 0 auto !important; }
+.gradio-container { --body-text-color-subdued: #6b6b76; --block-info-text-color: #6b6b76; }
+.dark .gradio-container { --body-text-color-subdued: #a1a1aa; --block-info-text-color: #a1a1aa; }
+.line:not(:has(p)) { display: none; }
 .line p { overflow-wrap: anywhere; margin: 0.3rem 0; }
-.line progress { width: 100%; height: 0.7rem; accent-color: #3b82c4; }
+.line progress { appearance: none; width: 100%; height: 0.7rem; border: 0; border-radius: 0.35rem; overflow: hidden; }
+.line progress, .line progress::-webkit-progress-bar { background: var(--border-color-primary); }
+.line progress::-webkit-progress-value { background: var(--color-accent); }
+.line progress::-moz-progress-bar { background: var(--color-accent); }
 .line svg { width: 100%; height: 60px; }
 .line .bad { color: #c0392b; font-weight: 600; }
 .dark .line .bad { color: #f08c78; }
 img { image-rendering: pixelated; }
+:is(#content-pictures, #style-pictures) .grid-wrap { padding-top: 2.2rem !important; }
+#method input { padding-right: 1.8rem; text-overflow: ellipsis; }
 .gallery-container .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; }
 :is(#previews, #pictures, #side-by-side) { height: auto !important; }
 .gallery-container .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }

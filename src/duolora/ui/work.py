@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
+from duolora import progress
 from duolora.api.convert import convert
 from duolora.api.generate import applied
 from duolora.api.merge import merge, options_of
@@ -31,6 +33,8 @@ PREVIEWS = {"train": 50, "merge": 25}
 """A preview after so many steps."""
 COUNT = 4
 """Images of a finished merge."""
+EVERY = 0.5
+"""Seconds from one word of how far the work is to the next; each brings the newest previews."""
 SIDES = {"content": "subject", "style": "style"}
 RECORD = "made.json"
 
@@ -135,10 +139,20 @@ Tell = Callable[[News], None]
 class Feed:
     """A watcher that passes everything on as news, and stops the work when it is told to."""
 
-    def __init__(self, stage: str, previews: int, tell: Tell) -> None:
-        """News are told under the name of the stage."""
-        self.previews, self.tell, self.now = previews, tell, News(stage)
+    def __init__(self, stage: str, tell: Tell, previews: int = 0) -> None:
+        """News are told under the name of the stage, until the next feed takes over."""
+        self.previews, self.tell, self.now, self.late = previews, tell, News(stage), 0.0
         tell(self.now)
+        progress.tell(self.step)
+
+    def step(self, title: str, done: int, of: int) -> None:
+        """A step of the stage's own work, or of something on its way, such as class images."""
+        if self.now.stage.startswith(title):
+            self.now = replace(self.now, done=done, of=of)
+        if time.monotonic() >= self.late:
+            self.late = time.monotonic() + EVERY
+            other = "" if self.now.stage.startswith(title) else f": {title.lower()}"
+            self.tell(replace(self.now, stage=f"{self.now.stage}{other}", done=done, of=of))
 
     def losses(self, done: int, of: int, terms: Mapping[str, float]) -> None:
         """The loss, added to those before it."""
@@ -219,7 +233,7 @@ class Studio:
         for kind, name in SIDES.items():
             if not asked.side(kind).lora:
                 base = self.base(asked.base, tell)
-                feed = Feed(f"Training on the {name}", PREVIEWS["train"], tell)
+                feed = Feed(f"Training on the {name}", tell, PREVIEWS["train"])
                 train(
                     folder / kind, asked.side(kind).prompt, folder / f"{kind}.safetensors", base, asked.training(kind),
                     progress=False, watch=feed, kind=kind,
@@ -243,7 +257,7 @@ class Studio:
         done = merge(
             made.folder / "content.safetensors", made.folder / "style.safetensors", path, method, base,
             images["content"], images["style"], asked.content.prompt or None, asked.style.prompt or None, None, options,
-            progress=False, watch=Feed(f"Merging by {method}", PREVIEWS["merge"], tell),
+            progress=False, watch=Feed(f"Merging by {method}", tell, PREVIEWS["merge"]),
         )  # fmt: skip
         merged = read_adapter(path)
         if CONTENT_RANKS in merged.recipe:
@@ -269,13 +283,9 @@ class Studio:
         if (content, style) != (1.0, 1.0):
             halves = zip(_halves(merged, method or made.asked.method), (content, style), strict=True)
             weighed = [(path, weight) for path, weight in halves if path.exists()]
-        stage = f"Generating by {method}" if method else "Generating"
-        tell(News(stage))
+        Feed(f"Generating by {method}" if method else "Generating", tell)
         with applied(base, [path for path, _ in weighed], [weight for _, weight in weighed]):
-            found = draw(
-                base, [prompt] * count, range(seed, seed + count),
-                before_step=lambda share: tell(News(stage, round(100 * share), 100)),
-            )  # fmt: skip
+            found = draw(base, [prompt] * count, range(seed, seed + count))
         return [shown(image) for image in found.clamp(-1, 1)]
 
     def compare(

@@ -28,6 +28,7 @@ from duolora.lora.on_demand import outlines
 from duolora.lora.read.peft_config import NETWORK
 from duolora.lora.verify import relative_error
 from duolora.paper.lowrank import LowRank
+from duolora.progress import each
 
 _NAME = "read"
 _LAYERS_PER_BLOCK = 2
@@ -85,7 +86,7 @@ def error_in_diffusers(path: Path, meant: Adapter, dtype: torch.dtype) -> float:
         raise ReadingFailed(f"{reason[:200]}") from error
     if missing := sorted(meant.modules.keys() - found.keys()):
         raise ReadingFailed(f"{missing[0]} is left out, {len(missing)} modules in all")
-    return max(relative_error(lora, found[name]) for name, lora in meant.modules.items())
+    return max(relative_error(lora, found[name]) for name, lora in each(meant.modules.items(), "Verifying"))
 
 
 class ReadingFailed(Exception):

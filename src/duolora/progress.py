@@ -1,0 +1,69 @@
+"""How far work has come: shown in bars on stderr, and told to a page or a benchmark that shows it in its own way."""
+
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TypeVar
+
+from tqdm import tqdm
+
+T = TypeVar("T")
+DELAY = 1.0
+"""Seconds after which work is shown that is mostly done sooner."""
+_SHOWN = ContextVar("shown", default=False)
+Hear = Callable[[str, int, int], object]
+"""Is told what is counted, how many are done, and of how many."""
+_HEARD = ContextVar[Hear | None]("heard", default=None)
+
+
+@contextmanager
+def shown(yes: bool = True) -> Iterator[None]:
+    """Show bars for work that takes longer than `DELAY`, such as reading, verifying and writing files."""
+    token = _SHOWN.set(yes)
+    try:
+        yield
+    finally:
+        _SHOWN.reset(token)
+
+
+def tell(hear: Hear | None) -> None:
+    """From now on tell `hear`, after every step of any work, how far that is."""
+    _HEARD.set(hear)
+
+
+class Steps:
+    """Steps of some work, counted in a bar if it is to be shown; enter it, and call `step` after each."""
+
+    def __init__(self, title: str, of: int, done: int = 0, progress: bool = False, **how: object) -> None:
+        """`how` is for tqdm."""
+        self.title, self.of, self.done = title, of, done
+        self._bar = tqdm(total=of, initial=done, desc=title, disable=not progress, **{"leave": False, **how})
+
+    def __enter__(self) -> "Steps":
+        """Show the bar."""
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Take it away."""
+        self._bar.close()
+
+    def step(self) -> None:
+        """One more is done."""
+        self.done += 1
+        self._bar.update()
+        if hear := _HEARD.get():
+            hear(self.title, self.done, self.of)
+
+
+def counted(steps: range, title: str, progress: bool, of: int | None = None, **how: object) -> Iterator[int]:
+    """The numbers of steps, each counted once it is done; `of` is how many there are with those done before."""
+    done = 0 if of is None else of - len(steps)
+    with Steps(title, done + len(steps), done, progress, **how) as bar:
+        for k in steps:
+            yield k
+            bar.step()
+
+
+def each(items: Collection[T], title: str) -> Iterator[T]:
+    """Modules of a file, counted where `shown` says so, if they take long."""
+    return iter(tqdm(items, title, disable=not _SHOWN.get(), delay=DELAY, leave=False))
