@@ -74,6 +74,7 @@ def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_pat
         ["bench", "rerun", none],
         ["bench", "figure3", "--base", none],
         ["bench", "table1", "--row", "nosuch"],
+        ["bench", "table1", "--dataset", "nosuch"],
         ["bench", "table1", "--base", none],
         ["bench", "table1", "--manifest", none],
         ["checkpoints", "convert", "dino", none, "--out", str(tmp_path / "dino")],

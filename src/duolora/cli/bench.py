@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin, 
 import typer
 
 from duolora.bench.options import DistilledOptions, GrowthOptions, PhotoOptions, RunOptions, SpeedOptions, TableOptions
-from duolora.bench.tables.rows import TABLES, Table, fits_photos, matched
+from duolora.bench.tables.rows import ALL, MULTI, TABLES, Table, fits_photos, matched
 from duolora.bench.tables.tuning import TUNING
 from duolora.cli import report as reports
 from duolora.cli.common import SeedOption, doing, one_line, report
@@ -78,6 +78,9 @@ def _table(name: str, table: Table) -> None:
         for row in options.row or []:
             matched(row, {each.label: each.method for each in table.rows})
         check_base(getattr(options, "base", AUTO))
+        if not (options.manifest or options.sample is not None or getattr(options, "photos", None)):
+            for dataset in options.dataset or []:
+                word("--dataset", dataset, [*ALL, *MULTI, "tuning"])
         with doing(f"Loading what {name} needs"):
             from duolora.bench.config import config_of
             from duolora.bench.smaller import smaller_bases

@@ -36,13 +36,14 @@ footer { display: none !important; }
 .line .bad { color: #c0392b; font-weight: 600; }
 .dark .line .bad { color: #f08c78; }
 img { image-rendering: pixelated; }
-:is(#content-pictures, #style-pictures) .grid-wrap { padding-top: 2.2rem !important; }
+.gallery-container .grid-wrap { padding-top: 2.2rem !important; }
 #method input { padding-right: 1.8rem; text-overflow: ellipsis; }
 .gallery-container .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; }
 :is(#previews, #pictures, #side-by-side) { height: auto !important; }
 .gallery-container .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
 @media (max-width: 600px) { :is(#previews, #pictures) .grid-container { --grid-cols: 2 !important; } }
 #side-by-side .grid-container { max-width: calc(var(--grid-cols) * 180px); }
+#side-by-side .caption-label { max-width: 100%; padding: 0 0.2rem; font-size: 0.7rem; white-space: normal; }
 """
 COMPARED = ("naive", "ziplora", "duolora")
 MOST, SEEDS = 16, 2**32 - 1
@@ -276,7 +277,7 @@ class Acts:
             yield {line: status(news), **always, **previews, **(begun or {})}
             begun = {}
         self.running.pop(id(job), None)
-        ended = {at.working: 0, **self._busy(False)}
+        ended = {at.working: 0, at.previews: gr.Gallery([], visible=False), **self._busy(False)}
         try:
             return job.result(), {line: "", **ended}
         except DuoLoRAError as error:
@@ -292,10 +293,10 @@ class Acts:
         """A finished merge, and the images that were generated with it."""
         at, gr = self.at, self.gr
         text = f'<p role="status">Done: {escape(made.text)}. All files are in {escape(str(made.folder))}</p>'
-        images, none = made.images("generated"), gr.Gallery([], visible=False)
+        images = made.images("generated")
         return {
-            at.number: made.folder.name, at.status: text, at.made: made, at.prompt: made.prompt, at.previews: none,
-            at.pictures: gr.Gallery(images, visible=bool(images)), at.side_by_side: none,
+            at.number: made.folder.name, at.status: text, at.made: made, at.prompt: made.prompt,
+            at.pictures: gr.Gallery(images, visible=bool(images)), at.side_by_side: gr.Gallery([], visible=False),
             at.files: gr.File(None, visible=False), at.draw_status: "", at.compare_status: "", at.file_status: "",
         }  # fmt: skip
 
