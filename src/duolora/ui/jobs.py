@@ -12,7 +12,6 @@ from queue import Queue
 from threading import Event, Lock, Thread
 from typing import Any
 
-from duolora import progress
 from duolora.errors import DuoLoRAError, InputError
 from duolora.ui.work import RECORD, SIDES, Asked, Made, News, check_asked, opened, worded
 
@@ -228,5 +227,4 @@ def _serve(studio: Callable[[], Any], pipe: Any, halt: Any) -> None:
             said = ("failed", error)
         except Exception as error:  # told to the person, whatever it is
             said = ("failed", DuoLoRAError(f"{type(error).__name__}: {error}"))
-        progress.tell(None)
         pipe.send_bytes(pickle.dumps(said))

@@ -140,10 +140,18 @@ class Feed:
     """A watcher that passes everything on as news, and stops the work when it is told to."""
 
     def __init__(self, stage: str, tell: Tell, previews: int = 0) -> None:
-        """News are told under the name of the stage, until the next feed takes over."""
+        """News are told under the name of the stage; enter it to have all steps told."""
         self.previews, self.tell, self.now, self.late = previews, tell, News(stage), 0.0
         tell(self.now)
+
+    def __enter__(self) -> "Feed":
+        """Listen to all work."""
         progress.tell(self.step)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Listen no more."""
+        progress.tell(None)
 
     def step(self, title: str, done: int, of: int) -> None:
         """A step of the stage's own work, or of something on its way, such as class images."""
@@ -233,11 +241,11 @@ class Studio:
         for kind, name in SIDES.items():
             if not asked.side(kind).lora:
                 base = self.base(asked.base, tell)
-                feed = Feed(f"Training on the {name}", tell, PREVIEWS["train"])
-                train(
-                    folder / kind, asked.side(kind).prompt, folder / f"{kind}.safetensors", base, asked.training(kind),
-                    progress=False, watch=feed, kind=kind,
-                )  # fmt: skip
+                with Feed(f"Training on the {name}", tell, PREVIEWS["train"]) as feed:
+                    train(
+                        folder / kind, asked.side(kind).prompt, folder / f"{kind}.safetensors", base,
+                        asked.training(kind), progress=False, watch=feed, kind=kind,
+                    )  # fmt: skip
         made = self._merged(Made(folder, asked, "", ""), asked.method, tell)
         if made.prompt:
             try:
@@ -254,11 +262,12 @@ class Studio:
         given = all(asked.side(kind).lora for kind in SIDES)
         base = None if given and not options.asks_network else self.base(asked.base, tell)
         images = {kind: made.folder / kind if made.images(kind) else None for kind in SIDES}
-        done = merge(
-            made.folder / "content.safetensors", made.folder / "style.safetensors", path, method, base,
-            images["content"], images["style"], asked.content.prompt or None, asked.style.prompt or None, None, options,
-            progress=False, watch=Feed(f"Merging by {method}", tell, PREVIEWS["merge"]),
-        )  # fmt: skip
+        with Feed(f"Merging by {method}", tell, PREVIEWS["merge"]) as feed:
+            done = merge(
+                made.folder / "content.safetensors", made.folder / "style.safetensors", path, method, base,
+                images["content"], images["style"], asked.content.prompt or None, asked.style.prompt or None, None,
+                options, progress=False, watch=feed,
+            )  # fmt: skip
         merged = read_adapter(path)
         if CONTENT_RANKS in merged.recipe:
             masks = {"content": done.content_masks, "style": done.style_masks}
@@ -283,8 +292,8 @@ class Studio:
         if (content, style) != (1.0, 1.0):
             halves = zip(_halves(merged, method or made.asked.method), (content, style), strict=True)
             weighed = [(path, weight) for path, weight in halves if path.exists()]
-        Feed(f"Generating by {method}" if method else "Generating", tell)
-        with applied(base, [path for path, _ in weighed], [weight for _, weight in weighed]):
+        feed = Feed(f"Generating by {method}" if method else "Generating", tell)
+        with feed, applied(base, [path for path, _ in weighed], [weight for _, weight in weighed]):
             found = draw(base, [prompt] * count, range(seed, seed + count))
         return [shown(image) for image in found.clamp(-1, 1)]
 
