@@ -106,7 +106,8 @@ class DuoLoRAMerge:
             **({"steps": steps} if steps and duolora.METHODS[method].asks_network else {}),
         )  # fmt: skip
         checkpoint = base_path(base, graph, node_id) if options.asks_network else None
-        prompts = [text.strip() or None for text in (content_prompt, style_prompt, merged_prompt)]
+        asked = {"content_prompt": content_prompt, "style_prompt": style_prompt, "merged_prompt": merged_prompt}
+        prompts = {name: text.strip() or None for name, text in asked.items()}
         images = {"content": content_images, "style": style_images}
         made_from = (
             *map(mark, (content, style, *([] if checkpoint is None else [checkpoint]))),
@@ -117,7 +118,7 @@ class DuoLoRAMerge:
         if not out.is_file():
             with TemporaryDirectory() as folder, room_for(checkpoint, _teller(node_id)) as (loaded, bar):
                 paths = [_written(each, Path(folder) / kind) for kind, each in images.items()]
-                duolora.merge(content, style, out, method, loaded, *paths, *prompts, options, watch=bar)
+                duolora.merge(content, style, out, method, loaded, *paths, **prompts, options=options, callback=bar)
         name = str(out.relative_to(lora_folder()))
         return {"ui": {"text": [name]}, "result": (*applied(model, clip, _tensors(out), 1.0), name)}
 
@@ -245,7 +246,7 @@ class Bar:
     def masks(self, done: int, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Masks are not shown."""
 
-    def preview(self, done: int, pictures: Tensor) -> None:
+    def preview(self, done: int, images: Tensor) -> None:
         """There are none."""
 
 

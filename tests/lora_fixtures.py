@@ -1,4 +1,4 @@
-"""A tiny base, and a few pictures to train on."""
+"""A tiny base, and a few images to train on."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def base(folder: Path) -> Base:
 
 @pytest.fixture(scope="session")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of three pictures, of odd sizes."""
+    """A folder of three images, of odd sizes."""
     folder = tmp_path_factory.mktemp("photos")
     for k, size in enumerate([(40, 30), (16, 16), (21, 33)]):
         noise = torch.rand(3, size[1], size[0], generator=torch.Generator().manual_seed(k)) * 2 - 1

@@ -5,6 +5,7 @@ import inspect
 import re
 import textwrap
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 import duolora
 
@@ -42,10 +43,13 @@ def called(name: str, found: object) -> str:
     """A call with the names of what it takes, and their defaults."""
     taken = []
     for each in inspect.signature(found).parameters.values():
+        if each.kind is each.VAR_KEYWORD:
+            named = [f"{one}=…" for typed in get_args(each.annotation) for one in get_type_hints(typed)]
+            taken += named or [f"**{each.name}"]
+            continue
         default = each.default
         shown = "…" if callable(default) or len(repr(default)) > 30 else repr(default)
-        stars = {each.VAR_POSITIONAL: "*", each.VAR_KEYWORD: "**"}.get(each.kind, "")
-        taken.append(stars + each.name if default is inspect.Parameter.empty else f"{each.name}={shown}")
+        taken.append(each.name if default is inspect.Parameter.empty else f"{each.name}={shown}")
     return "\n".join(textwrap.wrap(f"{name}({', '.join(taken)})", 130, subsequent_indent="    "))
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from duolora.model.defaults import base_place
+from duolora.model.defaults import base_path
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -42,7 +42,7 @@ def test_two_files_into_one(made):
 
 def test_in_plain_diffusers(made):
     out, _ = made
-    base = str(base_place("atelier"))
+    base = str(base_path("atelier"))
     for name in ("both", "content"):
         example("in_diffusers")(base, str(out / f"{name}.safetensors"), "a house", str(out / f"{name}.png"), steps=2)
     both, content = (np.asarray(Image.open(out / f"{name}.png")) for name in ("both", "content"))

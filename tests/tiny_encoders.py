@@ -1,4 +1,4 @@
-"""Tiny networks of the published architectures with random weights, and pictures to show them."""
+"""Tiny networks of the published architectures with random weights, and images to show them."""
 
 from pathlib import Path
 
@@ -51,9 +51,9 @@ def clip(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures of odd sizes."""
-    folder = tmp_path_factory.mktemp("pictures")
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three images of odd sizes."""
+    folder = tmp_path_factory.mktemp("generated")
     for k, size in enumerate([(90, 61), (64, 64), (31, 47)]):
         pattern(*size, seed=k).save(folder / f"{k}.png")
     return folder

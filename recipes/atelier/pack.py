@@ -37,8 +37,8 @@ def pipeline_of(base: Path, vae: Path) -> StableDiffusionXLPipeline:
 
 
 DEFAULTS = {
-    "training": {"rank": 16, "steps": 250, "batch": 4, "lr": 1e-3, "unconditional": 0.1},
-    "style_training": {"mirror": True},
+    "training": {"rank": 16, "steps": 250, "batch": 4, "lr": 1e-3, "caption_dropout": 0.1},
+    "style_training": {"flip": True},
     "guidance": 3.0,
     "dtype": "float32",
 }
@@ -48,7 +48,7 @@ DEFAULTS = {
 def save(pipeline: StableDiffusionXLPipeline, out: Path) -> None:
     """Write the pipeline folder in float16, with configs that load as float32."""
     pipeline.to(dtype=torch.float16).save_pretrained(out, safe_serialization=True)
-    training = DEFAULTS["training"] | {"keep": varied_captions(24)}  # type: ignore[operator]
+    training = DEFAULTS["training"] | {"class_prompts": varied_captions(24)}  # type: ignore[operator]
     (out / "duolora.json").write_text(json.dumps(DEFAULTS | {"training": training}, indent=1) + "\n")
     for name in ("text_encoder", "text_encoder_2"):  # transformers would load what is stored as float16 as that
         config = out / name / "config.json"

@@ -29,7 +29,7 @@ from duolora.bench.cells.pairs import suite
 from duolora.model.base import Base, load_base
 from duolora.model.defaults import STEPS
 from duolora.model.images import as_image, tiled
-from duolora.model.sample import draw, guidance_of
+from duolora.model.sample import guidance_of, sample_images
 from duolora.provenance import versions
 
 GROUPS = {
@@ -93,7 +93,7 @@ def report(
     prompts = [
         plain_caption(s.objects[0].kind, s.objects[0].colour, s.objects[0].pattern, s.style, s.setting) for s in scenes
     ]
-    images = draw(base, prompts, range(seed, seed + generated), progress=True).clamp(-1, 1)
+    images = sample_images(base, prompts, range(seed, seed + generated), progress=True).clamp(-1, 1)
     results["base images from its own captions"] = accuracy(classifier, images, scenes).__dict__
     out.mkdir(parents=True, exist_ok=True)
     shown = [as_image(p) for p in images[: 6 * len(BASE_STYLES)]]
@@ -135,8 +135,10 @@ def lora_report(base: Base, out: Path, pairs: int = 4, images: int = 4) -> dict[
             train(folder / kind, prompt, path, base, default_options(base.name, kind))
             own = {"object": case.pair.kind, "style": "flat"} if kind == "content" else {"style": case.pair.style}
             with applied(base, [path]):
-                seen = classify(network, draw(base, [prompt] * images, range(images)).clamp(-1, 1))
-                generated = draw(base, [p for p, _ in elsewhere] * images, range(images * len(elsewhere))).clamp(-1, 1)
+                seen = classify(network, sample_images(base, [prompt] * images, range(images)).clamp(-1, 1))
+                generated = sample_images(
+                    base, [p for p, _ in elsewhere] * images, range(images * len(elsewhere))
+                ).clamp(-1, 1)
             tiled([[as_image(p) for p in generated]]).save(folder / f"{kind}.png")
             rows[f"{case.name} {kind}"] = carried(seen.share(**own), classify(network, generated), elsewhere).__dict__
             typer.echo(f"{case.name} {kind}: {rows[f'{case.name} {kind}']}")

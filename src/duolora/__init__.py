@@ -1,4 +1,4 @@
-"""Turn a content LoRA and a style LoRA into one ordinary LoRA file that draws that thing in that look.
+"""Turn a content LoRA and a style LoRA into one ordinary LoRA file that generates that subject in that style.
 
 The verbs of the command line are functions here: `train`, `merge`, `generate`, `evaluate`, `compose` and
 `compose_at_once`, `convert`, `inspect`; with them come their options, their results and their errors. Nothing heavy is
@@ -10,19 +10,29 @@ from os import environ
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from duolora.api.compose import Composed, compose, compose_at_once, one_shot_options
-    from duolora.api.convert import Converted, convert
-    from duolora.api.evaluate import Evaluation, Score, evaluate
-    from duolora.api.generate import generate
-    from duolora.api.inspect import inspect
-    from duolora.api.merge import Merged, merge, options_of
-    from duolora.api.train import Trained, default_options, train
-    from duolora.errors import BaseMismatch, DuoLoRAError, FileRefused, InputError
-    from duolora.lora.verify import Proof
-    from duolora.merging.options import METHODS, MergeOptions
-    from duolora.model.base import Base, BaseChoice, load_base
-    from duolora.training.callbacks import Watcher
-    from duolora.training.options import TrainOptions
+    from duolora.api.compose import (
+        Composed as Composed,
+        compose as compose,
+        compose_at_once as compose_at_once,
+        one_shot_options as one_shot_options,
+    )
+    from duolora.api.convert import Converted as Converted, convert as convert
+    from duolora.api.evaluate import Evaluation as Evaluation, Score as Score, evaluate as evaluate
+    from duolora.api.generate import generate as generate
+    from duolora.api.inspect import inspect as inspect
+    from duolora.api.merge import Merged as Merged, merge as merge, options_of as options_of
+    from duolora.api.train import Trained as Trained, default_options as default_options, train as train
+    from duolora.errors import (
+        BaseMismatch as BaseMismatch,
+        DuoLoRAError as DuoLoRAError,
+        FileRefused as FileRefused,
+        InputError as InputError,
+    )
+    from duolora.lora.verify import Verification as Verification
+    from duolora.merging.options import METHODS as METHODS, MergeOptions as MergeOptions
+    from duolora.model.base import Base as Base, BaseChoice as BaseChoice, load_base as load_base
+    from duolora.training.callbacks import Callback as Callback
+    from duolora.training.options import TrainOptions as TrainOptions
 
     __version__: str
 
@@ -35,47 +45,16 @@ _EXPORTS = {
     "duolora.api.merge": ("Merged", "merge", "options_of"),
     "duolora.api.train": ("Trained", "default_options", "train"),
     "duolora.errors": ("BaseMismatch", "DuoLoRAError", "FileRefused", "InputError"),
-    "duolora.lora.verify": ("Proof",),
+    "duolora.lora.verify": ("Verification",),
     "duolora.merging.options": ("METHODS", "MergeOptions"),
     "duolora.model.base": ("Base", "BaseChoice", "load_base"),
-    "duolora.training.callbacks": ("Watcher",),
+    "duolora.training.callbacks": ("Callback",),
     "duolora.training.options": ("TrainOptions",),
 }
 """The same for a running program; a test compares the two."""
 _HOMES = {name: module for module, names in _EXPORTS.items() for name in names}
 
-__all__ = [
-    "METHODS",
-    "Base",
-    "BaseChoice",
-    "BaseMismatch",
-    "Composed",
-    "Converted",
-    "DuoLoRAError",
-    "Evaluation",
-    "FileRefused",
-    "InputError",
-    "MergeOptions",
-    "Merged",
-    "Proof",
-    "Score",
-    "TrainOptions",
-    "Trained",
-    "Watcher",
-    "__version__",
-    "compose",
-    "compose_at_once",
-    "convert",
-    "default_options",
-    "evaluate",
-    "generate",
-    "inspect",
-    "load_base",
-    "merge",
-    "one_shot_options",
-    "options_of",
-    "train",
-]
+__all__ = ["__version__", *sorted(_HOMES)]
 
 
 if not TYPE_CHECKING:  # to a type checker, any other name is a mistake
@@ -86,10 +65,7 @@ if not TYPE_CHECKING:  # to a type checker, any other name is a mistake
             return import_module("importlib.metadata").version("duolora")
         if name not in _HOMES:
             raise AttributeError(f"module 'duolora' has no attribute {name!r}")
-        for library in (
-            "TRANSFORMERS",
-            "DIFFUSERS",
-        ):  # they warn as they are imported
+        for library in ("TRANSFORMERS", "DIFFUSERS"):  # they warn as they are imported
             environ.setdefault(f"{library}_VERBOSITY", "error")
         return getattr(import_module(_HOMES[name]), name)
 

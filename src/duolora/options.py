@@ -7,8 +7,9 @@ import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from math import isfinite
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
 from duolora.errors import InputError
 
@@ -21,6 +22,19 @@ Export = Literal["kohya", "diffusers", "uniform", "split", "split-diffusers", "p
 """How a merge is written: as one file, as its two parts, as a folder of PEFT's, or as its masks."""
 FileDtype = Literal["float32", "float16", "bfloat16", "fp32", "fp16", "bf16"]
 """What the numbers of a file are."""
+
+
+class Written(TypedDict, total=False):
+    """How a result is written, as functions take it by keyword."""
+
+    format: str
+    """Whose names the file has; by default kohya's."""
+    dtype: str
+    """What its numbers are; by default float16."""
+    overwrite: bool
+    """Whether a file that is there already is replaced, as by default; an input never is."""
+
+
 _TRUTHS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a word", tuple: "words"}
 
@@ -55,24 +69,21 @@ class Range:
 
 
 def option(
-    default: T,
-    help: str,
-    *,
-    section: str = "",
-    topic: str = "",
-    only: str = "",
-    least: float | None = None,
-    above: float | None = None,
-    most: float | None = None,
-    below: float | None = None,
+    default: T, help: str, *, section: str = "", topic: str = "", only: str = "", flag: str = "", **ends: float
 ) -> T:
-    """A field of an options dataclass: its default, what it does, the paper's section, its topic, and its range.
+    """A field of an options dataclass: its default, what it does, the paper's section, and its topic.
 
-    `only` is the name of another option or property: where that one is false, this one has no effect.
+    `only` is the name of another option or property: where that one is false, this one has no effect. `flag` is what it
+    is called on the command line, where not by its name. `ends` are those of its `Range`: least, above, most, below.
     """
-    said = {"help": help, "section": section, "topic": topic, "only": only, "range": Range(least, above, most, below)}
+    said = {"help": help, "section": section, "topic": topic, "only": only, "flag": flag, "range": Range(**ends)}
     found: T = field(default=default, metadata=said)
     return found
+
+
+def about(topic: str, only: str = "") -> Any:
+    """`option` for several fields of one topic, which have an effect under the same condition."""
+    return partial(option, topic=topic, only=only)
 
 
 def several(values: T | Sequence[T]) -> list[T]:

@@ -1,5 +1,5 @@
 """Fixtures that this folder shares."""
 
-from tiny_encoders import clip, dino, dinov2, pictures
+from tiny_encoders import clip, dino, dinov2, generated
 
-__all__ = ["clip", "dino", "dinov2", "pictures"]
+__all__ = ["clip", "dino", "dinov2", "generated"]

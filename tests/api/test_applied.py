@@ -1,4 +1,4 @@
-"""LoRA files while pictures are drawn: what counts are their factors and strengths, whatever else a header says."""
+"""LoRA files while images are drawn: what counts are their factors and strengths, whatever else a header says."""
 
 import json
 from pathlib import Path

@@ -80,20 +80,22 @@ def test_a_row_with_another_prompt_says_so(monkeypatch):
 
 def asked_of(monkeypatch, base, tmp_path, seed):
     """What the demo asks of training, merging and generating; nothing is run."""
-    asked = {"train": [], "merge": [], "draw": []}
+    asked = {"train": [], "merge": [], "sample": []}
 
     def train(images, prompt, out, base, options, progress):
         asked["train"].append(options.seed)
 
     def merge(content, style, out, method, *rest, options, **others):
         asked["merge"].append((method, replace(options, seed=0), options.seed))
-        return SimpleNamespace(path=out, proof=SimpleNamespace(size=1), trainable=0, moved=0.0, seconds=0.0)
+        return SimpleNamespace(
+            path=out, verification=SimpleNamespace(size=1), trainable=0, mean_change=0.0, seconds=0.0
+        )
 
-    def draw(base, prompts, seeds):
-        asked["draw"].append(list(seeds))
+    def sample_images(base, prompts, seeds):
+        asked["sample"].append(list(seeds))
         return torch.zeros(len(prompts), 3, 32, 32)
 
-    for name, stub in (("train", train), ("merge", merge), ("draw", draw)):
+    for name, stub in (("train", train), ("merge", merge), ("sample_images", sample_images)):
         monkeypatch.setattr(module, name, stub)
     monkeypatch.setattr(module, "applied", lambda *_: nullcontext())
     monkeypatch.setattr(module, "opened", lambda _: base)
@@ -109,7 +111,7 @@ def test_the_seed_reaches_training_merging_and_generating(monkeypatch, base, tmp
     assert [(method, options) for method, options, _ in second["merge"]] == [
         (method, METHODS[method]) for method in module.SHOWN
     ]
-    assert all(a != b for a, b in zip(first["draw"], second["draw"], strict=True))
+    assert all(a != b for a, b in zip(first["sample"], second["sample"], strict=True))
 
 
 @pytest.mark.parametrize("taken", [".", "merged", "images", "references", "style.safetensors"])

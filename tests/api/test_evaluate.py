@@ -15,7 +15,7 @@ from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.similarity import all_pairs_mean, matched
-from duolora.model.image_files import picture_files, read_image
+from duolora.model.image_files import image_paths, read_image
 from patterns import pattern
 
 
@@ -34,39 +34,40 @@ def content(tmp_path):
 
 
 def images(where):
-    return [read_image(path) for path in picture_files(where)]
+    return [read_image(path) for path in image_paths(where)]
 
 
-def test_every_number_is_its_formula(pictures, content, style, dino, clip):
+def test_every_number_is_its_formula(generated, content, style, dino, clip):
     names = "dino,clip-i,clip-t,leakage"
-    done = evaluate(pictures, content, style, "a red cat", names, {"dino": dino, "clip": clip}, "cpu", cache=False)
+    checkpoints = {"dino": dino, "clip": clip}
+    done = evaluate(generated, content, style, "a red cat", names, checkpoints, device="cpu", cache=False)
     see, read = load_embedder("dino", dino, "cpu"), load_embedder("clip", clip, "cpu")
-    drawn = images(pictures)
+    drawn = images(generated)
     assert done["dino"] == pytest.approx(all_pairs_mean(see(drawn), see(images(content))), abs=1e-5)
     assert done["leakage"] == pytest.approx(all_pairs_mean(see(drawn), see(images(style))), abs=1e-5)
     assert done["clip-i"] == pytest.approx(all_pairs_mean(read(drawn), read(images(style))), abs=1e-5)
     assert done["clip-t"] == pytest.approx(all_pairs_mean(read(drawn), read(["a red cat"])), abs=1e-5)
     assert len({round(done[m], 4) for m in names.split(",")}) == 4
     score = done.scores[0]
-    assert (score.pictures, score.references, score.value.count) == (3, 2, 3)
+    assert (score.images, score.references, score.value.count) == (3, 2, 3)
     assert score.value.low <= score.value.mean <= score.value.high
 
 
-def test_one_prompt_for_each_picture(pictures, clip):
+def test_one_prompt_for_each_image(generated, clip):
     prompts, checkpoints = ["a red cat", "house", "a cat"], {"clip": clip}
-    done = evaluate(pictures, prompt=prompts, metrics=["clip-t"], checkpoints=checkpoints, device="cpu", cache=False)
+    done = evaluate(generated, prompt=prompts, metrics=["clip-t"], checkpoints=checkpoints, device="cpu", cache=False)
     read = load_embedder("clip", clip, "cpu")
-    assert done["clip-t"] == pytest.approx(float(matched(read(images(pictures)), read(prompts)).mean()), abs=1e-5)
+    assert done["clip-t"] == pytest.approx(float(matched(read(images(generated)), read(prompts)).mean()), abs=1e-5)
     with pytest.raises(InputError, match="one for each of the 3 images, got 2"):
-        evaluate(pictures, prompt=prompts[:2], metrics="clip-t", checkpoints=checkpoints, device="cpu", cache=False)
+        evaluate(generated, prompt=prompts[:2], metrics="clip-t", checkpoints=checkpoints, device="cpu", cache=False)
 
 
-def test_prompts_from_a_file(pictures, clip, tmp_path):
+def test_prompts_from_a_file(generated, clip, tmp_path):
     (tmp_path / "asked.txt").write_text("\ufeffa red cat\nhouse\n\na cat\n", "utf-8")
     assert prompts_of(None, tmp_path / "asked.txt") == ["a red cat", "house", "a cat"]
     given = [
         "--generated",
-        str(pictures),
+        str(generated),
         "--metrics",
         "clip-t",
         "--checkpoint",
@@ -80,19 +81,19 @@ def test_prompts_from_a_file(pictures, clip, tmp_path):
         prompts_of("a cat", tmp_path / "asked.txt")
 
 
-def test_a_missing_checkpoint_is_known_before_anything_is_embedded(pictures, content, style, dino, monkeypatch):
+def test_a_missing_checkpoint_is_known_before_anything_is_embedded(generated, content, style, dino, monkeypatch):
     monkeypatch.setattr("duolora.api.evaluate.embed_files", lambda *_: pytest.fail("something was embedded"))
     with pytest.raises(InputError, match="csd: expected"):
-        evaluate(pictures, content, style, metrics="dino,csd-s", checkpoints={"dino": dino}, device="cpu", cache=False)
+        evaluate(generated, content, style, metrics="dino,csd-s", checkpoints={"dino": dino}, device="cpu", cache=False)
 
 
-def test_words_that_atelier_lacks_lead_to_the_papers_metrics(pictures):
+def test_words_that_atelier_lacks_lead_to_the_papers_metrics(generated):
     with pytest.raises(InputError, match="of photos, use --metrics paper"):
-        evaluate(pictures, prompt="a sks qwerty", metrics="atelier-text", device="cpu", cache=False)
+        evaluate(generated, prompt="a sks qwerty", metrics="atelier-text", device="cpu", cache=False)
 
 
-def test_ateliers_five_work_offline_and_are_labelled(pictures, content, style):
-    done = duolora.evaluate(pictures, content, style, "a red cat", device="cpu", cache=False)
+def test_ateliers_five_work_offline_and_are_labelled(generated, content, style):
+    done = duolora.evaluate(generated, content, style, "a red cat", device="cpu", cache=False)
     assert [s.metric for s in done.scores] == list(ATELIER)
     text = done.table()
     assert "cannot be compared with published ones" in text
@@ -101,13 +102,13 @@ def test_ateliers_five_work_offline_and_are_labelled(pictures, content, style):
     assert all(s.card.atelier for s in done.scores)
 
 
-def test_a_perfect_copy_scores_one(pictures):
-    done = evaluate(picture_files(pictures)[0], picture_files(pictures)[0], device="cpu", cache=False)
+def test_a_perfect_copy_scores_one(generated):
+    done = evaluate(image_paths(generated)[0], image_paths(generated)[0], device="cpu", cache=False)
     assert done["atelier-content"] == pytest.approx(1, abs=1e-5)
 
 
-def test_reports_name_checkpoint_and_transform(pictures, content, dino):
-    done = evaluate(pictures, content, metrics="dino", checkpoints={"dino": dino}, device="cpu", cache=False)
+def test_reports_name_checkpoint_and_transform(generated, content, dino):
+    done = evaluate(generated, content, metrics="dino", checkpoints={"dino": dino}, device="cpu", cache=False)
     assert str(dino) in done.table()
     assert "resize 256 bicubic, centre crop 224, ImageNet" in done.table()
     facts = json.loads(json.dumps(done.facts(), default=str))
@@ -115,11 +116,11 @@ def test_reports_name_checkpoint_and_transform(pictures, content, dino):
     assert facts["versions"]["pillow"]
 
 
-def test_loaded_embedders_are_used_again(pictures, content):
+def test_loaded_embedders_are_used_again(generated, content):
     loaded = {}
-    evaluate(pictures, content, device="cpu", cache=False, embedders=loaded)
+    evaluate(generated, content, device="cpu", cache=False, embedders=loaded)
     first = loaded["atelier-content"]
-    evaluate(pictures, content, device="cpu", cache=False, embedders=loaded)
+    evaluate(generated, content, device="cpu", cache=False, embedders=loaded)
     assert loaded["atelier-content"] is first
 
 
@@ -165,9 +166,9 @@ class Counting:
         return self.inner(items)
 
 
-def test_nothing_is_embedded_twice(pictures, dino, tmp_path):
+def test_nothing_is_embedded_twice(generated, dino, tmp_path):
     embedder, cache = Counting(load_embedder("dino", dino, "cpu")), Cache(tmp_path / "kept")
-    files = picture_files(pictures)
+    files = image_paths(generated)
     shutil.copy(files[0], tmp_path / "same.png")
     rows = embed_files(embedder, [*files, tmp_path / "same.png"], cache)
     assert embedder.seen == 3
@@ -178,7 +179,7 @@ def test_nothing_is_embedded_twice(pictures, dino, tmp_path):
     assert embedder.seen == 6
 
 
-def test_another_content_or_embedder_is_another_entry(pictures, dino, tmp_path):
+def test_another_content_or_embedder_is_another_entry(generated, dino, tmp_path):
     cache, path = Cache(tmp_path / "kept"), tmp_path / "x.png"
     embedder = load_embedder("dino", dino, "cpu")
     pattern(30, 30, 1).save(path)
@@ -190,30 +191,30 @@ def test_another_content_or_embedder_is_another_entry(pictures, dino, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"no array", "truncated", "other"])
-def test_a_damaged_entry_is_made_anew(damage, pictures, dino, tmp_path):
+def test_a_damaged_entry_is_made_anew(damage, generated, dino, tmp_path):
     embedder, cache = load_embedder("dino", dino, "cpu"), Cache(tmp_path / "kept")
-    rows = embed_files(embedder, picture_files(pictures), cache)
+    rows = embed_files(embedder, image_paths(generated), cache)
     for entry in (tmp_path / "kept").rglob("*.npy"):
         if damage == "other":
             np.save(entry, np.zeros(32, np.float32))
         else:
             entry.write_bytes(entry.read_bytes()[:-7] if damage == "truncated" else damage)
-    torch.testing.assert_close(embed_files(embedder, picture_files(pictures), cache), rows)
+    torch.testing.assert_close(embed_files(embedder, image_paths(generated), cache), rows)
     assert not [p for p in (tmp_path / "kept").rglob("*") if p.is_file() and p.suffix != ".npy"]
 
 
-def test_a_cache_that_cannot_be_written_is_no_obstacle(pictures, dino, tmp_path):
+def test_a_cache_that_cannot_be_written_is_no_obstacle(generated, dino, tmp_path):
     (tmp_path / "kept").write_text("a file, not a folder")
     embedder = load_embedder("dino", dino, "cpu")
-    assert embed_files(embedder, picture_files(pictures), Cache(tmp_path / "kept")).shape == (3, 32)
+    assert embed_files(embedder, image_paths(generated), Cache(tmp_path / "kept")).shape == (3, 32)
 
 
 def run(*arguments):
     return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
-def test_the_command_prints_a_table_or_one_json_object(pictures, content, style):
-    common = ("evaluate", "--generated", pictures, "--content", content, "--style", style, "--no-cache", "--quiet")
+def test_the_command_prints_a_table_or_one_json_object(generated, content, style):
+    common = ("evaluate", "--generated", generated, "--content", content, "--style", style, "--no-cache", "--quiet")
     done = run(*common)
     assert done.exit_code == 0, done.output
     assert "Atelier content" in done.stdout
@@ -233,15 +234,15 @@ def test_the_command_prints_a_table_or_one_json_object(pictures, content, style)
         (["--checkpoint", "lpips=x"], "expected NAME=WHERE with a name of dino"),
     ],
 )
-def test_the_command_fails_in_one_line(arguments, message, pictures, style):
+def test_the_command_fails_in_one_line(arguments, message, generated, style):
     given = [style if a == "STYLE" else a for a in arguments]
-    done = run("evaluate", "--generated", pictures, "--no-cache", "--quiet", *given)
+    done = run("evaluate", "--generated", generated, "--no-cache", "--quiet", *given)
     assert done.exit_code == 1
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_a_broken_picture_is_named(tmp_path, style):
+def test_a_broken_image_is_named(tmp_path, style):
     (tmp_path / "drawn").mkdir()
     (tmp_path / "drawn" / "bad.png").write_bytes(b"broken")
     with pytest.raises(FileRefused, match="bad.png"):
@@ -265,7 +266,7 @@ def test_datasets_are_checked_and_paired_by_command(tmp_path):
     assert "not a readable image" in json.loads(done.stdout)["problems"][0]
 
 
-def test_what_has_no_pictures_is_in_no_pair(tmp_path):
+def test_what_has_no_images_is_in_no_pair(tmp_path):
     for name in ("contents/dog", "contents/cat", "styles/ink"):
         (tmp_path / name).mkdir(parents=True)
     for name in ("contents/dog", "styles/ink"):

@@ -1,4 +1,4 @@
-"""What becomes of a merge afterwards: halves, masks, other weights, other formats, less space."""
+"""What becomes of a merge afterwards: parts, masks, other weights, other formats, less space."""
 
 import json
 
@@ -21,7 +21,7 @@ from duolora.lora.write.file import write_adapter
 from duolora.merging.mask_file import MaskFile, read_masks, write_masks
 from duolora.model.architectures import SDXL
 from duolora.model.blocks import target_modules
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.paper.lowrank import LowRank, concatenate
 
 FEED_FORWARD = "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"
@@ -37,12 +37,12 @@ def sources(base, loras, tmp_path_factory):
         d_out, d_in = shapes[name]
         more[name] = LowRank(torch.randn(d_out, 2) / 8, torch.randn(2, d_in) / 8, 0.5, kernel)
     path = tmp_path_factory.mktemp("sources") / "content.safetensors"
-    write_adapter(path, Adapter(adapter.modules | more, adapter.recipe), torch.float32)
+    write_adapter(path, Adapter(adapter.modules | more, adapter.metadata), torch.float32)
     return path, loras[1]
 
 
 def merged(sources, base, out, method="ziprank", **given):
-    options = options_of(method, **{"steps": 3, "pictures": 2, **given.pop("options", {})})
+    options = options_of(method, **{"steps": 3, "calibration_images": 2, **given.pop("options", {})})
     return merge(*sources, out, method, base, options=options, progress=False, **given)
 
 
@@ -63,11 +63,11 @@ def assert_sum(adapters, expected, limit=1e-5):
 
 def scaled(adapter, weight):
     modules = {n: LowRank(x.up, x.down, weight * x.scale, x.kernel) for n, x in adapter.modules.items()}
-    return Adapter(modules, adapter.recipe)
+    return Adapter(modules, adapter.metadata)
 
 
 @pytest.mark.parametrize("way", ["merge", "convert"])
-def test_halves_add_up_to_the_merge(sources, base, whole, tmp_path, way):
+def test_parts_add_up_to_the_merge(sources, base, whole, tmp_path, way):
     out = tmp_path / "x.safetensors"
     if way == "merge":
         done = merged(sources, base, out, dtype="float32", format="split", options={"threshold": 0.9})
@@ -159,7 +159,7 @@ def test_squeezing_says_what_it_loses(whole, tmp_path):
         convert(whole, out, threshold=1.0)
 
 
-def test_pruning_keeps_the_halves_apart(whole, tmp_path):
+def test_pruning_keeps_the_parts_apart(whole, tmp_path):
     small = tmp_path / "small.safetensors"
     convert(whole, small, dtype="float32", threshold=0.3)
     done = convert(small, tmp_path / "s.safetensors", "split", "float32")
@@ -178,13 +178,16 @@ def test_pruning_keeps_the_halves_apart(whole, tmp_path):
 @pytest.mark.parametrize("weights", [None, [2.0, -0.5, 0.25]])
 def test_composing_is_the_weighted_sum(sources, whole, tmp_path, weights):
     files, out = [*sources, whole], tmp_path / "all.safetensors"
-    proof = compose(files, out, weights, dtype="float32").proof
-    assert proof.error < 1e-6
+    verification = compose(files, out, weights, dtype="float32").verification
+    assert verification.error < 1e-6
     expected = [scaled(read_adapter(f), w) for f, w in zip(files, weights or [1.0] * 3, strict=True)]
     found = read_adapter(out)
     assert_sum(expected, found)
-    assert [s["weight"] for s in found.recipe["sources"]] == (weights or [1.0] * 3)
-    assert compose(files, tmp_path / "again.safetensors", weights, dtype="float32").proof.error == proof.error
+    assert [s["weight"] for s in found.metadata["sources"]] == (weights or [1.0] * 3)
+    assert (
+        compose(files, tmp_path / "again.safetensors", weights, dtype="float32").verification.error
+        == verification.error
+    )
     assert out.read_bytes() == (tmp_path / "again.safetensors").read_bytes()
 
 
@@ -211,7 +214,7 @@ def test_composing_says_what_it_leaves_out(sources, tmp_path):
         save_file(load_file(sources[1]) | {"bundle_emb.sks.x": torch.zeros(2, 8)}, bundle, file.metadata())
     done = compose([sources[0], bundle], tmp_path / "all.safetensors")
     assert done.left_out == ("bundle_emb.sks",)
-    assert read_adapter(done.path).recipe["left_out"] == ["bundle_emb.sks"]
+    assert read_adapter(done.path).metadata["left_out"] == ["bundle_emb.sks"]
     said = run("compose", sources[0], bundle, "--out", tmp_path / "again.safetensors")
     assert "not carried over: bundle_emb.sks" in said.stdout
 
@@ -228,7 +231,7 @@ def test_a_foreign_file_is_drawn_at_its_true_strength(sources, base, whole, tmp_
     drawn = []
     for file in (whole, tmp_path / "foreign.safetensors"):
         with applied(base, [file]):
-            drawn.append(draw(base, ["a sks cat"], [3], steps=2))
+            drawn.append(sample_images(base, ["a sks cat"], [3], steps=2))
     torch.testing.assert_close(*drawn, rtol=0, atol=1e-4)
 
 
@@ -249,30 +252,31 @@ def test_a_peft_folder_is_a_source_like_any_other(base, loras, tmp_path):
     composed = read_adapter(tmp_path / "composed.safetensors")
     name = next(iter(modules))
     torch.testing.assert_close(both.modules[name].delta(), composed.modules[name].delta(), rtol=2e-3, atol=1e-4)
-    first = both.recipe["content"]
+    first = both.metadata["content"]
     (folder / "adapter_config.json").write_text(json.dumps(config | {"lora_alpha": 8}))
     assert (
-        read_adapter(merge(folder, loras[1], done.path, "naive", base, progress=False).path).recipe["content"] != first
+        read_adapter(merge(folder, loras[1], done.path, "naive", base, progress=False).path).metadata["content"]
+        != first
     )
 
 
 def at_once(files, base, out, prompts=("a cat", "a cat in a house", "a house"), **given):
-    options = options_of("oneshot", **{"calls": 2, "pictures": 2, **given.pop("changes", {})})
+    options = options_of("oneshot", **{"calls": 2, "calibration_images": 2, **given.pop("changes", {})})
     return compose_at_once(files, out, base, prompts, options=options, dtype="float32", progress=False, **given)
 
 
 def test_three_at_once_are_their_sum_where_masks_are_held_at_ones(sources, base, whole, tmp_path):
     files = [*sources, whole]
     done = at_once(files, base, tmp_path / "sum.safetensors", changes={"ridge": 1e9})
-    assert done.proof.error < 1e-6
+    assert done.verification.error < 1e-6
     assert_sum([read_adapter(f) for f in files], read_adapter(done.path), 1e-4)
-    recipe = read_adapter(done.path).recipe
-    assert recipe["method"] == "oneshot" and [s["kind"] for s in recipe["sources"]] == ["content"] * 3
+    metadata = read_adapter(done.path).metadata
+    assert metadata["method"] == "oneshot" and [s["kind"] for s in metadata["sources"]] == ["content"] * 3
 
 
 def test_weights_and_the_rest_follow_what_each_is_for(sources, base, tmp_path):
     prompts, kinds = ("a cat", "a house"), ["content", "style"]
-    changes = {"ridge": 1e9, "off_role": 1.0, "style_weight": 0.5, "rest": "style"}
+    changes = {"ridge": 1e9, "off_role": 1.0, "style_weight": 0.5, "unmasked": "style"}
     done = at_once(sources, base, tmp_path / "x.safetensors", prompts, kinds=kinds, changes=changes)
     content, style = (read_adapter(f) for f in sources)
     masked = set(target_modules(base.unet))

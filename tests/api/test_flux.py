@@ -16,7 +16,7 @@ from duolora.model.base import Base, load_base
 from duolora.model.blocks import architecture_of
 from duolora.model.mount import Mount
 from duolora.model.predict import noise_schedule, predict
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.paper.lowrank import svd_basis
 from tiny import tiny_flux
 
@@ -92,22 +92,22 @@ def test_latents_have_shift_and_scale_and_go_back(flux_base):
 
 @pytest.mark.parametrize("method", ["ziprank", "duolora", "oneshot"])
 def test_file_generates_what_the_masked_forward_generates(flux_base, two, photos, tmp_path, method):
-    options = options_of(method, steps=0 if method == "oneshot" else 2, pictures=2, calls=1)
+    options = options_of(method, steps=0 if method == "oneshot" else 2, calibration_images=2, calls=1)
     said = {}
     done = merge(
         *two, tmp_path / "x.safetensors", method, flux_base, photos, photos / "1.png", options=options, progress=False,
         dtype="float32", announce=said.update,
     )  # fmt: skip
     assert set(said.values()) == {"neutral"} and len(said) == 8 + 2 * 3
-    assert done.proof.diffusers < 1e-6 and read_adapter(done.path).families == ("FLUX.1",)
+    assert done.verification.diffusers < 1e-6 and read_adapter(done.path).families == ("FLUX.1",)
     content, style = ({n: svd_basis(x) for n, x in read_adapter(path).modules.items()} for path in two)
     with applied(flux_base, [done.path]):
-        from_file = draw(flux_base, [PROMPT], [3], steps=2)
+        from_file = sample_images(flux_base, [PROMPT], [3], steps=2)
     with Mount(flux_base.unet, [content, style], "rank") as mount:
         row = mount.flat([done.content_masks, done.style_masks])[None]
         with mount.gating(row):
-            by_masks = draw(flux_base, [PROMPT], [3], steps=2)
-    assert not torch.allclose(from_file, draw(flux_base, [PROMPT], [3], steps=2), atol=1e-3)
+            by_masks = sample_images(flux_base, [PROMPT], [3], steps=2)
+    assert not torch.allclose(from_file, sample_images(flux_base, [PROMPT], [3], steps=2), atol=1e-3)
     torch.testing.assert_close(from_file, by_masks, rtol=0, atol=6e-3)
 
 

@@ -22,7 +22,7 @@ def drawing(monkeypatch):
     monkeypatch.setattr(module, "opened", lambda base: Loaded())
     monkeypatch.setattr(module, "unread", lambda parts, prompt: [])
     monkeypatch.setattr(module, "applied", lambda *_: torch.no_grad())
-    monkeypatch.setattr(module, "draw", lambda base, prompts, *_, **__: torch.zeros(len(prompts), 3, 8, 8))
+    monkeypatch.setattr(module, "sample_images", lambda base, prompts, *_, **__: torch.zeros(len(prompts), 3, 8, 8))
 
 
 def test_numbers_go_on_and_the_last_run_is_what_is_scored(drawing, tmp_path):

@@ -17,7 +17,7 @@ from duolora.model.blocks import block_of
 @pytest.fixture(scope="module")
 def both(base, loras, tmp_path_factory):
     out = tmp_path_factory.mktemp("inspect") / "both.safetensors"
-    options = options_of("ziprank", steps=3, pictures=2, threshold=0.9)
+    options = options_of("ziprank", steps=3, calibration_images=2, threshold=0.9)
     for name, format in (("both", "diffusers"), ("masks", "masks")):
         merge(*loras, out.with_stem(name), "ziprank", base, options=options, progress=False, format=format)
     return out
@@ -37,9 +37,9 @@ def test_energy_and_norms_are_those_of_the_dense_update(loras):
     assert sum(row["energy"] for row in facts["blocks"].values()) == pytest.approx(1)
     assert sum(facts["energy_by_role"].values()) == pytest.approx(1)
     assert facts["blocks"]["mid_block"]["role"] == "content"
-    assert facts["recipe"]["prompt"] == "a sks cat in flat style"
+    assert facts["metadata"]["prompt"] == "a sks cat in flat style"
     assert len(facts["sha256"]) == 64
-    assert set(facts["proof"]) == {"dtype", "error", "diffusers", "tensors"}
+    assert set(facts["verification"]) == {"dtype", "error", "diffusers", "tensors"}
 
 
 def test_cosine_is_that_of_the_dense_updates(loras):
@@ -54,14 +54,14 @@ def test_a_merge_tells_what_it_did_to_each_source(loras, both, tmp_path):
     facts = inspect(both, loras[0])
     whole = convert(both, tmp_path / "s.safetensors", "split", "float32")
     content = dense(whole.paths[0])
-    kept = sum(row["norm"] ** 2 for row in facts["halves"]["content"].values()) ** 0.5
+    kept = sum(row["norm"] ** 2 for row in facts["parts"]["content"].values()) ** 0.5
     assert kept == pytest.approx(float(content.norm()), rel=1e-3)
-    assert facts["other"]["cosine_of_content_half"]["all"] > 0.5
-    assert abs(facts["other"]["cosine_of_style_half"]["all"]) < 0.5
+    assert facts["other"]["cosine_of_content_part"]["all"] > 0.5
+    assert abs(facts["other"]["cosine_of_style_part"]["all"]) < 0.5
     source = dense(loras[0])
-    share = facts["other"]["share_in_content_half"]["all"]
+    share = facts["other"]["share_in_content_part"]["all"]
     assert share == pytest.approx(float(content @ source / (source @ source)), rel=1e-3)
-    assert {len(facts["recipe"][kind]) for kind in ("content", "style")} == {64}
+    assert {len(facts["metadata"][kind]) for kind in ("content", "style")} == {64}
 
 
 def test_masks_are_summed_up_and_drawn(both, tmp_path):

@@ -18,12 +18,12 @@ from duolora.merging.options import METHODS, WEIGHTS
 from duolora.model.blocks import target_modules
 from duolora.model.mount import Mount
 from duolora.model.predict import denoiser
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.paper.lowrank import LowRank, svd_basis
 
 
 def quick(method, **changes):
-    return options_of(method, **{"steps": 3, "pictures": 2, **changes})
+    return options_of(method, **{"steps": 3, "calibration_images": 2, **changes})
 
 
 def merged(loras, base, tmp_path, method, photos=None, **changes):
@@ -56,21 +56,21 @@ def test_file_draws_what_the_masked_forward_draws(base, loras, photos, tmp_path,
     content, style = ({n: svd_basis(x) for n, x in read_adapter(p).modules.items()} for p in loras)
     axis = {"none": "rank"}.get(METHODS[method].masks, METHODS[method].masks)
     with applied(base, [done.path]):
-        from_file = draw(base, ["a sks cat in zwx style"], [3], steps=4)
+        from_file = sample_images(base, ["a sks cat in zwx style"], [3], steps=4)
     with Mount(base.unet, [content, style], axis) as mount:
         row = mount.flat([done.content_masks, done.style_masks])
         with mount.gating(row[None]):
-            by_masks = draw(base, ["a sks cat in zwx style"], [3], steps=4)
-    assert not torch.allclose(from_file, draw(base, ["a sks cat in zwx style"], [3], steps=4), atol=1e-3)
+            by_masks = sample_images(base, ["a sks cat in zwx style"], [3], steps=4)
+    assert not torch.allclose(from_file, sample_images(base, ["a sks cat in zwx style"], [3], steps=4), atol=1e-3)
     torch.testing.assert_close(from_file, by_masks, rtol=0, atol=6e-3)
 
 
 @pytest.mark.parametrize("method", [m for m in METHODS if METHODS[m].masks != "none" and METHODS[m].steps])
 def test_masks_move(base, loras, photos, tmp_path, method):
     done = merged(loras, base, tmp_path, method, photos)
-    assert 0.005 < done.moved <= 3 * 1.1 * METHODS[method].lr
+    assert 0.005 < done.mean_change <= 3 * 1.1 * METHODS[method].lr
     assert done.trainable == sum(m.numel() for ms in (done.content_masks, done.style_masks) for m in ms.values())
-    assert [entry["update"] for entry in done.losses] == [0, 2]
+    assert [entry["step"] for entry in done.losses] == [0, 2]
 
 
 def test_count_of_masks_follows_the_axis(base, loras, photos, tmp_path):
@@ -117,8 +117,8 @@ def test_stopped_merge_goes_on_to_the_same_bytes(base, loras, photos, tmp_path, 
 
 
 def test_naive_merges_know_their_prompts_where_the_files_do(base, loras, tmp_path):
-    recipe = read_adapter(merged(loras, base, tmp_path, "naive").path).recipe
-    assert recipe["prompt"] == "a sks cat in zwx style"
+    metadata = read_adapter(merged(loras, base, tmp_path, "naive").path).metadata
+    assert metadata["prompt"] == "a sks cat in zwx style"
 
 
 @pytest.mark.parametrize("preset", WEIGHTS)
@@ -150,8 +150,8 @@ def test_presets_matter(base, loras, photos, tmp_path, preset, plain_merges):
         ("duolora", {"lambda_layer_prior": 5.0, "sparsity": 0.0}),
         ("duolora", {"cycles": "style"}),
         ("duolora", {"cycles": "content"}),
-        ("duolora", {"reading": "masked"}),
-        ("duolora", {"reading": "none"}),
+        ("duolora", {"cycle_variant": "masked"}),
+        ("duolora", {"cycle_variant": "none"}),
         ("duolora", {"lambda_cycle": 5.0}),
         ("duolora", {"multiplies": "all"}),
         ("duolora", {"batch": 2}),
@@ -168,15 +168,15 @@ def test_every_option_matters(base, loras, photos, tmp_path, method, change, pla
     assert any(n not in other or not torch.equal(plain[n].delta(), other[n].delta()) for n in plain)
 
 
-def test_recipe_is_in_the_file(base, loras, photos, tmp_path):
+def test_metadata_are_in_the_file(base, loras, photos, tmp_path):
     done = merged(loras, base, tmp_path, "duolora", photos)
     with safe_open(done.path, "pt") as file:
-        recipe = json.loads(file.metadata()["duolora"])
-    assert recipe["method"] == "duolora"
-    assert recipe["prompt"] == "a sks cat in zwx style"
-    assert recipe["options"]["lambda_layer_prior"] == METHODS["duolora"].lambda_layer_prior
-    assert {len(recipe[k]) for k in ("content", "style")} == {64}
-    assert recipe["blocks"]["down_blocks.2"] == "content"
+        metadata = json.loads(file.metadata()["duolora"])
+    assert metadata["method"] == "duolora"
+    assert metadata["prompt"] == "a sks cat in zwx style"
+    assert metadata["options"]["lambda_layer_prior"] == METHODS["duolora"].lambda_layer_prior
+    assert {len(metadata[k]) for k in ("content", "style")} == {64}
+    assert metadata["blocks"]["down_blocks.2"] == "content"
 
 
 def test_rest_follows_its_policy(base, loras, tmp_path):
@@ -185,10 +185,16 @@ def test_rest_follows_its_policy(base, loras, tmp_path):
     extra = LowRank(torch.randn(shape[0], 2), torch.randn(2, shape[1]), 0.5)
     content = read_adapter(loras[0])
     path = tmp_path / "with_ff.safetensors"
-    write_adapter(path, Adapter(content.modules | {linear: extra}, content.recipe), torch.float32)
-    for rest, present in (("sum", True), ("content", True), ("style", False), ("drop", False)):
+    write_adapter(path, Adapter(content.modules | {linear: extra}, content.metadata), torch.float32)
+    for unmasked, present in (("sum", True), ("content", True), ("style", False), ("drop", False)):
         done = merge(
-            path, loras[1], tmp_path / "x.safetensors", "naive", base, options=quick("naive", rest=rest), progress=False
+            path,
+            loras[1],
+            tmp_path / "x.safetensors",
+            "naive",
+            base,
+            options=quick("naive", unmasked=unmasked),
+            progress=False,
         )
         both = read_adapter(done.path).modules
         assert (linear in both) is present
@@ -203,13 +209,13 @@ def test_what_is_not_carried_over_is_said(base, loras, tmp_path):
     save_file(tensors | {"bundle_emb.sks.x": torch.zeros(2, 8)}, tmp_path / "bundle.safetensors", header)
     done = merge(tmp_path / "bundle.safetensors", loras[1], tmp_path / "o.safetensors", "naive", base, progress=False)
     assert done.left_out == ("bundle_emb.sks",)
-    assert read_adapter(done.path).recipe["left_out"] == list(done.left_out)
+    assert read_adapter(done.path).metadata["left_out"] == list(done.left_out)
 
 
 def test_adapters_that_cover_different_modules(base, loras, photos, tmp_path):
     content = read_adapter(loras[0])
     half = dict(list(content.modules.items())[::2])
-    write_adapter(tmp_path / "half.safetensors", Adapter(half, content.recipe))
+    write_adapter(tmp_path / "half.safetensors", Adapter(half, content.metadata))
     done = merged((tmp_path / "half.safetensors", loras[1]), base, tmp_path, "duolora", photos)
     assert set(done.content_masks) == set(half)
     assert len(done.style_masks) == len(content.modules)

@@ -89,8 +89,8 @@ def test_same_seed_same_bytes_and_no_steps(base, loras, photos, tmp_path):
         for k in range(2)
     ]
     assert done[0].path.read_bytes() == done[1].path.read_bytes()
-    assert done[0].losses == [] and done[0].moved > 0.01 and done[0].trainable > 0
-    assert read_adapter(done[0].path).recipe["options"]["init"] == "oneshot"
+    assert done[0].losses == [] and done[0].mean_change > 0.01 and done[0].trainable > 0
+    assert read_adapter(done[0].path).metadata["options"]["init"] == "oneshot"
 
 
 def test_wrong_options_are_named(base, loras, photos, tmp_path):

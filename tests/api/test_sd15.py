@@ -15,7 +15,7 @@ from duolora.lora.read.file import read_adapter
 from duolora.model.base import Base, load_base
 from duolora.model.blocks import architecture_of, block_roles
 from duolora.model.mount import Mount
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.paper.lowrank import svd_basis
 from tiny import tiny_sd15
 
@@ -56,7 +56,7 @@ def test_prompts_are_encoded_and_images_generated_as_the_pipeline_does(sd15):
     torch.testing.assert_close(sd15.empty_prompt().embeds, empty)
     assert encoded.pooled.shape == (2, 0)
     long = " ".join(["cat", "house"] * 40)
-    assert draw(sd15, [long, "a cat"], [0, 1], steps=2).shape == (2, 3, sd15.resolution, sd15.resolution)
+    assert sample_images(sd15, [long, "a cat"], [0, 1], steps=2).shape == (2, 3, sd15.resolution, sd15.resolution)
 
 
 def test_roles_follow_the_resolutions_of_four_levels(sd15):
@@ -70,20 +70,20 @@ def test_roles_follow_the_resolutions_of_four_levels(sd15):
 
 @pytest.mark.parametrize("method", ["ziprank", "duolora", "oneshot"])
 def test_file_generates_what_the_masked_forward_generates(sd15, two, photos, tmp_path, method):
-    options = options_of(method, steps=0 if method == "oneshot" else 3, pictures=2, calls=2)
+    options = options_of(method, steps=0 if method == "oneshot" else 3, calibration_images=2, calls=2)
     done = merge(
         *two, tmp_path / "x.safetensors", method, sd15, photos, photos / "1.png", options=options, progress=False,
         dtype="float32",
     )  # fmt: skip
-    assert done.proof.diffusers is not None and read_adapter(done.path).families[0] == "SD 1.5"
+    assert done.verification.diffusers is not None and read_adapter(done.path).families[0] == "SD 1.5"
     content, style = ({n: svd_basis(x) for n, x in read_adapter(path).modules.items()} for path in two)
     with applied(sd15, [done.path]):
-        from_file = draw(sd15, [PROMPT], [3], steps=3)
+        from_file = sample_images(sd15, [PROMPT], [3], steps=3)
     with Mount(sd15.unet, [content, style], "rank") as mount:
         row = mount.flat([done.content_masks, done.style_masks])[None]
         with mount.gating(row):
-            by_masks = draw(sd15, [PROMPT], [3], steps=3)
-    assert not torch.allclose(from_file, draw(sd15, [PROMPT], [3], steps=3), atol=1e-3)
+            by_masks = sample_images(sd15, [PROMPT], [3], steps=3)
+    assert not torch.allclose(from_file, sample_images(sd15, [PROMPT], [3], steps=3), atol=1e-3)
     torch.testing.assert_close(from_file, by_masks, rtol=0, atol=6e-3)
 
 

@@ -14,7 +14,7 @@ from duolora.model.base import Base, load_base
 from duolora.model.blocks import architecture_of
 from duolora.model.mount import Mount
 from duolora.model.predict import predict
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.paper.lowrank import svd_basis
 from tiny import tiny_sd3
 
@@ -55,21 +55,21 @@ def test_a_prediction_is_the_transformers_own(sd3):
 
 @pytest.mark.parametrize("method", ["ziprank", "duolora", "oneshot"])
 def test_file_generates_what_the_masked_forward_generates(sd3, two, photos, tmp_path, method):
-    options = options_of(method, steps=0 if method == "oneshot" else 2, pictures=2, calls=1)
+    options = options_of(method, steps=0 if method == "oneshot" else 2, calibration_images=2, calls=1)
     done = merge(
         *two, tmp_path / "x.safetensors", method, sd3, photos, photos / "1.png", options=options, progress=False,
         dtype="float32",
     )  # fmt: skip
-    assert done.proof.diffusers < 1e-6
+    assert done.verification.diffusers < 1e-6
     content, style = ({n: svd_basis(x) for n, x in read_adapter(path).modules.items()} for path in two)
     assert "transformer_blocks.0.attn2.to_q" in content
     with applied(sd3, [done.path]):
-        from_file = draw(sd3, [PROMPT], [3], steps=2)
+        from_file = sample_images(sd3, [PROMPT], [3], steps=2)
     with Mount(sd3.unet, [content, style], "rank") as mount:
         row = mount.flat([done.content_masks, done.style_masks])[None]
         with mount.gating(row):
-            by_masks = draw(sd3, [PROMPT], [3], steps=2)
-    assert not torch.allclose(from_file, draw(sd3, [PROMPT], [3], steps=2), atol=1e-3)
+            by_masks = sample_images(sd3, [PROMPT], [3], steps=2)
+    assert not torch.allclose(from_file, sample_images(sd3, [PROMPT], [3], steps=2), atol=1e-3)
     torch.testing.assert_close(from_file, by_masks, rtol=0, atol=6e-3)
 
 

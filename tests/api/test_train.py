@@ -27,7 +27,7 @@ def test_every_attention_layer_learns(base, loras):
     adapter = read_adapter(loras[0])
     assert set(adapter.modules) == set(target_modules(base.unet))
     assert all(lora.delta().abs().max() > 0 and lora.rank == 4 for lora in adapter.modules.values())
-    assert adapter.recipe["prompt"] == "a sks cat in flat style"
+    assert adapter.metadata["prompt"] == "a sks cat in flat style"
 
 
 def test_base_is_left_as_it_was(base, photos, tmp_path):
@@ -103,19 +103,19 @@ def test_a_run_does_not_go_on_from_one_on_another_base_of_the_same_name(base, fo
 def test_prompt_drop_out_matters_and_is_a_chance(base, photos, tmp_path):
     paths = [tmp_path / f"{k}.safetensors" for k in range(2)]
     for path, chance in zip(paths, (0.0, 0.5), strict=True):
-        train(photos, "a cat", path, base, replace(OPTIONS, unconditional=chance), progress=False)
+        train(photos, "a cat", path, base, replace(OPTIONS, caption_dropout=chance), progress=False)
     plain, dropped = (read_adapter(path).modules for path in paths)
     assert any(not torch.equal(plain[n].delta(), dropped[n].delta()) for n in plain)
-    with pytest.raises(InputError, match="unconditional"):
-        train(photos, "a cat", paths[0], base, replace(OPTIONS, unconditional=1.0), progress=False)
+    with pytest.raises(InputError, match="caption_dropout"):
+        train(photos, "a cat", paths[0], base, replace(OPTIONS, caption_dropout=1.0), progress=False)
 
 
 def test_defaults_are_those_that_the_base_has_in_its_folder_whatever_its_name(tmp_path):
-    own = {"training": {"rank": 16, "keep": ["a cat"]}, "style_training": {"mirror": True}, "guidance": 3.0}
+    own = {"training": {"rank": 16, "class_prompts": ["a cat"]}, "style_training": {"flip": True}, "guidance": 3.0}
     (tmp_path / "any").mkdir()
     (tmp_path / "any" / "duolora.json").write_text(json.dumps(own))
-    assert default_options(str(tmp_path / "any")) == TrainOptions(rank=16, keep=("a cat",))
-    assert default_options(str(tmp_path / "any"), "style") == TrainOptions(rank=16, keep=("a cat",), mirror=True)
+    assert default_options(str(tmp_path / "any")) == TrainOptions(rank=16, class_prompts=("a cat",))
+    assert default_options(str(tmp_path / "any"), "style") == TrainOptions(rank=16, class_prompts=("a cat",), flip=True)
     assert read_defaults(str(tmp_path / "any")).guidance == 3.0
     for name in ("somewhere/else", str(tmp_path / "atelier-ghibli")):
         assert default_options(name) == default_options(name, "style") == TrainOptions()
@@ -256,7 +256,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_keeps_the_last_one(tmp_path
         ({"steps": 0}, "steps: expected"),
         ({"rank": 0}, "rank: expected"),
         ({"batch": -1}, "batch: expected"),
-        ({"unconditional": float("nan")}, "unconditional: expected"),
+        ({"caption_dropout": float("nan")}, "caption_dropout: expected"),
     ],
 )
 def test_numbers_out_of_range_are_refused_before_anything_is_read(tmp_path, changes, message):
@@ -281,7 +281,7 @@ def test_wrong_inputs_are_named(base, photos, tmp_path, images, prompt, out, mes
     assert not (tmp_path / out).exists()
 
 
-def test_text_is_no_picture(base, tmp_path):
+def test_text_is_no_image(base, tmp_path):
     (tmp_path / "words.png").write_text("hello")
     with pytest.raises(FileRefused, match=r"words.png: not a readable image"):
         train(tmp_path, "a cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False)
@@ -292,7 +292,7 @@ def trained(base, photos, path, **changes):
     return {name: lora.delta() for name, lora in read_adapter(done.path).modules.items()}
 
 
-def test_min_snr_changes_what_is_learnt_and_a_large_one_changes_nothing_of_noise(base, photos, tmp_path):
+def test_min_snr_changes_what_is_trained_and_a_large_one_changes_nothing_of_noise(base, photos, tmp_path):
     plain, bounded, free = (trained(base, photos, tmp_path / f"{g}.safetensors", min_snr=g) for g in (0.0, 0.1, 1e9))
     assert any(not torch.allclose(plain[name], bounded[name], atol=1e-4) for name in plain)
     for name, delta in plain.items():
@@ -310,7 +310,7 @@ def test_at_another_resolution(folder, photos, tmp_path):
     done = train(
         photos, "a cat", tmp_path / "x.safetensors", load_base(folder, "cpu", resolution=24), OPTIONS, progress=False
     )
-    assert read_adapter(done.path).recipe["resolution"] == 24
+    assert read_adapter(done.path).metadata["resolution"] == 24
 
 
 def test_other_optimisers_are_those_of_their_libraries(base, photos, tmp_path, monkeypatch):

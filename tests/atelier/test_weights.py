@@ -16,7 +16,7 @@ from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.scene import render
 from duolora.atelier.styles import BASE_STYLES
 from duolora.model.base import load_base
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.provenance import file_hash
 from recipes.atelier.report import GROUPS, accuracy, scenes_of
 
@@ -77,7 +77,7 @@ def test_plain_diffusers_loads_and_samples(base):
     generator = torch.Generator().manual_seed(5)
     image = pipeline("a red house in flat style", num_inference_steps=4, generator=generator, output_type="pt",
                      height=32, width=32).images[0]  # fmt: skip
-    ours = draw(base, ["a red house in flat style"], [5], steps=4, guidance=5.0)[0]
+    ours = sample_images(base, ["a red house in flat style"], [5], steps=4, guidance=5.0)[0]
     torch.testing.assert_close(image * 2 - 1, ours.clamp(-1, 1), rtol=0, atol=2e-2)
 
 
@@ -105,7 +105,7 @@ def test_base_generates_what_its_captions_say(classifier, base):
     """Measured on these 32 images: 27 objects and 27 styles; the margin is two, for other machines' arithmetic."""
     scenes = scenes_of(BASE_OBJECTS, BASE_STYLES, 32, seed=77_001)
     objects = [(s.objects[0].kind, s.objects[0].colour, s.objects[0].pattern, s.style, s.setting) for s in scenes]
-    images = draw(base, [plain_caption(*words) for words in objects], range(32)).clamp(-1, 1)
+    images = sample_images(base, [plain_caption(*words) for words in objects], range(32)).clamp(-1, 1)
     found = accuracy(classifier, images, scenes)
     assert found.object >= (27 - 2) / 32
     assert found.style >= (27 - 2) / 32

@@ -8,22 +8,21 @@ import pytest
 from typer.testing import CliRunner
 
 from duolora.api import train
-from duolora.bench import smaller
-from duolora.bench.cells import cell as cells
-from duolora.bench.cells import pairs
+from duolora.bench import config
+from duolora.bench.cells import cell as cells, pairs
 from duolora.cli.app import app
 from duolora.model.defaults import BaseDefaults
 from duolora.training.distil import DistilRecipe
 
-plain_draw = cells.draw
+plain_draw = cells.sample_images
 
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
     monkeypatch.setattr(pairs, "COUNT", 1)
-    monkeypatch.setattr(cells, "draw", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
-    monkeypatch.setattr(smaller, "DistilRecipe", partial(DistilRecipe, pictures=2, batch=1))
+    monkeypatch.setattr(cells, "sample_images", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
+    monkeypatch.setattr(config, "DistilRecipe", partial(DistilRecipe, images=2, batch=1))
 
     def run(name: str, *arguments: str) -> str:
         asked = ["bench", name, "--out", str(tmp_path), "--pairs", "1", "--workers", "1", *arguments]

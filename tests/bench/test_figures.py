@@ -34,8 +34,8 @@ def finished(cell: Cell, shades: tuple[int, ...], prompts: int) -> None:
 
 
 def test_curves_and_images(tmp_path, monkeypatch):
-    plain = figures.draw
-    monkeypatch.setattr(figures, "draw", lambda *a, **k: plain(*a, **k | {"steps": 1}))
+    plain = figures.sample_images
+    monkeypatch.setattr(figures, "sample_images", lambda *a, **k: plain(*a, **k | {"steps": 1}))
     curves = figure3(tmp_path, load_base("atelier"), alphas=(0.0, 1.0), count=2, progress=False)
     assert {"level 0", "level 1", "mid_block"} <= curves.keys()
     for curve in curves.values():

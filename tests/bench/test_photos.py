@@ -26,7 +26,7 @@ from duolora.metrics.datasets.manifests import Manifest, Pairing, write_manifest
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.similarity import all_pairs_mean
 from duolora.model.defaults import BaseDefaults
-from duolora.model.image_files import picture_files, read_image
+from duolora.model.image_files import image_paths, read_image
 from duolora.provenance import sampled_hash
 
 PAIR = Pair("robot", "red", "plain", "woodcut", "house")
@@ -41,7 +41,7 @@ ROWS = (
     "B-LoRA, own block",
     "K-LoRA",
 )
-plain_draw = cells.draw
+plain_draw = cells.sample_images
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, places: Path, dino: Path):
     monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
-    monkeypatch.setattr(cells, "draw", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
+    monkeypatch.setattr(cells, "sample_images", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
 
     def run(*arguments: object, fails: bool = False) -> str:
         done = CliRunner().invoke(app, ["bench", *map(str, arguments), "--out", str(places / "out"), "--workers", "1"])
@@ -104,11 +104,11 @@ def test_a_table_from_photos_to_report(bench, places, dino):
     folder, naive = results["naive"]
     assert naive["texts"] == ["a robot in woodcut style", "a robot on a beach in woodcut style"]
     assert naive["prompts"] == ["a sks robot in zwx style", "a sks robot on a beach in zwx style"]
-    assert [results[row][1]["prompts"] for row in ROWS[1:3]] == [["a sks robot"], ["a picture in zwx style"]]
-    generated, see = [read_image(path) for path in picture_files(folder / "images")], load_embedder("dino", dino, "cpu")
+    assert [results[row][1]["prompts"] for row in ROWS[1:3]] == [["a sks robot"], ["an image in zwx style"]]
+    generated, see = [read_image(path) for path in image_paths(folder / "images")], load_embedder("dino", dino, "cpu")
     assert len(generated) == 4
     for name, metric in (("contents/robot", "dino"), ("styles/woodcut", "leakage")):
-        photos = [read_image(path) for path in picture_files(places / name)]
+        photos = [read_image(path) for path in image_paths(places / name)]
         assert naive["similarity"][metric] == pytest.approx(all_pairs_mean(see(generated), see(photos)), abs=1e-5)
     assert len(list((out / "loras").iterdir())) == 4, "two, and two in B-LoRA's own blocks"
 
@@ -225,7 +225,7 @@ def test_published_layouts_say_what_is_asked_for(places):
 
 def test_captions_as_the_paper_has_them(places):
     (ours,), (theirs,) = (photo_pairs(places / "pairs.json", places, places, how) for how in ("class", "paper"))
-    assert (ours.content.prompt, ours.style.prompt) == ("a sks robot", "a picture in zwx style")
+    assert (ours.content.prompt, ours.style.prompt) == ("a sks robot", "an image in zwx style")
     assert (theirs.content.prompt, theirs.style.prompt) == ("a sks object in vkt style", "a ohw object in zwx style")
     assert theirs.parts[0].prompt == "a sks object in zwx style"
     assert theirs.identified(PROMPTS[1]) == "a sks object on a beach in zwx style"

@@ -36,14 +36,14 @@ def scene():
 def run(loop, scene, options):
     masks = first_masks(scene.both, options, scene.base.device)
     with loop(scene.base, scene.both, options, scene.data, *masks) as learning:
-        losses = [learning.update(step)["loss"] for step in range(UPDATES)]
+        losses = [learning.step(step)["loss"] for step in range(UPDATES)]
     return torch.stack(losses), masks
 
 
 @pytest.mark.parametrize(
     ("method", "changes"),
     [
-        ("duolora", {"lambda_layer_prior": 0.1, "reading": "teacher", "init": "values"}),
+        ("duolora", {"lambda_layer_prior": 0.1, "cycle_variant": "teacher", "init": "values"}),
         ("ziplora", {"batch": 2}),
         ("ziplora", {"masks": "input"}),
         ("ziprank", {}),
@@ -68,7 +68,7 @@ def test_both_leave_the_network_as_it_was(scene):
 
 
 def test_what_it_does_not_know_is_refused(scene):
-    for changes, message in (({"reading": "masked"}, "reading"), ({"hinge": False}, "hinge.*True")):
+    for changes, message in (({"cycle_variant": "masked"}, "cycle_variant"), ({"hinge": False}, "hinge.*True")):
         options = options_of("ziprank", **changes)
         with pytest.raises(InputError, match=message), reference(scene.base, scene.both, options, scene.data, {}, {}):
             pass

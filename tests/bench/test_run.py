@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from duolora.api import train
-from duolora.bench.cells import cell as cells
-from duolora.bench.cells import lora, pairs
+from duolora.bench.cells import cell as cells, lora, pairs
 from duolora.bench.cells.pairs import sample_suite, suite
 from duolora.bench.config import CONFIG, Config, prepared, read_config, write_config
 from duolora.bench.options import TableOptions
@@ -39,10 +38,10 @@ ROWS = (
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
     monkeypatch.setattr(pairs, "COUNT", 1)
-    monkeypatch.setattr(cells, "draw", lambda *a, **k: cells_draw(*a, **k | {"steps": 2}))
+    monkeypatch.setattr(cells, "sample_images", lambda *a, **k: cells_draw(*a, **k | {"steps": 2}))
 
 
-cells_draw = cells.draw
+cells_draw = cells.sample_images
 
 
 def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):

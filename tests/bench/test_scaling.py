@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from duolora.bench.scaling import block_groups, scaled
+from duolora.bench.figures import block_groups, scaled
 from duolora.errors import InputError
 from tiny import tiny_inputs, tiny_unet
 

@@ -53,25 +53,25 @@ def test_cached_samples_need_no_teachers():
     hook = made.base.unet.register_forward_pre_hook(lambda m, args: seen.append(torch.is_grad_enabled()))
     for way in ("ours", "cached floor"):
         with way_of(way, made, options) as (learning, _):
-            learning.update(0)
+            learning.step(0)
             seen.clear()
-            learning.update(1)
+            learning.step(1)
         assert seen == [True], "one call, with a gradient"
     hook.remove()
 
 
-@pytest.mark.parametrize(("reading", "samples"), [("none", 4), ("teacher", 8), ("masked", 8)])
-def test_passes_are_those_of_an_update(reading, samples):
-    made, options = scene_of(SETTING), options_of("duolora", reading=reading, batch=2)
+@pytest.mark.parametrize(("cycle_variant", "samples"), [("none", 4), ("teacher", 8), ("masked", 8)])
+def test_passes_are_those_of_an_update(cycle_variant, samples):
+    made, options = scene_of(SETTING), options_of("duolora", cycle_variant=cycle_variant, batch=2)
     seen = []
     hook = made.base.unet.register_forward_pre_hook(
         lambda m, args, kwargs: seen.append((len(args[0]), torch.is_grad_enabled())), with_kwargs=True
     )
     with way_of("ours", made, options) as (learning, _):
-        learning.update(0)
+        learning.step(0)
     ours, found = sorted(seen), passes(options)
     seen.clear()
-    Floor(made, options).update(0)
+    Floor(made, options).step(0)
     hook.remove()
     assert sorted(seen) == ours
     assert found.samples == 2 * samples == sum(n for n, _ in ours)
@@ -88,7 +88,7 @@ def test_checkpointing_changes_nothing_but_memory():
     losses = []
     for made in (plain, saving):
         with way_of("ours", made, METHODS["duolora"]) as (learning, _):
-            losses.append(torch.stack([learning.update(step)["loss"] for step in range(2)]))
+            losses.append(torch.stack([learning.step(step)["loss"] for step in range(2)]))
     torch.testing.assert_close(*losses)
 
 

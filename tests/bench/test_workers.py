@@ -13,8 +13,7 @@ from jobs_by_name import named
 
 from duolora.api import train
 from duolora.bench import workers
-from duolora.bench.cells import cell as cells
-from duolora.bench.cells import pairs
+from duolora.bench.cells import cell as cells, pairs
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.lora import Lora
 from duolora.bench.cells.pairs import suite
@@ -23,7 +22,7 @@ from duolora.bench.tables.rows import FLOOR, Row
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
 from duolora.model.defaults import BaseDefaults
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 
 
 @pytest.fixture(params=[None, "local"], ids=["processes", "ray"])
@@ -70,7 +69,7 @@ def quickly(kind: type, *values: object) -> object:
     job = kind(*values)
     with (job.out / "workers").open("a") as file:
         file.write(f"{os.getpid()}\n")
-    cells.draw = partial(draw_or_die, job.out / "killed")
+    cells.sample_images = partial(draw_or_die, job.out / "killed")
     return job
 
 
@@ -78,7 +77,7 @@ def draw_or_die(mark: Path, *arguments: object, **options: object) -> object:
     try:
         mark.touch(exist_ok=False)
     except FileExistsError:
-        return draw(*arguments, **options | {"steps": 1})
+        return sample_images(*arguments, **options | {"steps": 1})
     mark.write_text(str(os.getpid()))
     os.kill(os.getpid(), signal.SIGKILL)
 

@@ -39,7 +39,7 @@ def test_wrong_usage_is_2():
 def test_generate_and_merge_through_the_command_line(folder, loras, tmp_path):
     out = tmp_path / "both.safetensors"
     done = run("merge", "--content", loras[0], "--style", loras[1], "--out", out, "--base", folder, "--steps", 2,
-               "--set", "pictures=2", "--quiet", "--json")  # fmt: skip
+               "--set", "calibration_images=2", "--quiet", "--json")  # fmt: skip
     assert done.exit_code == 0, done.output
     facts = json.loads(done.stdout)
     assert facts["trainable"] > 0
@@ -68,10 +68,10 @@ set = ["content_weight=0.5"]
     done = run("--config", config, "merge", "--out", out, "--dtype", "float32")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout)["trainable"] == 0
-    assert "down_blocks.2  content" in done.stderr, "the block map, though nothing is learnt"
+    assert "down_blocks.2  content" in done.stderr, "the block map, though nothing is trained"
     with safe_open(out, "pt") as file:
         assert json.loads(file.metadata()["duolora"])["options"]["content_weight"] == 0.5
-        assert json.loads(file.metadata()["duolora_proof"])["dtype"] == "float32"
+        assert json.loads(file.metadata()["duolora_verification"])["dtype"] == "float32"
     for text, message in (
         ("[fly]", "fly: expected a table"),
         ("[merge]\nstep = 1", "step: expected one of"),
@@ -204,7 +204,7 @@ def test_numbers_that_nothing_can_be_made_with_are_one_line(photos, tmp_path):
     none, out = tmp_path / "none", tmp_path / "x.safetensors"
     told = ["train", "--prompt", "a cat", "--images", photos, "--out", out, "--base", none]
     refused([*told, "--lr", "nan"], "lr: expected a finite number above 0, got nan")
-    refused([*told, "--unconditional", "nan"], "unconditional: expected a finite number from 0 to below 1, got nan")
+    refused([*told, "--caption-dropout", "nan"], "caption_dropout: expected a finite number from 0 to below 1, got nan")
     told = ["generate", "--prompt", "a cat", "--out", tmp_path / "p", "--base", none]
     refused([*told, "--steps", 0], "steps: expected a whole number, 1 or more, got 0")
     refused([*told, "--num", 0], "num: expected a whole number, 1 or more, got 0")

@@ -118,7 +118,10 @@ def test_a_page_that_others_reach_has_a_password_or_is_warned_of(tmp_path, monke
         (["--method", "svd", "--set", "density=0.2"], "it is for ties and dare_ties"),
         (["--method", "ziplora", "--set", "threshold=0.1"], "it is for masks=rank"),
         (["--method", "duolora", "--set", "calls=3"], "it is for the method oneshot"),
-        (["--method", "ziprank", "--set", "lambda_cycle=1"], "it is for reading=teacher and reading=masked"),
+        (
+            ["--method", "ziprank", "--set", "lambda_cycle=1"],
+            "it is for cycle_variant=teacher and cycle_variant=masked",
+        ),
         (["--method", "ties", "--preset", "table9"], "--preset table9: ties makes no use of it"),
         (["--method", "naive", "--preset", "released"], "--preset released: naive makes no use of it"),
         (["--method", "oneshot", "--preset", "released"], "--preset released: oneshot makes no use of it"),
@@ -133,8 +136,10 @@ def test_options_without_effect_are_refused(loras, tmp_path, words, message):
 
 
 def test_options_that_another_one_gives_an_effect_are_taken(loras, folder, tmp_path):
-    words = ["--method", "ziprank", "--set", "reading=teacher", "--set", "lambda_cycle=1", "--steps", 1]
-    done = run("merge", *loras, "--out", tmp_path / "x.safetensors", "--base", folder, "--set", "pictures=1", *words)
+    words = ["--method", "ziprank", "--set", "cycle_variant=teacher", "--set", "lambda_cycle=1", "--steps", 1]
+    done = run(
+        "merge", *loras, "--out", tmp_path / "x.safetensors", "--base", folder, "--set", "calibration_images=1", *words
+    )
     assert done.exit_code == 0, done.output
 
 

@@ -77,7 +77,7 @@ def test_summaries_of_commands_are_not_cut_short(path):
 
 def test_defaults_in_the_help_are_the_real_ones():
     train, paper = flat(shown("train")), TrainOptions()
-    for name in ("rank", "steps", "batch", "lr", "unconditional"):
+    for name in ("rank", "steps", "batch", "lr", "caption_dropout"):
         assert flat(f"[{getattr(paper, name):g}, or the base's own]") in train
         assert flat(told(TrainOptions, name)) in train
     assert flat(f"[{GUIDANCE:g}, or the base's own]") in flat(shown("generate"))

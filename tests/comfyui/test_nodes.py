@@ -99,7 +99,7 @@ def test_masks_are_trained_on_the_checkpoint_that_the_model_is_from(comfy, merge
     options = duolora.options_of("duolora", steps=2)
     expected = duolora.merge(*loras, tmp_path / "own.safetensors", "duolora", base, options=options, progress=False)
     made, own = read_adapter(comfy.root / "loras" / name), read_adapter(expected.path)
-    assert made.recipe["base_weights"] == base.weights_hash()
+    assert made.metadata["base_weights"] == base.weights_hash()
     for module, value in own.modules.items():
         assert torch.equal(value.up, made.modules[module].up)
 
@@ -216,7 +216,7 @@ def test_the_weighed_merge_is_saved_if_asked(comfy, merge, reweight):
     *_, name = merge("naive")
     _, _, saved = reweight(name, 0.5, 1.5, True)
     assert saved in comfy.files("loras") and saved.endswith("-content0.5-style1.5.safetensors")
-    written = read_adapter(comfy.root / "loras" / saved).recipe
+    written = read_adapter(comfy.root / "loras" / saved).metadata
     assert written["weights"] == {"content": 0.5, "style": 1.5}
 
 
@@ -236,7 +236,7 @@ def test_inspect_gives_text_and_an_image(comfy, nodes, merge):
     (shown,) = done["ui"]["images"]
     assert (comfy.root / "temp" / shown["filename"]).is_file()
     compared = node.inspect(name, other="style.safetensors")["result"][0]
-    assert "share_in_style_half" in compared and "share_in_style_half" not in text
+    assert "share_in_style_part" in compared and "share_in_style_part" not in text
 
 
 def test_each_node_takes_what_it_asks_for(nodes):

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from duolora.errors import BaseMismatch, DuoLoRAError, FileRefused, InputError
 from duolora.lora.adapter import Adapter
-from duolora.lora.parts import halves
+from duolora.lora.parts import split_parts
 from duolora.lora.read.file import check_fits, read_adapter
 from duolora.lora.verify import relative_error
 from duolora.lora.write import file as writing
@@ -44,7 +44,7 @@ def assert_change(change: dict[str, torch.Tensor], modules: dict[str, LowRank], 
 
 
 def assert_same(one: Adapter, other: Adapter) -> None:
-    assert one.recipe == other.recipe
+    assert one.metadata == other.metadata
     assert set(one.modules) == set(other.modules)
     for name, lora in one.modules.items():
         there = other.modules[name]
@@ -98,7 +98,7 @@ def test_a_file_survives_being_read_and_written(mixed, tmp_path):
     first, second = tmp_path / "1.safetensors", tmp_path / "2.safetensors"
     write_adapter(first, mixed)
     once = read_adapter(first)
-    assert once.recipe == mixed.recipe
+    assert once.metadata == mixed.metadata
     assert all(relative_error(lora, once.modules[name]) < 1e-6 for name, lora in mixed.modules.items())
     write_adapter(second, once)
     assert first.read_bytes() == second.read_bytes()
@@ -109,7 +109,7 @@ def test_bytes_depend_on_the_adapter_alone(mixed, tmp_path):
     paths = [tmp_path / f"{k}.safetensors" for k in range(6)]
     for path in paths[:-1]:
         write_adapter(path, mixed)
-    backwards = Adapter(dict(reversed(mixed.modules.items())), dict(reversed(mixed.recipe.items())))
+    backwards = Adapter(dict(reversed(mixed.modules.items())), dict(reversed(mixed.metadata.items())))
     write_adapter(paths[-1], backwards)
     assert len({path.read_bytes() for path in paths}) == 1
     write_adapter(paths[0], Adapter(mixed.modules, {"seed": 1}))
@@ -118,13 +118,13 @@ def test_bytes_depend_on_the_adapter_alone(mixed, tmp_path):
 
 def test_safetensors_itself_reads_what_we_lay_out(mixed, tmp_path):
     path = tmp_path / "a.safetensors"
-    proof = write_adapter(path, mixed, torch.bfloat16, "diffusers")
+    verification = write_adapter(path, mixed, torch.bfloat16, "diffusers")
     with safe_open(path, "pt") as file:
-        assert set(file.metadata()) == {"format", "lora_adapter_metadata", "duolora", "duolora_proof"}
-        assert json.loads(file.metadata()["duolora"]) == mixed.recipe
+        assert set(file.metadata()) == {"format", "lora_adapter_metadata", "duolora", "duolora_verification"}
+        assert json.loads(file.metadata()["duolora"]) == mixed.metadata
         for name, lora in mixed.modules.items():
             assert torch.equal(file.get_tensor(f"unet.{name}.lora_B.weight"), (lora.scale * lora.up).bfloat16())
-    assert proof.size == path.stat().st_size
+    assert verification.size == path.stat().st_size
 
 
 def test_what_reads_no_header_reads_the_strength(mixed, tmp_path):
@@ -148,20 +148,20 @@ def test_what_is_known_of_tensors_is_forgotten_when_they_change(mixed, tmp_path,
     path, counts = tmp_path / "a.safetensors", [1] * len(mixed.modules)
     write_adapter(path, Adapter(mixed.modules, {"content_ranks": counts, "seed": 1}), format=format)
     ours = read_adapter(path)
-    assert ours.recipe == {"content_ranks": counts, "seed": 1}
-    assert ours.proof["dtype"] == "float16"
-    halves(ours, path)
+    assert ours.metadata == {"content_ranks": counts, "seed": 1}
+    assert ours.verification["dtype"] == "float16"
+    split_parts(ours, path)
     with safe_open(path, "pt") as file:
         header = file.metadata()
     tensors = load_file(path)
     save_file(tensors, path, header)
-    assert read_adapter(path).recipe == ours.recipe, "the same tensors, saved again"
+    assert read_adapter(path).metadata == ours.metadata, "the same tensors, saved again"
     tensors[min(key for key in tensors if "lora_up" in key or "lora_B" in key)] *= -1
     save_file(tensors, path, header)
     changed = read_adapter(path)
-    assert (changed.recipe, changed.proof) == ({"seed": 1}, {})
+    assert (changed.metadata, changed.verification) == ({"seed": 1}, {})
     with pytest.raises(FileRefused, match="nor rewritten by another program"):
-        halves(changed, path)
+        split_parts(changed, path)
 
 
 def test_many_ranks_need_few_patterns(tmp_path):
@@ -180,16 +180,16 @@ def test_many_ranks_need_few_patterns(tmp_path):
     assert_same(Adapter(modules), read_adapter(path))
 
 
-def test_the_proof_is_the_error_of_the_written_weights(mixed, tmp_path):
+def test_the_verification_is_the_error_of_the_written_weights(mixed, tmp_path):
     rough = {n: LowRank(lora.up * 1.0001, lora.down, lora.scale) for n, lora in mixed.modules.items()}
     path = tmp_path / "a.safetensors"
-    proof = write_adapter(path, Adapter(rough), torch.bfloat16)
+    verification = write_adapter(path, Adapter(rough), torch.bfloat16)
     written = read_adapter(path).modules
     errors = [float((written[n].delta() - a.delta()).norm() / a.delta().norm()) for n, a in rough.items()]
-    assert proof.error == pytest.approx(max(errors), rel=1e-3)
-    assert proof.error > 1e-4
-    assert proof.modules == len(rough)
-    assert proof.ranks == (1, 5)
+    assert verification.error == pytest.approx(max(errors), rel=1e-3)
+    assert verification.error > 1e-4
+    assert verification.modules == len(rough)
+    assert verification.ranks == (1, 5)
     assert write_adapter(path, mixed, torch.float16).error < 1e-6
 
 
@@ -320,7 +320,7 @@ def test_missing_folder_and_damaged_files_are_refused(lora, tmp_path):
     whole = path.read_bytes()
     for damaged in (b"", b"\x00" * 7, whole[:-1], whole[:100], whole + b"x", b"version https://git-lfs", b"{}" * 99):
         path.write_bytes(damaged)
-        assert "get it again" in refusal(path)
+        assert "download it again" in refusal(path)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

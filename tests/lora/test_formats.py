@@ -1,4 +1,4 @@
-"""Every dialect, read by its own readers: the same ΔW in diffusers' pipeline, and the same pictures."""
+"""Every dialect, read by its own readers: the same ΔW in diffusers' pipeline, and the same images."""
 
 import json
 from dataclasses import replace
@@ -11,7 +11,7 @@ from peft import PeftModel
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from duolora.cli.common import proven
+from duolora.cli.common import verified
 from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
@@ -66,8 +66,8 @@ def key_of(name: str, change: dict[str, torch.Tensor]) -> str:
 def test_diffusers_loads_each_format_at_its_exact_strength(tmp_path, format, architecture):
     pipeline = tiny_pipeline(tmp_path, architecture and narrow_unet(architecture))
     adapter, path = awkward(pipeline), tmp_path / "a.safetensors"
-    proof = write_adapter(path, adapter, torch.float32, format)
-    assert proof.error < 1e-6
+    verification = write_adapter(path, adapter, torch.float32, format)
+    assert verification.error < 1e-6
     change = added(pipeline, path)
     for name, lora in adapter.modules.items():
         there = change.pop(key_of(name, change))
@@ -77,22 +77,22 @@ def test_diffusers_loads_each_format_at_its_exact_strength(tmp_path, format, arc
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("format", FORMATS)
-def test_the_proof_by_diffusers_is_what_its_pipeline_adds(tmp_path, format, dtype):
-    """The stand-in networks of the proof, against a whole pipeline with weights."""
+def test_the_verification_by_diffusers_is_what_its_pipeline_adds(tmp_path, format, dtype):
+    """The stand-in networks of the verification, against a whole pipeline with weights."""
     pipeline, path = tiny_pipeline(tmp_path), tmp_path / "a.safetensors"
     adapter = awkward(pipeline)
     rough = {n: replace(lora, up=lora.up * 1.0001) for n, lora in adapter.modules.items()}
-    proof = write_adapter(path, Adapter(rough), dtype, format)
+    verification = write_adapter(path, Adapter(rough), dtype, format)
     change = added(pipeline, path)
     errors = []
     for name, lora in rough.items():
         there = change[key_of(name, change)].flatten(1)
         errors.append(float((there - lora.delta()).norm() / lora.delta().norm()))
-    assert proof.unloadable == ""
-    assert proof.diffusers == pytest.approx(max(errors), rel=0.02, abs=3e-5)
+    assert verification.unloadable == ""
+    assert verification.diffusers == pytest.approx(max(errors), rel=0.02, abs=3e-5)
     with safe_open(path, "pt") as file:
-        stored = json.loads(file.metadata()["duolora_proof"])
-    assert float(stored["diffusers"]) == pytest.approx(max(proof.diffusers, 1e-9), rel=0.5)
+        stored = json.loads(file.metadata()["duolora_verification"])
+    assert float(stored["diffusers"]) == pytest.approx(max(verification.diffusers, 1e-9), rel=0.5)
 
 
 def test_a_file_that_diffusers_would_load_at_another_strength_is_not_written(tmp_path, monkeypatch):
@@ -114,10 +114,10 @@ def test_what_diffusers_does_not_load_of_a_kohya_file_is_said(tmp_path):
     """A text encoder's `q_proj` without its `out_proj`."""
     adapter, path = awkward(tiny_pipeline(tmp_path)), tmp_path / "a.safetensors"
     modules = {n: x for n, x in adapter.modules.items() if not n.endswith("out_proj")}
-    proof = write_adapter(path, Adapter(modules), format="kohya")
-    assert proof.diffusers is None
-    assert proof.unloadable
-    assert "diffusers does not load it" in proven(proof)
+    verification = write_adapter(path, Adapter(modules), format="kohya")
+    assert verification.diffusers is None
+    assert verification.unloadable
+    assert "diffusers does not load it" in verified(verification)
 
 
 def test_a_text_encoder_without_attention_loads_too(tmp_path):
@@ -134,7 +134,7 @@ def test_a_text_encoder_without_attention_loads_too(tmp_path):
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_each_format_draws_the_same_pictures(tmp_path, format):
+def test_each_format_draws_the_same_images(tmp_path, format):
     def drawn(pipeline):
         rng = torch.Generator().manual_seed(1)
         pipeline.set_progress_bar_config(disable=True)
@@ -168,7 +168,7 @@ def test_there_and_back_is_the_same_lora(tmp_path, first, second, dtype):
     write_adapter(tmp_path / "2.safetensors", once, dtype, second)
     write_adapter(tmp_path / "3.safetensors", read_adapter(tmp_path / "2.safetensors"), dtype, first)
     back = read_adapter(tmp_path / "3.safetensors")
-    assert back.recipe == adapter.recipe
+    assert back.metadata == adapter.metadata
     limit = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 5e-3}[dtype]
     assert set(back.modules) == set(adapter.modules)
     assert all(relative_error(adapter.modules[n], back.modules[n]) < limit for n in back.modules)
@@ -183,7 +183,7 @@ def test_no_file_has_both_alphas_and_adapter_metadata(tmp_path, format):
     with safe_open(tmp_path / "0.safetensors", "pt") as file:
         alphas = any(key.endswith(".alpha") for key in file.keys())  # noqa: SIM118
         assert alphas != ("lora_adapter_metadata" in file.metadata())
-        stored = json.loads(file.metadata()["duolora_proof"])
+        stored = json.loads(file.metadata()["duolora_verification"])
     assert stored["dtype"] == "float16"
     assert float(stored["error"]) <= 2e-3
 
@@ -216,20 +216,22 @@ def test_the_header_names_the_alpha_of_convolutions(tmp_path):
 
 def test_a_line_says_where_a_format_does_not_work(tmp_path):
     adapter = awkward(tiny_pipeline(tmp_path), text=False)
-    lines = {f: proven(write_adapter(tmp_path / "a.safetensors", adapter, format=f)).splitlines()[1:] for f in FORMATS}
+    lines = {
+        f: verified(write_adapter(tmp_path / "a.safetensors", adapter, format=f)).splitlines()[1:] for f in FORMATS
+    }
     assert "diffusers 0.32" in lines["kohya"][0] and "--format uniform" in lines["kohya"][0]
     assert all("ComfyUI and Forge load about half" in lines[f][0] for f in ("diffusers", "uniform"))
     alike = Adapter({n: x for n, x in adapter.modules.items() if x.rank == 2})
-    assert len(proven(write_adapter(tmp_path / "a.safetensors", alike, format="kohya")).splitlines()) == 1
+    assert len(verified(write_adapter(tmp_path / "a.safetensors", alike, format="kohya")).splitlines()) == 1
 
 
 def test_peft_itself_loads_a_folder_at_its_strength(tmp_path):
     pipeline = tiny_pipeline(tmp_path)
     adapter, out = awkward(pipeline, text=False), tmp_path / "peft"
     done = export(out, adapter, "peft", torch.float32)
-    assert done.proof.error < 1e-6
+    assert done.verification.error < 1e-6
     assert {path.name for path in out.iterdir()} == {"adapter_config.json", "adapter_model.safetensors"}
-    assert read_adapter(out).recipe == adapter.recipe
+    assert read_adapter(out).metadata == adapter.metadata
     before = weights(pipeline)
     merged = PeftModel.from_pretrained(pipeline.unet, str(out)).merge_and_unload()
     for name, lora in adapter.modules.items():

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, given, settings, strategies as st
 
 from duolora.cli.common import printable
 from duolora.errors import DuoLoRAError, FileRefused, InputError
@@ -134,7 +133,7 @@ HOSTILE = {
         laid(SOUND | {"__metadata__": {"duolora": "[" * 100_000}}),
         "duolora in its header is not JSON",
     ),
-    "NaN in the recipe": (
+    "NaN in the metadata": (
         laid(SOUND | {"__metadata__": {"duolora": '{"x": NaN}'}}),
         "duolora in its header is not JSON",
     ),

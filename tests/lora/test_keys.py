@@ -175,10 +175,10 @@ def test_bundled_embeddings_are_left_out_and_named(lora):
 
 def test_trigger_words_of_another_program_become_the_prompt(lora):
     tensors = pair("unet.time_embedding.linear_1", lora, ("lora_A", "lora_B"))
-    assert adapter_from(tensors, {"modelspec.trigger_phrase": "sks cup"}, "file").recipe == {"prompt": "sks cup"}
+    assert adapter_from(tensors, {"modelspec.trigger_phrase": "sks cup"}, "file").metadata == {"prompt": "sks cup"}
     ours = {"modelspec.trigger_phrase": "sks cup", "duolora": '{"seed": 1}'}
-    assert adapter_from(tensors, ours, "file").recipe == {"seed": 1}
-    assert adapter_from(tensors, {}, "file").recipe == {}
+    assert adapter_from(tensors, ours, "file").metadata == {"seed": 1}
+    assert adapter_from(tensors, {}, "file").metadata == {}
 
 
 ZERO = torch.zeros(1)
@@ -288,7 +288,7 @@ FOREIGN = {
     "Arabic digits": ({f"{NEW.replace('_blocks.1', '_blocks.١')}.lora_A.weight": ZERO}, {}, "is not a module of SDXL"),
     "motion": ({"unet.down_blocks.0.motion_modules.0.proj_in.lora_A.weight": ZERO}, {}, "is not a module of SDXL"),
     "complex alpha": ({f"{NEW}.alpha": torch.zeros(1, dtype=torch.complex64)}, {}, "expected one number.*complex"),
-    "infinite recipe": ({}, {"duolora": '{"x": 1e400}'}, "duolora in its header is not JSON"),
+    "infinite metadata": ({}, {"duolora": '{"x": 1e400}'}, "duolora in its header is not JSON"),
     "checkpoint": ({"model.diffusion_model.input_blocks.0.0.weight": ZERO}, {}, "whole model.*as the base"),
     "weights": ({"a.weight": ZERO}, {}, "is not a key of a plain LoRA"),
     "PEFT folder": ({"base_model.model.x.lora_A.weight": ZERO}, {}, "PEFT's name.*save_lora_weights"),
@@ -298,13 +298,13 @@ FOREIGN = {
     "norms": ({"lora_unet_conv_norm_out.w_norm": ZERO}, {}, "w_norm makes it a file of whole differences"),
     "ziplora-pytorch": ({f"{NEW}.lora.weight": ZERO}, {}, "a merge by ziplora-pytorch.*--method ziplora"),
     "unknown key": ({f"{NEW}.lora_C.weight": ZERO}, {}, "lora_C.weight is not a key of a plain LoRA"),
-    "stray alpha": ({f"unet.{ATTENTION}.to_v.alpha": ZERO}, {}, "found only an alpha.*get the file again"),
+    "stray alpha": ({f"unet.{ATTENTION}.to_v.alpha": ZERO}, {}, "found only an alpha.*download the file again"),
     "no number": ({f"{NEW}.alpha": torch.zeros(2)}, {}, "alpha: expected one number"),
     "two strengths": ({f"{NEW}.alpha": ZERO}, {"lora_adapter_metadata": '{"unet.lora_alpha": 1}'}, "found both"),
     "half a pair": (
         {f"unet.{ATTENTION}.to_v.lora_A.weight": torch.ones(4, 5)},
         {},
-        "to_v: .*found down; .*get the file again",
+        "to_v: .*found down; .*download the file again",
     ),
     "no alpha": ({}, {"lora_adapter_metadata": '{"unet.lora_alpha": "x"}'}, "expected finite numbers.*'x'"),
     "no pattern": ({}, {"lora_adapter_metadata": '{"unet.alpha_pattern": {"(": 1}}'}, r"has a \( without \)"),

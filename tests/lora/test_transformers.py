@@ -24,7 +24,7 @@ from duolora.api.merge import merge, options_of
 from duolora.errors import BaseMismatch, FileRefused, InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import FAMILIES, UNETS, fitting
-from duolora.lora.parts import CONTENT_RANKS, halves
+from duolora.lora.parts import CONTENT_RANKS, split_parts
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.verify import relative_error
@@ -103,9 +103,9 @@ def test_a_file_has_its_strength_in_diffusers_own_network(tmp_path, family, form
     if format == "kohya":
         if family in ("FLUX.1", "SD 3"):
             return
-        adapter = Adapter({n: m for n, m in adapter.modules.items() if not n.startswith("all_")}, adapter.recipe)
-    proof = write_adapter(path, adapter, torch.float32, format)
-    assert proof.format == format and proof.diffusers < 1e-6
+        adapter = Adapter({n: m for n, m in adapter.modules.items() if not n.startswith("all_")}, adapter.metadata)
+    verification = write_adapter(path, adapter, torch.float32, format)
+    assert verification.format == format and verification.diffusers < 1e-6
     back = read_adapter(path)
     assert back.families[0] == family
     check_same({n: m.delta() for n, m in back.modules.items()}, adapter.modules)
@@ -141,8 +141,8 @@ def fused(stem: str, d_out: int, d_in: int = H, rank: int = 2, alpha: float = 1.
 
 def test_flux_in_kohyas_names_has_one_layer_for_q_k_and_v(tmp_path):
     path = tmp_path / "flux.safetensors"
-    proof = write_adapter(path, FLUX, torch.float32, "kohya")
-    assert proof.format == "kohya" and proof.diffusers < 1e-6
+    verification = write_adapter(path, FLUX, torch.float32, "kohya")
+    assert verification.format == "kohya" and verification.diffusers < 1e-6
     keys = load_file(path)
     assert keys["lora_unet_double_blocks_3_img_attn_qkv.lora_up.weight"].shape[0] == 3 * H
     assert keys["lora_unet_single_blocks_7_linear1.lora_up.weight"].shape[0] == 7 * H
@@ -191,13 +191,13 @@ def test_parts_of_a_merge_stay_known_where_diffusers_keeps_their_order(tmp_path)
         back = read_adapter(path)
         assert {x.rank for x in back.modules.values()} == {3}
         if name == "flux":
-            content, _ = halves(back, path)
+            content, _ = split_parts(back, path)
             first = flux["single_transformer_blocks.0.attn.to_k"]
             expected = LowRank(first.up[:, :1], first.down[:1], first.scale)
             assert relative_error(expected, content.modules["single_transformer_blocks.0.attn.to_k"]) < 1e-6
         else:
             with pytest.raises(FileRefused, match="expected a merge whose header says which directions"):
-                halves(back, path)
+                split_parts(back, path)
 
 
 def test_xlabs_files_are_read():
@@ -322,7 +322,7 @@ def test_merges_without_a_network_go_for_any(flux_pair, tmp_path, method):
     options = options_of(method, content_weight=0.75)
     done = merge(*flux_pair, tmp_path / "x.safetensors", method, options=options, dtype="float32", format="diffusers")
     content, style, merged = (read_adapter(path) for path in (*flux_pair, done.path))
-    assert merged.families[0] == "FLUX.1" and merged.recipe["architecture"] == "FLUX.1"
+    assert merged.families[0] == "FLUX.1" and merged.metadata["architecture"] == "FLUX.1"
     sums = {n: 0.75 * content.modules[n].delta() + style.modules[n].delta() for n in content.modules}
     whole = sums if method in ("naive", "svd") else {n: x for n, x in sums.items() if ".attn." not in n}
     for name, expected in whole.items():
@@ -332,8 +332,8 @@ def test_merges_without_a_network_go_for_any(flux_pair, tmp_path, method):
 
 
 def test_compose_convert_and_inspect_go_for_any(flux_pair, tmp_path):
-    both = compose(flux_pair, tmp_path / "both.safetensors", [1.0, -0.5], "diffusers", "float32")
-    assert both.proof.diffusers < 1e-6
+    both = compose(flux_pair, tmp_path / "both.safetensors", [1.0, -0.5], format="diffusers", dtype="float32")
+    assert both.verification.diffusers < 1e-6
     small = convert(both.path, tmp_path / "small.safetensors", "diffusers", "float32", rank=1)
     assert {lora.rank for lora in read_adapter(small.paths[0]).modules.values()} == {1}
     facts = inspect(small.paths[0], flux_pair[0])

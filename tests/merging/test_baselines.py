@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from duolora.merging.baselines import agreed, best_of_rank, combined
 from duolora.merging.inputs import Sources

@@ -9,7 +9,7 @@ from safetensors import safe_open
 from duolora.errors import DuoLoRAError, FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
-from duolora.lora.write.atomic import half_paths, whole_files
+from duolora.lora.write.atomic import part_paths, whole_files
 from duolora.merging.export import export
 from duolora.merging.mask_file import MaskFile
 from duolora.paper.lowrank import LowRank
@@ -29,11 +29,11 @@ def state(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("old", [(), (0,), (1,), (0, 1)])
-@pytest.mark.parametrize("fault", ["second proof", "second name"])
+@pytest.mark.parametrize("fault", ["second verification", "second name"])
 def test_a_half_that_fails_leaves_neither(tmp_path, monkeypatch, old, fault):
     out = tmp_path / "x.safetensors"
     for k in old:
-        half_paths(out)[k].write_bytes(b"what was there")
+        part_paths(out)[k].write_bytes(b"what was there")
     before, replaced, calls = state(tmp_path), Path.replace, []
 
     def full(path: Path, target: Path) -> Path:
@@ -45,7 +45,7 @@ def test_a_half_that_fails_leaves_neither(tmp_path, monkeypatch, old, fault):
     if fault == "second name":
         monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(DuoLoRAError, match="No space left" if fault == "second name" else "would be off by"):
-        export(out, halved(1e-14 if fault == "second proof" else 1.0), "split")
+        export(out, halved(1e-14 if fault == "second verification" else 1.0), "split")
     assert state(tmp_path) == before
 
 
@@ -58,10 +58,10 @@ def test_masks_that_cannot_be_rebuilt_are_not_left_behind(tmp_path):
 
 @pytest.mark.parametrize("content", [0, 4])
 @pytest.mark.parametrize("format", ["split", "split-diffusers"])
-def test_there_are_always_two_halves(tmp_path, format, content):
+def test_there_are_always_two_parts(tmp_path, format, content):
     """An old style half beside a new content half would be taken for its partner."""
     out, whole = tmp_path / "x.safetensors", halved(content=content)
-    half_paths(out)[0 if content == 0 else 1].write_bytes(b"of another merge")
+    part_paths(out)[0 if content == 0 else 1].write_bytes(b"of another merge")
     done = export(out, whole, format, torch.float32)
     assert sorted(state(tmp_path)) == sorted(path.name for path in done.paths)
     deltas = [read_adapter(path).modules[MODULE].delta() for path in done.paths]

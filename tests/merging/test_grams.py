@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from duolora.merging.grams import Grams
+from duolora.merging.closed_form import Grams
 from duolora.model.blocks import target_modules
 from duolora.model.mount import Mount
 from tiny import random_adapter, tiny_inputs, tiny_unet
@@ -37,7 +37,7 @@ def seen(unet, mount, gates, inputs):
 def test_sums_are_those_of_the_inputs_of_each_teacher(unet, mount):
     gates = torch.rand(3, mount.columns, generator=torch.Generator().manual_seed(0))
     grams, inputs = Grams(mount, 3), tiny_inputs(3)
-    with mount, mount.gating(gates), torch.no_grad(), grams.watching(torch.tensor([2, 0, 2])):
+    with mount, mount.gating(gates), torch.no_grad(), grams.recording(torch.tensor([2, 0, 2])):
         unet(**inputs)
     x = seen(unet, mount, gates, inputs)
     for name, means in grams.means().items():
@@ -50,7 +50,7 @@ def test_only_watched_calls_count_and_no_hook_stays(unet, mount):
     grams, inputs = Grams(mount, 1), tiny_inputs(2)
     row = mount.owned()[:1]
     with mount, mount.gating(row), torch.no_grad():
-        with grams.watching(torch.zeros(2, dtype=torch.long)):
+        with grams.recording(torch.zeros(2, dtype=torch.long)):
             unet(**inputs)
         once = {n: g.clone() for n, g in grams.means().items()}
         unet(**inputs)

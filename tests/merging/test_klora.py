@@ -7,7 +7,7 @@ from duolora.merging.inputs import Sources, sources
 from duolora.merging.klora import klora, ratio_of, scores, strength_at
 from duolora.merging.options import MergeOptions
 from duolora.model.mount import Mount
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.paper.lowrank import LowRank
 
 
@@ -57,15 +57,15 @@ def test_a_module_of_one_lora_goes_to_that_lora():
 def test_extreme_strengths_are_the_loras_alone(base, loras):
     both = sources(base.architecture, *(read_adapter(path) for path in loras), MergeOptions())
     prompt, seeds = ["a sks cat in zwx style"], [3]
-    plain = draw(base, prompt, seeds, steps=3)
+    plain = sample_images(base, prompt, seeds, steps=3)
     drawn = []
     for beta in (0.0, 1e9, 0.7):
         with klora(base, both, alpha=0.9 if beta == 0.7 else 0.0, beta=beta, modulo=False) as chooser:
-            drawn.append(draw(base, prompt, seeds, steps=3, before_step=chooser))
+            drawn.append(sample_images(base, prompt, seeds, steps=3, before_step=chooser))
     with Mount(base.unet, [both.content, both.style], "rank") as mount:
-        for row, picture in zip(mount.owned(), drawn, strict=False):
+        for row, image in zip(mount.owned(), drawn, strict=False):
             with mount.gating(row[None]):
-                torch.testing.assert_close(draw(base, prompt, seeds, steps=3), picture)
+                torch.testing.assert_close(sample_images(base, prompt, seeds, steps=3), image)
     assert not torch.allclose(drawn[2], drawn[0])
     assert not torch.allclose(drawn[2], drawn[1])
-    assert torch.equal(draw(base, prompt, seeds, steps=3), plain)
+    assert torch.equal(sample_images(base, prompt, seeds, steps=3), plain)

@@ -1,4 +1,4 @@
-"""A damaged recipe of a mask file is refused, whatever it holds."""
+"""Damaged metadata of a mask file is refused, whatever it holds."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, write_masks
 from duolora.paper.lowrank import LowRank
 
 MODULE = "down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
-SOUND = {"masks": "rank", "basis": "svd", "threshold": 0, "binary": False, "rest": "sum"}
+SOUND = {"masks": "rank", "basis": "svd", "threshold": 0, "binary": False, "unmasked": "sum"}
 
 
 @pytest.fixture
@@ -22,16 +22,16 @@ def source(tmp_path):
 
 
 def again(source, tmp_path, **changes):
-    recipe = {"content": source_hash(source), "style": source_hash(source), "options": SOUND | changes}
+    metadata = {"content": source_hash(source), "style": source_hash(source), "options": SOUND | changes}
     masks = {kind: {MODULE: torch.ones(2)} for kind in ("content", "style")}
-    write_masks(tmp_path / "m.safetensors", MaskFile(masks, recipe))
+    write_masks(tmp_path / "m.safetensors", MaskFile(masks, metadata))
     stored: MaskFile = read_masks(tmp_path / "m.safetensors")
     return rebuilt(stored, source, source)
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("rest", "zzz"), ("rest", [1]), ("masks", ["x"]), ("basis", {}), ("binary", "no"), ("threshold", "x"),
+    [("unmasked", "zzz"), ("unmasked", [1]), ("masks", ["x"]), ("basis", {}), ("binary", "no"), ("threshold", "x"),
      ("threshold", None), ("content_weight", "abc"), ("style_weight", [1]), ("style_weight", None),
      ("content_weight", 10**400), ("content_weight", True)],
 )  # fmt: skip

@@ -85,15 +85,15 @@ def test_a_merge_without_a_base_is_the_merge_with_it(base, loras, tmp_path, no_b
     assert set(one.modules) == set(other.modules)
     for name, expected in other.modules.items():
         torch.testing.assert_close(one.modules[name].delta(), expected.delta(), rtol=1e-5, atol=1e-6)
-    assert without.proof.diffusers is not None
-    assert "base" not in one.recipe and one.recipe["architecture"] == "unknown"
-    assert other.recipe["base"] == base.name
+    assert without.verification.diffusers is not None
+    assert "base" not in one.metadata and one.metadata["architecture"] == "unknown"
+    assert other.metadata["base"] == base.name
 
 
 def test_roles_of_a_known_architecture_need_no_base(of_vega, tmp_path, no_base):
     done = merge(*of_vega, tmp_path / "x.safetensors", "split", progress=False)
     found = read_adapter(done.path)
-    assert found.recipe["architecture"] == "segmind-vega"
+    assert found.metadata["architecture"] == "segmind-vega"
     expected = block_roles(recognised(attention_shapes(ARCHITECTURES["segmind-vega"])))
     sources = {kind: read_adapter(path).modules for kind, path in zip(("content", "style"), of_vega, strict=True)}
     for name, module in found.modules.items():

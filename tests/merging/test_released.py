@@ -103,7 +103,7 @@ def test_it_is_the_authors_program(base, loras, data):
 def test_updates_by_the_number_of_images(base, loras, data, images, updates, monkeypatch):
     options, both = released(base, loras)
     steps = []
-    monkeypatch.setattr("duolora.merging.learn.Learner.update", lambda self, step: steps.append(step) or {"loss": 0.0})
+    monkeypatch.setattr("duolora.merging.learn.Learner.step", lambda self, step: steps.append(step) or {"loss": 0.0})
     learn(base, both, options, Calibration(data.x_s.expand(images, -1, -1, -1), data.x_s, PROMPTS), progress=False)
     assert steps == list(range(updates))
 

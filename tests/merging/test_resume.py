@@ -59,9 +59,9 @@ def test_losses_of_a_resumed_merge_are_those_of_one_that_was_not_stopped(
 
     again, done = stopped_and_again(updates, once, once)
     assert done == STEPS - 25
-    assert [entry["update"] for entry in again.losses] == [0, 10, 20, 26]
+    assert [entry["step"] for entry in again.losses] == [0, 10, 20, 26]
     assert again.losses == whole.losses
-    assert again.moved == whole.moved
+    assert again.mean_change == whole.mean_change
     assert again.path.read_bytes() == whole.path.read_bytes()
 
 
@@ -104,25 +104,25 @@ def test_a_merge_does_not_go_on_from_one_on_another_base_of_the_same_name(
     again, done = stopped_and_again(
         updates, lambda: run(base, loras, photos, out), lambda: run(other, loras, photos, out)
     )
-    assert done == STEPS and again.losses[0]["update"] == 0
+    assert done == STEPS and again.losses[0]["step"] == 0
 
 
 def test_a_merge_does_not_go_on_from_one_of_another_lora_of_the_same_shape(base, loras, photos, tmp_path, updates):
     content = read_adapter(loras[0])
     turned = {name: replace(lora, up=-lora.up) for name, lora in content.modules.items()}
-    write_adapter(tmp_path / "turned.safetensors", Adapter(turned, content.recipe))
+    write_adapter(tmp_path / "turned.safetensors", Adapter(turned, content.metadata))
     other, out = (tmp_path / "turned.safetensors", loras[1]), tmp_path / "out.safetensors"
     again, done = stopped_and_again(
         updates, lambda: run(base, loras, photos, out), lambda: run(base, other, photos, out)
     )
-    assert done == STEPS and again.losses[0]["update"] == 0
+    assert done == STEPS and again.losses[0]["step"] == 0
 
 
-def test_the_recipe_knows_the_weights_of_the_base(base, folder, loras, photos, tmp_path):
+def test_the_metadata_know_the_weights_of_the_base(base, folder, loras, photos, tmp_path):
     networks = (base.unet, base.vae, base.parts.text_encoder, base.parts.text_encoder_2)
     for one, name in ((base, "one"), (other_weights(folder), "other")):
-        recipe = read_adapter(run(one, loras, photos, tmp_path / f"{name}.safetensors", "naive").path).recipe
-        assert (recipe["base_weights"] == weights_hash(*networks)) == (one is base)
+        metadata = read_adapter(run(one, loras, photos, tmp_path / f"{name}.safetensors", "naive").path).metadata
+        assert (metadata["base_weights"] == weights_hash(*networks)) == (one is base)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

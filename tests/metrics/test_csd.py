@@ -42,7 +42,7 @@ def norm(x, state, name):
 
 
 def slow(image, s, size):
-    """OpenAI's picture encoder on one image, patch by patch and head by head, in float64; then the style head."""
+    """OpenAI's image encoder on one image, patch by patch and head by head, in float64; then the style head."""
     s = {k: v.double() for k, v in s.items()}
     pixels, p, w = CLIP(image).double(), size.patch, size.width
     side = size.image // p

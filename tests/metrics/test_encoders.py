@@ -246,9 +246,9 @@ def test_atelier_images_are_read_as_the_classifier_reads_them(renders):
     assert classify(load_classifier(), shown) == classify(load_classifier(), direct)
 
 
-def test_a_file_and_its_image_are_the_same(pictures, dino):
+def test_a_file_and_its_image_are_the_same(generated, dino):
     embedder = load_embedder("dino", dino, "cpu")
-    files = sorted(pictures.iterdir())
+    files = sorted(generated.iterdir())
     torch.testing.assert_close(embedder([read_image(f) for f in files]), embedder(IMAGES), atol=1e-5, rtol=0)
 
 

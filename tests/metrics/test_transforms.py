@@ -68,7 +68,7 @@ def test_clip_agrees_with_transformers_processor(size):
     torch.testing.assert_close(CLIP(image), expected, atol=1e-3, rtol=0)
 
 
-def test_atelier_pictures_are_shown_as_they_are():
+def test_atelier_images_are_shown_as_they_are():
     image = pattern(32, 32)
     expected = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
     torch.testing.assert_close(ATELIER(image), expected, atol=1e-5, rtol=0)
@@ -81,7 +81,7 @@ def test_the_longer_side_is_rounded_down(size, expected):
     assert resized(size, 256) == expected
 
 
-def test_unfit_pictures_are_refused_with_the_remedy():
+def test_unfit_images_are_refused_with_the_remedy():
     with pytest.raises(InputError, match="expected mode RGB, got L; read it with"):
         DINO(Image.new("L", (30, 30)))
     with pytest.raises(InputError, match="100 times.*crop it"):

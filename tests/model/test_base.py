@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from duolora.errors import FileRefused, InputError
-from duolora.model import defaults
-from duolora.model import files as base_files
+from duolora.model import defaults, files as base_files
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base import load_base
 from duolora.model.blocks import roles
@@ -107,7 +106,7 @@ def test_a_generator_samples_the_posterior(base):
     torch.testing.assert_close(many.std(0), 0.5 * posterior.std[0], atol=0, rtol=0.15)
 
 
-def test_pictures_of_an_odd_size_are_refused(base):
+def test_images_of_an_odd_size_are_refused(base):
     with pytest.raises(InputError, match="multiples of 2, got 15×16"):
         base.encode_images(torch.zeros(1, 3, 15, 16))
 
@@ -124,8 +123,8 @@ def test_the_noise_scheduler_has_the_betas_of_the_pipelines(base):
 def test_released_encoders_come_back_when_needed(base):
     base.release_encoders()
     assert base.encode_prompts(["a cat"]).embeds.shape[0] == 1
-    picture = base.pipeline()("a cat", num_inference_steps=1, height=16, width=16, output_type="pt").images
-    assert picture.shape == (1, 3, 16, 16)
+    image = base.pipeline()("a cat", num_inference_steps=1, height=16, width=16, output_type="pt").images
+    assert image.shape == (1, 3, 16, 16)
 
 
 def test_a_folder_of_pickles_is_refused(copied):

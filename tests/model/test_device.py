@@ -11,7 +11,7 @@ from duolora.model.base import BaseChoice, load_base, opened
 from duolora.model.blocks import target_modules
 from duolora.model.device import chosen_checkpointing, chosen_device, chosen_dtype, chosen_offload
 from duolora.model.mount import Mount
-from duolora.model.sample import draw, images_at_once
+from duolora.model.sample import images_at_once, sample_images
 from tiny import random_adapter
 
 WAYS = ["none", "model", "sequential"]
@@ -53,7 +53,7 @@ def hooked(base) -> bool:
     return any(hasattr(module, "_hf_hook") for module in base.unet.modules())
 
 
-def test_pictures_are_the_same_when_networks_take_turns(base_folder):
+def test_images_are_the_same_when_networks_take_turns(base_folder):
     """On the CPU, where diffusers' hooks run all the same; with a mounted adapter, as in calibration."""
     drawn, seen = [], []
     for way in ("none", "model"):
@@ -62,13 +62,13 @@ def test_pictures_are_the_same_when_networks_take_turns(base_folder):
         base.offload = way
         adapter = random_adapter(base.unet, target_modules(base.unet))
         with Mount(base.unet, [adapter], "rank", base.device) as mount, mount.gating(mount.owned()):
-            pictures = draw(
+            images = sample_images(
                 base, ["a cat", "a house"], [1, 2], steps=2, before_step=lambda share, b=base: seen.append(hooked(b))
             )
         assert not hooked(base)
         base.release_encoders()
-        assert torch.isfinite(base.encode_images(pictures.clamp(-1, 1))).all()
-        drawn.append(torch.cat([pictures, draw(base, ["a cat"], [1], steps=2)]))
+        assert torch.isfinite(base.encode_images(images.clamp(-1, 1))).all()
+        drawn.append(torch.cat([images, sample_images(base, ["a cat"], [1], steps=2)]))
     assert seen == [False, False, True, True]
     torch.testing.assert_close(drawn[1], drawn[0], rtol=0, atol=1e-5)
 
@@ -121,7 +121,7 @@ def test_activations_are_computed_twice_where_the_card_is_small(base_folder, mon
 def test_another_resolution(base_folder):
     found = opened(BaseChoice(str(base_folder), "cpu", resolution=24))
     assert found.resolution == 24
-    assert draw(found, ["a cat"], [1], steps=2).shape == (1, 3, 24, 24)
+    assert sample_images(found, ["a cat"], [1], steps=2).shape == (1, 3, 24, 24)
     with pytest.raises(InputError, match="resolution: expected a multiple of 8 pixels, got 20"):
         load_base(base_folder, "cpu", resolution=20)
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageCms, PngImagePlugin, features
 
 from duolora.errors import FileRefused, InputError, Notice
 from duolora.model import image_files
-from duolora.model.image_files import HEIF_SUFFIXES, LARGEST, REDUCED, images_of, picture_files, read_image
+from duolora.model.image_files import HEIF_SUFFIXES, LARGEST, REDUCED, image_paths, images_of, read_image
 
 D50 = (0.9642, 1.0, 0.8249)
 PRIMARIES = {
@@ -121,8 +121,8 @@ def test_everything_that_pillow_opens_is_used(tmp_path):
         kinds["f.avif"] = "AVIF"
     for name, kind in kinds.items():
         seen().save(tmp_path / name, kind)
-    assert [p.name for p in picture_files(tmp_path)] == sorted(kinds)
-    assert all(read_image(p).size == (96, 64) for p in picture_files(tmp_path))
+    assert [p.name for p in image_paths(tmp_path)] == sorted(kinds)
+    assert all(read_image(p).size == (96, 64) for p in image_paths(tmp_path))
 
 
 def test_what_is_left_out_is_named_and_what_is_used_counted(tmp_path):
@@ -137,7 +137,7 @@ def test_what_is_left_out_is_named_and_what_is_used_counted(tmp_path):
     assert found.left_out == ("IMG_1.xheic", "empty/ (a folder)", "more/ (a folder with 2 images)", "notes.txt")
     assert str(found) == f"{tmp_path}: 1 image is used; left out: {', '.join(found.left_out)}"
     with pytest.warns(Notice, match="1 image is used; left out: IMG_1.xheic, empty/"):
-        assert picture_files(tmp_path) == [tmp_path / "a.png"]
+        assert image_paths(tmp_path) == [tmp_path / "a.png"]
     for k in range(20):
         (tmp_path / f"z{k}.txt").write_text("")
     assert str(images_of(tmp_path)).endswith("z1.txt and 18 more")

@@ -1,4 +1,4 @@
-"""Pictures as people have them: odd modes, rotation, animation, and files that are no pictures."""
+"""Images as people have them: odd modes, rotation, animation, and files that are no images."""
 
 from io import BytesIO
 
@@ -9,8 +9,8 @@ from PIL import Image
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import embed_files
 from duolora.metrics.encoders import load_embedder
-from duolora.model.image_files import picture_files, read_image
-from duolora.model.images import read_picture, read_pictures
+from duolora.model.image_files import image_paths, read_image
+from duolora.model.images import load_image, load_images
 
 RED_LEFT = np.zeros((5, 9, 3), np.uint8)
 RED_LEFT[:, :4, 0] = 250
@@ -84,7 +84,7 @@ def test_an_animation_is_its_first_frame(kind, tmp_path):
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 500), (333, 2)])
 def test_odd_sizes_become_squares(size, tmp_path):
-    assert read_picture(saved(Image.new("RGB", size), tmp_path / "x.png"), 32).shape == (3, 32, 32)
+    assert load_image(saved(Image.new("RGB", size), tmp_path / "x.png"), 32).shape == (3, 32, 32)
 
 
 @pytest.mark.parametrize("kind", ["png", "jpeg", "webp", "gif", "tiff", "bmp"])
@@ -110,8 +110,8 @@ def test_damaged_files_are_refused_or_read_and_nothing_else(kind, tmp_path):
     assert refused > 30
 
 
-@pytest.mark.parametrize("content", [b"", b"this is no picture", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_refused_by_name(content, tmp_path):
+@pytest.mark.parametrize("content", [b"", b"this is no image", b"\x89PNG\r\n\x1a\n"])
+def test_what_is_no_image_is_refused_by_name(content, tmp_path):
     (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(FileRefused, match=r"x\.png: not a readable image"):
         read_image(tmp_path / "x.png")
@@ -119,13 +119,13 @@ def test_what_is_no_picture_is_refused_by_name(content, tmp_path):
 
 def test_folders_say_what_they_lack(tmp_path):
     with pytest.raises(InputError, match="no images"):
-        picture_files(tmp_path)
+        image_paths(tmp_path)
     with pytest.raises(InputError, match="no such file or folder"):
-        picture_files(tmp_path / "nowhere")
+        image_paths(tmp_path / "nowhere")
 
 
-def test_training_and_evaluation_see_odd_pictures_alike(tmp_path):
-    """One picture in many clothes: all are learnt from and embedded as the plain one is."""
+def test_training_and_evaluation_see_odd_images_alike(tmp_path):
+    """One image in many clothes: all are trained on and embedded as the plain one is."""
     scene = Image.fromarray(np.random.default_rng(0).integers(0, 255, (12, 20, 3), np.uint8)).resize((100, 60))
     turned = Image.Exif()
     turned[274] = 3
@@ -145,22 +145,22 @@ def test_training_and_evaluation_see_odd_pictures_alike(tmp_path):
         "big-endian.tif": (Image.frombytes("I;16B", grey.size, deep.astype(">u2").tobytes()), {}),
     }
     encoder = load_embedder("atelier-image")
-    for name, pictures in (("rgb", rgb), ("grey", greys)):
+    for name, images in (("rgb", rgb), ("grey", greys)):
         folder = tmp_path / name
         folder.mkdir()
-        files = [saved(image, folder / file, **options) for file, (image, options) in pictures.items()]
-        learnt, seen = read_pictures(folder, 64), embed_files(encoder, sorted(files), None)
-        assert len(learnt) == len(seen) == len(pictures)
+        files = [saved(image, folder / file, **options) for file, (image, options) in images.items()]
+        learnt, seen = load_images(folder, 64), embed_files(encoder, sorted(files), None)
+        assert len(learnt) == len(seen) == len(images)
         assert (learnt - learnt[0]).abs().max() < 0.02, name
         assert (seen - seen[0]).abs().max() < 0.02, name
 
 
 def test_fit_decides_what_of_an_image_is_used(tmp_path):
     path = saved(Image.fromarray(RED_LEFT).resize((90, 50)), tmp_path / "x.png")
-    crop, pad, resize = (read_picture(path, 32, fit) for fit in ("crop", "pad", "resize"))
+    crop, pad, resize = (load_image(path, 32, fit) for fit in ("crop", "pad", "resize"))
     assert crop.shape == pad.shape == resize.shape == (3, 32, 32)
     assert (pad[:, 0] == 1).all() and (pad[:, -1] == 1).all() and pad[1, 16].max() < -0.9
     red = [float((x[0, 16] > 0.5).float().mean()) for x in (crop, resize)]
     assert red[1] == pytest.approx(4 / 9, abs=0.04) and red[0] < red[1] - 0.02
     with pytest.raises(InputError, match="fit: expected one of crop, pad, resize, got 'stretch'"):
-        read_picture(path, 32, "stretch")
+        load_image(path, 32, "stretch")

@@ -146,9 +146,9 @@ def test_the_constyle_loss_runs_on_a_network_and_trains_only_masks(base, mounted
     schedule, (x, t) = noise_schedule(base), noisy(2)
     prompts = Prompts(*PROMPTS)
     with mount:
-        for reading in ("masked", "teacher"):
+        for variant in ("masked", "teacher"):
             noise = torch.randn_like(x)
-            terms = constyle(denoise, schedule.process(), x, x.flip(0), t, noise, prompts, reading)
+            terms = constyle(denoise, schedule.process(), x, x.flip(0), t, noise, prompts, variant)
             (terms.reconstruction + terms.cycle_style + terms.cycle_content).backward()
     assert all(m.grad.isfinite().all() and m.grad.abs().sum() > 0 for part in masks for m in part.values())
     assert all(p.grad is None for p in base.unet.parameters())

@@ -11,7 +11,7 @@ from duolora.cli.common import one_line
 from duolora.errors import InputError, Notice
 from duolora.model.base import load_base
 from duolora.model.prompts import chunks, identifiers, refuse_unread, tell_unread, unread
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from recipes.atelier import architecture
 from recipes.atelier.architecture import save_tokenizer
 from tiny import tiny_pipeline
@@ -126,7 +126,7 @@ def test_long_prompts_are_read_in_chunks_as_sdxls_users_expect(of_clip):
 
 
 def test_words_after_the_first_chunk_change_the_image(of_clip):
-    one, other, again = draw(of_clip, [f"{LONG} cat", f"{LONG} house", f"{LONG} cat"], [0, 0, 0], 2)
+    one, other, again = sample_images(of_clip, [f"{LONG} cat", f"{LONG} house", f"{LONG} cat"], [0, 0, 0], 2)
     assert torch.equal(one, again) and not torch.equal(one, other)
 
 

@@ -9,7 +9,7 @@ from duolora.paper.constyle import ConstyleTerms, Process, Prompts, constyle, ov
 
 C, H, W, N, RANK = 2, 3, 3, 2, 3
 D = C * H * W
-READINGS = ["none", "masked", "teacher"]
+VARIANTS = ["none", "masked", "teacher"]
 SIGNAL = torch.linspace(0.99, 0.2, 10)
 PROMPTS = Prompts("content prompt", "style prompt", "both")
 
@@ -86,10 +86,10 @@ def inputs(seed=0):
     return x_c, x_s, torch.randint(0, 10, (N,), generator=g), noise
 
 
-def slow_constyle(toy, process, x_c, x_s, t, noise, reading):
-    """Sec. 3.4 sentence by sentence: one picture, one pass at a time."""
+def slow_constyle(toy, process, x_c, x_s, t, noise, variant):
+    """Sec. 3.4 sentence by sentence: one image, one pass at a time."""
     totals = torch.zeros(3)
-    via_c, via_s = ("content_masked", "style_masked") if reading == "masked" else ("content", "style")
+    via_c, via_s = ("content_masked", "style_masked") if variant == "masked" else ("content", "style")
     sides = ((x_c, PROMPTS.content, "content", via_s, 1), (x_s, PROMPTS.style, "style", via_c, 2))
     for x, prompt, own, via_other, term in sides:
         for b in range(N):
@@ -104,60 +104,60 @@ def slow_constyle(toy, process, x_c, x_s, t, noise, reading):
             x_t = process.add_noise(x[one], noise[one], t[one])
             teacher, student = pass_(x_t, prompt, own), pass_(x_t, prompt, "merged")
             totals[0] += (student - teacher).square().mean() / N
-            if reading == "none":
+            if variant == "none":
                 continue
             other = clean(x_t, pass_(x_t, PROMPTS.merged, via_other))
             other_t = process.add_noise(other, noise[one], t[one])
             back = pass_(other_t, prompt, via_other)
-            start = student if reading == "teacher" else teacher
+            start = student if variant == "teacher" else teacher
             totals[term] += (start - back).square().mean() / N
     return totals
 
 
-@pytest.mark.parametrize("reading", READINGS)
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("process", [epsilon_process(), velocity_process()], ids=["epsilon", "velocity"])
-def test_against_the_slow_reference(process, reading):
+def test_against_the_slow_reference(process, variant):
     toy = Toy()
-    terms = constyle(toy, process, *inputs(), PROMPTS, reading)
-    slow = slow_constyle(toy, process, *inputs(), reading)
+    terms = constyle(toy, process, *inputs(), PROMPTS, variant)
+    slow = slow_constyle(toy, process, *inputs(), variant)
     torch.testing.assert_close(torch.stack(astuple_of(terms)), slow)
-    assert reading == "none" or min(terms.cycle_style, terms.cycle_content) > 1e-4
+    assert variant == "none" or min(terms.cycle_style, terms.cycle_content) > 1e-4
 
 
 def astuple_of(terms):
     return [terms.reconstruction, terms.cycle_style, terms.cycle_content]
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_swapping_content_and_style_swaps_the_terms(reading):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_swapping_content_and_style_swaps_the_terms(variant):
     toy, (x_c, x_s, t, noise) = Toy(), inputs()
-    terms = constyle(toy, epsilon_process(), x_c, x_s, t, noise, PROMPTS, reading)
+    terms = constyle(toy, epsilon_process(), x_c, x_s, t, noise, PROMPTS, variant)
     mirror = Prompts(PROMPTS.style, PROMPTS.content, PROMPTS.merged)
-    other = constyle(toy.swapped(), epsilon_process(), x_s, x_c, t, noise, mirror, reading)
+    other = constyle(toy.swapped(), epsilon_process(), x_s, x_c, t, noise, mirror, variant)
     torch.testing.assert_close(terms.reconstruction, other.reconstruction)
     torch.testing.assert_close(terms.cycle_style, other.cycle_content)
     torch.testing.assert_close(terms.cycle_content, other.cycle_style)
 
 
 @pytest.mark.parametrize(
-    ("reading", "calls"),
+    ("variant", "calls"),
     [
         ("none", [(2 * N, False), (2 * N, True)]),
         ("teacher", [(4 * N, False), (2 * N, True), (2 * N, False)]),
         ("masked", [(2 * N, False), (4 * N, True), (2 * N, True)]),
     ],
 )
-def test_network_calls_with_their_batch_and_gradient(reading, calls):
+def test_network_calls_with_their_batch_and_gradient(variant, calls):
     toy = Toy()
-    constyle(toy, epsilon_process(), *inputs(), PROMPTS, reading)
+    constyle(toy, epsilon_process(), *inputs(), PROMPTS, variant)
     assert toy.calls == calls
 
 
-@pytest.mark.parametrize("reading", ["masked", "teacher"])
-def test_the_cycle_reaches_all_masks(reading):
+@pytest.mark.parametrize("variant", ["masked", "teacher"])
+def test_the_cycle_reaches_all_masks(variant):
     """As printed it does not: no merged LoRA occurs in MSE(I_cc, I_csc) + MSE(I_ss, I_scs)."""
     toy = Toy()
-    terms = constyle(toy, epsilon_process(), *inputs(), PROMPTS, reading)
+    terms = constyle(toy, epsilon_process(), *inputs(), PROMPTS, variant)
     cycle = terms.cycle_style + terms.cycle_content
     assert cycle > 0
     cycle.backward()
@@ -208,11 +208,11 @@ def test_the_same_arguments_give_the_same_numbers():
     assert not torch.isclose(value(), value(seed=1))
 
 
-@pytest.mark.parametrize("reading", READINGS)
-def test_no_gradient_is_built_while_evaluating(reading):
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_no_gradient_is_built_while_evaluating(variant):
     toy = Toy()
     with torch.no_grad():
-        terms = constyle(toy, epsilon_process(), *inputs(), PROMPTS, reading)
+        terms = constyle(toy, epsilon_process(), *inputs(), PROMPTS, variant)
     assert not any(value.requires_grad for value in astuple_of(terms))
     assert not any(grad for _, grad in toy.calls)
 

@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from duolora.paper import layer_prior as paper
 from duolora.paper.layer_prior import layer_prior_loss_of_sums, nuclear_norm

@@ -4,8 +4,7 @@ from itertools import product
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from duolora.paper import oneshot
 from duolora.paper.layer_prior import layer_prior as eq_1

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 import torch
 from diffusers import AutoencoderKL
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
 
 from duolora.atelier.data import as_input
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.styles import BASE_STYLES
-from duolora.model.defaults import base_place
+from duolora.model.defaults import base_path
 from recipes.atelier import base, latents, text, vae
 from recipes.atelier.architecture import new_vae, save_tokenizer
 from recipes.atelier.data import vae_image, vocabulary
@@ -162,7 +161,7 @@ def test_the_trained_vae_keeps_images():
 
 
 def test_a_run_can_begin_with_the_pipeline_that_ships(run):
-    pipeline = Path(str(base_place("atelier")))
+    pipeline = Path(str(base_path("atelier")))
     weights = base.first_weights(pipeline, pipeline)
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in run.model.state_dict().items()}
     assert {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.float32}

@@ -10,7 +10,7 @@ from command import run
 from duolora.api.merge import merge, options_of
 from duolora.api.train import TrainOptions, train
 from duolora.errors import InputError
-from duolora.model.images import read_picture
+from duolora.model.images import load_image
 from duolora.training.callbacks import SavedPreviews
 from duolora.training.tensorboard import event_log
 
@@ -31,13 +31,13 @@ class Notebook:
             (done, {half: torch.cat([m.clone() for m in found.values()]) for half, found in masks.items()})
         )
 
-    def preview(self, done, pictures):
-        self.shown[done] = pictures
+    def preview(self, done, images):
+        self.shown[done] = images
 
 
 def test_training_is_told_and_not_touched(base, photos, tmp_path):
     book = Notebook()
-    train(photos, "a cat", tmp_path / "a.safetensors", base, OPTIONS, progress=False, watch=book)
+    train(photos, "a cat", tmp_path / "a.safetensors", base, OPTIONS, progress=False, callback=book)
     train(photos, "a cat", tmp_path / "b.safetensors", base, OPTIONS, progress=False)
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     assert [(done, of) for done, of, _ in book.told] == [(1, 12), (11, 12)]
@@ -50,8 +50,8 @@ def test_a_merge_is_told_and_not_touched(base, loras, photos, tmp_path):
     book, options = Notebook(), options_of("duolora", steps=12)
     where = (photos, photos)
     paths = [tmp_path / f"{k}.safetensors" for k in range(2)]
-    for path, watch in zip(paths, (book, None), strict=True):
-        merge(*loras, path, "duolora", base, *where, options=options, progress=False, watch=watch)
+    for path, callback in zip(paths, (book, None), strict=True):
+        merge(*loras, path, "duolora", base, *where, options=options, progress=False, callback=callback)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert [done for done, _, _ in book.told] == [1, 11, 12]
     assert {"loss", "reconstruction", "cycle", "layer_prior"} == book.told[0][2].keys()
@@ -67,9 +67,9 @@ def test_previews_are_written_as_files_and_passed_on(base, folder, photos, tmp_p
     assert done.exit_code == 0, done.output
     names = ["000004-0.png", "000004-1.png", "000006-0.png", "000006-1.png"]
     assert [path.name for path in sorted((tmp_path / "a.previews").iterdir())] == names
-    train(photos, "a cat", out, base, OPTIONS, progress=False, watch=SavedPreviews(tmp_path / "b", 6, book))
+    train(photos, "a cat", out, base, OPTIONS, progress=False, callback=SavedPreviews(tmp_path / "b", 6, book))
     assert list(book.shown) == [6, 12] and [done for done, _, _ in book.told] == [1, 11]
-    shown = read_picture(tmp_path / "b" / "000012-0.png", base.resolution)
+    shown = load_image(tmp_path / "b" / "000012-0.png", base.resolution)
     assert (shown - book.shown[12][0].clamp(-1, 1)).abs().max() < 0.01
 
 
@@ -79,7 +79,7 @@ def test_a_watcher_can_stop_the_work(base, photos, tmp_path):
             raise InterruptedError
 
     with pytest.raises(InterruptedError):
-        train(photos, "a cat", tmp_path / "a.safetensors", base, OPTIONS, progress=False, watch=Impatient())
+        train(photos, "a cat", tmp_path / "a.safetensors", base, OPTIONS, progress=False, callback=Impatient())
     assert not any(name.startswith("lora") for name in dict(base.unet.named_modules()))
 
 
@@ -97,9 +97,9 @@ def test_event_files_can_be_read_back(base, loras, photos, tmp_path):
             base,
             photos,
             photos,
-            options=replace(options, pictures=1),
+            options=replace(options, calibration_images=1),
             progress=False,
-            watch=log,
+            callback=log,
         )
     found = EventAccumulator(str(tmp_path / "events"))
     found.Reload()

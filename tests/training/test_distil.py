@@ -13,7 +13,7 @@ from duolora.model.blocks import target_modules
 from duolora.training import distil as module
 from duolora.training.distil import TEACHER, DistilRecipe, distil, smaller_config, student_of
 
-RECIPE = DistilRecipe(updates=3, pictures=4, batch=1)
+RECIPE = DistilRecipe(steps=3, images=4, batch=1)
 CPU = torch.device("cpu")
 
 
@@ -56,7 +56,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_and_plain_diffusers_loads_it(tm
     with pytest.raises(KeyboardInterrupt):
         distil("vega", tmp_path / "parts", RECIPE, CPU)
     parts = distil("vega", tmp_path / "parts", RECIPE, CPU)
-    assert calls == 4, "two updates, the stopped one, and that one again"
+    assert calls == 4, "two steps, the stopped one, and that one again"
     assert [p.name for p in (tmp_path / "parts").iterdir()] == [whole.name] == [parts.name]
     weights = "unet/diffusion_pytorch_model.safetensors"
     assert (parts / weights).read_bytes() == (whole / weights).read_bytes()
@@ -70,5 +70,5 @@ def test_a_stopped_run_goes_on_to_the_same_bytes_and_plain_diffusers_loads_it(tm
 
 
 def test_numbers_below_one_are_refused(tmp_path):
-    with pytest.raises(InputError, match="updates"):
-        distil("vega", tmp_path, replace(RECIPE, updates=0), CPU)
+    with pytest.raises(InputError, match="steps"):
+        distil("vega", tmp_path, replace(RECIPE, steps=0), CPU)

@@ -14,7 +14,7 @@ OPTIONS = TrainOptions(rank=2, steps=230, batch=1, lr=1e12)
 
 
 class Counting:
-    """A watcher that notes how far a run came."""
+    """A callback that notes how far a run came."""
 
     previews = 0
 
@@ -26,13 +26,13 @@ class Counting:
 
     def masks(self, done, masks): ...
 
-    def preview(self, done, pictures): ...
+    def preview(self, done, images): ...
 
 
 def test_a_run_that_diverges_stops_at_once_and_names_the_learning_rate(base, photos, tmp_path):
     seen = Counting()
     with pytest.raises(DuoLoRAError, match=r"step \d+: the loss is (nan|inf).*lower --lr \(it was 1e\+12\)"):
-        train(photos, "a sks cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False, watch=seen)
+        train(photos, "a sks cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False, callback=seen)
     assert seen.steps == [1]
     assert not list(tmp_path.iterdir())
     train(photos, "a sks cat", tmp_path / "x.safetensors", base, replace(OPTIONS, lr=1e-3, steps=2), progress=False)

@@ -48,7 +48,7 @@ def test_a_command_says_what_was_kept(capsys):
 
 
 class Pressing:
-    """A watcher that presses Ctrl-C at the first step."""
+    """A callback that presses Ctrl-C at the first step."""
 
     previews = 0
 
@@ -59,7 +59,7 @@ class Pressing:
     def masks(self, done, masks):
         """Nothing."""
 
-    def preview(self, done, pictures):
+    def preview(self, done, images):
         """Nothing."""
 
 
@@ -67,7 +67,7 @@ class Pressing:
 def test_a_stopped_training_goes_on_to_the_same_bytes(base, photos, tmp_path, save_every):
     options, out = TrainOptions(rank=1, steps=4, batch=1, lr=1e-2), tmp_path / "stopped.safetensors"
     with pytest.raises(KeyboardInterrupt, match="stopped after 1 of 4 steps; the same command goes on"):
-        train(photos, "a sks cat", out, base, options, False, Pressing(), save_every=save_every)
+        train(photos, "a sks cat", out, base, options, False, callback=Pressing(), save_every=save_every)
     assert len(list(tmp_path.glob(".stopped.*.ckpt.safetensors"))) == 1
     assert not out.exists()
     done = train(photos, "a sks cat", out, base, options, False, save_every=save_every)

@@ -1,4 +1,4 @@
-"""PairCustomization: two LoRAs, orthogonal, learnt together, and the guidance by style."""
+"""PairCustomization: two LoRAs, orthogonal, trained together, and the guidance by style."""
 
 import pytest
 import torch
@@ -6,15 +6,15 @@ import torch
 from duolora.api.train import TrainOptions
 from duolora.model.base import load_base
 from duolora.model.blocks import target_modules
-from duolora.model.images import read_pictures
-from duolora.training.pair_customization import draw_with_style_guidance, train_pair
+from duolora.model.images import load_images
+from duolora.training.pair_customization import sample_with_style_guidance, train_pair
 
 OPTIONS = TrainOptions(rank=4, steps=6, batch=2, lr=1e-2)
 
 
 def trained(base, photos):
-    pictures = read_pictures(photos, base.resolution)
-    return train_pair(base, pictures, pictures.flip(0), "a sks cat", "a sks cat in zwx style", OPTIONS, progress=False)
+    images = load_images(photos, base.resolution)
+    return train_pair(base, images, images.flip(0), "a sks cat", "a sks cat in zwx style", OPTIONS, progress=False)
 
 
 def test_the_two_are_orthogonal_and_both_learn(base, photos):
@@ -44,7 +44,7 @@ def test_style_guidance_of_zero_leaves_the_content_alone(base, photos):
     pair = trained(base, photos)
 
     def drawn(strength: float, prompt: str = "a sks cat in zwx style") -> torch.Tensor:
-        return draw_with_style_guidance(base, pair, "a sks cat", [prompt], [3], strength, 2.0, steps=3)
+        return sample_with_style_guidance(base, pair, "a sks cat", [prompt], [3], strength, 2.0, steps=3)
 
     plain = drawn(0.0)
     assert torch.equal(plain, drawn(0.0, "a house"))

@@ -15,14 +15,14 @@ from duolora.model.mount import Mount
 from duolora.model.predict import mounted_unet
 from duolora.textfiles import read_lines
 from duolora.training import prior_preservation
-from duolora.training.prior_preservation import DRAWS, class_images, kept
+from duolora.training.prior_preservation import NOISE_LEVELS, class_images, class_predictions
 
 PROMPTS = ("a red house", "a zwx thing in sepia style", "a blue boat at night")
 
 
 def told(base, adapter, prompts):
-    """What the UNet says under a LoRA, or alone, about the pictures that stay."""
-    stays = kept(base, prompts)
+    """What the UNet says under a LoRA, or alone, about the images that stay."""
+    stays = class_predictions(base, prompts)
     names = [prompts[int(k)] for k in stays.prompt]
     with Mount(base.unet, [adapter.modules], "rank", base.device) as mount, torch.no_grad():
         unet = mounted_unet(base, mount, prompts, base.resolution, base.resolution)
@@ -31,8 +31,8 @@ def told(base, adapter, prompts):
 
 
 def test_what_stays_is_what_the_base_predicts(base, loras):
-    stays = kept(base, PROMPTS)
-    assert len(stays.t) == DRAWS * len(PROMPTS)
+    stays = class_predictions(base, PROMPTS)
+    assert len(stays.t) == NOISE_LEVELS * len(PROMPTS)
     assert sorted(set(stays.prompt.tolist())) == [0, 1, 2]
     torch.testing.assert_close(stays.predicted, told(base, read_adapter(loras[0]), PROMPTS)[1], rtol=1e-4, atol=1e-5)
 
@@ -40,7 +40,7 @@ def test_what_stays_is_what_the_base_predicts(base, loras):
 def test_a_lora_changes_less_of_what_it_is_to_keep(base, photos, tmp_path):
     changes = []
     for keep in ((), PROMPTS):
-        options = replace(TrainOptions(rank=4, steps=60, batch=2, lr=1e-2), keep=keep)
+        options = replace(TrainOptions(rank=4, steps=60, batch=2, lr=1e-2), class_prompts=keep)
         out = train(photos, "a sks cat", tmp_path / f"{len(keep)}.safetensors", base, options, progress=False)
         with_lora, alone = told(base, read_adapter(out.path), PROMPTS)
         changes.append(float((with_lora - alone).square().mean()))
@@ -50,7 +50,7 @@ def test_a_lora_changes_less_of_what_it_is_to_keep(base, photos, tmp_path):
 def test_class_images_are_kept_from_run_to_run(base, tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     first = class_images(base, PROMPTS, 0)
-    monkeypatch.setattr(prior_preservation, "draw", lambda *_, **__: pytest.fail("they are generated again"))
+    monkeypatch.setattr(prior_preservation, "sample_images", lambda *_, **__: pytest.fail("they are generated again"))
     assert torch.equal(class_images(base, PROMPTS, 0), first)
     for others in ((PROMPTS[:2], 0), (PROMPTS, 1)):
         with pytest.raises(pytest.fail.Exception, match="generated again"):
@@ -61,7 +61,7 @@ def test_few_sets_of_class_images_are_kept_and_a_damaged_one_is_made_again(base,
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(prior_preservation, "CACHED", 2)
     monkeypatch.setattr(
-        prior_preservation, "draw", lambda base, prompts, *_, **__: torch.zeros(len(prompts), 3, 16, 16)
+        prior_preservation, "sample_images", lambda base, prompts, *_, **__: torch.zeros(len(prompts), 3, 16, 16)
     )
     for seed in range(3):
         class_images(base, PROMPTS, seed)
@@ -90,7 +90,7 @@ def test_prompts_are_the_lines_of_a_file(tmp_path):
     assert read_lines(tmp_path / "keep.txt") == ("a red house",)
     (tmp_path / "none.txt").touch()
     assert read_lines(tmp_path / "none.txt") == ()
-    (tmp_path / "picture.png").write_bytes(b"\x89PNG\xff")
-    for name in ("picture.png", "missing.txt"):
+    (tmp_path / "image.png").write_bytes(b"\x89PNG\xff")
+    for name in ("image.png", "missing.txt"):
         with pytest.raises(InputError, match=name):
             read_lines(tmp_path / name)

@@ -35,8 +35,8 @@ class Odd:
         while True:
             tell(News("on and on")) if what == "talk" else time.sleep(0.01)
 
-    def draw(self, what, tell):
-        return {"drawn": torch.ones(what)}
+    def generate(self, what, tell):
+        return {"sampling": torch.ones(what)}
 
 
 @pytest.fixture(scope="module")
@@ -88,16 +88,16 @@ def test_stop_stops_even_what_hangs_and_the_next_job_works(jobs, worker, what):
         job.result()
     assert (worker._process is process) == (what == "talk"), "what stops by itself keeps its base"
     assert not any(jobs.folder.iterdir())
-    draw = jobs.start("draw", 2)
+    draw = jobs.start("generate", 2)
     ended(draw)
-    assert torch.equal(draw.result()["drawn"], torch.ones(2))
+    assert torch.equal(draw.result()["sampling"], torch.ones(2))
 
 
 def test_work_that_dies_is_told_and_the_next_job_works(jobs):
     job = jobs.make(asked("die"))
     ended(job)
     assert "ended by itself" in str(job.error) and not any(jobs.folder.iterdir())
-    draw = jobs.start("draw", 2)
+    draw = jobs.start("generate", 2)
     ended(draw)
     assert draw.error is None
 

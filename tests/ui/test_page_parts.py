@@ -55,7 +55,7 @@ def test_every_method_is_offered_with_its_help(gr):
 
 
 def test_what_is_empty_is_not_shown(gr):
-    for id in ("previews", "pictures", "side-by-side"):
+    for id in ("previews", "images", "side-by-side"):
         assert named(gr, "Gallery", id).kwargs["visible"] is False
 
 
@@ -70,14 +70,25 @@ def test_numbers_are_checked_as_on_the_command_line():
 def acts(gr):
     """What the buttons do, with parts that can be told apart."""
     made = Acts(gr, MagicMock(spec=Jobs))
-    for name in ("go", "draw", "against", "write", "halt", "working", "number", "status", "previews", "draw_status"):
+    for name in (
+        "go",
+        "generate",
+        "against",
+        "write",
+        "halt",
+        "working",
+        "number",
+        "status",
+        "previews",
+        "generate_status",
+    ):
         setattr(made.at, name, name)
-    made.at.pictures = "pictures"
+    made.at.images = "images"
     return made
 
 
 def job_of(found=None, error=None):
-    job = Job("draw", ())
+    job = Job("generate", ())
     job.now = News("going")
     job.end(found, error)
     job.news = lambda: iter([News("one"), News("two")])
@@ -86,31 +97,31 @@ def job_of(found=None, error=None):
 
 def test_buttons_are_disabled_while_something_is_done_and_stop_while_nothing_is(acts):
     acts.jobs.start.return_value = job_of(["image"])
-    *during, after = acts.redraw(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
+    *during, after = acts.regenerate(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
     assert len(during) == 2
     for change, busy in [*((change, True) for change in during), (after, False)]:
         assert bool(change["working"]) == busy
-        assert all(change[name].given == {"interactive": not busy} for name in ("go", "draw", "against", "write"))
+        assert all(change[name].given == {"interactive": not busy} for name in ("go", "generate", "against", "write"))
         assert change["halt"].given == {"interactive": busy}
-    assert after["draw_status"] == "" and after["pictures"].given["visible"]
+    assert after["generate_status"] == "" and after["images"].given["visible"]
 
 
 def test_an_error_is_told_in_its_own_line_and_goes_when_the_next_thing_works(acts):
     acts.jobs.start.return_value = job_of(error=InputError("no <b>"))
-    *_, after = acts.redraw(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
-    assert "no &lt;b&gt;" in after["draw_status"] and "bad" in after["draw_status"] and "pictures" not in after
+    *_, after = acts.regenerate(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
+    assert "no &lt;b&gt;" in after["generate_status"] and "bad" in after["generate_status"] and "images" not in after
     acts.jobs.start.return_value = job_of(["image"])
-    *_, after = acts.redraw(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
-    assert after["draw_status"] == ""
-    (said,) = acts.redraw(0, None, 4, 0, "a cat", 1.0, 1.0)
-    assert "make a LoRA first" in said["draw_status"]
-    (said,) = acts.redraw(0, MagicMock(spec=Made), 0, 0, "a cat", 1.0, 1.0)
-    assert "images: expected a whole number from 1 to 16, got 0" in said["draw_status"]
+    *_, after = acts.regenerate(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
+    assert after["generate_status"] == ""
+    (said,) = acts.regenerate(0, None, 4, 0, "a cat", 1.0, 1.0)
+    assert "make a LoRA first" in said["generate_status"]
+    (said,) = acts.regenerate(0, MagicMock(spec=Made), 0, 0, "a cat", 1.0, 1.0)
+    assert "images: expected a whole number from 1 to 16, got 0" in said["generate_status"]
 
 
 def test_stop_is_for_what_this_page_is_doing(acts):
     acts.jobs.start.return_value = job = job_of()
-    running = acts.redraw(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
+    running = acts.regenerate(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
     working = next(running)["working"]
     acts.stop(0)
     acts.jobs.stop.assert_not_called()

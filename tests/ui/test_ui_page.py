@@ -44,22 +44,22 @@ def url(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    """What a person brings: photos of a thing, one picture of a look."""
+def images(tmp_path_factory):
+    """What a person brings: photos of a thing, one image of a look."""
     from duolora.api.demo import PAIR
     from duolora.atelier.pairs import rendered
 
     folder, found = tmp_path_factory.mktemp("brought"), {}
     for kind, scenes in (("content", PAIR.content_scenes()[:2]), ("style", [PAIR.style_scene()])):
         found[kind] = []
-        for k, picture in enumerate(rendered(scenes)):
+        for k, image in enumerate(rendered(scenes)):
             found[kind].append(folder / f"{kind}{k}.png")
-            Image.fromarray(picture).save(found[kind][-1])
+            Image.fromarray(image).save(found[kind][-1])
     return found
 
 
 def shown(page, gallery, count, before=()):
-    """The bytes of a gallery's pictures, once there are so many, and others than before."""
+    """The bytes of a gallery's images, once there are so many, and others than before."""
     images = page.locator(f"#{gallery} .grid-container img")
     expect(images).to_have_count(count, timeout=600_000)
     for k in range(20):
@@ -67,14 +67,14 @@ def shown(page, gallery, count, before=()):
         if found != before:
             return found
         page.wait_for_timeout(500 * (k + 1))
-    raise AssertionError(f"{gallery}: the pictures have not changed")
+    raise AssertionError(f"{gallery}: the images have not changed")
 
 
-def test_from_pictures_to_a_file(url, pictures, tmp_path):
+def test_from_images_to_a_file(url, images, tmp_path):
     with chromium() as browser, opened(browser, url, accept_downloads=True) as page:
-        for kind, files in pictures.items():
-            page.set_input_files(f"#{kind}-pictures input[type=file]", files)
-            expect(page.locator(f"#{kind}-pictures .grid-container img")).to_have_count(len(files))
+        for kind, files in images.items():
+            page.set_input_files(f"#{kind}-images input[type=file]", files)
+            expect(page.locator(f"#{kind}-images .grid-container img")).to_have_count(len(files))
             assert page.input_value(f"#{kind}-prompt textarea") == ""
             page.fill(f"#{kind}-prompt textarea", WORDS[kind])
         page.click("#more button")
@@ -88,22 +88,22 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
         expect(page.locator("#make")).to_be_enabled()
         assert re.search(r"off by at most \de-\d+", page.inner_text("#status"))
         assert " in " in page.input_value("#prompt textarea")
-        first = shown(page, "pictures", 4)
+        first = shown(page, "images", 4)
         bar = page.locator("#weight-style input[type=range]")
         box = bar.bounding_box()
         bar.click(position={"x": 2, "y": box["height"] / 2})
-        second = shown(page, "pictures", 2, first)
+        second = shown(page, "images", 2, first)
         assert Image.open(io.BytesIO(first[0])).size == (256, 256)
-        assert second[0] != first[0], "the look at no strength draws another picture from the same seed"
+        assert second[0] != first[0], "the style at no strength generates another image from the same seed"
         page.click("#compare-part button")
         for method in ("ziplora", "duolora"):
             page.get_by_label(method, exact=True).uncheck()
         page.get_by_label("blora", exact=True).check()
         page.click("#compare")
         assert len(set(shown(page, "side-by-side", 8))) == 6, "two methods of two images, each row after its references"
-        for gallery in ("pictures", "side-by-side"):
+        for gallery in ("images", "side-by-side"):
             cut = page.locator(f"#{gallery} .grid-wrap").evaluate("e => e.scrollHeight - e.clientHeight")
-            assert cut < 20, f"{gallery}: pictures are cut off"
+            assert cut < 20, f"{gallery}: images are cut off"
         for format, mark in (("kohya", ".alpha"), ("diffusers", ".lora_A.weight")):
             page.click("#format input")
             page.get_by_role("option", name=format).click()
@@ -116,7 +116,7 @@ def test_from_pictures_to_a_file(url, pictures, tmp_path):
             assert any(key.endswith(mark) for key in entries)
         page.set_viewport_size({"width": 390, "height": 900})
         assert page.evaluate("document.documentElement.scrollWidth") == 390, "nothing sticks out on a phone"
-        assert read_adapter(tmp_path / "diffusers.safetensors").recipe["weights"]["style"] == 0
+        assert read_adapter(tmp_path / "diffusers.safetensors").metadata["weights"]["style"] == 0
 
 
 def test_errors_are_shown(url, tmp_path):
@@ -125,8 +125,8 @@ def test_errors_are_shown(url, tmp_path):
     with chromium() as browser, opened(browser, url) as page:
         page.click("#make")
         page.wait_for_selector("#status .bad:has-text('the subject: expected images or a LoRA file')")
-        page.click("#draw")
-        page.wait_for_selector("#draw-status .bad:has-text('make a LoRA first')")
+        page.click("#generate")
+        page.wait_for_selector("#generate-status .bad:has-text('make a LoRA first')")
         for kind in ("content", "style"):
             page.set_input_files(f"#{kind}-lora input[type=file]", broken)
             page.wait_for_selector(f"#{kind}-wrong .bad:has-text('broken.safetensors')")
@@ -141,7 +141,7 @@ def test_a_job_is_its_pages_own_and_a_reload_finds_it(url):
         for page, example in ((first, 0), (second, 1)):
             page.goto(url)
             page.locator(".example").nth(example).click()
-            expect(page.locator("#style-pictures .grid-container img")).to_have_count(1, timeout=60_000)
+            expect(page.locator("#style-images .grid-container img")).to_have_count(1, timeout=60_000)
             page.click("#make")
             expect(page.locator("#make")).to_be_disabled(timeout=60_000)
         second.click("#stop")

@@ -51,10 +51,10 @@ def pixels(images):
 
 
 def test_strengths_act_at_once_and_exactly(studio, made):
-    whole = pixels(studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, told))
-    nothing = pixels(studio.draw(made, made.prompt, 0.0, 0.0, 1, 0, told))
-    nearly = pixels(studio.draw(made, made.prompt, 1.0, 0.999999, 1, 0, told))
-    assert np.abs(whole - nearly).max() <= 2, "the two halves at full strength are the merge"
+    whole = pixels(studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, told))
+    nothing = pixels(studio.generate(made, made.prompt, 0.0, 0.0, 1, 0, told))
+    nearly = pixels(studio.generate(made, made.prompt, 1.0, 0.999999, 1, 0, told))
+    assert np.abs(whole - nearly).max() <= 2, "the two parts at full strength are the merge"
     assert np.abs(whole - nothing).max() > 2
     assert made.prompt == "a sks cat in zwx style"
 
@@ -74,7 +74,7 @@ def test_what_comes_on_the_way_is_named_and_counted_too(monkeypatch):
 def test_generating_can_be_stopped_and_says_how_far_it_is(studio, made, monkeypatch):
     monkeypatch.setattr(work, "EVERY", 0)
     news = []
-    studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, news.append)
+    studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, news.append)
     assert [(n.done, n.of) for n in news[1:]] == [(k + 1, STEPS) for k in range(STEPS)]
 
     def stop(news):
@@ -82,8 +82,8 @@ def test_generating_can_be_stopped_and_says_how_far_it_is(studio, made, monkeypa
             raise InputError("stop")
 
     with pytest.raises(InputError, match="stop"):
-        studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, stop)
-    assert np.array_equal(*(pixels(studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, told)) for _ in range(2)))
+        studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, stop)
+    assert np.array_equal(*(pixels(studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, told)) for _ in range(2)))
 
 
 def test_every_format(studio, made):
@@ -105,7 +105,7 @@ def test_methods_side_by_side_at_the_same_strengths(studio, made):
     news = []
     found = studio.compare(made, ["naive", "ziprank"], made.prompt, 1.0, 1.0, 1, 0, news.append)
     assert list(found) == ["naive", "ziprank"]
-    assert np.array_equal(pixels(found["ziprank"]), pixels(studio.draw(made, made.prompt, 1.0, 1.0, 1, 0, told)))
+    assert np.array_equal(pixels(found["ziprank"]), pixels(studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, told)))
     stages = ["Merging by naive", "Generating by naive", "Generating by ziprank"]
     assert list(dict.fromkeys(n.stage for n in news)) == stages
     again = []
@@ -156,7 +156,7 @@ def test_what_cannot_be_made_is_said_before_any_work(studio, made, folder, photo
         studio.make(asked, tmp_path / "x" / "001", told)
     assert worded(refused.value, asked, tmp_path / "x" / "001").startswith("the style's file broken.safetensors")
     with pytest.raises(InputError, match="words for what to generate"):
-        studio.draw(made, " ", 1.0, 1.0, 1, 0, told)
+        studio.generate(made, " ", 1.0, 1.0, 1, 0, told)
     with pytest.raises(InputError, match="tick some"):
         studio.compare(made, [], made.prompt, 1.0, 1.0, 1, 0, told)
 

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import Unpack, get_args
 
 from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter
@@ -13,15 +13,13 @@ from duolora.lora.families import common
 from duolora.lora.on_demand import OnDemand, in_float32, outlines
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
-from duolora.lora.verify import Proof
-from duolora.lora.write.atomic import check_out
-from duolora.lora.write.file import write_adapter
-from duolora.merging.export import dtype_of
+from duolora.lora.verify import Verification
+from duolora.merging.export import Output, checked_output, export
 from duolora.merging.fold import Kind
 from duolora.merging.options import MergeOptions, options_of
 from duolora.merging.several import Taught, merged_at_once
-from duolora.model.base import Base, BaseChoice, opened, place_of
-from duolora.options import DEFAULT_FORMAT, Format, check, word
+from duolora.model.base import Base, BaseChoice, opened, path_of
+from duolora.options import Format, Written, check, word
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.provenance import versions
 
@@ -31,7 +29,7 @@ class Composed:
     """The file, how its strength was verified, and what the composed files hold besides LoRAs."""
 
     path: Path
-    proof: Proof
+    verification: Verification
     left_out: tuple[str, ...] = ()
     """Parts that are not carried over, such as bundled embeddings."""
 
@@ -40,9 +38,7 @@ def compose(
     loras: Sequence[str | Path],
     out: str | Path,
     weights: Sequence[float] | None = None,
-    format: str = DEFAULT_FORMAT,
-    dtype: str = "float16",
-    overwrite: bool = True,
+    **written: Unpack[Written],
 ) -> Composed:
     """Write Σ αᵢ ΔWᵢ of the LoRA files to `out`; the rank of a module is the sum of its ranks.
 
@@ -57,40 +53,35 @@ def compose(
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
-    paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
+    paths = [Path(path).expanduser() for path in loras]
     chosen = _weights(paths, weights)
-    kind = word("format", format, get_args(Format))
-    check_out(target, paths, overwrite)
+    to = checked_output(out, written, Format, paths)
     adapters = [read_adapter(path, as_stored=True) for path in paths]
     families = common(zip(paths, (adapter.families for adapter in adapters), strict=True))
-    if weights is None and all(adapter.recipe.get("made_by") == "duolora merge" for adapter in adapters):
+    if weights is None and all(adapter.metadata.get("made_by") == "duolora merge" for adapter in adapters):
         share = f"{1 / len(paths):.3g}"
         warnings.warn(
             f"these are merges, added up whole; for their mean, as in Sec. 3.5, give each the weight {share}",
             Notice, stacklevel=2,
         )  # fmt: skip
     sources = [
-        {"file": source_hash(path), "name": path.name, "weight": weight, "prompt": adapter.recipe.get("prompt")}
+        {"file": source_hash(path), "name": path.name, "weight": weight, "prompt": adapter.metadata.get("prompt")}
         for path, weight, adapter in zip(paths, chosen, adapters, strict=True)
     ]
-    recipe: dict[str, object] = {
+    metadata: dict[str, object] = {
         "made_by": "duolora compose", "architecture": " or ".join(families), "sources": sources, "versions": versions(),
+        **_left_out(adapters),
     }  # fmt: skip
-    left_out = left_out_of(adapters, recipe)
-    whole = composed(adapters, chosen, recipe)
-    proof = write_adapter(target, whole, dtype_of(dtype), kind)
-    return Composed(target, proof, left_out)
+    return _written(to, composed(adapters, chosen, metadata))
 
 
-def left_out_of(adapters: Sequence[Adapter], recipe: dict[str, object]) -> tuple[str, ...]:
-    """What the adapters hold besides LoRAs; the metadata say so, too."""
-    found = tuple(dict.fromkeys(part for adapter in adapters for part in adapter.left_out))
-    if found:
-        recipe["left_out"] = list(found)
-    return found
+def _left_out(adapters: Sequence[Adapter]) -> dict[str, list[str]]:
+    """What the adapters hold besides LoRAs, as the metadata say it, if there is anything."""
+    found = list(dict.fromkeys(part for adapter in adapters for part in adapter.left_out))
+    return {"left_out": found} if found else {}
 
 
-def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict[str, object]) -> Adapter:
+def composed(adapters: Sequence[Adapter], weights: Sequence[float], metadata: dict[str, object]) -> Adapter:
     """The weighted sum; a module that only some cover is the sum of those.
 
     Raises:
@@ -108,7 +99,7 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], recipe: dict
     sketched = [(outlines(modules), weight) for modules, weight in sources]
     modules = OnDemand({name: _sum(sketched, name) for name in found}, lambda name: _sum(sources, name))
     families = common((f"LoRA {k}", adapter.families) for k, adapter in enumerate(adapters, 1))
-    return Adapter(modules, recipe, notes=_notes(adapters), families=families)
+    return Adapter(modules, metadata, notes=_notes(adapters), families=families)
 
 
 def _sum(sources: Sequence[tuple[Mapping[str, LowRank], float]], name: str) -> LowRank:
@@ -130,6 +121,13 @@ def _weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[flo
     return chosen
 
 
+class ComposeKeywords(Written, total=False):
+    """What `compose_at_once` takes by keyword only; it says what each is."""
+
+    merged_prompt: str | None
+    progress: bool
+
+
 def compose_at_once(
     loras: Sequence[str | Path],
     out: str | Path,
@@ -137,12 +135,8 @@ def compose_at_once(
     prompts: Sequence[str] = (),
     images: Sequence[str | Path | None] = (),
     kinds: Sequence[str] = (),
-    merged_prompt: str | None = None,
     options: MergeOptions | None = None,
-    format: str = DEFAULT_FORMAT,
-    dtype: str = "float16",
-    progress: bool = True,
-    overwrite: bool = True,
+    **given: Unpack[ComposeKeywords],
 ) -> Composed:
     """Merge any number of LoRAs at once, each with masks in closed form (`merge` with the method oneshot, for more).
 
@@ -164,37 +158,41 @@ def compose_at_once(
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
-    paths, target = [Path(path).expanduser() for path in loras], Path(out).expanduser()
+    paths = [Path(path).expanduser() for path in loras]
     if len(paths) < 2:
         raise InputError(f"expected at least two LoRA files to merge, got {len(paths)}")
-    options, written = options or one_shot_options(kinds), (dtype_of(dtype), word("format", format, get_args(Format)))
-    check(options)
-    for name, given in (("prompts", prompts), ("images", images), ("kinds", kinds)):
-        if given and len(given) != len(paths):
-            raise InputError(f"{name}: expected {len(paths)}, one for each file, got {len(given)}")
-    check_out(target, [*paths, place_of(base)], overwrite)
+    check(options := options or one_shot_options(kinds))
+    for name, each in (("prompts", prompts), ("images", images), ("kinds", kinds)):
+        if each and len(each) != len(paths):
+            raise InputError(f"{name}: expected {len(paths)}, one for each file, got {len(each)}")
+    to = checked_output(out, given, Format, [*paths, path_of(base)])
     adapters = [read_adapter(path) for path in paths]
     said = _prompts(paths, adapters, prompts)
     loaded = opened(base)
     for path, adapter in zip(paths, adapters, strict=True):
         check_fits(adapter, loaded.lora_shapes(), path)
-    chosen, pictures = kinds or ["content"] * len(paths), images or [None] * len(paths)
+    chosen, images = kinds or ["content"] * len(paths), images or [None] * len(paths)
     taught = [
         Taught(adapter, prompt, word("kinds", kind, get_args(Kind)), found)
-        for adapter, prompt, kind, found in zip(adapters, said, chosen, pictures, strict=True)
+        for adapter, prompt, kind, found in zip(adapters, said, chosen, images, strict=True)
     ]
-    together = merged_prompt or ", ".join(each.prompt for each in taught)
-    modules = merged_at_once(loaded, taught, options, progress)
-    recipe: dict[str, object] = {
+    together = given.get("merged_prompt") or ", ".join(each.prompt for each in taught)
+    modules = merged_at_once(loaded, taught, options, given.get("progress", True))
+    metadata: dict[str, object] = {
         "made_by": "duolora compose", "method": "oneshot", "base": loaded.name, "prompt": together,
         "sources": [
             {"file": source_hash(path), "name": path.name, "prompt": each.prompt, "kind": each.kind}
             for path, each in zip(paths, taught, strict=True)
         ],
-        "options": asdict(options), "versions": versions(),
+        "options": asdict(options), "versions": versions(), **_left_out(adapters),
     }  # fmt: skip
-    left_out = left_out_of(adapters, recipe)
-    return Composed(target, write_adapter(target, Adapter(modules, recipe, notes=_notes(adapters)), *written), left_out)
+    return _written(to, Adapter(modules, metadata, notes=_notes(adapters)))
+
+
+def _written(to: Output, whole: Adapter) -> Composed:
+    left_out = whole.metadata.get("left_out")
+    done = export(to.path, whole, to.format, to.dtype)
+    return Composed(to.path, done.verification, tuple(left_out) if isinstance(left_out, list) else ())
 
 
 def one_shot_options(kinds: Sequence[str], **changes: object) -> MergeOptions:
@@ -207,7 +205,7 @@ def _prompts(paths: Sequence[Path], adapters: Sequence[Adapter], given: Sequence
     """The trigger prompt of each LoRA: as given, or from the files' metadata."""
     found = []
     for path, adapter, prompt in zip(paths, adapters, given or [""] * len(paths), strict=True):
-        said = prompt or adapter.recipe.get("prompt")
+        said = prompt or adapter.metadata.get("prompt")
         if not isinstance(said, str) or not said.strip():
             raise InputError(f"{path}: its file names no prompt or trigger word; give one for each file with --prompt")
         found.append(said)

@@ -3,19 +3,30 @@
 import math
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import get_args
+from typing import TypedDict, Unpack
 
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.compress import Lost, lost, pruned, squeezed
 from duolora.lora.on_demand import in_float32, mapped
-from duolora.lora.parts import weighed
+from duolora.lora.parts import reweighted
 from duolora.lora.read.file import read_adapter
-from duolora.lora.verify import Proof
-from duolora.lora.write.atomic import check_export
-from duolora.merging.export import dtype_of, export
+from duolora.lora.verify import Verification
+from duolora.merging.export import checked_output, export
 from duolora.merging.mask_file import is_mask_file, read_masks, rebuilt
-from duolora.options import DEFAULT_FORMAT, Export, word
+from duolora.options import DEFAULT_FORMAT, Export, Written
+
+
+class Changes(TypedDict, total=False):
+    """What `convert` changes besides the format; it says what each is."""
+
+    content: str | Path | None
+    style: str | Path | None
+    content_weight: float
+    style_weight: float
+    threshold: float | None
+    energy: float | None
+    rank: int | None
 
 
 @dataclass(frozen=True)
@@ -23,7 +34,7 @@ class Converted:
     """The files, how their strength was verified, and what was lost by making them smaller."""
 
     paths: tuple[Path, ...]
-    proof: Proof
+    verification: Verification
     lost: Lost | None = None
     left_out: tuple[str, ...] = ()
 
@@ -33,14 +44,8 @@ def convert(
     out: str | Path,
     format: str = DEFAULT_FORMAT,
     dtype: str = "float16",
-    content: str | Path | None = None,
-    style: str | Path | None = None,
-    content_weight: float = 1.0,
-    style_weight: float = 1.0,
-    threshold: float | None = None,
-    energy: float | None = None,
-    rank: int | None = None,
     overwrite: bool = True,
+    **changes: Unpack[Changes],
 ) -> Converted:
     """Write the LoRA in `file` to `out` in another format.
 
@@ -62,34 +67,34 @@ def convert(
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
-    path, target, kind = Path(file).expanduser(), Path(out).expanduser(), word("format", format, get_args(Export))
-    if not (math.isfinite(content_weight) and math.isfinite(style_weight)):
-        raise InputError(f"weights: expected finite numbers, got {content_weight} and {style_weight}")
-    if kind == "masks":
+    path, written = Path(file).expanduser(), Written(format=format, dtype=dtype, overwrite=overwrite)
+    weights = changes.get("content_weight", 1.0), changes.get("style_weight", 1.0)
+    sources = changes.get("content"), changes.get("style")
+    if not all(map(math.isfinite, weights)):
+        raise InputError(f"weights: expected finite numbers, got {weights[0]} and {weights[1]}")
+    if format == "masks":
         raise InputError(
             f"{path}: a file holds no masks any more once it is folded; use `duolora merge --format masks`"
         )
-    check_export(target, kind, (path, content, style), overwrite)
-    adapter = _read(path, content, style, content_weight, style_weight)
+    to = checked_output(out, written, Export, (path, *sources))
+    adapter = _read(path, sources, weights)
+    threshold, energy, rank = (changes.get("threshold"), changes.get("energy"), changes.get("rank"))
     small = adapter if threshold is None else pruned(adapter, threshold)
     if energy is not None or rank is not None:
         small = squeezed(small, rank, energy)
-    done = export(target, small, kind, dtype_of(dtype))
-    return Converted(done.paths, done.proof, None if small is adapter else lost(adapter, small), adapter.left_out)
+    done = export(to.path, small, to.format, to.dtype)
+    losses = None if small is adapter else lost(adapter, small)
+    return Converted(done.paths, done.verification, losses, adapter.left_out)
 
 
-def _read(
-    path: Path, content: str | Path | None, style: str | Path | None, content_weight: float, style_weight: float
-) -> Adapter:
+def _read(path: Path, sources: tuple[str | Path | None, ...], weights: tuple[float, float]) -> Adapter:
+    content, style = sources
     if is_mask_file(path):
         if content is None or style is None:
             raise InputError(f"{path}: holds the masks of a merge only; give its two LoRAs with --content and --style")
-        sources = (Path(content).expanduser(), Path(style).expanduser())
-        return rebuilt(read_masks(path), *sources, content_weight, style_weight)
+        return rebuilt(read_masks(path), Path(content).expanduser(), Path(style).expanduser(), *weights)
     if content is not None or style is not None:
         raise InputError(f"{path}: expected masks, since --content or --style is given, found a LoRA; leave them away")
     adapter = read_adapter(path, as_stored=True)
     adapter = replace(adapter, modules=mapped(adapter.modules, in_float32))
-    if (content_weight, style_weight) == (1.0, 1.0):
-        return adapter
-    return weighed(adapter, content_weight, style_weight, path)
+    return adapter if weights == (1.0, 1.0) else reweighted(adapter, *weights, path)

@@ -19,7 +19,7 @@ from duolora.atelier.scene import SIZE
 from duolora.lora.write.atomic import check_folder, check_writable
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.images import as_image
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.textfiles import markdown, write_json
 
 PAIR = Pair("tree", "blue", "plain", "family-004", "apple", "pink")
@@ -114,8 +114,8 @@ def _trained_and_merged(
             merged_prompt=pair.merged_prompt, options=options_of(method, seed=seed), progress=progress,
         )  # fmt: skip
         stages[f"merge {method}"] = done.seconds
-        size = done.proof.size / 1000
-        jobs.append(Job(method, pair.merged_prompt, done.path, done.trainable, done.moved, size, done.seconds))
+        size = done.verification.size / 1000
+        jobs.append(Job(method, pair.merged_prompt, done.path, done.trainable, done.mean_change, size, done.seconds))
     return jobs
 
 
@@ -131,7 +131,7 @@ def _references(folder: Path, pair: Pair) -> tuple[Path, Path]:
 
 def _generated(base: Base, job: Job, seed: int) -> torch.Tensor:
     with applied(base, [job.lora] if job.lora else []):
-        return draw(base, [job.prompt] * COUNT, range(seed + 1000, seed + 1000 + COUNT)).clamp(-1, 1)
+        return sample_images(base, [job.prompt] * COUNT, range(seed + 1000, seed + 1000 + COUNT)).clamp(-1, 1)
 
 
 def _save(generated: torch.Tensor, folder: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import PIL
 import torch
@@ -15,7 +16,7 @@ from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoder import Card, Embedder
 from duolora.metrics.encoders import DEFAULTS, load_embedder
 from duolora.metrics.similarity import Interval, bootstrap_interval, matched, mean_by_row
-from duolora.model.image_files import picture_files
+from duolora.model.image_files import image_paths
 from duolora.provenance import versions
 from duolora.textfiles import read_lines
 
@@ -64,7 +65,7 @@ class Score:
     against: str
     value: Interval
     """Over the generated images, of each one's average cosine with the references."""
-    pictures: int
+    images: int
     references: int
     card: Card
 
@@ -91,7 +92,7 @@ class Evaluation:
         for score in self.scores:
             v, count = score.value, "" if score.references == 1 else f" × {score.references}"
             span = f"{v.low:.3f} to {v.high:.3f}"
-            lines.append(f"{score.label:26} {v.mean:7.3f}   {span:20} {score.against}, {score.pictures}{count}")
+            lines.append(f"{score.label:26} {v.mean:7.3f}   {span:20} {score.against}, {score.images}{count}")
         lines.append("")
         for card in dict.fromkeys(score.card for score in self.scores):
             lines.append(
@@ -160,6 +161,15 @@ def named_checkpoints(assignments: Sequence[str]) -> dict[str, str]:
     return found
 
 
+class EvaluateKeywords(TypedDict, total=False):
+    """What `evaluate` takes by keyword only; it says what each is."""
+
+    device: str | torch.device
+    cache: bool | Path
+    progress: bool
+    embedders: MutableMapping[str, Embedder] | None
+
+
 def evaluate(
     generated: str | Path,
     content: str | Path | None = None,
@@ -167,10 +177,7 @@ def evaluate(
     prompt: str | Sequence[str] | None = None,
     metrics: str | Sequence[str] = "atelier",
     checkpoints: Mapping[str, str | Path] | None = None,
-    device: str | torch.device = "auto",
-    cache: bool | Path = True,
-    progress: bool = False,
-    embedders: MutableMapping[str, Embedder] | None = None,
+    **given: Unpack[EvaluateKeywords],
 ) -> Evaluation:
     """Score generated images against the subject's photos, the style image and the prompt.
 
@@ -190,47 +197,47 @@ def evaluate(
     Raises:
         DuoLoRAError: an input or a checkpoint cannot be used.
     """
-    given = {"content": content, "style": style, "prompt": prompt or None}
-    names = chosen(metrics, [name for name, value in given.items() if value is not None])
-    files = {
-        name: picture_files(where) for name, where in (("content", content), ("style", style)) if where is not None
-    }
-    pictures = list(generated_images(generated).tell().files)
+    compared = {"content": content, "style": style, "prompt": prompt or None}
+    names = chosen(metrics, [name for name, value in compared.items() if value is not None])
+    files = {name: image_paths(where) for name, where in (("content", content), ("style", style)) if where is not None}
+    images = list(generated_images(generated).tell().files)
+    cache, embedders = given.get("cache", True), given.get("embedders")
     kept = None if cache is False else Cache(cache if isinstance(cache, Path) else None)
     loaded = {} if embedders is None else embedders
     for needed in dict.fromkeys(METRICS[name].embedder for name in names):  # a missing one is known before any work
         if needed not in loaded:
-            loaded[needed] = load_embedder(needed, (checkpoints or {}).get(needed), device, progress)
-    scores = [_score(name, loaded[METRICS[name].embedder], pictures, files, prompt or "", kept) for name in names]
+            place = (checkpoints or {}).get(needed)
+            loaded[needed] = load_embedder(needed, place, given.get("device", "auto"), given.get("progress", False))
+    scores = [_score(name, loaded[METRICS[name].embedder], images, files, prompt or "", kept) for name in names]
     return Evaluation(Path(generated), tuple(scores), versions() | {"pillow": PIL.__version__})
 
 
 def _score(
     name: str,
     embedder: Embedder,
-    pictures: Sequence[Path],
+    images: Sequence[Path],
     files: Mapping[str, Sequence[Path]],
     prompt: str | Sequence[str],
     kept: Cache | None,
 ) -> Score:
     """One metric of the images against its reference."""
     metric = METRICS[name]
-    drawn = embed_files(embedder, pictures, kept)
+    embedded = embed_files(embedder, images, kept)
     if metric.against == "prompt":
-        values, references = _against_prompt(embedder, drawn, prompt), 1
+        values, references = _against_prompt(embedder, embedded, prompt), 1
     else:
         references = len(files[metric.against])
-        values = mean_by_row(drawn, embed_files(embedder, files[metric.against], kept))
+        values = mean_by_row(embedded, embed_files(embedder, files[metric.against], kept))
     interval = bootstrap_interval(values.tolist())
-    return Score(name, metric.label, metric.against, interval, len(pictures), references, embedder.card)
+    return Score(name, metric.label, metric.against, interval, len(images), references, embedder.card)
 
 
 def _against_prompt(
-    embedder: Embedder, drawn: Float[Tensor, "n d"], prompt: str | Sequence[str]
+    embedder: Embedder, embedded: Float[Tensor, "n d"], prompt: str | Sequence[str]
 ) -> Float[Tensor, " n"]:
     """The cosine of each image with its prompt, or with the one prompt of all."""
     if isinstance(prompt, str):
-        return mean_by_row(drawn, embedder([prompt]))
-    if len(prompt) != len(drawn):
-        raise InputError(f"prompt: expected one, or one for each of the {len(drawn)} images, got {len(prompt)}")
-    return matched(drawn, embedder(list(prompt)))
+        return mean_by_row(embedded, embedder([prompt]))
+    if len(prompt) != len(embedded):
+        raise InputError(f"prompt: expected one, or one for each of the {len(embedded)} images, got {len(prompt)}")
+    return matched(embedded, embedder(list(prompt)))

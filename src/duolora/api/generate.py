@@ -4,22 +4,31 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 
 from duolora.api.generated import check_list, first_number, write_list
-from duolora.errors import BaseMismatch, InputError
+from duolora.errors import BaseMismatch, InputError, reason
 from duolora.lora.read.file import check_fits, read_adapter
 from duolora.lora.write.atomic import check_folder, whole_files
-from duolora.lora.write.diffusers import diffusers_tensors
-from duolora.lora.write.uniform import uniform
+from duolora.lora.write.diffusers import diffusers_tensors, uniform
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.defaults import STEPS, Sampling, check_sampling
 from duolora.model.images import as_image
 from duolora.model.prompts import identifiers, refuse_unread, unread
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.options import several
 from duolora.provenance import versions
+
+
+class GenerateKeywords(TypedDict, total=False):
+    """What `generate` takes by keyword only; it says what each is."""
+
+    steps: int
+    guidance: float | None
+    weights: Sequence[float] | None
+    progress: bool
 
 
 def generate(
@@ -29,10 +38,7 @@ def generate(
     base: str | BaseChoice | Base = "atelier",
     num: int = 4,
     seed: int = 0,
-    steps: int = STEPS,
-    guidance: float | None = None,
-    weights: Sequence[float] | None = None,
-    progress: bool = True,
+    **given: Unpack[GenerateKeywords],
 ) -> list[Path]:
     """Generate `num` images of each prompt into the folder `out`; returns the files.
 
@@ -56,34 +62,37 @@ def generate(
         DuoLoRAError: an input cannot be used.
     """
     prompts, loras = several(prompts), several(loras)
+    steps, guidance, weights = given.get("steps", STEPS), given.get("guidance"), given.get("weights")
+    progress = given.get("progress", True)
     check_sampling(prompts, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weights)
     folder = new_folder(out)
     check_list(folder)
     loaded = opened(base)
     if any(unread(loaded.parts, prompt) for prompt in prompts):
-        refuse_unread(loaded.parts, prompts, identifiers(loaded.parts, _learnt(loras)))
+        refuse_unread(loaded.parts, prompts, identifiers(loaded.parts, _prompt_words(loras)))
     seeds = [seed + k for _ in prompts for k in range(num)]
     with applied(loaded, loras, weights):
-        pictures = draw(loaded, [p for p in prompts for _ in range(num)], seeds, steps, guidance, progress=progress)
+        each = [prompt for prompt in prompts for _ in range(num)]
+        images = sample_images(loaded, each, seeds, steps, guidance, progress=progress)
     files, first = [], first_number(folder)
-    for k, picture in enumerate(pictures):
+    for k, image in enumerate(images):
         files.append(folder / f"{first + k // num:02d}-{seeds[k]}.png")
         file = BytesIO()
-        as_image(picture).save(file, "PNG")
+        as_image(image).save(file, "PNG")
         with whole_files() as stage:
             stage(files[-1], [file.getvalue()])
     write_list(
-        folder, files, [p for p in prompts for _ in range(num)], seeds, base=loaded.name, loras=[str(p) for p in loras],
+        folder, files, each, seeds, base=loaded.name, loras=[str(p) for p in loras],
         weights=weights, steps=steps, guidance=guidance, versions=versions(),
     )  # fmt: skip
     return files
 
 
-def _learnt(loras: Sequence[str | Path]) -> list[str]:
+def _prompt_words(loras: Sequence[str | Path]) -> list[str]:
     """The words of the prompts that LoRA files were made with, as far as they say."""
     words: list[str] = []
     for path in loras:
-        said = read_adapter(Path(path).expanduser()).recipe.items()
+        said = read_adapter(Path(path).expanduser()).metadata.items()
         for prompt in (value for key, value in said if "prompt" in key and isinstance(value, str)):
             words += prompt.split()
     return words
@@ -128,10 +137,8 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
             try:
                 pipeline.load_lora_weights(diffusers_tensors(uniform(adapter), torch.float32), adapter_name=name)
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                raise BaseMismatch(
-                    f"{file}: diffusers cannot put it on this base ({reason[:200]}); name the base it was made for"
-                ) from error
+                why = f"diffusers cannot put it on this base ({reason(error)[:200]})"
+                raise BaseMismatch(f"{file}: {why}; name the base it was made for") from error
         if names:
             pipeline.set_adapters(names, weights)
         for network in (base.unet, *base.text_encoders):

@@ -1,6 +1,5 @@
 """Which images of a folder `generate` generated last: a list beside them, which `evaluate` goes by."""
 
-import json
 import os
 import re
 from collections.abc import Sequence
@@ -9,7 +8,7 @@ from typing import Any
 
 from duolora.errors import FileRefused, InputError
 from duolora.model.image_files import GENERATED, Found, images_of
-from duolora.textfiles import read_json
+from duolora.textfiles import read_json, write_json
 
 _MADE_BY = "duolora generate"
 
@@ -34,9 +33,7 @@ def check_list(folder: Path) -> None:
 def write_list(folder: Path, files: Sequence[Path], prompts: Sequence[str], seeds: Sequence[int], **facts: Any) -> None:
     """Write which images were generated, of which prompts, and how; an earlier list is replaced."""
     images = [{"file": f.name, "prompt": p, "seed": s} for f, p, s in zip(files, prompts, seeds, strict=True)]
-    draft = folder / f".{GENERATED}"
-    draft.write_text(json.dumps({"made_by": _MADE_BY, **facts, "images": images}, indent=1) + "\n", "utf-8")
-    draft.replace(folder / GENERATED)
+    write_json(folder / GENERATED, {"made_by": _MADE_BY, **facts, "images": images})
 
 
 def generated_images(where: str | Path) -> Found:

@@ -8,7 +8,7 @@ from typing import Any
 from duolora.errors import FileRefused, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import common
-from duolora.lora.parts import CONTENT_RANKS, halves
+from duolora.lora.parts import CONTENT_RANKS, split_parts
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.header import read_header, weights_of
 from duolora.lora.verify import inner, norm
@@ -85,26 +85,26 @@ def _identity(adapter: Adapter, weights: Path) -> Facts:
     """What people look for first: for which base it is, in whose names, how large, and its trigger words."""
     ranks = [lora.rank for lora in adapter.modules.values()]
     keys, _ = read_header(weights)
-    prompt, title = adapter.recipe.get("prompt"), adapter.notes.get("modelspec.title")
+    prompt, title = adapter.metadata.get("prompt"), adapter.notes.get("modelspec.title")
     return {
-        "base": adapter.recipe.get("base") or f"{_architecture(adapter)} (by its shapes)",
+        "base": adapter.metadata.get("base") or f"{_architecture(adapter)} (by its shapes)",
         "dialect": next((name for start, name in DIALECTS.items() if min(keys, default="").startswith(start)), "other"),
         "rank": [min(ranks), max(ranks)],
         "trigger_words": prompt,
         "title": None if title == prompt else title,  # a file without a title has its prompt for one
-        "source_files": _source_names(adapter.recipe),
+        "source_files": _source_names(adapter.metadata),
     }
 
 
 def _architecture(adapter: Adapter) -> str:
-    """Which of SDXL's kin it is for, by depths; else the families that its modules fit."""
+    """Which UNet like SDXL's it is for, by depths; else the families that its modules fit."""
     shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
     return recognised(shapes).name if adapter.families[0] == "SDXL" else " or ".join(adapter.families)
 
 
-def _source_names(recipe: Mapping[str, object]) -> list[str]:
+def _source_names(metadata: Mapping[str, object]) -> list[str]:
     """The names of the files that it was made from, as far as the metadata name them."""
-    files, sources = recipe.get("files"), recipe.get("sources")
+    files, sources = metadata.get("files"), metadata.get("sources")
     named = [each.get("name") for each in sources if isinstance(each, dict)] if isinstance(sources, list) else files
     return [name for name in named if isinstance(name, str)] if isinstance(named, list) else []
 
@@ -129,15 +129,15 @@ def _about(adapter: Adapter, path: Path) -> Facts:
     facts: Facts = {
         "modules": len(squares),
         "norm": math.sqrt(whole),
-        "proof": adapter.proof,
+        "verification": adapter.verification,
         "blocks": blocks,
         "energy_by_role": roles,
         "left_out": list(adapter.left_out),
-        "recipe": {key: value for key, value in adapter.recipe.items() if key != CONTENT_RANKS},
+        "metadata": {key: value for key, value in adapter.metadata.items() if key != CONTENT_RANKS},
     }
-    if CONTENT_RANKS in adapter.recipe:
-        parts = zip(("content", "style"), halves(adapter, path), strict=True)
-        facts["halves"] = {half: _sizes(part.modules) for half, part in parts}
+    if CONTENT_RANKS in adapter.metadata:
+        parts = zip(("content", "style"), split_parts(adapter, path), strict=True)
+        facts["parts"] = {kind: _sizes(part.modules) for kind, part in parts}
     return facts
 
 
@@ -155,11 +155,11 @@ def _sizes(modules: Mapping[str, LowRank]) -> dict[str, dict[str, float]]:
 def _compared(adapter: Adapter, path: Path, other: Path) -> Facts:
     there = read_adapter(other)
     common([(path, adapter.families), (other, there.families)])
-    facts: Facts = {"file": str(other), "recipe": there.recipe, "cosine": _cosines(adapter.modules, there.modules)}
-    if CONTENT_RANKS in adapter.recipe:
-        for half, part in zip(("content", "style"), halves(adapter, path), strict=True):
-            facts[f"cosine_of_{half}_half"] = _cosines(part.modules, there.modules)
-            facts[f"share_in_{half}_half"] = _cosines(part.modules, there.modules, share=True)
+    facts: Facts = {"file": str(other), "metadata": there.metadata, "cosine": _cosines(adapter.modules, there.modules)}
+    if CONTENT_RANKS in adapter.metadata:
+        for kind, part in zip(("content", "style"), split_parts(adapter, path), strict=True):
+            facts[f"cosine_of_{kind}_part"] = _cosines(part.modules, there.modules)
+            facts[f"share_in_{kind}_part"] = _cosines(part.modules, there.modules, share=True)
     return facts
 
 
@@ -191,7 +191,7 @@ def _about_masks(stored: MaskFile) -> Facts:
             values = [v for name in names for v in masks[name].tolist()]
             mean, kept = sum(values) / len(values), sum(abs(v) > 1e-3 for v in values) / len(values)
             blocks.setdefault(block, {})[kind] = {"entries": len(values), "mean": mean, "kept": kept}
-    return {"masks": blocks, "recipe": stored.recipe}
+    return {"masks": blocks, "metadata": stored.metadata}
 
 
 def _effective(loras: list[LowRank]) -> float:
@@ -214,6 +214,6 @@ def _by_block(modules: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _role(block: str, adapter: Adapter) -> str:
-    table, ours = adapter.recipe.get("blocks"), ROLES if adapter.families[0] == "SDXL" else {}
+    table, ours = adapter.metadata.get("blocks"), ROLES if adapter.families[0] == "SDXL" else {}
     found = (table if isinstance(table, dict) else ours).get(block, "neutral")
     return found if found in ("content", "style") else "neutral"

@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import get_args
+from typing import Unpack
 
 import torch
 
@@ -15,30 +15,40 @@ from duolora.lora.families import FAMILIES, common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
-from duolora.lora.verify import Proof
-from duolora.lora.write.atomic import check_export
+from duolora.lora.verify import Verification
 from duolora.merging.baselines import combined
-from duolora.merging.export import Exported, dtype_of, export
-from duolora.merging.fold import Folded, folded, rest
+from duolora.merging.export import Exported, Output, checked_output, export
+from duolora.merging.fold import Folded, folded, unmasked
 from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, prompts_of, sources
-from duolora.merging.learn import Calibration, Images, Learnt, calibration, learn
+from duolora.merging.learn import Calibration, Images, TrainedMasks, calibration, learn
 from duolora.merging.mask_file import MaskFile
-from duolora.merging.options import METHODS, MergeOptions
-from duolora.merging.options import options_of as options_of
+from duolora.merging.options import METHODS, MergeOptions, options_of as options_of
 from duolora.model.architectures import Architecture
-from duolora.model.base import Base, BaseChoice, opened, place_of
+from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.model.blocks import block_of
 from duolora.model.defaults import AUTO
 from duolora.model.predict import noise_schedule
-from duolora.options import DEFAULT_FORMAT, Export, check, word
+from duolora.options import Export, Written, check
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
 from duolora.progress import shown
 from duolora.provenance import tensor_hash, versions
-from duolora.training.callbacks import Watcher
+from duolora.training.callbacks import Callback
 from duolora.training.checkpoint import checkpoint_path
 
 Metadata = dict[str, object]
+
+
+class MergeKeywords(Written, total=False):
+    """What `merge` takes by keyword only; it says what each is."""
+
+    content_prompt: str | None
+    style_prompt: str | None
+    merged_prompt: str | None
+    options: MergeOptions | None
+    progress: bool
+    announce: Callable[[Mapping[str, Role]], object] | None
+    callback: Callback | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,21 +57,13 @@ class MergeInputs:
 
     content: Path
     style: Path
-    out: Path
+    output: Output
     method: str
     options: MergeOptions
-    base: str | BaseChoice | Base | None = None
-    content_images: Images = None
-    style_images: Images = None
-    content_prompt: str | None = None
-    style_prompt: str | None = None
-    merged_prompt: str | None = None
-    format: Export = DEFAULT_FORMAT
-    dtype: torch.dtype = torch.float16
-    progress: bool = True
-    announce: Callable[[Mapping[str, Role]], object] | None = None
-    watch: Watcher | None = None
-    overwrite: bool = True
+    base: str | BaseChoice | Base | None
+    images: tuple[Images, Images]
+    """Of the content and of the style."""
+    given: MergeKeywords
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ class Read:
 class Masked:
     """The masks of a merge, as trained or as they begin, and the checkpoint of the training, if there was any."""
 
-    learnt: Learnt
+    trained: TrainedMasks
     checkpoint: Path | None = None
 
 
@@ -96,10 +98,10 @@ class Merged:
     """A finished merge: the file and how its strength was verified, and what was trained on the way."""
 
     path: Path
-    proof: Proof
+    verification: Verification
     trainable: int
     """How many numbers were trained."""
-    moved: float
+    mean_change: float
     """Mean change of a mask entry from the beginning to the end."""
     seconds: float
     losses: list[dict[str, float]] = field(repr=False)
@@ -108,8 +110,8 @@ class Merged:
     style_masks: Masks = field(repr=False)
     left_out: tuple[str, ...] = ()
     """Parts of the two files that the merge does not carry over, such as bundled embeddings."""
-    rest: int = 0
-    """How many modules, of those outside the attention layers, went through by the policy `rest`."""
+    unmasked: int = 0
+    """How many modules, of those outside the attention layers, went through by the policy `unmasked`."""
     paths: tuple[Path, ...] = ()
     """All files, where the format makes more than one."""
 
@@ -122,16 +124,7 @@ def merge(
     base: str | BaseChoice | Base | None = None,
     content_images: str | Path | None = None,
     style_images: str | Path | None = None,
-    content_prompt: str | None = None,
-    style_prompt: str | None = None,
-    merged_prompt: str | None = None,
-    options: MergeOptions | None = None,
-    progress: bool = True,
-    announce: Callable[[Mapping[str, Role]], object] | None = None,
-    format: str = DEFAULT_FORMAT,
-    dtype: str = "float16",
-    watch: Watcher | None = None,
-    overwrite: bool = True,
+    **given: Unpack[MergeKeywords],
 ) -> Merged:
     """Merge two LoRA files into one that generates the content in the style, and write it to `out`.
 
@@ -156,38 +149,36 @@ def merge(
         announce: called with the role of every module before anything is trained.
         format: kohya, diffusers, uniform, split or split-diffusers (two files), peft (a folder) or masks.
         dtype: float16, bfloat16 or float32.
-        watch: is told the losses and the masks as they are trained, and shown previews of the merged prompt.
+        callback: is told the losses and the masks as they are trained, and shown previews of the merged prompt.
         overwrite: whether a file that is there already is replaced; an input never is.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
     started = time.perf_counter()
-    asked = MergeInputs(
-        Path(content).expanduser(), Path(style).expanduser(), Path(out).expanduser(), method,
-        options or options_of(method), base, content_images, style_images, content_prompt, style_prompt, merged_prompt,
-        word("format", format, get_args(Export)), dtype_of(dtype), progress, announce, watch, overwrite,
-    )  # fmt: skip
-    check(asked.options)
-    check_export(asked.out, asked.format, (asked.content, asked.style, place_of(base)), overwrite)
-    with shown(progress):
+    sources, images = (Path(content).expanduser(), Path(style).expanduser()), (content_images, style_images)
+    options = given.get("options") or options_of(method)
+    check(options)
+    output = checked_output(out, given, Export, (*sources, path_of(base)))
+    asked = MergeInputs(*sources, output, method, options, base, images, given)
+    with shown(given.get("progress", True)):
         found = _read(asked)
         both = _align(asked, found)
         metadata = _metadata(asked, found, both)
         masked = _masks(asked, found, both, metadata)
-        done = _write(asked, found, masked, _fold(asked, both, masked.learnt), metadata)
-    learnt = masked.learnt
+        done = _write(asked, found, masked, _fold(asked, both, masked.trained), metadata)
+    trained = masked.trained
     return Merged(
         path=done.paths[0],
-        proof=done.proof,
-        trainable=learnt.trainable if masked.checkpoint else 0,
-        moved=learnt.moved,
+        verification=done.verification,
+        trainable=trained.trainable if masked.checkpoint else 0,
+        mean_change=trained.mean_change,
         seconds=time.perf_counter() - started,
-        losses=learnt.losses,
-        content_masks=learnt.content_masks,
-        style_masks=learnt.style_masks,
+        losses=trained.losses,
+        content_masks=trained.content_masks,
+        style_masks=trained.style_masks,
         left_out=found.left_out,
-        rest=len(rest(both, asked.options)),
+        unmasked=len(unmasked(both, asked.options)),
         paths=done.paths,
     )
 
@@ -211,7 +202,7 @@ def _remark(asked: MergeInputs, content: Adapter, style: Adapter) -> None:
     """Warn of two files that are one, and of files that seem to be exchanged."""
     if source_hash(asked.content) == source_hash(asked.style):
         warnings.warn(f"{asked.content} and {asked.style} are the same LoRA", Notice, stacklevel=4)
-    elif content.recipe.get("kind") == "style" and style.recipe.get("kind") != "style":
+    elif content.metadata.get("kind") == "style" and style.metadata.get("kind") != "style":
         warnings.warn(
             f"{asked.content}: given for the content, but its file says that it was trained on a style; are the two "
             "exchanged?", Notice, stacklevel=4,
@@ -242,7 +233,8 @@ def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | 
     """The prompts; a merge that asks no network can do without them."""
     adapters = {"content": content, "style": style}
     try:
-        return prompts_of(adapters, asked.content_prompt, asked.style_prompt, asked.merged_prompt)
+        given = asked.given
+        return prompts_of(adapters, given.get("content_prompt"), given.get("style_prompt"), given.get("merged_prompt"))
     except InputError:
         if asked.options.asks_network:
             raise
@@ -252,8 +244,8 @@ def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | 
 def _align(asked: MergeInputs, found: Read) -> Sources:
     """The modules of both side by side, in the basis in which masks act, each with its role."""
     both = sources(found.architecture, found.content, found.style, asked.options)
-    if asked.announce is not None:
-        asked.announce(both.roles)
+    if (announce := asked.given.get("announce")) is not None:
+        announce(both.roles)
     return both
 
 
@@ -287,13 +279,14 @@ def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -
     options, base, prompts = asked.options, found.base, found.prompts
     if not options.asks_network or base is None or prompts is None:
         first = first_masks(both, options, torch.device("cpu") if base is None else base.device)
-        return Masked(Learnt(*first, moved=0.0, losses=[]))
-    data = calibration(base, both, options, prompts, asked.content_images, asked.style_images, asked.progress)
-    checkpoint = checkpoint_path(asked.out, metadata | _learnt_from(base, data))
-    return Masked(learn(base, both, options, data, checkpoint, asked.progress, asked.watch), checkpoint)
+        return Masked(TrainedMasks(*first, mean_change=0.0, losses=[]))
+    progress = asked.given.get("progress", True)
+    data = calibration(base, both, options, prompts, asked.images, progress)
+    checkpoint = checkpoint_path(asked.output.path, metadata | _trained_from(base, data))
+    return Masked(learn(base, both, options, data, checkpoint, progress, asked.given.get("callback")), checkpoint)
 
 
-def _learnt_from(base: Base, data: Calibration) -> Metadata:
+def _trained_from(base: Base, data: Calibration) -> Metadata:
     """What the masks are trained from, beyond the metadata: a checkpoint of anything else is not gone on from."""
     schedule = noise_schedule(base)
     return {
@@ -304,21 +297,22 @@ def _learnt_from(base: Base, data: Calibration) -> Metadata:
     }
 
 
-def _fold(asked: MergeInputs, both: Sources, learnt: Learnt) -> Folded:
+def _fold(asked: MergeInputs, both: Sources, trained: TrainedMasks) -> Folded:
     """Masks and LoRAs as one ordinary LoRA."""
     if asked.options.combine != "masks":
-        return Folded(combined(both, asked.options) | rest(both, asked.options))
-    return folded(both, learnt.content_masks, learnt.style_masks, asked.options)
+        return Folded(combined(both, asked.options) | unmasked(both, asked.options))
+    return folded(both, trained.content_masks, trained.style_masks, asked.options)
 
 
 def _write(asked: MergeInputs, found: Read, masked: Masked, merged: Folded, metadata: Metadata) -> Exported:
     """The files, read back and verified; the checkpoint has had its day then."""
     ranks = {} if merged.content_ranks is None else {CONTENT_RANKS: merged.content_ranks}
-    parts = {"content": masked.learnt.content_masks, "style": masked.learnt.style_masks}
+    parts = {"content": masked.trained.content_masks, "style": masked.trained.style_masks}
     masks = MaskFile(parts, metadata, found.notes) if ranks else None
     families = common([(asked.content, found.content.families), (asked.style, found.style.families)])
     adapter = Adapter(merged.modules, metadata | ranks, notes=found.notes, families=families)
-    done = export(asked.out, adapter, asked.format, asked.dtype, masks, (asked.content, asked.style))
+    to = asked.output
+    done = export(to.path, adapter, to.format, to.dtype, masks, (asked.content, asked.style))
     if masked.checkpoint is not None:
         masked.checkpoint.unlink(missing_ok=True)
     return done

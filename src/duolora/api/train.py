@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import torch
 from peft import LoraConfig
@@ -12,19 +13,19 @@ from torch import Tensor
 
 from duolora.errors import DuoLoRAError, InputError
 from duolora.lora.adapter import Adapter
-from duolora.lora.verify import Proof
+from duolora.lora.verify import Verification
 from duolora.lora.write.atomic import check_out
 from duolora.lora.write.file import write_adapter
 from duolora.model.architectures import modules_within, shapes_in
-from duolora.model.base import Base, BaseChoice, opened, place_of
+from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.model.defaults import FITS, read_defaults
-from duolora.model.image_files import picture_files
-from duolora.model.images import read_pictures
+from duolora.model.image_files import image_paths
+from duolora.model.images import load_images
 from duolora.model.prompts import refuse_unread
 from duolora.options import word
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
-from duolora.training.callbacks import Watcher
+from duolora.training.callbacks import Callback
 from duolora.training.checkpoint import checkpoint_path
 from duolora.training.loop import SAVE_EVERY, Task, train_factors
 from duolora.training.options import TrainOptions, check_training, training_of
@@ -42,8 +43,18 @@ class Trained:
     """A finished LoRA: the file, how its strength was verified, and the loss at every tenth step."""
 
     path: Path
-    proof: Proof
+    verification: Verification
     losses: list[float] = field(repr=False)
+
+
+class TrainKeywords(TypedDict, total=False):
+    """What `train` takes by keyword only; it says what each is."""
+
+    callback: Callback | None
+    fit: str
+    overwrite: bool
+    kind: str | None
+    save_every: int
 
 
 def train(
@@ -53,11 +64,7 @@ def train(
     base: str | BaseChoice | Base = "atelier",
     options: TrainOptions | None = None,
     progress: bool = True,
-    watch: Watcher | None = None,
-    fit: str = "crop",
-    overwrite: bool = True,
-    kind: str | None = None,
-    save_every: int = SAVE_EVERY,
+    **given: Unpack[TrainKeywords],
 ) -> Trained:
     """Train a LoRA on q, k, v and out of every attention, from images and one prompt, and write it to `out`.
 
@@ -71,7 +78,7 @@ def train(
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
         progress: show a bar on stderr.
-        watch: is told the losses, and shown previews of the prompt.
+        callback: is told the losses, and shown previews of the prompt.
         fit: how an image becomes a square: crop (about its centre), pad (with white) or resize.
         overwrite: whether a file that is there already is replaced; an input never is.
         kind: content or style, what the images show; a base may have other options for the two, and the file says it.
@@ -80,23 +87,18 @@ def train(
     Raises:
         DuoLoRAError: an image, the prompt, the base or the output path cannot be used.
     """
-    out = Path(out).expanduser()
-    _check(prompt)
-    check_out(out, [place_of(base)], overwrite)
+    out, kind, fit = Path(out).expanduser(), given.get("kind"), given.get("fit", "crop")
+    save_every = given.get("save_every", SAVE_EVERY)
+    if not prompt.strip():
+        raise InputError("prompt: expected words that say what the images show, got none")
+    check_out(out, [path_of(base)], given.get("overwrite", True))
     word("fit", fit, list(FITS))
     if save_every < 1:
         raise InputError(f"save_every: expected 1 or more steps, got {save_every}")
     word("kind", kind or "content", ("content", "style"))
-    if options is not None:
-        check_training(options)
-    files = picture_files(images)
-    name = base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
-    shapes = base.architecture.shapes if isinstance(base, Base) else shapes_in(name)
-    check_training(options or default_options(name, kind or "content"), shapes)
-    loaded = opened(base)
+    loaded, options, files = _opened(base, options, kind or "content", images)
     refuse_unread(loaded.parts, [prompt])
-    options = options or default_options(loaded.name, kind or "content")
-    recipe: dict[str, object] = {
+    metadata: dict[str, object] = {
         "made_by": "duolora train",
         "base": loaded.name,
         "base_weights": loaded.weights_hash(),
@@ -105,30 +107,34 @@ def train(
         "fit": fit,
         "resolution": loaded.resolution,
         **({} if kind is None else {"kind": kind}),
-        "pictures": [file_hash(path) for path in files],
+        "images": [file_hash(path) for path in files],
         "versions": versions(),
     }
-    pixels = read_pictures(images, loaded.resolution, fit)
-    latents = loaded.encode_images(torch.cat((pixels, pixels.flip(-1))) if options.mirror else pixels)
-    checkpoint = checkpoint_path(out, recipe)
+    pixels = load_images(images, loaded.resolution, fit)
+    latents = loaded.encode_images(torch.cat((pixels, pixels.flip(-1))) if options.flip else pixels)
+    checkpoint = checkpoint_path(out, metadata)
     with _lora(loaded, options) as factors:
-        trained = {
-            f"{n}.{kind}": p for n, pair in factors.items() for kind, p in zip(("up", "down"), pair, strict=True)
-        }
-        losses = train_factors(
-            loaded, [Task(latents, prompt, (_NAME,))], trained, options, checkpoint, progress, watch, save_every
-        )
+        named = {f"{n}.{side}": p for n, pair in factors.items() for side, p in zip(("up", "down"), pair, strict=True)}
+        task = Task(latents, prompt, (_NAME,))
+        losses = train_factors(loaded, [task], named, options, checkpoint, progress, given.get("callback"), save_every)
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
     size = {"modelspec.resolution": f"{loaded.resolution}x{loaded.resolution}"}
-    proof = write_adapter(out, Adapter(modules, recipe, notes=size))
+    verification = write_adapter(out, Adapter(modules, metadata, notes=size))
     checkpoint.unlink(missing_ok=True)
-    return Trained(out, proof, losses)
+    return Trained(out, verification, losses)
 
 
-def _check(prompt: str) -> None:
-    """Refuse what no LoRA can be trained with, before anything is read."""
-    if not prompt.strip():
-        raise InputError("prompt: expected words that say what the images show, got none")
+def _opened(
+    base: str | BaseChoice | Base, options: TrainOptions | None, kind: str, images: str | Path
+) -> tuple[Base, TrainOptions, list[Path]]:
+    """The base, the options that hold on it, and the images; what can be refused is before the base is loaded."""
+    if options is not None:
+        check_training(options)
+    files = image_paths(images)
+    name = base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
+    options = options or default_options(name, kind)
+    check_training(options, base.architecture.shapes if isinstance(base, Base) else shapes_in(name))
+    return opened(base), options, files
 
 
 @contextmanager

@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
 
+import torch
+
 from duolora.api.evaluate import named_checkpoints
 from duolora.bench.cells.multi import Group
 from duolora.bench.cells.pairs import Case, case_of, sample_suite, suite
@@ -19,8 +21,10 @@ from duolora.model.files import weights_mark
 from duolora.options import word
 from duolora.provenance import file_hash
 from duolora.textfiles import read_json, write_json
+from duolora.training.distil import SHAPES, DistilRecipe, distil
 
 CONFIG = "config.json"
+HEADINGS = {"ssd1b": "like SSD-1B", "vega": "like Segmind-Vega"}
 C = TypeVar("C", bound=Case | PhotoPair)
 
 
@@ -118,6 +122,17 @@ def config_of(name: str, table: Table, options: TableOptions, bases: Mapping[str
         table = replace(table, datasets=tuple(options.dataset)) if options.dataset else table
     table = prepared(table, root_of(options.out, next(iter(bases.values()))), options)
     return Config(name, table, tuple(limited(cases, options.pairs)), options.seed, bases, scoring)
+
+
+def smaller_bases(out: Path, steps: int) -> dict[str, str]:
+    """Table 5's bases: Atelier distilled into the shapes of SSD-1B and Segmind-Vega; their folders by headings.
+
+    Those that are missing are made, going on if need be.
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    folder = out / "bases"
+    made = {shape: distil(shape, folder, DistilRecipe(steps=steps), device) for shape in SHAPES}
+    return {HEADINGS[shape]: str(path) for shape, path in made.items()}
 
 
 def _places(options: PhotoOptions) -> Iterator[tuple[Path, Path, Path]]:

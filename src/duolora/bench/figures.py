@@ -2,10 +2,12 @@
 
 import csv
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+from diffusers import UNet2DConditionModel
 from torch import Tensor
 from tqdm import tqdm
 
@@ -15,13 +17,12 @@ from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.styles import BASE_STYLES
 from duolora.bench.cells.cell import MASKS, SHEET, Cell
 from duolora.bench.cells.lora import shared_base
-from duolora.bench.scaling import block_groups, scaled
 from duolora.errors import InputError
 from duolora.merging.mask_file import read_masks
 from duolora.model.base import Base
-from duolora.model.blocks import block_of, blocks_of, roles
+from duolora.model.blocks import block_of, blocks_of, roles, target_modules
 from duolora.model.images import as_image, tiled
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.textfiles import write_json
 
 ALPHAS = (0.0, 0.25, 0.5, 0.75, 1.0, 1.25)
@@ -50,7 +51,7 @@ def figure3(
         row = []
         for alpha in alphas:
             with scaled(base.unet, blocks, alpha):
-                generated = draw(base, prompts, list(range(seed, seed + count))).clamp(-1, 1)
+                generated = sample_images(base, prompts, list(range(seed, seed + count))).clamp(-1, 1)
             seen = classify(classifier, generated)
             for curve, got, asked in (("object", seen.object, kinds), ("style", seen.style, styles)):
                 curves[name][curve].append(sum(a == b for a, b in zip(got, asked, strict=True)) / count)
@@ -155,3 +156,49 @@ def _plot_ranks(counts: Mapping[tuple[str, str, str], Counter[int]], merges: int
     axes[0][0].legend(fontsize=8)
     figure.suptitle(f"entries above {threshold:g}, {merges} merges", fontsize=9)
     figure.savefig(path, dpi=130)
+
+
+def block_groups(unet: UNet2DConditionModel) -> dict[str, tuple[str, ...]]:
+    """Groups worth turning down: each resolution and each block that has attention, and each attention of several."""
+    names = target_modules(unet)
+    blocks = list(dict.fromkeys(name.partition(".attentions")[0] for name in names))
+    levels = len(unet.config["down_block_types"])
+    groups: dict[str, tuple[str, ...]] = {}
+    for block in blocks:
+        kind, _, number = block.partition("_blocks.")
+        level = levels - 1 if not number else int(number) if kind == "down" else levels - 1 - int(number)
+        groups[f"level {level}"] = (*groups.get(f"level {level}", ()), block)
+    for block in blocks:
+        parts = dict.fromkeys(n.partition(".transformer_blocks")[0] for n in names if n.startswith(f"{block}."))
+        groups |= {part: (part,) for part in ((block, *parts) if len(parts) > 1 else (block,))}
+    return groups
+
+
+@contextmanager
+def scaled(
+    unet: UNet2DConditionModel, blocks: Sequence[str], alpha: float, attention: Sequence[str] = ("attn1", "attn2")
+) -> Iterator[None]:
+    """Multiply by `alpha` what the attention of these blocks adds; on leaving the UNet is what it was.
+
+    As the projection behind an attention is linear, this scales its weight (and bias). `attention` picks
+    self-attention ("attn1"), cross-attention ("attn2") or both.
+
+    Raises:
+        InputError: a block has no attention.
+    """
+    handles = []
+    try:
+        for block in blocks:
+            names = [
+                name
+                for name, _ in unet.named_modules()
+                if f"{name}.".startswith(f"{block}.") and name.rpartition(".")[2] in attention
+            ]
+            if not names:
+                raise InputError(f"{block}: expected a block of the UNet with attention, found none")
+            for name in names:
+                handles.append(unet.get_submodule(name).register_forward_hook(lambda _m, _x, out: alpha * out))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -20,7 +20,7 @@ class RunOptions:
         None, "Processes; by default one for each core, or for each GPU (eight on Atelier, which is small)."
     )
     ray: str | None = option(None, "Address of a Ray cluster that does the work; `local` for one on this machine.")
-    as_json: bool = option(False, "Print one JSON object on stdout, and nothing else there.")
+    as_json: bool = option(False, "Print one JSON object on stdout, and nothing else there.", flag="json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +64,9 @@ class PhotoOptions(TableOptions):
         "sks object in vkt style', 'a ohw object in zwx style').",
     )
     metrics: str = option("paper", "With --photos: what they are scored by, as in `duolora evaluate`.")
-    checkpoint: list[str] | None = option(None, "With --photos: another hub id, folder or file for dino, clip or csd.")
+    checkpoint: list[str] | None = option(
+        None, "With --photos: NAME=WHERE, another hub id, folder or file for dino, clip or csd."
+    )
 
 
 @dataclass(frozen=True)

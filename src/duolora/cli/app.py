@@ -9,40 +9,42 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from duolora.cli import evaluate as scores
-from duolora.cli import files
+from duolora.cli import evaluate as scores, files
 from duolora.cli.bench import bench
 from duolora.cli.common import (
-    BaseConfigOption,
-    BaseDtypeOption,
-    BaseOption,
-    CheckpointingOption,
-    DeviceOption,
     JsonOption,
-    OffloadOption,
     OverwriteOption,
     QuietOption,
-    ResolutionOption,
     SeedOption,
     chosen,
     doing,
     one_line,
     printable,
-    proof_facts,
-    proven,
     report,
     tell_images,
+    verification_facts,
+    verified,
 )
 from duolora.cli.config import options_of_file
 from duolora.cli.early import check_inputs, check_output, check_place, check_used, is_local
 from duolora.cli.examples import examples
 from duolora.cli.files import DtypeOption, FormatOption
 from duolora.cli.set_option import assigned, methods, tell
+from duolora.cli.spread import Changes, Without, spread
 from duolora.errors import InputError
 from duolora.lora.write.atomic import check_folder, check_out
-from duolora.merging.options import METHODS, WEIGHTS, options_of
+from duolora.merging.options import METHODS, WEIGHTS, MergeOptions, options_of
 from duolora.model.architectures import shapes_in
-from duolora.model.defaults import AUTO, FITS, Sampling, base_place, check_base, check_sampling, read_defaults
+from duolora.model.defaults import (
+    AUTO,
+    FITS,
+    BaseChoice,
+    Sampling,
+    base_path,
+    check_base,
+    check_sampling,
+    read_defaults,
+)
 from duolora.options import DEFAULT_FORMAT, Export, told, word
 from duolora.textfiles import read_lines
 from duolora.training.options import TrainOptions, check_training, training_of
@@ -99,14 +101,6 @@ PREVIEWS = 50
 """With event files, a preview after so many steps."""
 
 
-def _of(name: str) -> str:
-    """The help of a training option, with the paper's default."""
-    default = getattr(TrainOptions(), name)
-    shown = default if isinstance(default, str) else f"{default:g}"
-    shown = ("no", "yes")[default] if isinstance(default, bool) else shown
-    return f"{told(TrainOptions, name)}  [{shown}, or the base's own]"
-
-
 def _two(files: Sequence[Path], content: Path | None, style: Path | None) -> tuple[Path, Path]:
     """The content and the style LoRA, whichever way they were given."""
     if len(files) == 2 and content is None and style is None:
@@ -114,11 +108,6 @@ def _two(files: Sequence[Path], content: Path | None, style: Path | None) -> tup
     if files or content is None or style is None:
         raise typer.BadParameter("expected two files, the content LoRA and the style LoRA, or --content and --style")
     return content, style
-
-
-def _changed(options: Any, **given: object) -> Any:
-    """The options with every value that was given on the command line."""
-    return replace(options, **{k: v for k, v in given.items() if v is not None})
 
 
 def _version(asked: bool) -> bool:
@@ -141,14 +130,14 @@ def settings(
 
 
 @app.command(epilog=examples("demo"))
+@spread
 def demo(
     out: Annotated[
         Path, typer.Option(help="Folder for the images, the LoRA files, the comparison and the table.")
     ] = Path("demo"),
     pair: Annotated[int | None, typer.Option(help="The seed of another subject and style than the demo's own.")] = None,
-    device: DeviceOption = "auto",
-    base_dtype: BaseDtypeOption = "auto",
-    offload: OffloadOption = "auto",
+    *,
+    base: Annotated[BaseChoice, Without(("base", "config", "gradient_checkpointing", "resolution"))],
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
@@ -156,18 +145,17 @@ def demo(
 
     It takes about four minutes on two CPU cores; every method merges the same two.
     """
-    with one_line():
-        check_folder(out)
-        place = chosen("atelier", device, base_dtype, offload, quiet)
-        with doing("Loading atelier", quiet):
-            from duolora.api.demo import PAIR
-            from duolora.api.demo import demo as run
-            from duolora.atelier.pairs import sample_pair
+    check_folder(out)
+    base = chosen(base, quiet)
+    with doing("Loading atelier", quiet):
+        from duolora.api.demo import PAIR, demo as run
+        from duolora.atelier.pairs import sample_pair
 
-        typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=place))
+    typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=base))
 
 
 @app.command(epilog=examples("train"))
+@spread
 def train(
     images: Annotated[
         Path,
@@ -182,19 +170,14 @@ def train(
         ),
     ],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
-    base: BaseOption = "atelier",
+    *,
+    changed: Annotated[
+        dict[str, Any], Changes(TrainOptions, without=("seed", "class_prompts"), default=", or the base's own")
+    ],
     kind: Annotated[
         str, typer.Option(help="content or style: what they show; a base may train the two otherwise.")
     ] = "content",
-    rank: Annotated[int | None, typer.Option(help=_of("rank"))] = None,
-    steps: Annotated[int | None, typer.Option(help=_of("steps"))] = None,
-    batch: Annotated[int | None, typer.Option(help=_of("batch"))] = None,
-    lr: Annotated[float | None, typer.Option(help=_of("lr"))] = None,
-    min_snr: Annotated[float | None, typer.Option(help=_of("min_snr"))] = None,
-    optimiser: Annotated[str | None, typer.Option(help=_of("optimiser"))] = None,
-    unconditional: Annotated[float | None, typer.Option(help=_of("unconditional"))] = None,
-    mirror: Annotated[bool | None, typer.Option("--mirror/--no-mirror", help=_of("mirror"))] = None,
-    keep: Annotated[
+    class_prompts: Annotated[
         Path | None,
         typer.Option(
             help="Prior preservation: a text file with a prompt on each line, whose class images by the base stay as"
@@ -204,16 +187,7 @@ def train(
     fit: Annotated[
         str, typer.Option(help=f"How an image becomes a square: {'; '.join(f'{k} ({v})' for k, v in FITS.items())}.")
     ] = "crop",
-    device: DeviceOption = "auto",
-    base_dtype: BaseDtypeOption = "auto",
-    offload: OffloadOption = "auto",
-    base_config: BaseConfigOption = None,
-    gradient_checkpointing: CheckpointingOption = "auto",
-    resolution: ResolutionOption = None,
-    blocks: Annotated[
-        list[str] | None,
-        typer.Option(help="Only the attention in this part of the UNet; may be given several times  [all]."),
-    ] = None,
+    base: BaseChoice,
     save_every: Annotated[
         int, typer.Option(min=1, help="Steps from one checkpoint to the next; the same command goes on from the last.")
     ] = 100,
@@ -227,46 +201,39 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a LoRA on images of a subject, or on one of a style."""
-    with one_line():
-        word("kind", kind, ("content", "style"))
-        word("fit", fit, list(FITS))
-        given = {"rank": rank, "steps": steps, "batch": batch, "lr": lr, "unconditional": unconditional, "seed": seed}
-        options = _changed(
-            training_of(read_defaults(base), kind),
-            **given,
-            min_snr=min_snr,
-            optimiser=optimiser,
-            mirror=mirror,
-            keep=None if keep is None else read_lines(keep),
-            blocks=tuple(blocks) if blocks else None,
-        )
-        check_training(options, shapes_in(base))
-        check_out(out, [base_place(base)], overwrite)
-        check_inputs((), images)
-        opened = chosen(base, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution)
-        with doing(f"Loading {base}", quiet):
-            from duolora.api.train import train as run
-            from duolora.training.callbacks import SavedPreviews
-            from duolora.training.tensorboard import event_log
+    word("kind", kind, ("content", "style"))
+    word("fit", fit, list(FITS))
+    given = changed if class_prompts is None else changed | {"class_prompts": read_lines(class_prompts)}
+    options = replace(training_of(read_defaults(base.base), kind), seed=seed, **given)
+    check_training(options, shapes_in(base.base))
+    check_out(out, [base_path(base.base)], overwrite)
+    check_inputs((), images)
+    base = chosen(base, quiet)
+    with doing(f"Loading {base.base}", quiet):
+        from duolora.api.train import train as run
+        from duolora.training.callbacks import SavedPreviews
+        from duolora.training.tensorboard import event_log
 
-        with event_log(tensorboard, PREVIEWS) as log:
-            previews = out.expanduser().with_suffix(".previews")
-            watch = SavedPreviews(previews, preview_every, log) if preview_every else log
-            done = run(
-                images, prompt, out, opened, options, progress=not quiet, watch=watch, fit=fit, overwrite=overwrite,
-                kind=kind, save_every=save_every,
-            )  # fmt: skip
-        tell_images(quiet, images, fit=fit)
-        text = f"{done.path}: {proven(done.proof)}"
-        report(as_json, text, path=done.path, losses=done.losses, **proof_facts(done.proof))
+    with event_log(tensorboard, PREVIEWS) as log:
+        previews = out.expanduser().with_suffix(".previews")
+        callback = SavedPreviews(previews, preview_every, log) if preview_every else log
+        done = run(
+            images, prompt, out, base, options, progress=not quiet, callback=callback, fit=fit, overwrite=overwrite,
+            kind=kind, save_every=save_every,
+        )  # fmt: skip
+    tell_images(quiet, images, fit=fit)
+    text = f"{done.path}: {verified(done.verification)}"
+    report(as_json, text, path=done.path, losses=done.losses, **verification_facts(done.verification))
 
 
 @app.command(epilog=f"{methods()}\n\n{examples('merge')}")
+@spread
 def merge(
     out: Annotated[Path, typer.Option(help="The .safetensors file to write; for peft a folder.")],
     files: Annotated[
         list[Path] | None, typer.Argument(help="The content LoRA and the style LoRA; or use --content and --style.")
     ] = None,
+    *,
     content: Annotated[Path | None, typer.Option(help="The content LoRA (a subject).")] = None,
     style: Annotated[Path | None, typer.Option(help="The style LoRA.")] = None,
     method: Annotated[str, typer.Option(help=f"One of {', '.join(METHODS)}.")] = "duolora",
@@ -277,8 +244,7 @@ def merge(
             f"  [by the files; none for {', '.join(name for name, o in METHODS.items() if not o.asks_network)}]."
         ),
     ] = None,
-    content_weight: Annotated[float | None, typer.Option(help="What multiplies the content LoRA's part  [1].")] = None,
-    style_weight: Annotated[float | None, typer.Option(help="What multiplies the style LoRA's part  [1].")] = None,
+    changed: Annotated[dict[str, Any], Changes(MergeOptions, ("content_weight", "style_weight", "steps"))],
     content_images: Annotated[
         Path | None, typer.Option(help="Images of the subject, cropped about the centre  [generated with its LoRA].")
     ] = None,
@@ -293,7 +259,6 @@ def merge(
         str | None, typer.Option(help="The trigger prompt for both  [put together from the two].")
     ] = None,
     preset: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
-    steps: Annotated[int | None, typer.Option(help="Training steps of the masks  [see `--set help`].")] = None,
     option: Annotated[
         list[str] | None,
         typer.Option(
@@ -306,12 +271,7 @@ def merge(
     ] = None,
     format: FormatOption = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
-    device: DeviceOption = "auto",
-    base_dtype: BaseDtypeOption = "auto",
-    offload: OffloadOption = "auto",
-    base_config: BaseConfigOption = None,
-    gradient_checkpointing: CheckpointingOption = "auto",
-    resolution: ResolutionOption = None,
+    run: Annotated[BaseChoice, Without(("base",))],
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     overwrite: OverwriteOption = False,
@@ -323,95 +283,94 @@ def merge(
     It is an ordinary LoRA, and its strength is verified.
     """
     content, style = _two(files or [], content, style)
-    with one_line():
-        if preset is not None:
-            word("--preset", preset, list(WEIGHTS))
-        options = options_of(method, **WEIGHTS.get(preset or "", {}))
-        numbers = {"steps": steps, "content_weight": content_weight, "style_weight": style_weight}
-        typed = {name: f"--{name.replace('_', '-')} {value}" for name, value in numbers.items() if value is not None}
-        typed |= {pair.partition("=")[0]: f"--set {pair}" for pair in option or []}
-        options = _changed(options, **{**numbers, "seed": seed} | assigned(option or [], options))
-        check_used(options, method, typed, preset)
-        place = None if base is None else base_place(base)
-        check_output(out, format, dtype, Export, (content, style, place), overwrite)
-        images = {"--content-images": content_images, "--style-images": style_images, "--tensorboard": tensorboard}
-        if given := [name for name, value in images.items() if value is not None and not options.asks_network]:
-            raise InputError(f"{given[0]}: {method} trains nothing; leave it out")
-        check_inputs((content, style), content_images, style_images)
-        by_files = base is None and not options.asks_network
-        opened = None
-        if not by_files:
-            opened = chosen(
-                base or AUTO, device, base_dtype, offload, quiet, base_config, gradient_checkpointing, resolution
-            )
-        with doing("Reading the two LoRAs", quiet):
-            from duolora.api.merge import merge as run
-            from duolora.model.blocks import formatted
-            from duolora.training.tensorboard import event_log
+    options = _options(method, preset, changed | {"seed": seed}, option or [])
+    check_output(out, format, dtype, Export, (content, style, None if base is None else base_path(base)), overwrite)
+    images = {"--content-images": content_images, "--style-images": style_images, "--tensorboard": tensorboard}
+    if given := [name for name, value in images.items() if value is not None and not options.asks_network]:
+        raise InputError(f"{given[0]}: {method} trains nothing; leave it out")
+    check_inputs((content, style), content_images, style_images)
+    by_files = base is None and not options.asks_network
+    opened = None if by_files else chosen(replace(run, base=base or AUTO), quiet)
+    with doing("Reading the two LoRAs", quiet):
+        from duolora.api.merge import merge as merged
+        from duolora.model.blocks import formatted
+        from duolora.training.tensorboard import event_log
 
-        with event_log(tensorboard, PREVIEWS) as log:
-            done = run(
-                content, style, out, method, opened, content_images, style_images, content_prompt, style_prompt,
-                merged_prompt, options, progress=not quiet,
-                announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
-                format=format, dtype=dtype, watch=log, overwrite=overwrite,
-            )  # fmt: skip
-        tell_images(quiet, content_images, style_images)
-        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}"
-        if done.trainable:
-            text += f"\n{done.trainable} mask entries trained, mean change {done.moved:.3f}; {done.seconds:.1f} s"
-        if done.left_out:
-            parts = f"{len(done.left_out)} parts, beginning with {done.left_out[0]}"
-            text += f"\nnot carried over: {printable(parts)}"
-        if done.rest:
-            text += f"\n{done.rest} modules outside the attention layers, without masks, by the policy `{options.rest}`"
-        facts = {
-            "trainable": done.trainable,
-            "left_out": done.left_out,
-            "rest": done.rest,
-            "paths": done.paths,
-            "moved": done.moved,
-            "seconds": done.seconds,
-            "losses": done.losses,
-        }
-        report(as_json, text, path=done.path, **proof_facts(done.proof), **facts)
+    with event_log(tensorboard, PREVIEWS) as log:
+        done = merged(
+            content, style, out, method, opened, content_images, style_images, content_prompt=content_prompt,
+            style_prompt=style_prompt, merged_prompt=merged_prompt, options=options, progress=not quiet,
+            announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
+            format=format, dtype=dtype, callback=log, overwrite=overwrite,
+        )  # fmt: skip
+    tell_images(quiet, content_images, style_images)
+    facts = {name: getattr(done, name) for name in _FACTS}
+    text = _said(done, options.unmasked)
+    report(as_json, text, path=done.path, **verification_facts(done.verification), **facts)
+
+
+_FACTS = ("trainable", "left_out", "unmasked", "paths", "mean_change", "seconds", "losses")
+"""What `merge --json` says of a merge, beside its file and how that was verified."""
+
+
+def _options(method: str, preset: str | None, changed: dict[str, Any], assignments: Sequence[str]) -> MergeOptions:
+    """The options of a method, once it is certain that it makes use of all that were given."""
+    if preset is not None:
+        word("--preset", preset, list(WEIGHTS))
+    options = options_of(method, **WEIGHTS.get(preset or "", {}))
+    typed = {name: f"--{name.replace('_', '-')} {value}" for name, value in changed.items() if name != "seed"}
+    typed |= {pair.partition("=")[0]: f"--set {pair}" for pair in assignments}
+    options = replace(options, **changed | assigned(assignments, options))
+    check_used(options, method, typed, preset)
+    return options
+
+
+def _said(done: Any, policy: str) -> str:
+    """What a merge has come to, in words."""
+    text = f"{' and '.join(map(str, done.paths))}: {verified(done.verification)}"
+    if done.trainable:
+        text += f"\n{done.trainable} mask entries trained, mean change {done.mean_change:.3f}; {done.seconds:.1f} s"
+    if done.left_out:
+        parts = f"{len(done.left_out)} parts, beginning with {done.left_out[0]}"
+        text += f"\nnot carried over: {printable(parts)}"
+    if done.unmasked:
+        text += f"\n{done.unmasked} modules outside the attention layers, by the policy unmasked={policy}"
+    return text
 
 
 @app.command(epilog=examples("generate"))
+@spread
 def generate(
     prompt: Annotated[list[str], typer.Option(help="What to generate; may be given several times.")],
     out: Annotated[Path, typer.Option(help="Folder for the images; where some are already, the numbers go on.")],
+    *,
     lora: Annotated[list[Path] | None, typer.Option(help="A LoRA file to apply; may be given several times.")] = None,
     weight: Annotated[
         list[float] | None, typer.Option(help="What multiplies each LoRA, in their order  [1 each].")
     ] = None,
-    base: BaseOption = "atelier",
     num: Annotated[int, typer.Option(help=told(Sampling, "num"))] = Sampling.num,
     steps: Annotated[int, typer.Option(help=told(Sampling, "steps"))] = Sampling.steps,
     guidance: Annotated[
         float | None,
         typer.Option(help=f"{told(Sampling, 'guidance')}  [{Sampling.guidance:g}, or the base's own]."),
     ] = None,
-    device: DeviceOption = "auto",
-    base_dtype: BaseDtypeOption = "auto",
-    offload: OffloadOption = "auto",
-    base_config: BaseConfigOption = None,
-    resolution: ResolutionOption = None,
+    base: Annotated[BaseChoice, Without(("gradient_checkpointing",))],
     seed: SeedOption = 0,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Generate images from prompts, with or without LoRA files."""
-    with one_line():
-        check_sampling(prompt, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weight)
-        check_folder(out)
-        check_inputs(lora or ())
-        place = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
-        with doing(f"Loading {base}", quiet):
-            from duolora.api.generate import generate as run
+    check_sampling(prompt, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weight)
+    check_folder(out)
+    check_inputs(lora or ())
+    base = chosen(base, quiet)
+    with doing(f"Loading {base.base}", quiet):
+        from duolora.api.generate import generate as run
 
-        files = run(prompt, out, lora or [], place, num, seed, steps, guidance, weight, progress=not quiet)
-        report(as_json, "\n".join(map(str, files)), files=files)
+    files = run(
+        prompt, out, lora or [], base, num, seed, steps=steps, guidance=guidance, weights=weight, progress=not quiet
+    )
+    report(as_json, "\n".join(map(str, files)), files=files)
 
 
 @app.command(epilog=examples("ui"))

@@ -1,10 +1,8 @@
 """Benchmarks: a command for each table and figure of the paper, and for speed."""
 
-import inspect
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
@@ -15,8 +13,9 @@ from duolora.cli import report as reports
 from duolora.cli.common import SeedOption, doing, one_line, report
 from duolora.cli.early import check_there
 from duolora.cli.examples import examples
+from duolora.cli.spread import spread
 from duolora.model.defaults import AUTO, check_base
-from duolora.options import choices, word
+from duolora.options import word
 
 if TYPE_CHECKING:
     from duolora.bench.config import Config
@@ -31,46 +30,22 @@ bench = typer.Typer(
     about two minutes for its LoRAs and half a minute for each trained method: begin with `--pairs 1`.
     """,
 )
-_NAMES: dict[str, dict[str, Any]] = {
-    "as_json": {"param_decls": ["--json"]},
-    "quiet": {"param_decls": ["--quiet"]},
-    "checkpointing": {"param_decls": ["--checkpointing"]},
-    "checkpoint": {"metavar": "NAME=WHERE"},
-}
-"""What options are called on the command line, where not by their names."""
 
 
 def _command(
     options: type[T], run: Callable[[T], object], name: str, help: str, example: str = "", known: str = ""
 ) -> None:
-    """A command whose options are the fields of a dataclass, with their help and ranges; `known` ends its help."""
+    """A command whose options are the fields of a dataclass; `known` ends its help."""
 
-    def call(**given: Any) -> None:
-        with one_line():
-            for each in fields(options):  # type: ignore[arg-type]
-                if words := choices(options, each.name):
-                    word(each.name, given[each.name], words)
-                found = given[each.name] if isinstance(given[each.name], list) else [given[each.name]]
-                if each.name != "out":
-                    check_there(f"what --{each.name} is for", *(place for place in found if isinstance(place, Path)))
-            run(options(**given))
+    def call(options: T) -> None:
+        for option, value in vars(options).items():
+            if option != "out":
+                found = value if isinstance(value, list) else [value]
+                check_there(f"what --{option} is for", *(place for place in found if isinstance(place, Path)))
+        run(options)
 
-    parameters, hints = [], get_type_hints(options)
-    for each in fields(options):  # type: ignore[arg-type]
-        span = each.metadata["range"]
-        shown = typer.Option(
-            *_NAMES.get(each.name, {}).get("param_decls", ()), help=each.metadata["help"], min=span.least,
-            max=span.most, metavar=_NAMES.get(each.name, {}).get("metavar"),
-        )  # fmt: skip
-        kind = str if get_origin(hints[each.name]) is Literal else hints[each.name]
-        parameters.append(
-            inspect.Parameter(
-                each.name, inspect.Parameter.KEYWORD_ONLY, default=each.default, annotation=Annotated[kind, shown]
-            )
-        )
-    call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    call.__annotations__ = {each.name: each.annotation for each in parameters}
-    bench.command(name, help=help, epilog=known + examples(example or f"bench {name}", name=name))(call)
+    call.__annotations__["options"] = options
+    bench.command(name, help=help, epilog=known + examples(example or f"bench {name}", name=name))(spread(call))
 
 
 def _table(name: str, table: Table) -> None:
@@ -82,8 +57,7 @@ def _table(name: str, table: Table) -> None:
             for dataset in options.dataset or []:
                 word("--dataset", dataset, [*ALL, *MULTI, "tuning"])
         with doing(f"Loading what {name} needs"):
-            from duolora.bench.config import config_of
-            from duolora.bench.smaller import smaller_bases
+            from duolora.bench.config import config_of, smaller_bases
 
         bases = smaller_bases(options.out, options.steps) if isinstance(options, DistilledOptions) else None
         _run(config_of(name, table, options, bases), options)

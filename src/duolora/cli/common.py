@@ -6,7 +6,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from dataclasses import replace
 from threading import Event, Thread
 from typing import Annotated, Any, TextIO
 
@@ -14,63 +14,23 @@ import typer
 
 from duolora.errors import DuoLoRAError, InputError, Notice
 from duolora.model.defaults import BaseChoice, check_base
-from duolora.options import word
 
-BaseOption = Annotated[str, typer.Option(help="`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")]
-DEVICES, DEVICE_NAMES = r"auto|(cpu|cuda|mps)(:\d+)?", "auto, cpu, cuda, cuda:N or mps"
-DeviceOption = Annotated[str, typer.Option(help=f"{DEVICE_NAMES}.")]
-BaseDtypeOption = Annotated[str, typer.Option(help="What the base computes in: auto, float32, bfloat16 or float16.")]
-OffloadOption = Annotated[
-    str, typer.Option(help="auto, none, model (networks take turns on the device) or sequential (layers do: slow).")
-]
-
-BaseConfigOption = Annotated[
-    Path | None,
-    typer.Option(
-        help="For a single checkpoint: a diffusers folder with its configs and tokenizers  [SDXL's, SSD-1B's, Vega's]."
-    ),
-]
 OverwriteOption = Annotated[bool, typer.Option("--overwrite", help="Replace a file that is there already.")]
-CheckpointingOption = Annotated[
-    str,
-    typer.Option(
-        "--gradient-checkpointing",
-        help="on, off or auto: compute activations twice instead of keeping them  [auto: on GPUs of less than 20 GB].",
-    ),
-]
-ResolutionOption = Annotated[
-    int | None, typer.Option(help="Height and width of images in pixels  [what the base was made for].")
-]
-
-
-def chosen(
-    base: str,
-    device: str,
-    dtype: str,
-    offload: str,
-    quiet: bool,
-    config: Path | None = None,
-    gradient_checkpointing: str = "auto",
-    resolution: int | None = None,
-) -> BaseChoice:
-    """The base, to be loaded when it is needed, and then announced on stderr.
-
-    Raises:
-        InputError: there is no such base, dtype, or way of offloading or checkpointing.
-    """
-    if not re.fullmatch(DEVICES, device):
-        raise InputError(f"device: expected {DEVICE_NAMES}, got {device!r}")
-    word("base-dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
-    word("offload", offload, ("auto", "none", "model", "sequential"))
-    word("gradient-checkpointing", gradient_checkpointing, ("auto", "on", "off"))
-    check_base(base)
-    tell = None if quiet else lambda line: typer.echo(line, err=True)
-    return BaseChoice(base, device, dtype, offload, tell, config, gradient_checkpointing, resolution)
-
-
 SeedOption = Annotated[int, typer.Option(help="The same seed and inputs give the same result.", min=0, max=2**32 - 1)]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout, and nothing else there.")]
+
+
+def chosen(base: BaseChoice, quiet: bool) -> BaseChoice:
+    """The base, to be loaded when it is needed, and then announced on stderr.
+
+    Raises:
+        InputError: there is no such base, or no such device.
+    """
+    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", base.device):
+        raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {base.device!r}")
+    check_base(base.base)
+    return base if quiet else replace(base, announce=lambda line: typer.echo(line, err=True))
 
 
 @contextmanager
@@ -165,24 +125,29 @@ _ELSEWHERE = dict.fromkeys(
 """Where the files of a format do not work."""
 
 
-def proven(proof: Any) -> str:
+def verified(verification: Any) -> str:
     """What reading a written file back has shown, in words."""
-    low, high = proof.ranks
+    low, high = verification.ranks
     ranks = f"rank {low}" if low == high else f"ranks {low} to {high}"
-    size = f"{proof.modules} modules, {ranks}, {proof.size / 1000:.0f} kB"
-    text = f"{size}; read back, ΔW is off by at most {proof.error:.0e} of its size"
-    if proof.diffusers is not None:
-        text += f", as diffusers loads it by {proof.diffusers:.0e}"
-    text += f"; diffusers does not load it: {printable(proof.unloadable)}" if proof.unloadable else ""
-    elsewhere = _ELSEWHERE.get(proof.format, "")
-    if proof.format == "kohya" and low != high:
+    size = f"{verification.modules} modules, {ranks}, {verification.size / 1000:.0f} kB"
+    text = f"{size}; read back, ΔW is off by at most {verification.error:.0e} of its size"
+    if verification.diffusers is not None:
+        text += f", as diffusers loads it by {verification.diffusers:.0e}"
+    text += f"; diffusers does not load it: {printable(verification.unloadable)}" if verification.unloadable else ""
+    elsewhere = _ELSEWHERE.get(verification.format, "")
+    if verification.format == "kohya" and low != high:
         elsewhere = "diffusers 0.32 takes mixed ranks at a wrong strength: --format uniform is for it"
     return text + (f"\n{elsewhere}" if elsewhere else "")
 
 
-def proof_facts(proof: Any) -> dict[str, object]:
+def verification_facts(verification: Any) -> dict[str, object]:
     """The verification of a written file for JSON."""
-    return {"bytes": proof.size, "error": proof.error, "error_in_diffusers": proof.diffusers, "format": proof.format}
+    return {
+        "bytes": verification.size,
+        "error": verification.error,
+        "error_in_diffusers": verification.diffusers,
+        "format": verification.format,
+    }
 
 
 def tell_images(quiet: bool, *places: Any, fit: str | None = None) -> None:

@@ -40,11 +40,12 @@ def evaluate(
     with one_line():
         check_inputs((), generated, content, style)
         with doing("Loading the metrics", quiet):
-            from duolora.api.evaluate import evaluate as run
-            from duolora.api.evaluate import named_checkpoints, prompts_of
+            from duolora.api.evaluate import evaluate as run, named_checkpoints, prompts_of
 
         places, asked = named_checkpoints(checkpoint or []), prompts_of(prompt, prompts)
-        done = run(generated, content, style, asked, metrics, places, device, not no_cache, progress=not quiet)
+        done = run(
+            generated, content, style, asked, metrics, places, device=device, cache=not no_cache, progress=not quiet
+        )
         report(as_json, done.table(), **done.facts())
 
 
@@ -96,12 +97,12 @@ def check(
 
         found = read_dataset(folder, layout)
         missing = problems(found)
-        pictures = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
-        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {pictures} images"
+        images = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
+        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {images} images"
         report(
             as_json,
             "\n".join([f"{folder}: {found.layout}; {held}; {len(missing)} problems", *missing]),
-            layout=found.layout, contents=list(found.contents), styles=list(found.styles), pictures=pictures,
+            layout=found.layout, contents=list(found.contents), styles=list(found.styles), images=images,
             problems=missing,
         )  # fmt: skip
         if missing:
@@ -140,29 +141,29 @@ def pairs(
 
         if prompt and own_prompts:
             raise InputError("--own-prompts: expected these or --prompt, got both")
-        things, looks = read_dataset(contents), read_dataset(styles)
-        sides = [{name: each.images for name, each in side.items()} for side in (things.contents, looks.styles)]
-        named, looked = ([name for name, images in side.items() if images] for side in sides)
+        subjects, others = read_dataset(contents), read_dataset(styles)
+        sides = [{name: each.images for name, each in side.items()} for side in (subjects.contents, others.styles)]
+        named, styled = ([name for name, images in side.items() if images] for side in sides)
         for option, folder, found, other in (
-            ("--contents", contents, named, things.styles), ("--styles", styles, looked, looks.contents)
+            ("--contents", contents, named, subjects.styles), ("--styles", styles, styled, others.contents)
         ):  # fmt: skip
             if not found:
                 held = f", but {len(other)} of the other kind; are the two exchanged?" if other else ""
                 raise InputError(f"{option} {folder}: expected {option[2:]} with images, found none{held}")
-        chosen = choose_pairs(named, looked, count, seed)
-        said = _words(words or [], {*things.contents, *looks.styles})
-        concepts = [things.contents[pair.content] for pair in chosen]
-        for pair, thing in zip(chosen, concepts, strict=True):
-            thing.in_words(thing.words, said, "content")
-            looks.styles[pair.style].in_words(looks.styles[pair.style].style, said, "style")
+        chosen = choose_pairs(named, styled, count, seed)
+        said = _words(words or [], {*subjects.contents, *others.styles})
+        concepts = [subjects.contents[pair.content] for pair in chosen]
+        for pair, concept in zip(chosen, concepts, strict=True):
+            concept.in_words(concept.words, said, "content")
+            others.styles[pair.style].in_words(others.styles[pair.style].style, said, "style")
         asked = () if own_prompts else tuple(prompt or [PROMPT])
         seeds = tuple(range(num))
-        write_manifest(out, Manifest(out.stem, chosen, asked, seeds, things.layout, looks.layout, said))
-        images = num * sum(len(asked or thing.fitting() or [PROMPT]) for thing in concepts)
+        write_manifest(out, Manifest(out.stem, chosen, asked, seeds, subjects.layout, others.layout, said))
+        images = num * sum(len(asked or concept.fitting() or [PROMPT]) for concept in concepts)
         typer.echo(f"{out}: {len(chosen)} pairs, {num} images of each prompt; {images} images for each row of a table")
         if own_prompts:
-            own = {prompt for thing in concepts for prompt in thing.prompts}
-            left = own - {prompt for thing in concepts for prompt in thing.fitting()}
+            own = {prompt for concept in concepts for prompt in concept.prompts}
+            left = own - {prompt for concept in concepts for prompt in concept.fitting()}
             typer.echo(f"{len(left)} of {len(own)} prompts name another style, matter or colour, and are left out")
         if absent := [name for side in sides for name, images in side.items() if not images]:
             left_out = ", ".join(absent)

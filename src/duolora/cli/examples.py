@@ -4,7 +4,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
     "demo": ("duolora demo --out demo", "duolora demo --out another --pair 3 --seed 1"),
     "train": (
         'duolora train --images photos/ --prompt "a sks teapot in flat style" --out teapot.safetensors',
-        'duolora train --images flat.png --prompt "a house in zwx style" --mirror --out flat.safetensors',
+        'duolora train --images flat.png --prompt "a house in zwx style" --flip --out flat.safetensors',
     ),
     "merge": (
         "duolora merge teapot.safetensors flat.safetensors --method naive --style-weight 0.8 --out both.safetensors",

@@ -7,30 +7,26 @@ from typing import Annotated, Any
 import typer
 
 from duolora.cli.common import (
-    BaseConfigOption,
-    BaseDtypeOption,
-    BaseOption,
-    DeviceOption,
     JsonOption,
-    OffloadOption,
     OverwriteOption,
     QuietOption,
-    ResolutionOption,
     chosen,
     doing,
     one_line,
     printable,
-    proof_facts,
-    proven,
     report,
     tell_images,
+    verification_facts,
+    verified,
 )
 from duolora.cli.early import check_inputs, check_output
 from duolora.cli.set_option import assigned
+from duolora.cli.spread import Without, spread
 from duolora.errors import InputError
+from duolora.model.defaults import BaseChoice
 from duolora.options import DEFAULT_FORMAT, Export, Format, word
 
-_FORMATS = "kohya (for every program), diffusers, uniform (for old diffusers), split or split-diffusers (two halves)"
+_FORMATS = "kohya (for every program), diffusers, uniform (for old diffusers), split or split-diffusers (two files)"
 FormatOption = Annotated[str, typer.Option("--format", help=f"{_FORMATS}, peft (a folder) or masks.")]
 DtypeOption = Annotated[str, typer.Option(help="What the numbers of the file are: float16, bfloat16 or float32.")]
 
@@ -63,11 +59,11 @@ def convert(
 
         with shown(not quiet):
             done = run(
-                file, out, format, dtype, content, style, content_weight, style_weight, threshold, energy, rank,
-                overwrite,
+                file, out, format, dtype, overwrite, content=content, style=style, content_weight=content_weight,
+                style_weight=style_weight, threshold=threshold, energy=energy, rank=rank,
             )  # fmt: skip
-        text = f"{' and '.join(map(str, done.paths))}: {proven(done.proof)}{_not_carried(done.left_out)}"
-        facts = {"paths": done.paths, "left_out": done.left_out, **proof_facts(done.proof)}
+        text = f"{' and '.join(map(str, done.paths))}: {verified(done.verification)}{_not_carried(done.left_out)}"
+        facts = {"paths": done.paths, "left_out": done.left_out, **verification_facts(done.verification)}
         if done.lost is not None:
             worst = max(done.lost.errors, key=done.lost.errors.__getitem__)
             text += f"\nmade smaller: ΔW has lost {done.lost.whole:.2%} of its size, most in {worst}"
@@ -76,9 +72,11 @@ def convert(
         report(as_json, text, **facts)
 
 
+@spread
 def compose(
     files: Annotated[list[Path], typer.Argument(help="Two or more LoRA files.")],
     out: Annotated[Path, typer.Option(help="The .safetensors file to write.")],
+    *,
     method: Annotated[str, typer.Option(help="sum, or oneshot: masks for each, on the base, in seconds.")] = "sum",
     weight: Annotated[
         list[float] | None,
@@ -87,7 +85,6 @@ def compose(
             "style Sec. 3.5 takes the mean, which is 1/n each."
         ),
     ] = None,
-    base: BaseOption = "atelier",
     prompt: Annotated[
         list[str] | None, typer.Option(help="oneshot: each file's trigger prompt, in their order  [from the files].")
     ] = None,
@@ -110,11 +107,7 @@ def compose(
     ] = None,
     format: Annotated[str, typer.Option("--format", help="kohya, diffusers or uniform.")] = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
-    device: DeviceOption = "auto",
-    base_dtype: BaseDtypeOption = "auto",
-    offload: OffloadOption = "auto",
-    base_config: BaseConfigOption = None,
-    resolution: ResolutionOption = None,
+    base: Annotated[BaseChoice, Without(("gradient_checkpointing",))],
     seed: Annotated[int, typer.Option(help="oneshot: the same seed and inputs give the same file.", min=0)] = 0,
     overwrite: OverwriteOption = False,
     quiet: QuietOption = False,
@@ -124,33 +117,28 @@ def compose(
 
     Their exact sum, weighted if asked for, or any number merged at once.
     """
-    with one_line():
-        word("--method", method, ("sum", "oneshot"))
-        check_output(out, format, dtype, Format, files, overwrite)
-        _check_asked(
-            method, {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt}
-            | {"--set": option}, weight,
-        )  # fmt: skip
-        check_inputs(files, *(images or ()), base=base if method == "oneshot" else None)
-        with doing(f"Reading {len(files)} files", quiet):
-            from duolora.api.compose import compose as run
-            from duolora.api.compose import compose_at_once, one_shot_options
-            from duolora.progress import shown
+    word("--method", method, ("sum", "oneshot"))
+    check_output(out, format, dtype, Format, files, overwrite)
+    asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt, "--set": option}
+    _check_asked(method, asked, weight)
+    check_inputs(files, *(images or ()), base=base.base if method == "oneshot" else None)
+    with doing(f"Reading {len(files)} files", quiet):
+        from duolora.api.compose import compose as run, compose_at_once, one_shot_options
+        from duolora.progress import shown
 
-        if method == "sum":
-            with shown(not quiet):
-                done = run(files, out, weight, format, dtype, overwrite)
-        else:
-            chosen_base = chosen(base, device, base_dtype, offload, quiet, base_config, resolution=resolution)
-            plain = one_shot_options(kind or (), seed=seed)
-            options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
-            done = compose_at_once(
-                files, out, chosen_base, prompt or (), images or (), kind or (), merged_prompt, options, format, dtype,
-                progress=not quiet, overwrite=overwrite,
-            )  # fmt: skip
-            tell_images(quiet, *(images or ()))
-        text = f"{done.path}: {proven(done.proof)}{_not_carried(done.left_out)}"
-        report(as_json, text, path=done.path, left_out=done.left_out, **proof_facts(done.proof))
+    if method == "sum":
+        with shown(not quiet):
+            done = run(files, out, weight, format=format, dtype=dtype, overwrite=overwrite)
+    else:
+        plain = one_shot_options(kind or (), seed=seed)
+        options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
+        done = compose_at_once(
+            files, out, chosen(base, quiet), prompt or (), images or (), kind or (), options,
+            merged_prompt=merged_prompt, format=format, dtype=dtype, progress=not quiet, overwrite=overwrite,
+        )  # fmt: skip
+        tell_images(quiet, *(images or ()))
+    text = f"{done.path}: {verified(done.verification)}{_not_carried(done.left_out)}"
+    report(as_json, text, path=done.path, left_out=done.left_out, **verification_facts(done.verification))
 
 
 def _check_asked(method: str, oneshot: Mapping[str, object], weight: Sequence[float] | None) -> None:

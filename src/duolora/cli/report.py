@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from duolora.cli.common import JsonOption, doing, one_line
-from duolora.cli.common import report as said
+from duolora.cli.common import JsonOption, doing, one_line, report as said
 from duolora.cli.early import check_there
 from duolora.cli.examples import examples
 
@@ -58,8 +57,7 @@ def make(
     with one_line():
         check_there(RUNS, *folders)
         with doing("Reading the runs"):
-            from duolora.bench.study.study import make as run
-            from duolora.bench.study.study import read_key
+            from duolora.bench.study.study import make as run, read_key
 
         page, key = run(folders, out, row or (), each, seed)
         count = len(read_key(key).questions)

@@ -13,12 +13,12 @@ class Adapter:
 
     modules: Mapping[str, LowRank]
     """By their paths in the UNet or transformer; a text encoder's begin with `text_encoder.` or `text_encoder_2.`"""
-    recipe: dict[str, object] = field(default_factory=dict)
+    metadata: dict[str, object] = field(default_factory=dict)
     """What the file says of its making; only what JSON can hold."""
     left_out: tuple[str, ...] = ()
     """Parts of the file that were not read, such as bundled embeddings."""
-    proof: dict[str, object] = field(default_factory=dict)
-    """What the header of the file says of its proof; nothing where the tensors are not those that were proved."""
+    verification: dict[str, object] = field(default_factory=dict)
+    """What the header says of its verification; nothing where the tensors are not those that were verified."""
     notes: dict[str, str] = field(default_factory=dict)
     """What people wrote about it, by keys of headers (see `read.notes`); files that are made of it carry it along."""
     families: tuple[str, ...] = ()

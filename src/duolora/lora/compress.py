@@ -42,14 +42,14 @@ def squeezed(adapter: Adapter, rank: int | None = None, energy: float | None = N
         kept = min(_count(squares, energy), rank or basis.rank)
         return replace(basis, up=basis.up[:, :kept], down=basis.down[:kept]) if kept else None
 
-    recipe = {key: value for key, value in adapter.recipe.items() if key != CONTENT_RANKS}
-    return _smaller(replace(adapter, recipe=recipe | {"squeezed": {"rank": rank, "energy": energy}}), cut)
+    metadata = {key: value for key, value in adapter.metadata.items() if key != CONTENT_RANKS}
+    return _smaller(replace(adapter, metadata=metadata | {"squeezed": {"rank": rank, "energy": energy}}), cut)
 
 
 def pruned(adapter: Adapter, threshold: float) -> Adapter:
     """The adapter without the directions that have at most `threshold` of the strength of their module's strongest.
 
-    Directions stay as they are, so the halves of a merge stay apart.
+    Directions stay as they are, so the parts of a merge stay apart.
 
     Raises:
         InputError: the threshold is no share.
@@ -63,7 +63,7 @@ def pruned(adapter: Adapter, threshold: float) -> Adapter:
     except FileRefused:
         return small
     left = [int(kept[name][: counts[name]].sum()) for name in sorted(small.modules)]
-    return replace(small, recipe=small.recipe | {CONTENT_RANKS: left})
+    return replace(small, metadata=small.metadata | {CONTENT_RANKS: left})
 
 
 def lost(adapter: Adapter, small: Adapter) -> Lost:

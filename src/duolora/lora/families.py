@@ -249,9 +249,9 @@ def fitting(shapes: Shapes) -> tuple[str, ...]:
 def _unets(shapes: Shapes) -> tuple[str, ...]:
     """The same among UNets.
 
-    Stable Diffusion 1 and 2 attend to text of width 768 or 1024, SDXL and its kin to 2048, from layers of the same
-    widths. They have four levels, and attention of width 320 already on the first; SDXL has three, and attention from
-    the second on. (Atelier has two, and narrower attention on both.)
+    Stable Diffusion 1 and 2 attend to text of width 768 or 1024, SDXL and similar UNets to 2048, from layers of the
+    same widths. They have four levels, and attention of width 320 already on the first; SDXL has three, and attention
+    from the second on. (Atelier has two, and narrower attention on both.)
     Only SDXL has a second text encoder, embeds sizes, and has several transformer blocks in an attention.
     """
     for name, (d_out, d_in) in shapes.items():

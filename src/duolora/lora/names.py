@@ -54,7 +54,7 @@ _TEXT = re.compile(
 )
 _SGM = re.compile(r"(?:(input|output)_blocks\.([0-9]{1,2})|middle_block)\.([0-2])\.(.+)")
 _LEVELS = range(4)
-"""Stable Diffusion 1 has four, and is told from SDXL by them (see `unsupported`); SDXL and its kin have three."""
+"""Stable Diffusion 1 has four, and is told from SDXL by them (see `unsupported`); SDXL and similar UNets have three."""
 _WORDS = re.compile(
     r"(?:transformer_blocks|(?:down|up|input|output)_blocks|(?:mid|middle)_block|to_(?:q|k|v|out)|proj_(?:in|out)"
     r"|conv_(?:in|out|shortcut)|time_emb_proj|(?:time|add)_embedding|linear_[12]|(?:in|out|emb)_layers|skip_connection"

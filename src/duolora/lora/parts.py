@@ -1,7 +1,7 @@
-"""The two halves of a merge: which directions of each module are the content's, and which the style's.
+"""The two parts of a merge: which directions of each module are the content's, and which the style's.
 
-A merged module is [content | style] along its rank, exactly. Its recipe counts the content's directions
-(`content_ranks`, the modules in alphabetical order), so that halves can be parted and weighed long after the merge.
+A merged module is [content | style] along its rank, exactly. Its metadata count the content's directions
+(`content_ranks`, the modules in alphabetical order), so that parts can be separated and reweighted later.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ CONTENT_RANKS = "content_ranks"
 
 
 def counted(merged: Mapping[str, LowRank], content: Mapping[str, LowRank]) -> list[int]:
-    """What the recipe says of a merge whose content half is `content`."""
+    """What the metadata say of a merge whose content part is `content`."""
     return [content[name].rank if name in content else 0 for name in sorted(merged)]
 
 
@@ -27,7 +27,7 @@ def content_ranks(adapter: Adapter, file: object) -> dict[str, int]:
     Raises:
         FileRefused: the file does not say so.
     """
-    names, counts = sorted(adapter.modules), adapter.recipe.get(CONTENT_RANKS)
+    names, counts = sorted(adapter.modules), adapter.metadata.get(CONTENT_RANKS)
     if not isinstance(counts, list) or len(counts) != len(names):
         raise FileRefused(
             f"{file}: expected a merge whose header says which directions are the content's ({CONTENT_RANKS}), found "
@@ -38,36 +38,36 @@ def content_ranks(adapter: Adapter, file: object) -> dict[str, int]:
         if type(count) is not int or not 0 <= count <= adapter.modules[name].rank:
             raise FileRefused(
                 f"{file}: {CONTENT_RANKS}: {name}: expected 0 to {adapter.modules[name].rank}, found {count!r}; "
-                "get the file again"
+                "download the file again"
             )
     return dict(zip(names, counts, strict=True))
 
 
-def halves(adapter: Adapter, file: object) -> tuple[Adapter, Adapter]:
-    """The content half and the style half of a merge; their sum is the merge.
+def split_parts(adapter: Adapter, file: object) -> tuple[Adapter, Adapter]:
+    """The content part and the style part of a merge; their sum is the merge.
 
     Raises:
         FileRefused: the file does not say which is which.
     """
     counts = content_ranks(adapter, file)
-    recipe = {key: value for key, value in adapter.recipe.items() if key != CONTENT_RANKS}
+    metadata = {key: value for key, value in adapter.metadata.items() if key != CONTENT_RANKS}
     parted = []
-    for half in ("content", "style"):
+    for part in ("content", "style"):
         modules = {}
         for name, lora in adapter.modules.items():
-            kept = slice(0, counts[name]) if half == "content" else slice(counts[name], lora.rank)
+            kept = slice(0, counts[name]) if part == "content" else slice(counts[name], lora.rank)
             if lora.up[:, kept].numel():
                 modules[name] = replace(lora, up=lora.up[:, kept], down=lora.down[kept])
-        said = recipe | {"half": half}
-        parted.append(replace(adapter, modules=modules, recipe=said, left_out=(), proof={}))
+        said = metadata | {"part": part}
+        parted.append(replace(adapter, modules=modules, metadata=said, left_out=(), verification={}))
     return parted[0], parted[1]
 
 
-def weighed(adapter: Adapter, content_weight: float, style_weight: float, file: object) -> Adapter:
-    """The merge with other weights on its two halves; linear, and nothing is learnt again.
+def reweighted(adapter: Adapter, content_weight: float, style_weight: float, file: object) -> Adapter:
+    """The merge with other weights on its two parts; linear, and nothing is trained again.
 
     Raises:
-        FileRefused: the file does not say which half is which.
+        FileRefused: the file does not say which part is which.
     """
     counts = content_ranks(adapter, file)
     modules = {}
@@ -76,4 +76,4 @@ def weighed(adapter: Adapter, content_weight: float, style_weight: float, file: 
         weights[: counts[name]] = content_weight
         modules[name] = replace(lora, up=lora.up * weights)
     chosen = {"content": content_weight, "style": style_weight}
-    return replace(adapter, modules=modules, recipe=adapter.recipe | {"weights": chosen})
+    return replace(adapter, modules=modules, metadata=adapter.metadata | {"weights": chosen})

@@ -1,4 +1,4 @@
-"""The proof of a file's strength: its ΔW compared with what was asked for, module by module, never densely."""
+"""The verification of a file's strength: its ΔW compared with what was asked for, module by module, never densely."""
 
 import math
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ Half precision makes about 4e-4. bfloat16 has 8 bits: rounding each of two facto
 
 
 @dataclass(frozen=True)
-class Proof:
+class Verification:
     """What a written file holds, as found by reading it back."""
 
     error: float
@@ -38,7 +38,7 @@ class Proof:
     """In which format the file is."""
 
 
-def proof(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size: int = 0) -> Proof:
+def verify(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size: int = 0) -> Verification:
     """Compare what a file gives its readers with what was asked for.
 
     Raises:
@@ -56,11 +56,11 @@ def proof(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size
             f"(at most {TOLERANCE[dtype]} is accepted); nothing was written; write it in float32"
         )
     ranks = [lora.rank for lora in outlines(found.modules).values()]
-    return Proof(errors[worst], len(ranks), (min(ranks), max(ranks)), size)
+    return Verification(errors[worst], len(ranks), (min(ranks), max(ranks)), size)
 
 
 def identical(one: Adapter, other: Adapter) -> bool:
-    """Whether two adapters hold the very same numbers, so that what is proved of one is proved of the other."""
+    """Whether two adapters hold the very same numbers, so that what is verified of one is verified of the other."""
     if set(one.modules) != set(other.modules):
         return False
     pairs = ((lora, other.modules[name]) for name, lora in one.modules.items())

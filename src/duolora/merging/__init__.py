@@ -1,1 +1,1 @@
-"""How two LoRAs become one: what goes in (sources), the masks that are learnt (learn), what comes out (fold)."""
+"""How two LoRAs become one: what goes in (sources), the masks that are trained (learn), what comes out (fold)."""

@@ -14,7 +14,7 @@ from duolora.paper.lowrank import LowRank, concatenate, svd_basis
 
 
 def combined(both: Sources, options: MergeOptions) -> Loras:
-    """One LoRA for every module that either of the two covers; what only one covers is taken as it is, weighed.
+    """One LoRA for every module that either of the two covers; what only one covers is taken as it is, reweighted.
 
     svd        the sum, cut to `rank` singular directions
     ties       the largest `density` of each ΔW, their majority sign elected, the agreeing entries added

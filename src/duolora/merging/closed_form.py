@@ -1,17 +1,20 @@
 """One-shot merge: a few calls of the network without a gradient, then every module's masks in closed form.
 
-Any number of adapters, each with pictures and a prompt of its own that say when it is the teacher.
+Any number of adapters, each with images and a prompt of its own that say when it is the teacher.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor, nn
 
 from duolora.errors import InputError
 from duolora.merging.fold import Kind
-from duolora.merging.grams import Grams
 from duolora.merging.inputs import Loras, Masks, Sources
 from duolora.merging.options import MergeOptions
 from duolora.model.base import Base
@@ -32,6 +35,48 @@ class Part:
     kind: Kind
     latents: Tensor
     prompt: str
+
+
+class Grams:
+    """Sums of (D x)(D x)ᵀ of every mounted module for each of several teachers, as the network runs.
+
+    That is all of a module's inputs that a merge in closed form needs, and it is R×R, whatever the image's size.
+    """
+
+    def __init__(self, mount: Mount, teachers: int) -> None:
+        """All zero; nothing is recorded yet."""
+        self._mount = mount
+        self._samples = torch.zeros(teachers, device=mount.device)
+        self._sums = {
+            name: torch.zeros(teachers, len(stacked.down), len(stacked.down), device=mount.device)
+            for name, stacked in mount.modules.items()
+        }
+
+    @contextmanager
+    def recording(self, teacher: Int[Tensor, " batch"]) -> Iterator[None]:
+        """Add up what the modules see while the network is called once; sample i belongs to `teacher[i]`."""
+        teacher = teacher.to(self._mount.device)
+        handles = [
+            self._mount.unet.get_submodule(name).register_forward_pre_hook(partial(self._add, name, teacher))
+            for name in self._sums
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+        self._samples.index_add_(0, teacher, torch.ones_like(teacher, dtype=torch.float32))
+
+    @torch.no_grad()
+    def _add(self, name: str, teacher: Tensor, module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        x: Tensor = inputs[0]
+        h = torch.nn.functional.linear(x, self._mount.modules[name].down).float()
+        h = h.reshape(len(x), -1, h.shape[-1])
+        self._sums[name].index_add_(0, teacher, h.mT @ h)
+
+    def means(self) -> dict[str, Float[Tensor, "teachers R R"]]:
+        """The sums divided by the number of samples of each teacher; zero for one that has had none."""
+        return {name: total / self._samples.clamp(min=1)[:, None, None] for name, total in self._sums.items()}
 
 
 def pair_of(both: Sources, x_c: Tensor, x_s: Tensor, prompts: Prompts) -> tuple[Part, Part]:
@@ -68,7 +113,7 @@ def _calibrated(
         x = torch.stack([part.latents[int(share * len(part.latents))] for part in parts])
         t = schedule.sample_timesteps(1, rng).expand(K)
         noise = torch.randn((1, *x.shape[1:]), generator=rng).to(device)
-        with grams.watching(torch.arange(K)):
+        with grams.recording(torch.arange(K)):
             unet.predict(schedule.add_noise(x, noise.expand_as(x), t), t, prompts, gates)
     return grams
 

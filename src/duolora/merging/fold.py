@@ -27,10 +27,10 @@ class Folded:
 def folded(both: Sources, m_c: Masks, m_s: Masks, options: MergeOptions) -> Folded:
     """The masked merge, each part folded once; modules with nothing left are left out.
 
-    Modules without masks go through by the policy `options.rest`.
+    Modules without masks go through by the policy `options.unmasked`.
     """
     parts = [
-        folded_sides(both.roles, [(loras, masks, kind)], options) | rest_of([(others, kind)], options)
+        folded_sides(both.roles, [(loras, masks, kind)], options) | unmasked_of([(others, kind)], options)
         for loras, masks, others, kind in _sides(both, m_c, m_s)
     ]
     names = dict.fromkeys((*both.roles, *parts[0], *parts[1]))
@@ -40,7 +40,7 @@ def folded(both: Sources, m_c: Masks, m_s: Masks, options: MergeOptions) -> Fold
 
 
 def _sides(both: Sources, m_c: Masks, m_s: Masks) -> list[tuple[Loras, Masks, Loras, Kind]]:
-    return [(both.content, m_c, both.content_rest, "content"), (both.style, m_s, both.style_rest, "style")]
+    return [(both.content, m_c, both.content_unmasked, "content"), (both.style, m_s, both.style_unmasked, "style")]
 
 
 def folded_sides(names: Iterable[str], sides: Sequence[Side], options: MergeOptions) -> Loras:
@@ -59,15 +59,15 @@ def folded_sides(names: Iterable[str], sides: Sequence[Side], options: MergeOpti
     return out
 
 
-def rest(both: Sources, options: MergeOptions) -> Loras:
-    """The modules without masks, by the policy `options.rest`."""
-    return rest_of([(both.content_rest, "content"), (both.style_rest, "style")], options)
+def unmasked(both: Sources, options: MergeOptions) -> Loras:
+    """The modules without masks, by the policy `options.unmasked`."""
+    return unmasked_of([(both.content_unmasked, "content"), (both.style_unmasked, "style")], options)
 
 
-def rest_of(sides: Sequence[tuple[Loras, Kind]], options: MergeOptions) -> Loras:
+def unmasked_of(sides: Sequence[tuple[Loras, Kind]], options: MergeOptions) -> Loras:
     """The same of any number of LoRAs."""
     weights = {"content": options.content_weight, "style": options.style_weight}
-    keep = {"sum": ("content", "style"), "content": ("content",), "style": ("style",), "drop": ()}[options.rest]
+    keep = {"sum": ("content", "style"), "content": ("content",), "style": ("style",), "drop": ()}[options.unmasked]
     found: dict[str, list[LowRank]] = {}
     for loras, kind in sides:
         for name, lora in loras.items() if kind in keep else ():

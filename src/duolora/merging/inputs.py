@@ -1,6 +1,6 @@
 """The two LoRAs of a merge, and the prompts that bring them out."""
 
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -30,18 +30,18 @@ class Sources:
 
     content: Loras
     style: Loras
-    content_rest: Loras
-    style_rest: Loras
+    content_unmasked: Loras
+    style_unmasked: Loras
     roles: dict[str, Role]
 
 
 def sources(architecture: Architecture, content: Adapter, style: Adapter, options: MergeOptions) -> Sources:
     """The two adapters, sorted by whether a module may have masks."""
-    sides = (parted(architecture, each, options) for each in (content, style))
-    (of_content, content_rest), (of_style, style_rest) = sides
+    sides = (parted(architecture.shapes, each, options) for each in (content, style))
+    (of_content, content_unmasked), (of_style, style_unmasked) = sides
     found = roles_of(architecture, options)
     covered = {name: role for name, role in found.items() if name in of_content or name in of_style}
-    return Sources(of_content, of_style, content_rest, style_rest, covered)
+    return Sources(of_content, of_style, content_unmasked, style_unmasked, covered)
 
 
 def roles_of(architecture: Architecture, options: MergeOptions) -> dict[str, Role]:
@@ -72,9 +72,8 @@ def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
     return recognised(attention) if families[0] == "SDXL" else Architecture(families[0], attention, None)
 
 
-def parted(architecture: Architecture, adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
+def parted(targets: Container[str], adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
     """The modules that may have masks, in the basis in which masks act, and all others as they came."""
-    targets = architecture.shapes
     inside = {n: lora for n, lora in adapter.modules.items() if n in targets}
     outside = {n: lora for n, lora in adapter.modules.items() if n not in targets}
     return {n: svd_basis(x) for n, x in inside.items()} if options.basis == "svd" else inside, outside
@@ -103,12 +102,12 @@ def _width(lora: LowRank | None, axis: MaskAxis) -> int:
 def prompts_of(
     adapters: Mapping[str, Adapter], content: str | None = None, style: str | None = None, merged: str | None = None
 ) -> Prompts:
-    """The three prompts: as given, or from the files' own recipes.
+    """The three prompts: as given, or from the files' own metadata.
 
     Raises:
         InputError: a prompt is neither given nor in its file.
     """
-    found = {k: given or adapters[k].recipe.get("prompt") for k, given in (("content", content), ("style", style))}
+    found = {k: given or adapters[k].metadata.get("prompt") for k, given in (("content", content), ("style", style))}
     chosen = {kind: prompt for kind, prompt in found.items() if isinstance(prompt, str) and prompt.strip()}
     if missing := [kind for kind in found if kind not in chosen]:
         which = f"{missing[0]} LoRA: its file names" if len(missing) == 1 else "the two LoRAs: their files name"

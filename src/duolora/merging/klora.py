@@ -96,7 +96,7 @@ class Chooser:
 def klora(
     base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA, k: int | None = None, modulo: bool = True
 ) -> Iterator[Chooser]:
-    """K-LoRA on a base; hand the chooser to `sample.draw` as `before_step`."""
+    """K-LoRA on a base; hand the chooser to `sample_images` as `before_step`."""
     with Mount(base.unet, [both.content, both.style], "rank", base.device) as mount:
         chooser = Chooser(mount, scores(both, k), lambda t: strength_at(t, alpha, beta, modulo))
         try:

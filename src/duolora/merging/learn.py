@@ -15,13 +15,13 @@ from duolora.merging.inputs import Loras, Masks, Sources, first_masks
 from duolora.merging.options import MergeOptions
 from duolora.merging.penalties import Penalties
 from duolora.model.base import Base
-from duolora.model.images import read_pictures
+from duolora.model.images import load_images
 from duolora.model.mount import Axis, Mount
 from duolora.model.predict import NoiseSchedule, Remembering, denoiser, noise_schedule
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.paper.constyle import Prompts, constyle, overall
 from duolora.progress import counted
-from duolora.training.callbacks import Watcher, wants_preview
+from duolora.training.callbacks import Callback, wants_preview
 from duolora.training.checkpoint import (
     interruptible,
     load_checkpoint,
@@ -30,19 +30,18 @@ from duolora.training.checkpoint import (
     step_generator,
     stop_if,
 )
-from duolora.training.finite import check_loss
-from duolora.training.loop import restore_scaling, scaler_for, scaling_of
+from duolora.training.finite import check_loss, restore_scaling, scaler_for, scaling_of
 
 Images = str | Path | None
 
 
 @dataclass(frozen=True, eq=False)
-class Learnt:
-    """Masks, and how they came about: their mean change, and the terms of the loss at every tenth update."""
+class TrainedMasks:
+    """Masks, and how they came about: their mean change, and the terms of the loss at every tenth step."""
 
     content_masks: Masks
     style_masks: Masks
-    moved: float
+    mean_change: float
     losses: list[dict[str, float]]
 
     @property
@@ -53,7 +52,7 @@ class Learnt:
 
 @dataclass(frozen=True, eq=False)
 class Calibration:
-    """What the masks are learnt on: latents of content and of style pictures, and the three prompts."""
+    """What the masks are trained on: latents of content and of style images, and the three prompts."""
 
     x_c: Tensor
     x_s: Tensor
@@ -65,12 +64,11 @@ def calibration(
     both: Sources,
     options: MergeOptions,
     prompts: Prompts,
-    content_images: Images,
-    style_images: Images,
+    images: tuple[Images, Images],
     progress: bool,
 ) -> Calibration:
-    """The latents of the given pictures or, where there are none, of pictures that each LoRA draws from its prompt."""
-    taught = ((both.content, prompts.content, content_images), (both.style, prompts.style, style_images))
+    """The latents of the given images or, where there are none, of images that each LoRA generates from its prompt."""
+    taught = ((both.content, prompts.content, images[0]), (both.style, prompts.style, images[1]))
     x_c, x_s = latents_of(base, taught, options, progress)
     return Calibration(x_c, x_s, prompts)
 
@@ -78,23 +76,23 @@ def calibration(
 def latents_of(
     base: Base, taught: Sequence[tuple[Loras, str, Images]], options: MergeOptions, progress: bool
 ) -> list[Tensor]:
-    """For each LoRA with its prompt the latents of its pictures; those without any are drawn with it."""
-    seeds = range(options.seed, options.seed + options.pictures)
+    """For each LoRA with its prompt the latents of its images; those without any are generated with it."""
+    seeds = range(options.seed, options.seed + options.calibration_images)
     found = []
     with Mount(base.unet, [loras for loras, _, _ in taught], "rank", base.device) as plain:
         for own, (_, prompt, images) in zip(plain.owned().split(1), taught, strict=True):
             if images is not None:
-                found.append(base.encode_images(read_pictures(images, base.resolution)))
+                found.append(base.encode_images(load_images(images, base.resolution)))
             else:
                 with plain.gating(own):
-                    drawn = draw(base, [prompt] * len(seeds), list(seeds), progress=progress)
-                found.append(base.encode_images(drawn))
+                    generated = sample_images(base, [prompt] * len(seeds), list(seeds), progress=progress)
+                found.append(base.encode_images(generated))
     return found
 
 
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """Masks in the making, on a mounted network; each `update` is one step of Adam on all of them, as one row."""
+    """Masks in the making, on a mounted network; each `step` is one step of Adam on all of them, as one row."""
 
     denoise: Remembering
     schedule: NoiseSchedule
@@ -105,16 +103,16 @@ class Learner:
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     preview: Callable[[], Tensor]
-    """Two pictures of the merged prompt, as the masks are now."""
+    """Two images of the merged prompt, as the masks are now."""
     first: Tensor | None = None
     """For each column the first one that shares its value, where masks are tied."""
 
-    def update(self, step: int) -> dict[str, Tensor]:
-        """Update the masks in place, at the draw of this step; the loss and its terms before the update."""
+    def step(self, step: int) -> dict[str, Tensor]:
+        """Train the masks in place by one step; the loss and its terms before it."""
         pool = self.options.pool
-        draw = step % pool if pool else step
-        self.denoise.begin(draw if pool else None)
-        terms = self._losses(step_generator(self.options.seed, draw))
+        sample = step % pool if pool else step
+        self.denoise.begin(sample if pool else None)
+        terms = self._losses(step_generator(self.options.seed, sample))
         check_loss(terms["loss"], self.optimiser, step)
         self.scaler.scale(terms["loss"]).backward()
         self.scaler.unscale_(self.optimiser)
@@ -134,14 +132,14 @@ class Learner:
             self.row.grad = self.row.grad[self.first]
 
     def _losses(self, rng: torch.Generator) -> dict[str, Tensor]:
-        """The loss and its terms at one draw of pictures, timesteps and noise."""
+        """The loss and its terms at one sample of images, timesteps and noise."""
         o, x_c, x_s = self.options, self.data.x_c, self.data.x_s
         rows_c, rows_s = (torch.randint(len(x), (o.batch,), generator=rng).to(x.device) for x in (x_c, x_s))
         t = self.schedule.sample_timesteps(o.batch, rng)
         noise = torch.randn((o.batch, *x_c.shape[1:]), generator=rng).to(x_c.device)
         terms = constyle(
             self.denoise, self.schedule.process(), x_c[rows_c], x_s[rows_s], t, noise,
-            self.data.prompts, o.reading,
+            self.data.prompts, o.cycle_variant,
         )  # fmt: skip
         prior = self.penalties.layer_prior(self.row) if o.lambda_layer_prior else x_c.new_zeros(())
         loss = overall(terms, prior, o.lambda_layer_prior, o.lambda_cycle, o.multiplies, o.cycles)
@@ -198,9 +196,9 @@ def learner(
 
         def preview() -> Tensor:
             with mount.gating(row.detach()[None]):
-                pictures = draw(base, [p.merged] * 2, [o.seed, o.seed + 1])
+                images = sample_images(base, [p.merged] * 2, [o.seed, o.seed + 1])
             base.release_encoders()
-            return pictures
+            return images
 
         schedule = noise_schedule(base)
         yield Learner(denoise, schedule, penalties, o, data, row, optimiser, scaler_for(base), preview, first)
@@ -213,12 +211,12 @@ def learn(
     data: Calibration,
     checkpoint: Path | None = None,
     progress: bool = True,
-    watch: Watcher | None = None,
-) -> Learnt:
-    """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th update.
+    callback: Callback | None = None,
+) -> TrainedMasks:
+    """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th step.
 
-    The checkpoint must be one of this very merge, as its name says (see `checkpoint_path`). `watch` is told the terms
-    and the masks at every tenth update, and shown previews.
+    The checkpoint must be one of this very merge, as its name says (see `checkpoint_path`). `callback` is told the
+    terms and the masks at every tenth step, and shown previews.
     """
     o = options
     if o.init == "oneshot" and o.masks == "rank":
@@ -227,27 +225,27 @@ def learn(
         m_c, m_s = first_masks(both, o, base.device)
     losses: list[dict[str, float]] = []
     images = max(len(data.x_c), len(data.x_s))
-    updates = math.ceil(o.steps / images) if o.per_image else o.steps
+    total = math.ceil(o.steps / images) if o.per_image else o.steps
     with learner(base, both, o, data, m_c, m_s) as learning, interruptible() as asked:
         row, scaler = learning.row.detach(), learning.scaler
         masks, scaling = {"masks": learning.row}, scaling_of(scaler)
         begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
         start = 0
         if checkpoint and checkpoint.exists():
-            start = load_checkpoint(checkpoint, masks | scaling, learning.optimiser, updates)
+            start = load_checkpoint(checkpoint, masks | scaling, learning.optimiser, total)
             losses = losses_before(checkpoint)
             restore_scaling(scaler, scaling)
-        for step in counted(range(start, updates), "Merging", progress, updates):
-            terms = learning.update(step)
-            if step % 10 == 0 or step + 1 == updates:
-                losses.append({"update": step, **{k: float(v) for k, v in terms.items()}})
-                if watch is not None:
-                    watch.losses(step + 1, updates, {k: v for k, v in losses[-1].items() if k != "update"})
-                    watch.masks(step + 1, {"content": m_c, "style": m_s})
-            if watch is not None and wants_preview(watch, step + 1, updates):
-                watch.preview(step + 1, learning.preview())
-            if checkpoint and ((step + 1) % 25 == 0 or asked.is_set()) and step + 1 < updates:
+        for step in counted(range(start, total), "Merging", progress, total):
+            terms = learning.step(step)
+            if step % 10 == 0 or step + 1 == total:
+                losses.append({"step": step, **{k: float(v) for k, v in terms.items()}})
+                if callback is not None:
+                    callback.losses(step + 1, total, {k: v for k, v in losses[-1].items() if k != "step"})
+                    callback.masks(step + 1, {"content": m_c, "style": m_s})
+            if callback is not None and wants_preview(callback, step + 1, total):
+                callback.preview(step + 1, learning.preview())
+            if checkpoint and ((step + 1) % 25 == 0 or asked.is_set()) and step + 1 < total:
                 save_checkpoint(checkpoint, masks | scaling_of(scaler), learning.optimiser, step + 1, losses)
-            stop_if(asked, step + 1, updates, checkpoint)
-    moved = float((row - begun).abs().mean())
-    return Learnt(m_c, m_s, moved, losses)
+            stop_if(asked, step + 1, total, checkpoint)
+    change = float((row - begun).abs().mean())
+    return TrainedMasks(m_c, m_s, change, losses)

@@ -1,6 +1,5 @@
 """A merge as masks only: about 0.3 MB for SDXL, from which it is rebuilt with its two source files."""
 
-import json
 import os
 import reprlib
 from collections.abc import Mapping
@@ -17,28 +16,27 @@ from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter, source_hash
 from duolora.lora.read.header import read_header
-from duolora.lora.read.keys import RECIPE
+from duolora.lora.read.keys import METADATA
 from duolora.lora.read.notes import notes_of
 from duolora.lora.read.peft_config import json_object
 from duolora.lora.read.stored import read_tensors
 from duolora.lora.read.unsupported import MASKS
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
-from duolora.lora.write.layout import laid_out
+from duolora.lora.write.layout import header_json, laid_out
 from duolora.merging.fold import folded
-from duolora.merging.inputs import Loras, Masks, Sources
-from duolora.merging.options import Basis, MaskAxis, MergeOptions, Rest
+from duolora.merging.inputs import Loras, Masks, Sources, parted
+from duolora.merging.options import Basis, MaskAxis, MergeOptions, Unmasked
 from duolora.paper.choices import Role
-from duolora.paper.lowrank import svd_basis
 
 KINDS = ("content", "style")
 
 
 @dataclass(frozen=True, eq=False)
 class MaskFile:
-    """Masks by kind and module, and the recipe of the merge, with the hashes of its two sources."""
+    """Masks by kind and module, and the metadata of the merge, with the hashes of its two sources."""
 
     masks: dict[str, Masks]
-    recipe: dict[str, object]
+    metadata: dict[str, object]
     notes: dict[str, str] = field(default_factory=dict)
     """What people wrote about the two sources (see `lora.read.notes`)."""
 
@@ -63,8 +61,8 @@ def staged_masks(stage: Stage, path: Path, found: MaskFile) -> Path:
     check_writable(path)
     table = {kind: {name: mask.numel() for name, mask in sorted(found.masks[kind].items())} for kind in KINDS}
     flat = {kind: _flat([found.masks[kind][name] for name in table[kind]]) for kind in KINDS}
-    kept = {key: value for key, value in found.recipe.items() if key != CONTENT_RANKS}
-    header = found.notes | {"format": "pt", MASKS: _json(table), RECIPE: _json(kept)}
+    kept = {key: value for key, value in found.metadata.items() if key != CONTENT_RANKS}
+    header = found.notes | {"format": "pt", MASKS: header_json(table), METADATA: header_json(kept)}
     draft = stage(path, laid_out(flat, header))
     read_masks(draft)
     return draft
@@ -81,15 +79,17 @@ def read_masks(path: Path) -> MaskFile:
         raise FileRefused(f"{path}: expected masks only, as `duolora merge --format masks` writes them, found none")
     tensors, table = read_tensors(path), json_object(metadata, MASKS, str(path))
     masks = {kind: _parted_masks(table.get(kind), tensors.get(kind), f"{path}: {kind}") for kind in KINDS}
-    return MaskFile(masks, json_object(metadata, RECIPE, str(path)), notes_of(metadata))
+    return MaskFile(masks, json_object(metadata, METADATA, str(path)), notes_of(metadata))
 
 
 def _parted_masks(sizes: Any, flat: Tensor | None, where: str) -> Masks:
     """Masks by module, from one after another, once it is certain that they are as long as said."""
     if flat is None or not isinstance(sizes, dict) or not all(type(n) is int and n > 0 for n in sizes.values()):
-        raise FileRefused(f"{where}: expected masks and their sizes, found none; get the file again")
+        raise FileRefused(f"{where}: expected masks and their sizes, found none; download the file again")
     if flat.dtype != torch.float32 or flat.shape != (sum(sizes.values()),):
-        raise FileRefused(f"{where}: expected {sum(sizes.values())} numbers, found {tuple(flat.shape)}; get it again")
+        raise FileRefused(
+            f"{where}: expected {sum(sizes.values())} numbers, found {tuple(flat.shape)}; download it again"
+        )
     return dict(zip(sizes, flat.split(list(sizes.values())), strict=True)) if sizes else {}
 
 
@@ -99,45 +99,48 @@ def rebuilt(
     """The merge that the masks make of their two sources; the weights multiply those of the merge.
 
     Raises:
-        FileRefused: a source is another file than the one that was merged, or the recipe is damaged.
+        FileRefused: a source is another file than the one that was merged, or the metadata are damaged.
     """
     sides = {}
     for kind, path in zip(KINDS, (content, style), strict=True):
         adapter = read_adapter(path)
-        expected, found = stored.recipe.get(kind), source_hash(path)
+        expected, found = stored.metadata.get(kind), source_hash(path)
         if found != expected:
             raise FileRefused(
                 f"{path}: expected the {kind} LoRA of the merge, SHA-256 {str(expected)[:12]}…, found {found[:12]}…; "
                 "give the very file that was merged"
             )
         sides[kind] = adapter
-    options = _options(stored.recipe, content_weight, style_weight)
-    (of_content, content_rest), (of_style, style_rest) = (_parted(sides[k], stored.masks[k], k, options) for k in KINDS)
+    options = _options(stored.metadata, content_weight, style_weight)
+    (of_content, content_unmasked), (of_style, style_unmasked) = (
+        _parted(sides[k], stored.masks[k], k, options) for k in KINDS
+    )
     names: dict[str, Role] = {name: "neutral" for kind in KINDS for name in stored.masks[kind]}
-    both = Sources(of_content, of_style, content_rest, style_rest, names)
+    both = Sources(of_content, of_style, content_unmasked, style_unmasked, names)
     merged = folded(both, stored.masks["content"], stored.masks["style"], options)
     families = common((path, sides[kind].families) for kind, path in zip(KINDS, (content, style), strict=True))
     return Adapter(
-        merged.modules, stored.recipe | {CONTENT_RANKS: merged.content_ranks}, notes=stored.notes, families=families
+        merged.modules, stored.metadata | {CONTENT_RANKS: merged.content_ranks}, notes=stored.notes, families=families
     )
 
 
 def _parted(adapter: Adapter, masks: Masks, kind: str, options: MergeOptions) -> tuple[Loras, Loras]:
     """The modules with masks, in the basis of the masks, and the others."""
-    inside = {n: lora for n, lora in adapter.modules.items() if n in masks}
-    if len(inside) != len(masks):
-        raise FileRefused(f"{kind} LoRA: expected all {len(masks)} modules that have masks, found {len(inside)}")
-    outside = {n: lora for n, lora in adapter.modules.items() if n not in masks}
-    return {n: svd_basis(x) for n, x in inside.items()} if options.basis == "svd" else inside, outside
+    if missing := masks.keys() - adapter.modules.keys():
+        found = len(masks) - len(missing)
+        raise FileRefused(f"{kind} LoRA: expected all {len(masks)} modules that have masks, found {found}")
+    return parted(masks, adapter, options)
 
 
-def _options(recipe: Mapping[str, object], content_weight: float, style_weight: float) -> MergeOptions:
-    found: Any = recipe.get("options")
+def _options(metadata: Mapping[str, object], content_weight: float, style_weight: float) -> MergeOptions:
+    found: Any = metadata.get("options")
     known = {f.name for f in fields(MergeOptions)}
-    if not isinstance(found, dict) or not {"masks", "basis", "threshold", "binary", "rest"} <= set(found):
-        raise FileRefused("masks: expected the options of the merge in their recipe, found none; get the file again")
+    if not isinstance(found, dict) or not {"masks", "basis", "threshold", "binary", "unmasked"} <= set(found):
+        raise FileRefused(
+            "masks: expected the options of the merge in their metadata, found none; download the file again"
+        )
     options = {key: value for key, value in found.items() if key in known}
-    for name, choices in (("masks", MaskAxis), ("basis", Basis), ("rest", Rest), ("binary", None)):
+    for name, choices in (("masks", MaskAxis), ("basis", Basis), ("unmasked", Unmasked), ("binary", None)):
         if options[name] not in (get_args(choices) if choices else (True, False)):
             raise _wrong_option(name, options[name])
     for name, weight in (("content_weight", content_weight), ("style_weight", style_weight), ("threshold", 1.0)):
@@ -149,12 +152,10 @@ def _options(recipe: Mapping[str, object], content_weight: float, style_weight: 
 
 
 def _wrong_option(name: str, value: object) -> FileRefused:
-    return FileRefused(f"masks: {name} of the merge: found {reprlib.repr(value)}, which it cannot be; get it again")
+    return FileRefused(
+        f"masks: {name} of the merge: found {reprlib.repr(value)}, which it cannot be; download it again"
+    )
 
 
 def _flat(masks: list[Tensor]) -> Tensor:
     return torch.cat([m.detach().float().cpu() for m in masks]) if masks else torch.zeros(0)
-
-
-def _json(value: object) -> str:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -9,55 +9,55 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from duolora.options import option, word
-from duolora.paper.choices import BlockMap, Cycles, Init, Multiplies, Norm, Reading, Reduction, Similarity
+from duolora.options import about, option, word
+from duolora.paper.choices import BlockMap, Cycles, Init, Multiplies, Norm, Reduction, Similarity, Variant
 
 MaskAxis = Literal["none", "rank", "output", "input"]
 Basis = Literal["svd", "raw"]
-Rest = Literal["sum", "content", "style", "drop"]
+Unmasked = Literal["sum", "content", "style", "drop"]
 Combine = Literal["masks", "svd", "ties", "dare_ties"]
 First = Init | Literal["oneshot"]
+
+_training = about("training", "asks_network")
+_prior = about("layer prior", "lambda_layer_prior")
+_one_shot = about("one-shot", "is_one_shot")
+_cycle = about("cycle", "has_cycle")
+_rank_masks = about("masks", "selects_directions")
+_masks = about("masks")
+_strength = about("strength")
+_beginning = about("masks", "begins_in_part")
 
 
 @dataclass(frozen=True)
 class MergeOptions:
     """How two LoRAs are merged."""
 
-    masks: MaskAxis = option(
+    masks: MaskAxis = _masks(
         "rank",
         "What a mask acts on: nothing, the rank dimension (Def. 2), the outputs (Def. 1) or the inputs (ZipLoRA's).",
-        topic="masks",
     )
-    basis: Basis = option(
-        "svd",
-        "The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file.",
-        topic="masks",
-        only="selects_directions",
+    basis: Basis = _rank_masks(
+        "svd", "The directions that a rank mask selects: singular ones (Def. 2's U Σ Vᵀ), or those of the file."
     )
-    init: First = option(
+    init: First = _masks(
         "all-ones",
         "How masks begin, or `oneshot`: at the closed form (options below), for rank masks only.",
         section="Sec. 3.3.2",
-        topic="masks",
     )
-    T_content: float = option(
+    T_content: float = _beginning(
         0.1,
         "Where the mask of the adapter that does not lead begins with ones (Table 8's row with initialisation).",
         least=0,
         most=1,
-        topic="masks",
-        only="begins_in_part",
     )
-    T_style: float = option(
-        0.0, "The same for the mask of the adapter that leads.", least=0, most=1, topic="masks", only="begins_in_part"
-    )
+    T_style: float = _beginning(0.0, "The same for the mask of the adapter that leads.", least=0, most=1)
     block_map: BlockMap | Mapping[str, str] = option(
         "resolution",
         "Which LoRA leads where: a map by its name, or a table {beginning of a module's path: role}.",
         topic="masks",
         only="needs_roles",
     )
-    neutral: float = option(1.0, "What multiplies the first masks of modules without a role.", least=0, topic="masks")
+    neutral: float = _masks(1.0, "What multiplies the first masks of modules without a role.", least=0)
 
     lambda_layer_prior: float = option(
         0.0,
@@ -67,52 +67,28 @@ class MergeOptions:
         topic="layer prior",
         only="asks_network",
     )
-    prior_lambda: float = option(
-        1.0, "λ inside Eq. 1, before the hinge.", least=0, topic="layer prior", only="lambda_layer_prior"
+    prior_lambda: float = _prior(1.0, "λ inside Eq. 1, before the hinge.", least=0)
+    sparsity: float = _prior(1.0, "What multiplies Eq. 1's first term, ‖m_dominant‖₁.", least=0)
+    norm: Norm = _prior(
+        "diag", "‖m‖_* of Eq. 1: of the diagonal matrix, which is ‖m‖₁, or of the mask as a column, which is ‖m‖₂."
     )
-    sparsity: float = option(
-        1.0,
-        "What multiplies Eq. 1's first term, ‖m_dominant‖₁.",
-        least=0,
-        topic="layer prior",
-        only="lambda_layer_prior",
+    hinge: bool = _prior(
+        True, "Whether Eq. 1 takes max(0, ‖m_other‖_* − ‖m_dominant‖_*), or the difference also where it is negative."
     )
-    norm: Norm = option(
-        "diag",
-        "‖m‖_* of Eq. 1: of the diagonal matrix, which is ‖m‖₁, or of the mask as a column, which is ‖m‖₂.",
-        topic="layer prior",
-        only="lambda_layer_prior",
-    )
-    hinge: bool = option(
-        True,
-        "Whether Eq. 1 takes max(0, ‖m_other‖_* − ‖m_dominant‖_*), or the difference also where it is negative.",
-        topic="layer prior",
-        only="lambda_layer_prior",
-    )
-    reduction: Reduction = option(
-        "mean", "How Eq. 1 of all modules becomes one number.", topic="layer prior", only="lambda_layer_prior"
-    )
+    reduction: Reduction = _prior("mean", "How Eq. 1 of all modules becomes one number.")
 
-    reading: Reading = option(
+    cycle_variant: Variant = option(
         "none",
         "How the cycle reaches the masks (`paper/constyle.py`); `none` leaves the reconstruction terms only.",
         topic="cycle",
         only="asks_network",
     )
-    lambda_cycle: float = option(
-        0.1, "Weight of the cycle.", section="Sec. 3.4", least=0, topic="cycle", only="has_cycle"
+    lambda_cycle: float = _cycle(0.1, "Weight of the cycle.", section="Sec. 3.4", least=0)
+    multiplies: Multiplies = _cycle(
+        "cycle", "What `lambda_cycle` multiplies: the cycle's terms only, or all of Constyle, as printed."
     )
-    multiplies: Multiplies = option(
-        "cycle",
-        "What `lambda_cycle` multiplies: the cycle's terms only, or all of Constyle, as printed.",
-        topic="cycle",
-        only="has_cycle",
-    )
-    cycles: Cycles = option(
-        "both",
-        "Which cycles there are: style added and removed again, content added and removed again, or both.",
-        topic="cycle",
-        only="has_cycle",
+    cycles: Cycles = _cycle(
+        "both", "Which cycles there are: style added and removed again, content added and removed again, or both."
     )
 
     lambda_similarity: float = option(
@@ -129,51 +105,28 @@ class MergeOptions:
         only="lambda_similarity",
     )
 
-    steps: int = option(
-        100,
-        "Training steps of the masks; with 0 they stay as they begin.",
-        section="Sec. 4",
-        least=0,
-        topic="training",
-        only="asks_network",
+    steps: int = _training(
+        100, "Training steps of the masks; with 0 they stay as they begin.", section="Sec. 4", least=0
     )
-    batch: int = option(
-        1, "Content images, and as many style images, in each step.", least=1, topic="training", only="asks_network"
-    )
-    pool: int = option(
+    batch: int = _training(1, "Content images, and as many style images, in each step.", least=1)
+    pool: int = _training(
         25,
         "How many samples of images, timesteps and noise take turns, their teachers computed once; 0 is a new one"
         " each step, which costs more and changes nothing (`docs/log.md`).",
         least=0,
-        topic="training",
-        only="asks_network",
     )
-    lr: float = option(0.01, "Learning rate of Adam.", section="Sec. 4", above=0, topic="training", only="asks_network")
+    lr: float = _training(0.01, "Learning rate of Adam.", section="Sec. 4", above=0)
     seed: int = option(0, "The same seed and inputs give the same file.", topic="training")
-    pictures: int = option(
-        8,
-        "How many calibration images are generated with each LoRA when none are given.",
-        least=1,
-        topic="training",
-        only="asks_network",
+    calibration_images: int = _training(
+        8, "How many calibration images are generated with each LoRA when none are given.", least=1
     )
-    per_image: bool = option(
+    per_image: bool = _training(
         False,
         "Whether `steps` are divided by the number of images of the larger set, rounded up: the authors' program ends "
         "each epoch after its first update.",
-        topic="training",
-        only="asks_network",
     )
-    weight_decay: float = option(
-        0.0, "Weight decay of AdamW; 0 is Adam.", least=0, topic="training", only="asks_network"
-    )
-    clip: float = option(
-        0.0,
-        "The largest norm of the gradient of all masks; 0 is no limit.",
-        least=0,
-        topic="training",
-        only="asks_network",
-    )
+    weight_decay: float = _training(0.0, "Weight decay of AdamW; 0 is Adam.", least=0)
+    clip: float = _training(0.0, "The largest norm of the gradient of all masks; 0 is no limit.", least=0)
     tied: bool = option(
         False,
         "Whether q, k, v and out of an attention share one mask, as in the authors' program.",
@@ -181,28 +134,12 @@ class MergeOptions:
         only="asks_network",
     )
 
-    calls: int = option(
-        8,
-        "One-shot: calibration calls of the UNet, each with one image of every adapter.",
-        least=1,
-        topic="one-shot",
-        only="is_one_shot",
+    calls: int = _one_shot(8, "One-shot: calibration calls of the UNet, each with one image of every adapter.", least=1)
+    off_role: float = _one_shot(1.0, "One-shot: weight of a teacher in the modules where the other one leads.", least=0)
+    ridge: float = _one_shot(
+        1e-3, "One-shot: the pull towards masks of ones, relative to the mean curvature of a module.", least=0
     )
-    off_role: float = option(
-        1.0,
-        "One-shot: weight of a teacher in the modules where the other one leads.",
-        least=0,
-        topic="one-shot",
-        only="is_one_shot",
-    )
-    ridge: float = option(
-        1e-3,
-        "One-shot: the pull towards masks of ones, relative to the mean curvature of a module.",
-        least=0,
-        topic="one-shot",
-        only="is_one_shot",
-    )
-    upper: float = option(1.5, "One-shot: the largest mask entry.", above=0, topic="one-shot", only="is_one_shot")
+    upper: float = _one_shot(1.5, "One-shot: the largest mask entry.", above=0)
 
     combine: Combine = option(
         "masks",
@@ -224,25 +161,18 @@ class MergeOptions:
         topic="without masks",
         only="has_rank",
     )
-    content_weight: float = option(1.0, "What multiplies the content part of the merge.", topic="strength")
-    style_weight: float = option(1.0, "What multiplies the style part.", topic="strength")
-    threshold: float = option(
+    content_weight: float = _strength(1.0, "What multiplies the content part of the merge.")
+    style_weight: float = _strength(1.0, "What multiplies the style part.")
+    threshold: float = _rank_masks(
         1e-3,
         "Directions whose mask is not above this are left out of the file. For rank masks only: an entry of an "
         "output or input mask is no direction.",
         least=0,
-        topic="masks",
-        only="selects_directions",
     )
-    binary: bool = option(
-        False,
-        "Directions that are left enter in full, whatever their mask; for rank masks only.",
-        topic="masks",
-        only="selects_directions",
+    binary: bool = _rank_masks(
+        False, "Directions that are left enter in full, whatever their mask; for rank masks only."
     )
-    rest: Rest = option(
-        "sum", "What becomes of modules outside the attention layers, which have no masks.", topic="strength"
-    )
+    unmasked: Unmasked = _strength("sum", "What becomes of modules outside the attention layers, which have no masks.")
 
     @property
     def asks_network(self) -> bool:
@@ -267,7 +197,7 @@ class MergeOptions:
     @property
     def has_cycle(self) -> bool:
         """Whether the loss has the cycle's terms."""
-        return self.asks_network and self.reading != "none"
+        return self.asks_network and self.cycle_variant != "none"
 
     @property
     def is_one_shot(self) -> bool:
@@ -292,7 +222,7 @@ ONLY: dict[str, str] = {
     "begins_in_part": "init=ones and init=values",
     "lambda_layer_prior": "lambda_layer_prior above 0",
     "lambda_similarity": "lambda_similarity above 0",
-    "has_cycle": "reading=teacher and reading=masked",
+    "has_cycle": "cycle_variant=teacher and cycle_variant=masked",
     "is_one_shot": "the method oneshot",
     "has_rank": "svd, ties and dare_ties",
     "drops_entries": "ties and dare_ties",
@@ -310,7 +240,7 @@ METHODS: dict[str, MergeOptions] = {
     "ziplora": MergeOptions(masks="output", lambda_similarity=0.01),
     "ziprank": MergeOptions(),
     "ziprank-prior": MergeOptions(init="ones", lambda_layer_prior=0.1),
-    "duolora": MergeOptions(init="ones", lambda_layer_prior=0.1, reading="teacher"),
+    "duolora": MergeOptions(init="ones", lambda_layer_prior=0.1, cycle_variant="teacher"),
     "oneshot": MergeOptions(init="oneshot", steps=0, off_role=0.0),
 }
 
@@ -350,7 +280,7 @@ WEIGHTS: dict[str, dict[str, object]] = {
         "lambda_layer_prior": 0.01,
         "norm": "vector",
         "hinge": False,
-        "reading": "teacher",
+        "cycle_variant": "teacher",
         "lambda_cycle": 0.1,
         "per_image": True,
         "pool": 0,

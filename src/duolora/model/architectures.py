@@ -16,7 +16,7 @@ from typing import Any
 
 from duolora.errors import InputError
 from duolora.model.base_check import check_configs
-from duolora.model.defaults import base_place
+from duolora.model.defaults import base_path
 from duolora.textfiles import read_json
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -128,7 +128,7 @@ def shapes_in(base: str) -> Shapes | None:
     Raises:
         FileRefused: the config is no text of bounded size and depth, or its numbers are out of all proportion.
     """
-    path = base_place(base) / "unet" / "config.json"
+    path = base_path(base) / "unet" / "config.json"
     if not os.path.exists(path):
         return None
     config = read_json(path)
@@ -159,7 +159,7 @@ def modules_within(shapes: Shapes, blocks: Sequence[str] = ()) -> list[str]:
 def known_architectures() -> tuple[Architecture, ...]:
     """Those above, and the base that ships with the package."""
     configs = dict(ARCHITECTURES)
-    atelier = base_place("atelier") / "unet" / "config.json"
+    atelier = base_path("atelier") / "unet" / "config.json"
     if atelier.is_file():
         configs["atelier"] = json.loads(atelier.read_text("utf-8"))
     return tuple(

@@ -1,4 +1,4 @@
-"""Base models: load one, and encode prompts and pictures with it, once.
+"""Base models: load one, and encode prompts and images with it, once.
 
 Only safetensors are read, and no code that comes with a model is run.
 """
@@ -25,9 +25,7 @@ from duolora.errors import InputError
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import Architecture
 from duolora.model.blocks import architecture_of, layer_shapes
-from duolora.model.defaults import FILE as DEFAULTS
-from duolora.model.defaults import BaseChoice as BaseChoice
-from duolora.model.defaults import BaseDefaults, base_place, read_defaults
+from duolora.model.defaults import FILE as DEFAULTS, BaseChoice as BaseChoice, BaseDefaults, base_path, read_defaults
 from duolora.model.device import (
     Offload,
     check_offload,
@@ -70,7 +68,7 @@ class Base:
 
     The VAE is float32 whatever the rest is. VAE and text encoders may wait on the CPU (`release_encoders`); whatever
     needs them brings them back. With `offload`, networks take turns on the device, and diffusers' own offloading holds
-    while images are generated; while something is learnt, the UNet is on the device whole, and alone there.
+    while images are generated; while something is trained, the UNet is on the device whole, and alone there.
     """
 
     name: str
@@ -190,9 +188,7 @@ class Base:
         scale = self.parts.vae_scale_factor * self.kind.patch
         height, width = pixels.shape[2:]
         if height % scale or width % scale:
-            raise InputError(
-                f"pictures: height and width must be multiples of {scale}, got {height}×{width}; crop them"
-            )
+            raise InputError(f"images: height and width must be multiples of {scale}, got {height}×{width}; crop them")
         self._bring(self.vae)
         latents = []
         for part in torch.split(pixels, _at_once(height * width)):
@@ -210,7 +206,7 @@ class Base:
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
-        """Pictures, about in [-1, 1], of latents as `encode_images` makes them; float32."""
+        """Images, about in [-1, 1], of latents as `encode_images` makes them; float32."""
         self._bring(self.vae)
         scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor + self._shift
         area = latents.shape[2] * latents.shape[3] * self.parts.vae_scale_factor**2
@@ -234,7 +230,7 @@ class Base:
 
     @contextmanager
     def sampling(self) -> Iterator[Pipeline]:
-        """The pipeline for a while of drawing, offloaded by diffusers if the base is to be; plain again on leaving."""
+        """The pipeline while it generates, offloaded by diffusers if the base is to be; plain again on leaving."""
         pipeline = self.pipeline()
         if self.offload == "model":
             pipeline.enable_model_cpu_offload(device=self.device)
@@ -267,11 +263,11 @@ def opened(base: "str | Path | BaseChoice | Base") -> Base:
     return loaded
 
 
-def place_of(base: "str | Path | BaseChoice | Base | None") -> Path | None:
+def path_of(base: "str | Path | BaseChoice | Base | None") -> Path | None:
     """Where a base is, or would be if it were no hub id."""
     if base is None:
         return None
-    return base_place(base.name if isinstance(base, Base) else str(base.base if isinstance(base, BaseChoice) else base))
+    return base_path(base.name if isinstance(base, Base) else str(base.base if isinstance(base, BaseChoice) else base))
 
 
 def text_encoders(parts: Pipeline) -> list[nn.Module]:
@@ -294,7 +290,7 @@ def lora_shapes(parts: Pipeline) -> dict[str, tuple[int, int]]:
 
 
 def _at_once(area: int) -> int:
-    """How many pictures of `area` pixels the VAE takes at once, to bound its memory."""
+    """How many images of `area` pixels the VAE takes at once, to bound its memory."""
     return max(1, PIXELS_AT_ONCE // area)
 
 
@@ -351,7 +347,7 @@ def load_base(
     parts.set_progress_bar_config(disable=True)
     with refusing(Path(base)):
         noise_scheduler = parts.scheduler if kind_found.flow else DDPMScheduler.from_config(parts.scheduler.config)
-    if not (base_place(str(base)) / DEFAULTS).is_file():
+    if not (base_path(str(base)) / DEFAULTS).is_file():
         defaults = replace(defaults, guidance=kind_found.guidance)
     offloading = chosen_offload(offload, where, network, [parts.vae, *text_encoders(parts)])
     size = _checked_size(resolution, parts)

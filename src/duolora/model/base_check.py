@@ -24,7 +24,7 @@ TOKENS = 77
 T5 = 512
 """What T5 takes, whose config does not say either."""
 ATTENTION = (None, "eager", "sdpa")
-AGAIN = "get the model again"
+AGAIN = "download the model again"
 
 
 def check_files(folder: Path, parts: Sequence[str]) -> None:

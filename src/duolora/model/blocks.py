@@ -3,7 +3,7 @@
 A level is a resolution of the UNet: `down_blocks.i` is on level i, the middle on the last, n − 1, and `up_blocks.j` on
 level n − 1 − j. In SDXL at 1024 pixels, attention is on level 1 (64×64) and level 2 (32×32).
 
-resolution    content on the lowest resolution that has attention, style on the next, whatever the picture's size
+resolution    content on the lowest resolution that has attention, style on the next, whatever the image's size
 literal       the paper's names: content in up_blocks.2, down_blocks.2, mid_block, style in up_blocks.1, down_blocks.1;
               up_blocks.2 of SDXL has no attention, and up_blocks.0 is left free
 released      as `resolution`, but of the lowest resolution only the down block is content

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, fields
 from importlib import resources
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from duolora.errors import FileRefused, InputError
 from duolora.options import check, option
@@ -48,16 +48,25 @@ def check_sampling(prompts: Sequence[str], how: Sampling, weights: Sequence[floa
 class BaseChoice:
     """Which base to load, and where and how it is to run (see `load_base`)."""
 
-    base: str
-    device: str = "auto"
-    dtype: str = "auto"
-    offload: str = "auto"
+    base: str = option("atelier", "`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "What the base computes in: auto, float32, bfloat16 or float16.", flag="base-dtype"
+    )
+    offload: Literal["auto", "none", "model", "sequential"] = option(
+        "auto", "auto, none, model (networks take turns on the device) or sequential (layers do: slow)."
+    )
     announce: Callable[[str], object] | None = None
     """Called with a line about the base once it is loaded."""
-    config: str | Path | None = None
-    """For a single checkpoint (see `load_base`)."""
-    gradient_checkpointing: str = "auto"
-    resolution: int | None = None
+    config: Path | None = option(
+        None,
+        "For a single checkpoint: a diffusers folder with its configs and tokenizers  [SDXL's, SSD-1B's, Vega's].",
+        flag="base-config",
+    )
+    gradient_checkpointing: Literal["auto", "on", "off"] = option(
+        "auto", "on, off or auto: compute activations twice, not keeping them  [auto: on GPUs of less than 20 GB]."
+    )
+    resolution: int | None = option(None, "Height and width of images in pixels  [what the base was made for].")
 
 
 @dataclass(frozen=True)
@@ -82,7 +91,7 @@ FITS: dict[str, str] = {
 """How an image becomes a square."""
 
 
-def base_place(base: str) -> Path:
+def base_path(base: str) -> Path:
     """The folder of the base that ships, or the path itself."""
     shipped = resources.files("duolora").joinpath("atelier", "weights", "base")
     return Path(str(shipped)) if base == "atelier" else Path(base).expanduser()
@@ -96,7 +105,7 @@ def check_base(base: str) -> None:
     """
     if base == AUTO:
         return
-    path = base_place(base)
+    path = base_path(base)
     if base == "atelier" and not os.path.isdir(path):
         raise InputError("atelier: its weights are missing from this installation of duolora; install it again")
     no_id = base.count("/") != 1 or base.startswith((".", "/", "~")) or path.suffix in (".safetensors", *PICKLES)
@@ -112,7 +121,7 @@ def read_defaults(base: str) -> BaseDefaults:
     Raises:
         FileRefused: the file is there, but is not valid JSON or says something else.
     """
-    path = base_place(base) / FILE
+    path = base_path(base) / FILE
     if not path.is_file():
         return BaseDefaults()
     known = {each.name: each.type for each in fields(BaseDefaults)}

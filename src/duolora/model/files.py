@@ -24,12 +24,11 @@ from safetensors import SafetensorError, safe_open
 from duolora.errors import FileRefused, InputError
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
-from duolora.model.defaults import PICKLES, base_place, check_base
+from duolora.model.defaults import PICKLES, base_path, check_base
 from duolora.model.kind import Kind
 from duolora.model.kinds import KINDS, kind_of
 from duolora.model.sdxl import architecture_of_keys, write_configs
-from duolora.model.unets import SD15
-from duolora.model.unets import SDXL as SDXL_KIND
+from duolora.model.unets import SD15, SDXL as SDXL_KIND
 from duolora.provenance import file_hash, sampled_hash
 from duolora.textfiles import read_json
 
@@ -68,7 +67,7 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipelin
         library.disable_progress_bar()
         library.set_verbosity_error()
     check_base(base)
-    path = base_place(base)
+    path = base_path(base)
     if os.path.isfile(path):
         return _from_file(path, dtype, config)
     elif not os.path.isdir(path):
@@ -78,7 +77,7 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipelin
 
 def weights_mark(base: str) -> str | None:
     """A quick hash of a base's weight files, in hexadecimal; None for a hub id, or where no such file is."""
-    place = base_place(base)
+    place = base_path(base)
     files = [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
     marks = [f"{file.relative_to(place)} {sampled_hash(file)}" for file in files]
     return hashlib.sha256("\n".join(marks).encode()).hexdigest() if marks else None
@@ -86,7 +85,7 @@ def weights_mark(base: str) -> str | None:
 
 def published_base(base: str) -> str | None:
     """The hub id of the published base that a folder or single file holds, by the UNet's config and its file's hash."""
-    place = base_place(base)
+    place = base_path(base)
     names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
     tried = [place] if os.path.isfile(place) else [place / "unet" / name for name in names]
     here = [file for file in tried if file.is_file() and file.stat().st_size >= LARGE]
@@ -105,7 +104,7 @@ def _plain(value: Any) -> Any:
 
 def is_small(base: str) -> bool:
     """Whether the weights of a base are here and at most `SMALL` bytes, so that several fit on one device."""
-    sizes = [file.stat().st_size for file in base_place(base).glob("*/*.safetensors")]
+    sizes = [file.stat().st_size for file in base_path(base).glob("*/*.safetensors")]
     return 0 < sum(sizes) <= SMALL
 
 
@@ -183,7 +182,9 @@ def _check_configs(folder: Path, kind: Kind, configs: dict[str, dict[str, Any]])
         for key in NUMBERS:
             if not isinstance(value := config.get(key) or 0, int | float):
                 file = folder / name / "config.json"
-                raise FileRefused(f"{file}: {key}: expected a number, found {reprlib.repr(value)}; get the model again")
+                raise FileRefused(
+                    f"{file}: {key}: expected a number, found {reprlib.repr(value)}; download the model again"
+                )
     for key, expected in kind.facts(configs).items():
         if (found := configs[kind.network].get(key)) != expected:
             raise FileRefused(
@@ -230,7 +231,7 @@ def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]]) -> Pipel
         weights = getattr(parts, name).named_parameters()
         known = {_bare(key) for key in stored.get(name, ())}
         if lost := [key for key, value in weights if value.is_meta or (known and _bare(key) not in known)]:
-            raise FileRefused(f"{path}: {name}.{lost[0]} is missing ({len(lost)} in all); get the model again")
+            raise FileRefused(f"{path}: {name}.{lost[0]} is missing ({len(lost)} in all); download the model again")
     return parts
 
 
@@ -273,7 +274,7 @@ def refusing(path: Path) -> Iterator[None]:
         yield
     except DAMAGED as error:
         reason = "weights are missing in it" if "meta tensor" in str(error) else _first_line(error)
-        raise FileRefused(f"{path}: cannot be read as an SDXL model: {reason}; get it again") from error
+        raise FileRefused(f"{path}: cannot be read as an SDXL model: {reason}; download it again") from error
 
 
 def _first_line(error: Exception) -> str:
@@ -287,5 +288,5 @@ def _json(path: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise FileRefused(f"{path}: not there; expected a folder in diffusers' layout; use {BASES}") from error
     if not isinstance(found, dict):
-        raise FileRefused(f"{path}: expected a JSON object; get the model again")
+        raise FileRefused(f"{path}: expected a JSON object; download the model again")
     return found

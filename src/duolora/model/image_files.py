@@ -100,7 +100,7 @@ GENERATED = "generated.json"
 _LITTER = ("Thumbs.db", "desktop.ini", GENERATED)
 
 
-def picture_files(where: str | Path) -> list[Path]:
+def image_paths(where: str | Path) -> list[Path]:
     """The image files of a folder in the order of their names, or the one file itself (see `images_of`).
 
     Warns of what is left out.

@@ -1,4 +1,4 @@
-"""Pictures in and out: files to tensors, tensors to files."""
+"""Images in and out: files to tensors, tensors to files."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,14 +11,14 @@ from torch import Tensor
 
 from duolora.errors import InputError
 from duolora.model.defaults import FITS
-from duolora.model.image_files import picture_files, read_image
+from duolora.model.image_files import image_paths, read_image
 
 
-def read_picture(path: Path, size: int, fit: str = "crop") -> Float[Tensor, "3 size size"]:
-    """A picture (see `read_image`) as RGB in [-1, 1], made a square as `FITS` says.
+def load_image(path: Path, size: int, fit: str = "crop") -> Float[Tensor, "3 size size"]:
+    """An image (see `read_image`) as RGB in [-1, 1], made a square as `FITS` says.
 
     Raises:
-        FileRefused: the file is not a picture, or is damaged.
+        FileRefused: the file is not an image, or is damaged.
         InputError: there is no such fit.
     """
     image = read_image(path)
@@ -33,18 +33,18 @@ def read_picture(path: Path, size: int, fit: str = "crop") -> Float[Tensor, "3 s
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 
-def read_pictures(where: str | Path, size: int, fit: str = "crop") -> Float[Tensor, "n 3 size size"]:
-    """All pictures of a folder, or the one of a file, as RGB in [-1, 1], made squares as `FITS` says."""
-    return torch.stack([read_picture(path, size, fit) for path in picture_files(where)])
+def load_images(where: str | Path, size: int, fit: str = "crop") -> Float[Tensor, "n 3 size size"]:
+    """All images of a folder, or the one of a file, as RGB in [-1, 1], made squares as `FITS` says."""
+    return torch.stack([load_image(path, size, fit) for path in image_paths(where)])
 
 
-def as_image(picture: Float[Tensor, "3 h w"]) -> Image.Image:
+def as_image(pixels: Float[Tensor, "3 h w"]) -> Image.Image:
     """A tensor in [-1, 1] as a Pillow image; values outside are clipped."""
-    bytes_ = ((picture.clamp(-1, 1) + 1) * 127.5).round().byte()
+    bytes_ = ((pixels.clamp(-1, 1) + 1) * 127.5).round().byte()
     return Image.fromarray(bytes_.permute(1, 2, 0).cpu().numpy())
 
 
-def as_pictures(images: Iterable[Image.Image]) -> Float[Tensor, "n 3 h w"]:
+def as_pixels(images: Iterable[Image.Image]) -> Float[Tensor, "n 3 h w"]:
     """Pillow images of one size as a tensor in [-1, 1]."""
     return torch.stack(
         [torch.from_numpy(np.array(i.convert("RGB"))).permute(2, 0, 1).float() / 127.5 - 1 for i in images]
@@ -70,6 +70,6 @@ def untiled(sheet: Image.Image, rows: int, gap: int = 2) -> list[list[Image.Imag
     side, rest = divmod(sheet.height + gap, rows)
     columns, over = divmod(sheet.width + gap, side)
     if rest or over or not columns:
-        raise InputError(f"expected {rows} rows of square pictures with {gap} pixels between, found {sheet.size}")
+        raise InputError(f"expected {rows} rows of square images with {gap} pixels between, found {sheet.size}")
     corners = [[(x * side, y * side) for x in range(columns)] for y in range(rows)]
     return [[sheet.crop((x, y, x + side - gap, y + side - gap)) for x, y in row] for row in corners]

@@ -95,7 +95,7 @@ class NoiseSchedule:
     def sample_timesteps(
         self, n: int, generator: torch.Generator | None = None, low: int = 0, high: int | None = None
     ) -> Int[Tensor, " n"]:
-        """Timesteps drawn uniformly from low ≤ t < high (default: all) by a CPU generator, so the same on any device.
+        """Timesteps sampled uniformly from low ≤ t < high (default: all) by a CPU generator, so the same on any device.
 
         Raises:
             InputError: the range is empty or leaves the training timesteps.
@@ -123,7 +123,7 @@ def noise_schedule(base: Base) -> NoiseSchedule:
     if kind == "epsilon" and signal.min() <= 0:
         raise InputError(
             f"{base.name}: its scheduler has zero terminal signal (rescale_betas_zero_snr) but predicts noise "
-            "(epsilon), from which no picture can be told there; set prediction_type to 'v_prediction' or switch the "
+            "(epsilon), from which no image can be told there; set prediction_type to 'v_prediction' or switch the "
             "rescaling off"
         )
     alpha, sigma = (x.sqrt().float().to(base.device) for x in (signal, 1 - signal))
@@ -197,28 +197,28 @@ def mounted_unet(base: Base, mount: Mount, prompts: Sequence[str], height: int, 
 
 @dataclass(eq=False)
 class Remembering:
-    """A `Denoise` that computes what the teachers say once for each draw of pictures, timesteps and noise.
+    """A `Denoise` that computes what the teachers say once for each sample of images, timesteps and noise.
 
-    `begin` says which draw comes next. Calls without a gradient in which no mask takes part are kept, in their order;
-    those of the draw None are not.
+    `begin` says which sample comes next. Calls without a gradient in which no mask takes part are kept, in their order;
+    those of the sample None are not.
     """
 
     denoise: MountedDenoise
-    _draw: int | None = None
+    _sample: int | None = None
     _calls: int = 0
     _kept: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
-    def begin(self, draw: int | None) -> None:
-        """The next calls belong to this draw."""
-        self._draw, self._calls = draw, 0
+    def begin(self, sample: int | None) -> None:
+        """The next calls belong to this sample."""
+        self._sample, self._calls = sample, 0
 
     def __call__(
         self, x: Float[Tensor, "batch c h w"], t: Int[Tensor, " batch"], prompt: Sequence[str], gate: Sequence[Gate]
     ) -> Float[Tensor, "batch c h w"]:
         """The prediction, from memory where it cannot have changed."""
-        if self._draw is None or torch.is_grad_enabled() or not set(gate) <= TEACHERS:
+        if self._sample is None or torch.is_grad_enabled() or not set(gate) <= TEACHERS:
             return self.denoise(x, t, prompt, gate)
-        key = (self._draw, self._calls)
+        key = (self._sample, self._calls)
         self._calls += 1
         if key not in self._kept:
             self._kept[key] = self.denoise(x, t, prompt, gate)
@@ -235,7 +235,7 @@ def denoiser(
 ) -> MountedDenoise:
     """The `Denoise` of a base whose UNet carries a content and a style adapter; `merged` gives the merged gate row.
 
-    The prompts are encoded here, once; height and width are the pictures', in pixels.
+    The prompts are encoded here, once; height and width are the images', in pixels.
 
     Raises:
         ValueError: the mount does not hold two adapters.

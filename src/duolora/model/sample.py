@@ -1,4 +1,4 @@
-"""Pictures from prompts and seeds, by the base's own pipeline."""
+"""Images from prompts and seeds, by the base's own pipeline."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,7 +28,7 @@ def images_at_once(side: int, offload: str) -> int:
 
 
 @torch.no_grad()
-def draw(
+def sample_images(
     base: Base,
     prompts: Sequence[str],
     seeds: Sequence[int],
@@ -38,14 +38,14 @@ def draw(
     progress: bool = False,
     before_step: Callable[[float], None] | None = None,
 ) -> Float[Tensor, "n 3 h w"]:
-    """One picture for each prompt and seed, in [-1, 1]; a seed's noise is the same in any batch and on any device.
+    """One image for each prompt and seed, in [-1, 1]; a seed's noise is the same in any batch and on any device.
 
     `batch` is how many are generated at once, by default what memory allows (`images_at_once`). `guidance` is that of
     classifier-free guidance; by default what suits the base, 1 is none.
     `before_step` is called before each denoising step with the share of the steps that are done.
     """
     tell_unread(base.parts, prompts)
-    drawn, conditions = [], _conditions(base, prompts)
+    generated, conditions = [], _conditions(base, prompts)
     batch = batch or images_at_once(base.resolution, base.offload)
     starts = range(0, len(prompts), batch)
     bar = Steps("Generating", len(starts) * steps, progress=progress)
@@ -71,8 +71,8 @@ def draw(
                 callback_on_step_end=after_step,
                 output_type="latent",
             ).images
-            drawn.append(base.kind.unpacked(latents, base.resolution // base.parts.vae_scale_factor))
-    return torch.cat([base.decode(latents).cpu() for latents in drawn])
+            generated.append(base.kind.unpacked(latents, base.resolution // base.parts.vae_scale_factor))
+    return torch.cat([base.decode(latents).cpu() for latents in generated])
 
 
 def _conditions(base: Base, prompts: Sequence[str]) -> dict[str, Any]:

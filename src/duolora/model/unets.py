@@ -1,4 +1,4 @@
-"""Bases with a UNet: SDXL and its kin, and Stable Diffusion 1 and 2, which has one text encoder and no sizes."""
+"""Bases with a UNet: SDXL and similar bases, and Stable Diffusion 1 and 2, which has one text encoder and no sizes."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -14,7 +14,7 @@ Reduction = Literal["mean", "sum"]
 """How Eq. 1 of all layers becomes one number."""
 Gate = Literal["base", "content", "style", "merged", "content_masked", "style_masked"]
 """Which adapters are in force in a call of the network (Sec. 3.4)."""
-Reading = Literal["masked", "teacher", "none"]
+Variant = Literal["masked", "teacher", "none"]
 """How the cycle reaches the masks (Sec. 3.4)."""
 Multiplies = Literal["all", "cycle"]
 """What λ_cycle multiplies (Sec. 3.4)."""

@@ -7,7 +7,7 @@
     L_constyle = MSE(merged(x_c, p_c), I_cc) + MSE(merged(x_s, p_s), I_ss) + MSE(I_cc, I_csc) + MSE(I_ss, I_scs)
 
 The paper prints the first two as norms ‖·‖; here they are mean squares, as it has the other two. As printed, no merged
-LoRA occurs in the cycle, so it gives the masks no gradient. Hence the readings:
+LoRA occurs in the cycle, so it gives the masks no gradient. Hence the variants:
 
     masked    "via L_s" is the masked style adapter (0, m_s), "via L_c" the masked content adapter (m_c, 0)
     teacher   I_csc and I_scs are targets of the *merged* predictions, in place of I_cc and I_ss
@@ -23,7 +23,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import mse_loss
 
-from duolora.paper.choices import Cycles, Gate, Multiplies, Reading
+from duolora.paper.choices import Cycles, Gate, Multiplies, Variant
 
 Latents = Float[Tensor, "batch c h w"]
 Timesteps = Int[Tensor, " batch"]
@@ -87,19 +87,19 @@ def constyle(
     t: Timesteps,
     noise: Latents,
     prompts: Prompts,
-    reading: Reading,
+    variant: Variant,
 ) -> ConstyleTerms:
     """The terms of L_constyle for content latents x_c and style latents x_s, both at timesteps t with the same noise.
 
     Each "denoised" is one step to x̂_0(x_t, t). Cycles are compared as the network's own predictions. I_cs and I_sc are
     re-noised to the same t with the same noise. Two calls of the network without a cycle and three with one, of which
-    the gradient passes through one (two in the `masked` reading).
+    the gradient passes through one (two in the `masked` variant).
     """
     x_ct, x_st = process.add_noise(x_c, noise, t), process.add_noise(x_s, noise, t)
     p_c, p_s, p_cs = prompts.content, prompts.style, prompts.merged
-    learns = reading == "masked"
+    learns = variant == "masked"
     via_c, via_s = _MASKED if learns else _WHOLE
-    adding: list[Pass] = [] if reading == "none" else [(x_ct, p_cs, via_s), (x_st, p_cs, via_c)]
+    adding: list[Pass] = [] if variant == "none" else [(x_ct, p_cs, via_s), (x_st, p_cs, via_c)]
     with torch.no_grad():
         own: list[Pass] = [(x_ct, p_c, "content"), (x_st, p_s, "style")]
         i_cc, i_ss, *plain = _predict(denoise, t, *own, *([] if learns else adding))
@@ -114,7 +114,7 @@ def constyle(
         x_cst = process.add_noise(process.predict_x0(x_ct, t, i_cs), noise, t)
         x_sct = process.add_noise(process.predict_x0(x_st, t, i_sc), noise, t)
         i_csc, i_scs = _predict(denoise, t, (x_cst, p_c, via_s), (x_sct, p_s, via_c))
-    start_c, start_s = (d_c, d_s) if reading == "teacher" else (i_cc, i_ss)
+    start_c, start_s = (d_c, d_s) if variant == "teacher" else (i_cc, i_ss)
     return ConstyleTerms(reconstruction, _mse(start_c, i_csc), _mse(start_s, i_scs))
 
 

@@ -1,7 +1,7 @@
 """Layer priors: how the masks begin (Sec. 3.3.2) and which one may be larger (Eq. 1, Algorithm 1).
 
-Low-resolution layers of the UNet draw content and the next higher ones style (Sec. 3.3.1). A layer's `Role` says which
-of the two masks is the dominant one there; which layer has which role is decided elsewhere, from the network.
+Low-resolution layers of the UNet make the content and the next higher ones style (Sec. 3.3.1). A layer's `Role` says
+which of the two masks is the dominant one there; which layer has which role is decided elsewhere, from the network.
 """
 
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ def initial_masks(
     it as layers where neither leads, and equal ranks change nothing here.
 
     `kind="values"` keeps v where it passes instead of a one, "all-ones" is the initialisation that the paper argues
-    against, and "split" is a hard split by role: ones for the dominant mask, zeros for the other. One vector is drawn
+    against, and "split" is a hard split by role: ones for the dominant mask, zeros for the other. One vector is sampled
     from `generator` whatever the role and kind, so one layer's role changes no other layer's masks.
     """
     v = _scaled(torch.randn(max(r_c, r_s), generator=generator))

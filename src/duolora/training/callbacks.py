@@ -10,7 +10,7 @@ Masks = Mapping[str, Mapping[str, Tensor]]
 
 
 @runtime_checkable
-class Watcher(Protocol):
+class Callback(Protocol):
     """Whoever wants to know how a training or a merge is going. An exception that it raises stops the work."""
 
     previews: int
@@ -20,16 +20,16 @@ class Watcher(Protocol):
         """The terms of the loss, at every tenth update: so many updates are done, of so many."""
 
     def masks(self, done: int, masks: Masks) -> None:
-        """The masks by half and module, whenever the terms of a merge are told."""
+        """The masks by part and module, whenever the terms of a merge are told."""
 
-    def preview(self, done: int, pictures: Tensor) -> None:
-        """Pictures (n, 3, h, w) in [-1, 1], drawn as it is now."""
+    def preview(self, done: int, images: Tensor) -> None:
+        """Images (n, 3, h, w) in [-1, 1], generated as it is now."""
 
 
 class SavedPreviews:
-    """A watcher that writes previews into a folder, as `<steps>-<number>.png`, and passes everything on to another."""
+    """A callback that writes previews into a folder, as `<steps>-<number>.png`, and passes everything on to another."""
 
-    def __init__(self, folder: Path, previews: int, other: Watcher | None = None) -> None:
+    def __init__(self, folder: Path, previews: int, other: Callback | None = None) -> None:
         """A preview after so many steps."""
         self.folder, self.previews, self.other = folder, previews, other
 
@@ -43,17 +43,17 @@ class SavedPreviews:
         if self.other is not None:
             self.other.masks(done, masks)
 
-    def preview(self, done: int, pictures: Tensor) -> None:
+    def preview(self, done: int, images: Tensor) -> None:
         """Each image as a file."""
         from duolora.model.images import as_image
 
         self.folder.mkdir(parents=True, exist_ok=True)
-        for k, image in enumerate(pictures):
+        for k, image in enumerate(images):
             as_image(image).save(self.folder / f"{done:06d}-{k}.png")
         if self.other is not None:
-            self.other.preview(done, pictures)
+            self.other.preview(done, images)
 
 
-def wants_preview(watch: Watcher | None, done: int, of: int) -> bool:
-    """Whether it is time for a picture."""
-    return watch is not None and watch.previews > 0 and (done % watch.previews == 0 or done == of)
+def wants_preview(callback: Callback | None, done: int, of: int) -> bool:
+    """Whether it is time for an image."""
+    return callback is not None and callback.previews > 0 and (done % callback.previews == 0 or done == of)

@@ -1,6 +1,6 @@
 """Training state on disk: safetensors only, written whole or not at all, so that a stopped run goes on exactly.
 
-Random numbers are never stored: every step draws from `step_generator(seed, step)`, so a step is the same whether or
+Random numbers are never stored: every step samples from `step_generator(seed, step)`, so a step is the same whether or
 not the run was stopped before it.
 """
 
@@ -60,9 +60,9 @@ def stop_if(asked: Event, done: int, of: int, checkpoint: Path | None) -> None:
         raise KeyboardInterrupt(f"stopped after {done} of {of} steps; {kept}")
 
 
-def checkpoint_path(out: Path, recipe: Mapping[str, object]) -> Path:
-    """A hidden name beside `out` that only this recipe has, so that no other goes on from its checkpoint."""
-    mark = hashlib.sha256(json.dumps(recipe, sort_keys=True).encode()).hexdigest()[:12]
+def checkpoint_path(out: Path, metadata: Mapping[str, object]) -> Path:
+    """A hidden name beside `out` that only these metadata have, so that no other goes on from its checkpoint."""
+    mark = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode()).hexdigest()[:12]
     return out.with_name(f".{out.stem}.{mark}.ckpt.safetensors")
 
 

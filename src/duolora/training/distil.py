@@ -39,13 +39,13 @@ KEPT = 250
 class DistilRecipe:
     """How a smaller base is distilled."""
 
-    updates: int = 3_000
-    pictures: int = 8_000
+    steps: int = 3_000
+    images: int = 8_000
     batch: int = 32
     lr: float = 5e-4
     matching: float = 1.0
-    """Weight of the teacher's prediction beside the picture's own."""
-    unconditional: float = 0.1
+    """Weight of the teacher's prediction beside the image's own."""
+    caption_dropout: float = 0.1
     seed: int = 3
 
 
@@ -89,15 +89,15 @@ def student_of(teacher: UNet2DConditionModel, shape: str) -> UNet2DConditionMode
 def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device, teacher: Path = TEACHER) -> Path:
     """Distil a base into `folder`, going on from its checkpoint if there is one; returns the pipeline's folder.
 
-    The name tells shape, updates and teacher apart; a finished one is returned as it is.
+    The name tells shape, steps and teacher apart; a finished one is returned as it is.
 
     Raises:
         InputError: there is no such shape, or a number of the recipe is too small.
     """
-    if recipe.updates < 1 or recipe.pictures < 1 or recipe.batch < 1:
-        raise InputError(f"distil: expected updates, pictures and batch above 0, got {recipe}")
+    if recipe.steps < 1 or recipe.images < 1 or recipe.batch < 1:
+        raise InputError(f"distil: expected steps, images and batch above 0, got {recipe}")
     mark = file_hash(teacher / "unet" / "diffusion_pytorch_model.safetensors")
-    out = folder / f"atelier-{shape}-{recipe.updates}-{mark[:8]}"
+    out = folder / f"atelier-{shape}-{recipe.steps}-{mark[:8]}"
     if out.exists():
         return out
     base = load_base(teacher, device, "float32")
@@ -114,19 +114,19 @@ def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device,
 
 
 def _learn(base: Base, student: UNet2DConditionModel, recipe: DistilRecipe, checkpoint: Path, shape: str) -> None:
-    """The updates, in place."""
-    latents, texts = _rendered(base, range(recipe.seed * 10_000_000, recipe.seed * 10_000_000 + recipe.pictures))
+    """The steps, in place."""
+    latents, texts = _rendered(base, range(recipe.seed * 10_000_000, recipe.seed * 10_000_000 + recipe.images))
     optimiser = torch.optim.AdamW(student.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2)
     tensors = student.state_dict()
-    start = load_checkpoint(checkpoint, tensors, optimiser, recipe.updates) if checkpoint.exists() else 0
-    for step in tqdm(range(start, recipe.updates), f"Distilling {shape}", initial=start, total=recipe.updates):
+    start = load_checkpoint(checkpoint, tensors, optimiser, recipe.steps) if checkpoint.exists() else 0
+    for step in tqdm(range(start, recipe.steps), f"Distilling {shape}", initial=start, total=recipe.steps):
         loss = _loss(base, student, recipe, latents, texts, step_generator(recipe.seed, step))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.param_groups[0]["lr"] = recipe.lr * min(1, (step + 1) / 100) * (1 - step / recipe.updates)
+        optimiser.param_groups[0]["lr"] = recipe.lr * min(1, (step + 1) / 100) * (1 - step / recipe.steps)
         optimiser.step()
         optimiser.zero_grad()
-        if (step + 1) % KEPT == 0 and step + 1 < recipe.updates:
+        if (step + 1) % KEPT == 0 and step + 1 < recipe.steps:
             save_checkpoint(checkpoint, tensors, optimiser, step + 1)
 
 
@@ -148,12 +148,12 @@ def _loss(
     texts: list[str],
     rng: torch.Generator,
 ) -> Tensor:
-    """The loss above on one batch of pictures, some of them without their captions."""
+    """The loss above on one batch of images, some of them without their captions."""
     schedule, size = noise_schedule(base), (base.resolution, base.resolution)
     rows = torch.randint(len(latents), (recipe.batch,), generator=rng)
     noise = torch.randn((recipe.batch, *latents.shape[1:]), generator=rng).to(base.device)
     t = schedule.sample_timesteps(recipe.batch, rng)
-    told = (torch.rand(recipe.batch, generator=rng) >= recipe.unconditional).float().to(base.device)
+    told = (torch.rand(recipe.batch, generator=rng) >= recipe.caption_dropout).float().to(base.device)
     clean = latents[rows].to(base.device)
     noisy = schedule.add_noise(clean, noise, t)
     prompts = base.encode_prompts([texts[row] for row in rows.tolist()])

@@ -1,11 +1,15 @@
-"""Training that runs off to infinity is stopped at once, before a checkpoint of it replaces a good one."""
+"""Numbers of a training that stay finite: gradients scaled in float16, and a stop where they diverge.
 
-from collections.abc import Iterable
+It stops at once, before a checkpoint of it replaces a good one.
+"""
+
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from duolora.errors import DuoLoRAError
+from duolora.model.base import Base
 
 
 def check_loss(loss: Tensor, optimiser: torch.optim.Optimizer, step: int) -> None:
@@ -19,13 +23,13 @@ def check_loss(loss: Tensor, optimiser: torch.optim.Optimizer, step: int) -> Non
 
 
 def check_values(values: Iterable[Tensor], optimiser: torch.optim.Optimizer, steps: int) -> None:
-    """Stop where what was learnt in so many steps holds NaN or infinite values.
+    """Stop where what was trained in so many steps holds NaN or infinite values.
 
     Raises:
         DuoLoRAError: it does; the message names the learning rate.
     """
     if not all(torch.isfinite(value.detach()).all() for value in values):
-        raise _diverged("what is learnt is no longer finite", optimiser, steps - 1)
+        raise _diverged("what is trained is no longer finite", optimiser, steps - 1)
 
 
 def _diverged(what: str, optimiser: torch.optim.Optimizer, step: int) -> DuoLoRAError:
@@ -33,3 +37,21 @@ def _diverged(what: str, optimiser: torch.optim.Optimizer, step: int) -> DuoLoRA
     return DuoLoRAError(
         f"step {step + 1}: {what}: training has diverged and was stopped; give a lower --lr (it was {float(lr):g})"
     )
+
+
+def scaler_for(base: Base) -> torch.amp.GradScaler:
+    """Gradient scaling, without which most gradients are 0 in float16; without effect on another base."""
+    return torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
+
+
+def scaling_of(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    """The state of gradient scaling for a checkpoint; nothing where there is none."""
+    state = scaler.state_dict()
+    return {"gradient scaling": torch.tensor([state["scale"], state["_growth_tracker"]])} if state else {}
+
+
+def restore_scaling(scaler: torch.amp.GradScaler, scaling: Mapping[str, Tensor]) -> None:
+    """Give gradient scaling the state that a checkpoint had."""
+    for values in scaling.values():
+        scale, tracker = values.tolist()
+        scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})

@@ -19,9 +19,9 @@ from torch import Tensor
 from duolora.errors import InputError
 from duolora.model.base import Base, PromptEmbeds
 from duolora.model.predict import NoiseSchedule, noise_schedule, predict
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.progress import counted
-from duolora.training.callbacks import Watcher, wants_preview
+from duolora.training.callbacks import Callback, wants_preview
 from duolora.training.checkpoint import (
     interruptible,
     load_checkpoint,
@@ -30,9 +30,9 @@ from duolora.training.checkpoint import (
     step_generator,
     stop_if,
 )
-from duolora.training.finite import check_loss, check_values
+from duolora.training.finite import check_loss, check_values, restore_scaling, scaler_for, scaling_of
 from duolora.training.options import TrainOptions
-from duolora.training.prior_preservation import Kept, beside, kept
+from duolora.training.prior_preservation import ClassImages, class_batch, class_predictions
 
 SAVE_EVERY = 100
 """Steps from one checkpoint to the next."""
@@ -64,7 +64,7 @@ def train_factors(
     options: TrainOptions,
     checkpoint: Path | None = None,
     progress: bool = True,
-    watch: Watcher | None = None,
+    callback: Callback | None = None,
     save_every: int = SAVE_EVERY,
 ) -> list[float]:
     """Train the factors in place by Adam; the loss of the images at every tenth step.
@@ -75,9 +75,12 @@ def train_factors(
     Raises:
         DuoLoRAError: the loss is no longer finite.
     """
-    schedule, preserved = noise_schedule(base), kept(base, options.keep, progress=progress) if options.keep else None
+    schedule, preserved = (
+        noise_schedule(base),
+        class_predictions(base, options.class_prompts, progress=progress) if options.class_prompts else None,
+    )
     empty = base.empty_prompt()  # number 0, the dropped caption
-    prompts = [base.encode_prompts([task.prompt, *options.keep]).after(empty) for task in tasks]
+    prompts = [base.encode_prompts([task.prompt, *options.class_prompts]).after(empty) for task in tasks]
     base.release_encoders()
     optimiser = optimiser_of(list(factors.values()), options)
     checkpoint = checkpoint if options.optimiser == "adam" else None  # the others keep more than their state says
@@ -96,7 +99,7 @@ def train_factors(
             for task, prompt in zip(tasks, prompts, strict=True):
                 if len(tasks) > 1:
                     base.unet.set_adapters(list(task.adapters))
-                some = None if preserved is None else preserved.some(beside(options.batch), rng)
+                some = None if preserved is None else preserved.some(class_batch(options.batch), rng)
                 loss, changed = _losses(base, schedule, task, prompt, sample, some, options)
                 check_loss(loss + changed, optimiser, step)
                 scaler.scale(loss + changed).backward()
@@ -106,10 +109,12 @@ def train_factors(
             optimiser.zero_grad()
             if step % 10 == 0:
                 losses.append(torch.stack(seen).sum())
-                if watch is not None:
-                    watch.losses(step + 1, options.steps, {"loss": float(losses[-1])})
-            if watch is not None and wants_preview(watch, step + 1, options.steps):
-                watch.preview(step + 1, draw(base, [tasks[-1].prompt] * 2, [options.seed, options.seed + 1]))
+                if callback is not None:
+                    callback.losses(step + 1, options.steps, {"loss": float(losses[-1])})
+            if callback is not None and wants_preview(callback, step + 1, options.steps):
+                callback.preview(
+                    step + 1, sample_images(base, [tasks[-1].prompt] * 2, [options.seed, options.seed + 1])
+                )
                 base.release_encoders()
             if checkpoint and ((step + 1) % save_every == 0 or asked.is_set()) and step + 1 < options.steps:
                 save_checkpoint(
@@ -146,7 +151,7 @@ def _sample(schedule: NoiseSchedule, latents: Tensor, options: TrainOptions, rng
     rows = torch.randint(len(latents), (options.batch,), generator=rng)
     noise = torch.randn((options.batch, *latents.shape[1:]), generator=rng).to(latents.device)
     t = schedule.sample_timesteps(options.batch, rng)
-    shown = (torch.rand(options.batch, generator=rng) >= options.unconditional).long()
+    shown = (torch.rand(options.batch, generator=rng) >= options.caption_dropout).long()
     return _Sample(rows, t, noise, shown)
 
 
@@ -156,7 +161,7 @@ def _losses(
     task: Task,
     prompts: PromptEmbeds,
     sample: _Sample,
-    preserved: Kept | None,
+    preserved: ClassImages | None,
     options: TrainOptions,
 ) -> tuple[Tensor, Tensor]:
     """The denoising loss of the images, and the change of the class images' predictions."""
@@ -174,21 +179,3 @@ def _losses(
     else:
         loss = F.mse_loss(predicted[:n], target[:n])
     return loss, F.mse_loss(predicted[n:], target[n:]) if preserved is not None else torch.zeros_like(loss)
-
-
-def scaler_for(base: Base) -> torch.amp.GradScaler:
-    """Gradient scaling, without which most gradients are 0 in float16; without effect on another base."""
-    return torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
-
-
-def scaling_of(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
-    """The state of gradient scaling for a checkpoint; nothing where there is none."""
-    state = scaler.state_dict()
-    return {"gradient scaling": torch.tensor([state["scale"], state["_growth_tracker"]])} if state else {}
-
-
-def restore_scaling(scaler: torch.amp.GradScaler, scaling: Mapping[str, Tensor]) -> None:
-    """Give gradient scaling the state that a checkpoint had."""
-    for values in scaling.values():
-        scale, tracker = values.tolist()
-        scaler.load_state_dict(scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)})

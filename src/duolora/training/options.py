@@ -19,13 +19,13 @@ class TrainOptions:
     steps: int = option(1000, "Training steps.", section="Sec. 4", least=1)
     batch: int = option(1, "Images in each step.", section="Sec. 4", least=1)
     lr: float = option(5e-4, "Learning rate of Adam; 5e-5 is gentler.", section="Sec. 4", above=0)
-    unconditional: float = option(
+    caption_dropout: float = option(
         0.0,
         "Caption dropout: the chance that an image is shown without its prompt, which guidance takes as its zero.",
         least=0,
         below=1,
     )
-    mirror: bool = option(
+    flip: bool = option(
         False,
         "Horizontal flip: show each image flipped as well; good for a style, not for a subject with writing on it.",
     )
@@ -43,7 +43,7 @@ class TrainOptions:
     blocks: tuple[str, ...] = option(
         (), "Only the attention whose module paths begin so, as B-LoRA trains two blocks only; all when empty."
     )
-    keep: tuple[str, ...] = option(
+    class_prompts: tuple[str, ...] = option(
         (), "Prior preservation: prompts of class images by the base alone, whose predictions stay as they are."
     )
 

@@ -1,9 +1,9 @@
-"""PairCustomization (Jones et al. 2024), Table 2's baseline: two orthogonal LoRAs from a picture and its stylised twin.
+"""PairCustomization (Jones et al. 2024), Table 2's baseline: two orthogonal LoRAs from an image and its stylised twin.
 
     content   ‖ε − ε_{θ_c}(x_content, p_c)‖²           both LoRAs   ‖ε − ε_{θ_c, θ_s}(x_style, p_s)‖²
     sampling  ε̂ = ε_c(∅) + w (ε_c(p) − ε_c(∅)) + w_style (ε_{c,s}(p_s) − ε_c(p))
 
-The rows of the two `down` factors are one orthonormal set, drawn once and frozen; only the `up` factors learn. The
+The rows of the two `down` factors are one orthonormal set, sampled once and frozen; only the `up` factors learn. The
 guidance by style exists at sampling time only, so no one LoRA file can hold it. What the options keep (ours, not
 theirs) stays as it is under the content LoRA and under both.
 """
@@ -41,13 +41,13 @@ def train_pair(
     options: TrainOptions,
     progress: bool = True,
 ) -> dict[str, Adapter]:
-    """The content and the style LoRA of pictures and their stylised twins, trained together."""
+    """The content and the style LoRA of images and their stylised twins, trained together."""
     active = {"content": KINDS[:1], "style": KINDS}
     shown = {"content": (content, content_prompt), "style": (style, style_prompt)}
     tasks = [Task(base.encode_images(pixels), prompt, active[kind]) for kind, (pixels, prompt) in shown.items()]
     names = modules_within(base.architecture.shapes, options.blocks)
     with _orthogonal(base, names, options) as ups:
-        train_factors(base, tasks, ups, replace(options, unconditional=0.0), progress=progress)
+        train_factors(base, tasks, ups, replace(options, caption_dropout=0.0), progress=progress)
         return {kind: Adapter(_factors(base, names, kind)) for kind in KINDS}
 
 
@@ -85,7 +85,7 @@ def _factors(base: Base, names: list[str], kind: str) -> dict[str, LowRank]:
 
 
 @torch.no_grad()
-def draw_with_style_guidance(
+def sample_with_style_guidance(
     base: Base,
     pair: dict[str, Adapter],
     content_prompt: str,
@@ -95,7 +95,7 @@ def draw_with_style_guidance(
     guidance: float | None = None,
     steps: int = STEPS,
 ) -> Float[Tensor, "n 3 h w"]:
-    """Pictures of the content in the style, by the three-way guidance above; one for each style prompt and seed."""
+    """Images of the content in the style, by the three-way guidance above; one for each style prompt and seed."""
     w, n = guidance_of(base, guidance), len(seeds)
     known = ("", content_prompt, *dict.fromkeys(style_prompts))
     embeds = base.encode_prompts(known[1:]).after(base.empty_prompt())

@@ -1,4 +1,4 @@
-"""What a LoRA leaves as it is: the base's own predictions on pictures that the base draws itself.
+"""What a LoRA leaves as it is: the base's own predictions on images that the base generates itself.
 
 Prior preservation as in DreamBooth (Ruiz et al., CVPR 2023), with the base's predictions for targets in place of the
 noise, since these are what has to stay.
@@ -22,41 +22,41 @@ from duolora.errors import DuoLoRAError
 from duolora.lora.write.atomic import whole_files
 from duolora.model.base import Base
 from duolora.model.predict import noise_schedule, predict
-from duolora.model.sample import draw
+from duolora.model.sample import sample_images
 from duolora.progress import counted
 from duolora.training.checkpoint import step_generator
 
-DRAWS = 4
-"""Noise levels of each picture, whose predictions are computed once."""
+NOISE_LEVELS = 4
+"""Noise levels of each image, whose predictions are computed once."""
 _AT_ONCE = 8
 CACHED = 8
 """How many sets of class images are kept on disk, those that were used last."""
 
 
 @dataclass(frozen=True, eq=False)
-class Kept:
+class ClassImages:
     """Noisy latents at timesteps t, the numbers of their prompts, and what the base alone predicts for them."""
 
-    noisy: Float[Tensor, "draws c h w"]
-    t: Int[Tensor, " draws"]
-    prompt: Int[Tensor, " draws"]
-    predicted: Float[Tensor, "draws c h w"]
+    noisy: Float[Tensor, "n c h w"]
+    t: Int[Tensor, " n"]
+    prompt: Int[Tensor, " n"]
+    predicted: Float[Tensor, "n c h w"]
 
-    def some(self, n: int, generator: torch.Generator) -> "Kept":
-        """As many of the draws as asked for, taken at random."""
+    def some(self, n: int, generator: torch.Generator) -> "ClassImages":
+        """As many as asked for, sampled at random."""
         rows = torch.randint(len(self.t), (n,), generator=generator)
-        return Kept(self.noisy[rows], self.t[rows], self.prompt[rows], self.predicted[rows])
+        return ClassImages(self.noisy[rows], self.t[rows], self.prompt[rows], self.predicted[rows])
 
 
-def beside(batch: int) -> int:
-    """How many draws of what stays go with a batch of pictures: half as many, but one at least."""
+def class_batch(batch: int) -> int:
+    """How many class images go with a batch of images: half as many, but one at least."""
     return max(1, batch // 2)
 
 
 @lru_cache(maxsize=1)
 @torch.no_grad()
-def kept(base: Base, prompts: tuple[str, ...], seed: int = 0, progress: bool = False) -> Kept:
-    """A class image of each prompt by the base alone, seen at `DRAWS` noise levels; all on the base's device.
+def class_predictions(base: Base, prompts: tuple[str, ...], seed: int = 0, progress: bool = False) -> ClassImages:
+    """A class image of each prompt by the base alone, seen at `NOISE_LEVELS` noise levels; all on the base's device.
 
     The last answer is remembered, since several LoRAs are trained on one base; class images also from run to run.
     """
@@ -64,15 +64,15 @@ def kept(base: Base, prompts: tuple[str, ...], seed: int = 0, progress: bool = F
     schedule, embeds = noise_schedule(base), base.encode_prompts(prompts)
     base.release_encoders()
     rng = step_generator(seed, 0)
-    prompt = torch.arange(len(prompts)).repeat(DRAWS)
+    prompt = torch.arange(len(prompts)).repeat(NOISE_LEVELS)
     t = schedule.sample_timesteps(len(prompt), rng)
     noise = torch.randn((len(prompt), *latents.shape[1:]), generator=rng).to(base.device)
-    noisy = schedule.add_noise(latents.repeat(DRAWS, 1, 1, 1), noise, t)
+    noisy = schedule.add_noise(latents.repeat(NOISE_LEVELS, 1, 1, 1), noise, t)
     predicted, time_ids = [], base.time_ids(1, base.resolution, base.resolution)
     for i in counted(range(0, len(prompt), _AT_ONCE), "Class images", progress):
         part = slice(i, i + _AT_ONCE)
         predicted.append(predict(base.unet, noisy[part], t[part], embeds.rows(prompt[part]), time_ids, mixed=True))
-    return Kept(noisy, t, prompt, torch.cat(predicted))
+    return ClassImages(noisy, t, prompt, torch.cat(predicted))
 
 
 def class_images(base: Base, prompts: Sequence[str], seed: int, progress: bool = False) -> Float[Tensor, "n c h w"]:
@@ -83,7 +83,7 @@ def class_images(base: Base, prompts: Sequence[str], seed: int, progress: bool =
         path.touch()
         return latents
     seeds = range(seed, seed + len(prompts))
-    latents = base.encode_images(draw(base, prompts, seeds, progress=progress).clamp(-1, 1)).contiguous()
+    latents = base.encode_images(sample_images(base, prompts, seeds, progress=progress).clamp(-1, 1)).contiguous()
     with suppress(OSError, DuoLoRAError), whole_files() as stage:  # a cache that cannot be written is none
         stage(path, [save({"latents": latents.cpu()})])
     with suppress(OSError):

@@ -12,7 +12,7 @@ from duolora.training.callbacks import Masks
 
 
 class EventLog:
-    """A watcher that writes what it is told into event files."""
+    """A callback that writes what it is told into event files."""
 
     def __init__(self, writer: Any, previews: int = 0) -> None:
         """`writer` is a `torch.utils.tensorboard.SummaryWriter`."""
@@ -24,17 +24,17 @@ class EventLog:
             self.writer.add_scalar(f"loss/{name}", value, done)
 
     def masks(self, done: int, masks: Masks) -> None:
-        """A histogram, and the mean, of all entries of each half."""
+        """A histogram, and the mean, of all entries of each part."""
         import torch
 
-        for half, found in masks.items():
+        for part, found in masks.items():
             values = torch.cat([m.detach().flatten().cpu() for m in found.values()]) if found else torch.zeros(1)
-            self.writer.add_histogram(f"masks/{half}", values, done)
-            self.writer.add_scalar(f"masks/{half} mean", float(values.mean()), done)
+            self.writer.add_histogram(f"masks/{part}", values, done)
+            self.writer.add_scalar(f"masks/{part} mean", float(values.mean()), done)
 
-    def preview(self, done: int, pictures: Tensor) -> None:
-        """The pictures in a row."""
-        self.writer.add_images("preview", (pictures.clamp(-1, 1) + 1) / 2, done)
+    def preview(self, done: int, images: Tensor) -> None:
+        """The images in a row."""
+        self.writer.add_images("preview", (images.clamp(-1, 1) + 1) / 2, done)
 
 
 @contextmanager

@@ -39,9 +39,9 @@ img { image-rendering: pixelated; }
 .gallery-container .grid-wrap { padding-top: 2.2rem !important; }
 #method input { padding-right: 1.8rem; text-overflow: ellipsis; }
 .gallery-container .grid-wrap { height: auto !important; max-height: none !important; min-height: 0 !important; }
-:is(#previews, #pictures, #side-by-side) { height: auto !important; }
+:is(#previews, #images, #side-by-side) { height: auto !important; }
 .gallery-container .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; }
-@media (max-width: 600px) { :is(#previews, #pictures) .grid-container { --grid-cols: 2 !important; } }
+@media (max-width: 600px) { :is(#previews, #images) .grid-container { --grid-cols: 2 !important; } }
 #side-by-side .grid-container { max-width: calc(var(--grid-cols) * 180px); }
 #side-by-side .caption-label { max-width: 100%; padding: 0 0.2rem; font-size: 0.7rem; white-space: normal; }
 """
@@ -214,10 +214,10 @@ class Acts:
             {} if made is None else self._fields(made.asked) | self._shown(made)
         )
 
-    def redraw(self, working: int, made: Made | None, count: Any, seed: Any, *how: Any) -> Iterator[Changes]:
+    def regenerate(self, working: int, made: Made | None, count: Any, seed: Any, *how: Any) -> Iterator[Changes]:
         """Images of the prompt at these strengths."""
-        images, ended = yield from self._work(self.at.draw_status, "draw", working, made, (count, seed), *how)
-        yield ended | ({} if images is None else {self.at.pictures: self.gr.Gallery(images, visible=True)})
+        images, ended = yield from self._work(self.at.generate_status, "generate", working, made, (count, seed), *how)
+        yield ended | ({} if images is None else {self.at.images: self.gr.Gallery(images, visible=True)})
 
     def compare(self, working: int, made: Made | None, count: Any, seed: Any, *how: Any) -> Iterator[Changes]:
         """Images of the same prompt, seeds and strengths by every method, each row after the references."""
@@ -246,15 +246,15 @@ class Acts:
         except DuoLoRAError as error:
             return "", bad(str(error).replace(str(lora), Path(str(lora)).name))
 
-    def _work(self, line: Any, name: str, working: int, made: Made | None, drawn: Any, *how: Any) -> Doing:
+    def _work(self, line: Any, name: str, working: int, made: Made | None, sampling: Any, *how: Any) -> Doing:
         """Work on what was made, told in this line; no result where the page is busy, or the work fails."""
         if working:
             return None, {self.at.working: working}
         try:
             if made is None:
                 raise InputError("there is nothing to work with yet; make a LoRA first")
-            if drawn is not None:
-                count, seed = whole("images", drawn[0], 1, MOST), whole("first seed", drawn[1], 0, SEEDS)
+            if sampling is not None:
+                count, seed = whole("images", sampling[0], 1, MOST), whole("first seed", sampling[1], 0, SEEDS)
                 how = (*how, count or COUNT, seed or 0)
         except InputError as error:
             return None, {line: bad(error)}
@@ -286,7 +286,7 @@ class Acts:
     def _busy(self, yes: bool) -> Changes:
         """Buttons that begin something are disabled while something is done, and Stop while nothing is."""
         at, button = self.at, self.gr.Button
-        begin = dict.fromkeys((at.go, at.draw, at.against, at.write), button(interactive=not yes))
+        begin = dict.fromkeys((at.go, at.generate, at.against, at.write), button(interactive=not yes))
         return {**begin, at.halt: button(interactive=yes)}
 
     def _shown(self, made: Made) -> Changes:
@@ -296,8 +296,8 @@ class Acts:
         images = made.images("generated")
         return {
             at.number: made.folder.name, at.status: text, at.made: made, at.prompt: made.prompt,
-            at.pictures: gr.Gallery(images, visible=bool(images)), at.side_by_side: gr.Gallery([], visible=False),
-            at.files: gr.File(None, visible=False), at.draw_status: "", at.compare_status: "", at.file_status: "",
+            at.images: gr.Gallery(images, visible=bool(images)), at.side_by_side: gr.Gallery([], visible=False),
+            at.files: gr.File(None, visible=False), at.generate_status: "", at.compare_status: "", at.file_status: "",
         }  # fmt: skip
 
     def _fields(self, asked: Asked) -> Changes:
@@ -353,16 +353,16 @@ def built(gr: Any, jobs: Jobs, base: str) -> Any:
             at.halt = gr.Button("Stop", elem_id="stop", interactive=False)
         at.status = gr.HTML(elem_id="status", elem_classes="line")
         at.previews = _gallery(gr, "Previews", "previews")
-        drawn = _generating(gr, at)
-        compared = _comparing(gr, at, drawn)
+        sampling = _generating(gr, at)
+        compared = _comparing(gr, at, sampling)
         exported = _download(gr, at)
         of = [at.working, at.made]
         _on(acts, at.go.click, acts.make, fields)
         _on(acts, page.load, acts.load, at.number, js=READ_ADDRESS)
         _on(acts, at.earlier.input, acts.reopen, at.earlier)
-        asks = [at.draw.click, at.prompt.submit, *(slider.release for slider in at.weights)]
+        asks = [at.generate.click, at.prompt.submit, *(slider.release for slider in at.weights)]
         for ask in asks:
-            _on(acts, ask, acts.redraw, [*of, *drawn])
+            _on(acts, ask, acts.regenerate, [*of, *sampling])
         _on(acts, at.against.click, acts.compare, [*of, *compared])
         _on(acts, at.write.click, acts.export, [*of, *exported])
         for button, pair in at.examples:
@@ -417,7 +417,7 @@ def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> tuple[Any,
         gr.Markdown(f"### {title}")
         images = gr.Gallery(
             label="Images", file_types=["image"], sources=["upload", "clipboard"], columns=5, height=170,
-            fit_columns=False, object_fit="contain", interactive=True, elem_id=f"{key}-pictures", buttons=[],
+            fit_columns=False, object_fit="contain", interactive=True, elem_id=f"{key}-images", buttons=[],
         )  # fmt: skip
         words = gr.Textbox(
             label="What they show: its kind, with an identifier of its own", placeholder=example,
@@ -449,15 +449,15 @@ def _generating(gr: Any, at: SimpleNamespace) -> list[Any]:
             gr.Slider(0, 1.5, 1.0, step=0.05, label=f"Strength of the {name}", min_width=240, elem_id=f"weight-{kind}")
             for kind, name in SIDES.items()
         ]
-    at.draw = gr.Button("Generate", elem_id="draw")
-    at.draw_status = gr.HTML(elem_classes="line", elem_id="draw-status")
-    at.pictures = _gallery(gr, "Images", "pictures")
+    at.generate = gr.Button("Generate", elem_id="generate")
+    at.generate_status = gr.HTML(elem_classes="line", elem_id="generate-status")
+    at.images = _gallery(gr, "Images", "images")
     return [count, first, at.prompt, *at.weights]
 
 
-def _comparing(gr: Any, at: SimpleNamespace, drawn: Sequence[Any]) -> list[Any]:
+def _comparing(gr: Any, at: SimpleNamespace, sampling: Sequence[Any]) -> list[Any]:
     """The same prompt, seeds and strengths by several methods; returns how."""
-    count, first, *how = drawn
+    count, first, *how = sampling
     with gr.Accordion("Compare methods at the same seeds and strengths", open=False, elem_id="compare-part"):
         methods = gr.CheckboxGroup(list(METHODS), value=list(COMPARED), label="Methods", elem_id="methods")
         at.against = gr.Button("Compare", elem_id="compare")
@@ -481,15 +481,13 @@ def _download(gr: Any, at: SimpleNamespace) -> list[Any]:
     return [format, *at.weights]
 
 
-def _asked(
-    content_images: Brought, content_prompt: str, content_lora: str | None,
-    style_images: Brought, style_prompt: str, style_lora: str | None,
-    base: str, method: str, train_steps: float | None, merge_steps: float | None, seed: float | None,
-) -> Asked:  # fmt: skip
+def _asked(*fields: Any) -> Asked:
+    """What the form asks for: images, prompt and LoRA of content and style, base, method, both steps and the seed."""
+    base, method, train_steps, merge_steps, seed = fields[6:]
     return Asked(
-        _brought(content_images, content_prompt, content_lora), _brought(style_images, style_prompt, style_lora),
-        base.strip(), method, whole("steps for each LoRA", train_steps, 1),
-        whole("steps of the masks", merge_steps, 0), whole("seed", seed, 0, SEEDS) or 0,
+        _brought(*fields[:3]), _brought(*fields[3:6]), base.strip(), method,
+        whole("steps for each LoRA", train_steps, 1), whole("steps of the masks", merge_steps, 0),
+        whole("seed", seed, 0, SEEDS) or 0,
     )  # fmt: skip
 
 

@@ -19,12 +19,12 @@ from duolora.api.train import default_options, train
 from duolora.errors import BaseMismatch, DuoLoRAError, FileRefused, InputError
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
-from duolora.lora.write.atomic import half_paths
+from duolora.lora.write.atomic import part_paths
 from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.merging.options import MergeOptions
 from duolora.model.base import Base, load_base
-from duolora.model.images import as_image, read_pictures
-from duolora.model.sample import draw
+from duolora.model.images import as_image, load_images
+from duolora.model.sample import sample_images
 from duolora.options import idle
 from duolora.training.options import TrainOptions, check_training
 
@@ -137,7 +137,7 @@ Tell = Callable[[News], None]
 
 
 class Feed:
-    """A watcher that passes everything on as news, and stops the work when it is told to."""
+    """A callback that passes everything on as news, and stops the work when it is told to."""
 
     def __init__(self, stage: str, tell: Tell, previews: int = 0) -> None:
         """News are told under the name of the stage; enter it to have all steps told."""
@@ -169,9 +169,9 @@ class Feed:
     def masks(self, done: int, masks: Mapping[str, Mapping[str, Tensor]]) -> None:
         """Masks are not shown."""
 
-    def preview(self, done: int, pictures: Tensor) -> None:
+    def preview(self, done: int, images: Tensor) -> None:
         """The newest images."""
-        self._say(replace(self.now, done=done, images=tuple(map(shown, pictures.clamp(-1, 1)))))
+        self._say(replace(self.now, done=done, images=tuple(map(shown, images.clamp(-1, 1)))))
 
     def _say(self, news: News) -> None:
         self.now = news
@@ -191,7 +191,7 @@ def prompt_in(lora: str | Path) -> str:
     Raises:
         FileRefused: it is no LoRA.
     """
-    return str(read_adapter(Path(lora)).recipe.get("prompt") or "")
+    return str(read_adapter(Path(lora)).metadata.get("prompt") or "")
 
 
 def check_asked(asked: Asked) -> None:
@@ -244,12 +244,12 @@ class Studio:
                 with Feed(f"Training on the {name}", tell, PREVIEWS["train"]) as feed:
                     train(
                         folder / kind, asked.side(kind).prompt, folder / f"{kind}.safetensors", base,
-                        asked.training(kind), progress=False, watch=feed, kind=kind,
+                        asked.training(kind), progress=False, callback=feed, kind=kind,
                     )  # fmt: skip
         made = self._merged(Made(folder, asked, "", ""), asked.method, tell)
         if made.prompt:
             try:
-                for k, image in enumerate(self.draw(made, made.prompt, 1.0, 1.0, COUNT, 0, tell)):
+                for k, image in enumerate(self.generate(made, made.prompt, 1.0, 1.0, COUNT, 0, tell)):
                     (folder / "generated").mkdir(exist_ok=True)
                     image.save(folder / "generated" / f"{k}.png")
             except (BaseMismatch, FileRefused, InputError) as error:
@@ -265,36 +265,36 @@ class Studio:
         with Feed(f"Merging by {method}", tell, PREVIEWS["merge"]) as feed:
             done = merge(
                 made.folder / "content.safetensors", made.folder / "style.safetensors", path, method, base,
-                images["content"], images["style"], asked.content.prompt or None, asked.style.prompt or None, None,
-                options, progress=False, watch=feed,
+                images["content"], images["style"], content_prompt=asked.content.prompt or None,
+                style_prompt=asked.style.prompt or None, options=options, progress=False, callback=feed,
             )  # fmt: skip
         merged = read_adapter(path)
-        if CONTENT_RANKS in merged.recipe:
+        if CONTENT_RANKS in merged.metadata:
             masks = {"content": done.content_masks, "style": done.style_masks}
-            write_masks(path.with_suffix(".masks.safetensors"), MaskFile(masks, merged.recipe, merged.notes))
-        text = f"{done.proof.modules} modules, {done.proof.size / 1000:.0f} kB, {done.seconds:.1f} s; "
-        text += f"read back, ΔW is off by at most {done.proof.error:.0e} of its size"
-        return replace(made, prompt=str(merged.recipe.get("prompt") or ""), text=text)
+            write_masks(path.with_suffix(".masks.safetensors"), MaskFile(masks, merged.metadata, merged.notes))
+        text = f"{done.verification.modules} modules, {done.verification.size / 1000:.0f} kB, {done.seconds:.1f} s; "
+        text += f"read back, ΔW is off by at most {done.verification.error:.0e} of its size"
+        return replace(made, prompt=str(merged.metadata.get("prompt") or ""), text=text)
 
-    def draw(
+    def generate(
         self, made: Made, prompt: str, content: float, style: float, count: int, seed: int, tell: Tell,
         method: str = "",
     ) -> list[Image.Image]:  # fmt: skip
         """Images with other weights on the two parts of the merge, by its own or another method; nothing is trained.
 
         Raises:
-            DuoLoRAError: the prompt is empty, or the merge has no parts that could be weighed.
+            DuoLoRAError: the prompt is empty, or the merge has no parts that could be reweighted.
         """
         if not prompt.strip():
             raise InputError("the prompt: expected words for what to generate, got none")
         merged, base = made.merged(method), self.base(made.asked.base, tell)
-        weighed = [(merged, 1.0)]
+        strengths = [(merged, 1.0)]
         if (content, style) != (1.0, 1.0):
-            halves = zip(_halves(merged, method or made.asked.method), (content, style), strict=True)
-            weighed = [(path, weight) for path, weight in halves if path.exists()]
+            parts = zip(_parts_of(merged, method or made.asked.method), (content, style), strict=True)
+            strengths = [(path, weight) for path, weight in parts if path.exists()]
         feed = Feed(f"Generating by {method}" if method else "Generating", tell)
-        with feed, applied(base, [path for path, _ in weighed], [weight for _, weight in weighed]):
-            found = draw(base, [prompt] * count, range(seed, seed + count))
+        with feed, applied(base, [path for path, _ in strengths], [weight for _, weight in strengths]):
+            found = sample_images(base, [prompt] * count, range(seed, seed + count))
         return [shown(image) for image in found.clamp(-1, 1)]
 
     def compare(
@@ -312,7 +312,7 @@ class Studio:
         for method in methods:
             if not made.merged(method).exists():
                 self._merged(made, method, tell)
-            found[method] = self.draw(made, prompt, content, style, count, seed, tell, method)
+            found[method] = self.generate(made, prompt, content, style, count, seed, tell, method)
         return found
 
     def export(self, made: Made, format: str, content: float, style: float, tell: Tell) -> list[Path]:
@@ -353,20 +353,22 @@ def _brought(side: Side, kind: str, folder: Path) -> None:
         (folder / kind).mkdir(exist_ok=True)
         shutil.copyfile(image, folder / kind / f"{k:02d}-{image.name[-100:]}")
     if side.images:
-        read_pictures(folder / kind, 64)
+        load_images(folder / kind, 64)
     if side.lora:
         shutil.copyfile(side.lora, folder / f"{kind}.safetensors")
         read_adapter(folder / f"{kind}.safetensors")
 
 
 def _check_parts(merged: Path, method: str) -> None:
-    if CONTENT_RANKS not in read_adapter(merged).recipe:
-        raise InputError(f"strengths: {method} mixes the two LoRAs so that neither can be weighed alone; set both to 1")
+    if CONTENT_RANKS not in read_adapter(merged).metadata:
+        raise InputError(
+            f"strengths: {method} mixes the two LoRAs so that neither can be reweighted alone; set both to 1"
+        )
 
 
-def _halves(merged: Path, method: str) -> tuple[Path, Path]:
-    whole = merged.with_suffix(".halves.safetensors")
-    paths = half_paths(whole)
+def _parts_of(merged: Path, method: str) -> tuple[Path, Path]:
+    whole = merged.with_suffix(".parts.safetensors")
+    paths = part_paths(whole)
     if not any(path.exists() for path in paths):
         _check_parts(merged, method)
         convert(merged, whole, "split", "float32")

@@ -24,10 +24,10 @@ from duolora.merging.inputs import sources
 from duolora.merging.klora import klora
 from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.merging.options import MergeOptions, options_of
-from duolora.model.images import as_image, read_pictures, tiled
-from duolora.model.sample import draw
+from duolora.model.images import as_image, load_images, tiled
+from duolora.model.sample import sample_images
 from duolora.textfiles import read_json, write_json
-from duolora.training.pair_customization import draw_with_style_guidance, train_pair
+from duolora.training.pair_customization import sample_with_style_guidance, train_pair
 
 MERGED, MASKS, SHEET = "merged.safetensors", "masks.safetensors", "images.png"
 """A cell's merge, its masks, and a sheet of its images, in its folder."""
@@ -174,7 +174,7 @@ class Cell:
                 cost = self._merge(path, loras["content"], loras["style"], part.prompt)
         if len(files) > 1:
             composed = compose(files, self.folder / "composed.safetensors", [1 / len(files)] * len(files))
-            return [composed.path], {"bytes": composed.proof.size}
+            return [composed.path], {"bytes": composed.verification.size}
         return files, cost
 
     def _merge(self, path: Path, content: Lora, style: Lora, prompt: str) -> dict[str, object]:
@@ -191,10 +191,10 @@ class Cell:
             "options": asdict(self.options),
             "trainable": merged.trainable,
             "storage": storage,
-            "change": merged.moved,
-            "bytes": merged.proof.size,
+            "change": merged.mean_change,
+            "bytes": merged.verification.size,
             "seconds": merged.seconds,
-            "error": merged.proof.error,
+            "error": merged.verification.error,
         }
 
     def _generated(self, files: Sequence[Path], prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
@@ -204,16 +204,16 @@ class Cell:
             content, style = (read_adapter(lora.path) for lora in self.needs())
             both = sources(base.architecture, content, style, MergeOptions())
             with klora(base, both, **self.row.changes) as chooser:  # type: ignore[arg-type]
-                return draw(base, prompts, seeds, before_step=chooser)
+                return sample_images(base, prompts, seeds, before_step=chooser)
         if self.row.how == "pair":
             (part,), (loras,) = self.problem.parts, self.loras()
-            shown = [read_pictures(loras[kind].references(), base.resolution) for kind in ("content", "twin")]
+            shown = [load_images(loras[kind].references(), base.resolution) for kind in ("content", "twin")]
             options = replace(default_options(base.name), seed=self.seed)
             prompt = part.sources["content"].prompt
             pair = train_pair(base, shown[0], shown[1], prompt, part.prompt, options, progress=False)
-            return draw_with_style_guidance(base, pair, prompt, prompts, seeds)
+            return sample_with_style_guidance(base, pair, prompt, prompts, seeds)
         with applied(base, files):
-            return draw(base, prompts, seeds)
+            return sample_images(base, prompts, seeds)
 
     def _keep(self, images: Images, count: int) -> None:
         """Keep a sheet of the images with a row for each prompt; with a scoring each of them, too."""

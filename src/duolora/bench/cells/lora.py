@@ -13,7 +13,7 @@ from PIL import Image
 
 from duolora.api.train import default_options, train
 from duolora.model.base import Base, load_base
-from duolora.model.image_files import picture_files, read_image
+from duolora.model.image_files import image_paths, read_image
 
 
 @runtime_checkable
@@ -80,7 +80,7 @@ class Lora:
 
     def shown(self) -> list[Image.Image]:
         """Its images."""
-        return [read_image(path) for path in picture_files(self.references())]
+        return [read_image(path) for path in image_paths(self.references())]
 
     def train(self) -> None:
         """Train it as suits the base, unless it is there."""

@@ -15,7 +15,7 @@ from duolora.bench.cells.cell import Cell, Part
 from duolora.bench.cells.pairs import Case, noise_seeds
 from duolora.bench.cells.scores import Images, shared_classifier, similarities, words_of
 from duolora.bench.tables.rows import Row
-from duolora.model.images import as_image, as_pictures
+from duolora.model.images import as_image, as_pixels
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Group:
 
     def scores(self, cell: Cell, images: Images = ()) -> dict[str, object]:
         """By the classifier and by similarity, each subject at its own place with its own images, then the mean."""
-        pixels, scores = as_pictures(images), []
+        pixels, scores = as_pixels(images), []
         for loras, case, place in zip(cell.loras(), self.subjects, crops(pixels, len(self.subjects)), strict=True):
             content, style = (loras[kind].shown() for kind in ("content", "style"))
             scores.append(similarities([as_image(crop) for crop in place], content, style, words_of(case.pair)))

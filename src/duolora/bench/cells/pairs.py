@@ -36,7 +36,7 @@ from duolora.bench.cells.cell import Cell, Part
 from duolora.bench.cells.scores import Images, shared_classifier, similarities, words_of
 from duolora.bench.tables.rows import Row
 from duolora.errors import InputError
-from duolora.model.images import as_pictures
+from duolora.model.images import as_pixels
 
 TUNING_KINDS = BASE_OBJECTS[::4]
 TEST_KINDS = tuple(kind for kind in BASE_OBJECTS if kind not in TUNING_KINDS)
@@ -143,7 +143,7 @@ class Case:
         (loras,) = cell.loras()
         content, style = (loras[kind].shown() for kind in ("content", "style"))
         return {
-            "truth": truth(classify(shared_classifier(), as_pictures(images)), self.pair),
+            "truth": truth(classify(shared_classifier(), as_pixels(images)), self.pair),
             "similarity": similarities(images, content, style, words_of(self.pair)),
         }
 

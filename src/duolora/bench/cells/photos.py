@@ -211,7 +211,7 @@ def _subject(concept: Concept, words: Mapping[str, str], captions: Captions) -> 
 def _style(concept: Concept, words: Mapping[str, str], captions: Captions) -> Photos:
     said = concept.in_words(concept.style, words, "style")
     said = said if concept.style or concept.name in words else f"{said} style"
-    shown = f"a {IDENTIFIERS[1]} {OBJECT}" if captions == "paper" else concept.words or "a picture"
+    shown = f"a {IDENTIFIERS[1]} {OBJECT}" if captions == "paper" else concept.words or "an image"
     return _photos("style", concept, said, f"{shown} in {STYLE}")
 
 

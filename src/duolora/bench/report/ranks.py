@@ -8,7 +8,7 @@ from typing import Any
 
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.header import read_header
-from duolora.lora.read.keys import RECIPE
+from duolora.lora.read.keys import METADATA
 from duolora.lora.read.peft_config import json_object
 from duolora.lora.read.spelling import module_of
 from duolora.model.blocks import blocks_of
@@ -19,7 +19,7 @@ _DOWN = re.compile(r"\.(?:lora_A|lora_down)\.weight$")
 
 def metadata_of(path: Path) -> dict[str, Any]:
     """The merge's metadata in a file's header; empty where there are none."""
-    return json_object(read_header(path)[1], RECIPE, str(path))
+    return json_object(read_header(path)[1], METADATA, str(path))
 
 
 def ranks_of(path: Path) -> Ranks | None:
@@ -28,7 +28,7 @@ def ranks_of(path: Path) -> Ranks | None:
     A file in diffusers' or kohya's format, as `duolora merge` writes it.
     """
     entries, metadata = read_header(path)
-    counts = json_object(metadata, RECIPE, str(path)).get(CONTENT_RANKS)
+    counts = json_object(metadata, METADATA, str(path)).get(CONTENT_RANKS)
     downs = {key: _DOWN.sub("", key) for key in entries if _DOWN.search(key)}
     ranks = {module_of(stem): entries[key]["shape"][0] for key, stem in downs.items()}
     if not isinstance(counts, list) or len(counts) != len(ranks):

@@ -34,7 +34,7 @@ def passes(options: MergeOptions) -> Passes:
         "none": ((2,), (2,)),
         "teacher": ((4, 2), (2,)),
         "masked": ((2,), (4, 2)),
-    }[options.reading]
+    }[options.cycle_variant]
     return Passes(tuple(n * k for k in plain), tuple(n * k for k in learning))
 
 
@@ -47,7 +47,7 @@ class Floor:
     cached: bool = False
     """Whether the teachers' predictions are cached from an earlier step, and the calls without a gradient fall away."""
 
-    def update(self, step: int) -> dict[str, Tensor]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """Run them once; the number of the step makes no difference."""
         needed = passes(self.options)
         with torch.no_grad():
@@ -90,7 +90,7 @@ REPEATS = 10
 def operations(floor: Floor) -> int:
     """Floating-point operations of the bare UNet's passes, forwards and backwards; a multiply-add is two."""
     with FlopCounterMode(display=False) as counter:
-        floor.update(0)
+        floor.step(0)
     return int(counter.get_total_flops())
 
 

@@ -63,11 +63,11 @@ class Point:
             wait(made)
             return float(clock() - begun)
         with way_of("ours", made, METHODS["duolora"]) as (learning, _):
-            learning.update(0)
+            learning.step(0)
             wait(made)
             begun = clock()
             for step in range(self.size if self.axis == "steps" else 1):
-                learning.update(step + 1)
+                learning.step(step + 1)
             wait(made)
             return float(clock() - begun)
 
@@ -137,7 +137,7 @@ def _plot(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def _line(axes: "Axes", sizes: Sequence[float], values: Sequence[float], marks: str, color: str) -> None:
-    """A line in logarithms, on a scale of a decade at least, so that what does not grow styles flat."""
+    """A line in logarithms, on a scale of a decade at least, so that what does not grow stays flat."""
     axes.loglog(sizes, values, marks, color=color)
     middle, half = math.sqrt(min(values) * max(values)), max(math.sqrt(10), 1.2 * math.sqrt(max(values) / min(values)))
     axes.set_ylim(middle / half, middle * half)

@@ -79,7 +79,7 @@ class DenseUNet:
 
 @dataclass(frozen=True, eq=False)
 class Reference:
-    """The reference loop's state; each `update` is one step of Adam."""
+    """The reference loop's state; each `step` is one of Adam."""
 
     unet: DenseUNet
     schedule: NoiseSchedule
@@ -90,7 +90,7 @@ class Reference:
     m_s: Masks
     optimiser: torch.optim.Optimizer
 
-    def update(self, step: int) -> dict[str, Tensor]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """The loss and its terms, and the masks a step further."""
         o = self.options
         x_c, x_s, t, noise = self._sampled(step)
@@ -114,19 +114,19 @@ class Reference:
         return data.x_c[rows_c], data.x_s[rows_s], t, noise
 
     def _constyle(self, x_c: Tensor, x_s: Tensor, t: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Reconstruction and, in the `teacher` reading, the cycle: four or eight calls of the UNet."""
+        """Reconstruction and, in the `teacher` variant, the cycle: four or eight calls of the UNet."""
         unet, p = self.unet, self.data.prompts
         L_c, L_s = (self.both.content, None), (self.both.style, None)
         merged = ((self.both.content, self.m_c), (self.both.style, self.m_s))
         x_ct, x_st = self.schedule.add_noise(x_c, noise, t), self.schedule.add_noise(x_s, noise, t)
         with torch.no_grad():
             i_cc, i_ss = unet(x_ct, t, p.content, L_c), unet(x_st, t, p.style, L_s)
-            if self.options.reading == "teacher":
+            if self.options.cycle_variant == "teacher":
                 i_csc = self._there_and_back(x_ct, t, noise, p.merged, p.content, L_s)
                 i_scs = self._there_and_back(x_st, t, noise, p.merged, p.style, L_c)
         d_c, d_s = unet(x_ct, t, p.content, *merged), unet(x_st, t, p.style, *merged)
         reconstruction = F.mse_loss(d_c, i_cc) + F.mse_loss(d_s, i_ss)
-        if self.options.reading == "none":
+        if self.options.cycle_variant == "none":
             return reconstruction, torch.zeros((), device=d_c.device)
         return reconstruction, F.mse_loss(d_c, i_csc) + F.mse_loss(d_s, i_scs)
 
@@ -164,8 +164,10 @@ def reference(
             raise InputError(
                 f"{name}: the dense reference knows {getattr(plain, name)!r} only, got {getattr(options, name)!r}"
             )
-    if options.reading not in ("none", "teacher"):
-        raise InputError(f"reading: the dense reference knows 'none' and 'teacher', got {options.reading!r}")
+    if options.cycle_variant not in ("none", "teacher"):
+        raise InputError(
+            f"cycle_variant: the dense reference knows 'none' and 'teacher', got {options.cycle_variant!r}"
+        )
     prompts = (data.prompts.content, data.prompts.style, data.prompts.merged)
     unet = DenseUNet(base, both, options.masks, prompts)
     masks = [m.requires_grad_() for m in (*m_c.values(), *m_s.values())]

@@ -57,7 +57,7 @@ def scene_of(setting: Setting) -> Scene:
 class Steps(Protocol):
     """Something that makes training steps."""
 
-    def update(self, step: int) -> dict[str, Tensor]:
+    def step(self, step: int) -> dict[str, Tensor]:
         """One step."""
         ...
 
@@ -80,11 +80,11 @@ def _seconds(way: Way, made: Scene, options: MergeOptions, steps: int) -> list[f
     options = replace(options, pool=steps + 1 if way == "cached" else 0)
     with way_of(way, made, options) as (learning, _):
         for step in range(options.pool or 1):
-            learning.update(step)
+            learning.step(step)
         for step in range(1, steps + 1):
             wait(made)
             begun = clock()
-            learning.update(step)
+            learning.step(step)
             wait(made)
             times.append(clock() - begun)
     return times
@@ -120,7 +120,7 @@ def peak(setting: Setting, method: str, way: Way, steps: int = 2) -> dict[str, f
     def work() -> None:
         with way_of(way, made, METHODS[method]) as (learning, _):
             for step in range(steps):
-                learning.update(step)
+                learning.step(step)
 
     return memory_of(made, work)
 

@@ -22,7 +22,7 @@ from duolora.bench.report.runs import Measured, Run, read_runs
 from duolora.bench.study.agreement import counted, fleiss_kappa, shares
 from duolora.bench.tables.rows import matched
 from duolora.errors import FileRefused, InputError, reason
-from duolora.model.image_files import SUFFIXES, picture_files, read_image
+from duolora.model.image_files import SUFFIXES, image_paths, read_image
 from duolora.model.images import untiled
 from duolora.textfiles import markdown, read_json
 
@@ -180,7 +180,7 @@ def _asked(cell: Measured) -> list[str]:
 def _images(cell: Measured) -> list[Path] | list[Image.Image]:
     """What a cell generated: cells on photos keep each image in a file, which is not opened here, others a sheet."""
     if (whole := cell.folder / "images").is_dir():
-        return picture_files(whole)
+        return image_paths(whole)
     sheet = read_image(cell.folder / "images.png")
     return [image for row in untiled(sheet, len(_asked(cell))) for image in row]
 
@@ -206,7 +206,7 @@ def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict
         files = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
         known = references.setdefault("subject" if job.kind == "content" else "style", [])
         shown = [embedded(file, SIDE, REFERENCES // 2 // max(1, len(files))) for file in files]
-        known += [picture for picture in shown if picture not in known]
+        known += [image for image in shown if image not in known]
     return {"name": question.name, "prompt": question.prompt, "references": references, "options": options}
 
 

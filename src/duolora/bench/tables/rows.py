@@ -81,7 +81,7 @@ FLOOR, ORACLE = Row("base, no LoRA", how="floor"), Row("oracle", how="oracle")
 CONTENT, STYLE = Row("content LoRA alone", how="content"), Row("style LoRA alone", how="style")
 CLASS_PROMPT = Row("style LoRA, class prompt", how="class")
 ALONE = {"content": "content", "style": "style", "class": "style", "oracle": "oracle"}
-"""The LoRA that a row draws with, where it is one alone."""
+"""The LoRA that a row generates with, where it is one alone."""
 
 BLORA = (("up_blocks.0.attentions.0",), ("up_blocks.0.attentions.1",))
 """B-LoRA's content and style blocks in SDXL (W4, W5); `with_blora` puts others in their place."""
@@ -139,7 +139,7 @@ LAMBDAS = (2.0, 10.0, 100.0)
 
 _OPEN: tuple[tuple[str, dict[str, object]], ...] = (
     ("as it ships", {}),
-    ("cycle through the masks", {"reading": "masked"}),
+    ("cycle through the masks", {"cycle_variant": "masked"}),
     ("λ_cycle times all of Constyle", {"multiplies": "all"}),
     ("map: literal", {"block_map": "literal"}),
     ("map: released", {"block_map": "released"}),

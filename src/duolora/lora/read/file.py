@@ -46,9 +46,11 @@ def peft_metadata(config: Path) -> str:
     try:
         found: Any = read_json(config)
     except (FileNotFoundError, FileRefused) as error:
-        raise FileRefused(f"{config}: expected PEFT's config as JSON, but it cannot be read; get it again") from error
+        raise FileRefused(
+            f"{config}: expected PEFT's config as JSON, but it cannot be read; download it again"
+        ) from error
     if not isinstance(found, dict):
-        raise FileRefused(f"{config}: expected a JSON object, got {type(found).__name__}; get it again")
+        raise FileRefused(f"{config}: expected a JSON object, got {type(found).__name__}; download it again")
     return json.dumps({f"unet.{key}": value for key, value in found.items()})
 
 

@@ -143,7 +143,7 @@ def _naturals(value: object) -> bool:
 
 
 def _damaged(path: Path, why: str) -> FileRefused:
-    return FileRefused(f"{path}: {why}; the file is damaged or no .safetensors file; get it again")
+    return FileRefused(f"{path}: {why}; the file is damaged or no .safetensors file; download it again")
 
 
 def _refuse_no_file(path: Path) -> None:

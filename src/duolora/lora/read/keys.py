@@ -34,7 +34,7 @@ from duolora.lora.read.unsupported import refuse_foreign
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import tensors_hash
 
-RECIPE, PROOF = "duolora", "duolora_proof"
+METADATA, VERIFICATION = "duolora", "duolora_verification"
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -73,10 +73,10 @@ def adapter_from(
         raise FileRefused(
             f"{file}: expected LoRAs of modules, found {len(left_out)} other parts only; give a LoRA file"
         )
-    proof = json_object(metadata, PROOF, file)
-    ours = "tensors" in proof and proof["tensors"] == tensors_hash(tensors)
-    recipe = _recipe(metadata, ours, file)
-    return Adapter(modules, recipe, tuple(left_out), proof if ours else {}, notes_of(metadata), families)
+    verification = json_object(metadata, VERIFICATION, file)
+    ours = "tensors" in verification and verification["tensors"] == tensors_hash(tensors)
+    said = _metadata(metadata, ours, file)
+    return Adapter(modules, said, tuple(left_out), verification if ours else {}, notes_of(metadata), families)
 
 
 _Read = tuple[dict[str, _Parts], list[str], tuple[str, ...]]
@@ -147,7 +147,7 @@ def _module(stem: str, file: str) -> str:
 def _number(value: Tensor, key: str, file: str) -> float:
     if value.numel() != 1 or value.is_complex():
         found = f"shape {tuple(value.shape)} of {value.dtype}"
-        raise FileRefused(f"{file}: {key}: expected one number, got {found}; get the file again")
+        raise FileRefused(f"{file}: {key}: expected one number, got {found}; download the file again")
     return float(value)
 
 
@@ -156,7 +156,7 @@ def _checked(value: Tensor, key: str, file: str) -> Tensor:
     if value.dtype not in _FLOATS:
         raise FileRefused(f"{file}: {key}: expected float16, bfloat16 or float32, got {value.dtype}; save it as one")
     if value.ndim not in (2, 4) or not value.numel():
-        raise FileRefused(f"{file}: {key}: expected 2 or 4 sizes over 0, got {tuple(value.shape)}; get it again")
+        raise FileRefused(f"{file}: {key}: expected 2 or 4 sizes over 0, got {tuple(value.shape)}; download it again")
     return value
 
 
@@ -164,13 +164,13 @@ def _lora(name: str, part: _Parts, configs: Mapping[str, PeftConfig], file: str,
     """The LoRA of one module, once it is certain that its factors are there and fit each other."""
     if set(part.factors) not in ({"up", "down"}, {"up", "mid", "down"}):
         there = " and ".join(sorted(part.factors)) or "only an alpha"
-        raise FileRefused(f"{file}: {name}: expected a down and an up factor, found {there}; get the file again")
+        raise FileRefused(f"{file}: {name}: expected a down and an up factor, found {there}; download the file again")
     up, down = part.factors["up"], _whole_down(name, part.factors, file)
     fits = up.ndim == down.ndim and up.shape[1] == down.shape[0] and set(up.shape[2:]) <= {1}
     if not fits:
         raise FileRefused(
             f"{file}: {name}: expected up (d_out, r) and down (r, d_in) with the same r, "
-            f"got {tuple(up.shape)} and {tuple(down.shape)}; get the file again"
+            f"got {tuple(up.shape)} and {tuple(down.shape)}; download the file again"
         )
     kernel = (down.shape[2], down.shape[3]) if down.ndim == 4 else None
     if kernel in (None, (1, 1)):  # some programs save linear layers as 1×1 convolutions, and others the reverse
@@ -188,7 +188,7 @@ def _whole_down(name: str, factors: Mapping[str, Tensor], file: str) -> Tensor:
     if mid.ndim != 4 or down.ndim != 4 or mid.shape[1] != down.shape[0] or down.shape[2:] != (1, 1):
         shapes = f"{tuple(mid.shape)} and {tuple(down.shape)}"
         raise FileRefused(
-            f"{file}: {name}: expected mid (r, r, h, w) and down (r, c, 1, 1), got {shapes}; get the file again"
+            f"{file}: {name}: expected mid (r, r, h, w) and down (r, c, 1, 1), got {shapes}; download the file again"
         )
     return torch.einsum("pqhw,qi->pihw", mid.float(), down[..., 0, 0].float())
 
@@ -210,13 +210,13 @@ def _refuse_two_strengths(with_alpha: list[str], configs: Mapping[str, PeftConfi
         )
 
 
-def _recipe(metadata: Mapping[str, str], ours: bool, file: str) -> dict[str, object]:
-    """How the file was made: our own recipe, or the trigger words of another program's header.
+def _metadata(metadata: Mapping[str, str], ours: bool, file: str) -> dict[str, object]:
+    """How the file was made: our own metadata, or the trigger words of another program's header.
 
     Programs that rewrite a file copy its header. Which directions are the content's is known of our own tensors only.
     """
-    recipe = json_object(metadata, RECIPE, file)
+    said = json_object(metadata, METADATA, file)
     if not ours:
-        recipe.pop(CONTENT_RANKS, None)
+        said.pop(CONTENT_RANKS, None)
     words = metadata.get("modelspec.trigger_phrase", "").strip()
-    return recipe or ({"prompt": words} if words else {})
+    return said or ({"prompt": words} if words else {})

@@ -57,7 +57,7 @@ def notes_of(metadata: Mapping[str, str]) -> dict[str, str]:
 def notes_of_merge(sources: Mapping[str, Mapping[str, str]]) -> dict[str, str]:
     """The notes of a merge, from those of its sources by kind: it names them all, and everything they were given under.
 
-    Authors, licences and tags are listed; what describes one source only, such as its dataset or picture, stays there.
+    Authors, licences and tags are listed; what describes one source only, such as its dataset or image, stays there.
     """
     found = {}
     for key in ("modelspec.author", "modelspec.license"):

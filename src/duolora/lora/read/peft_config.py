@@ -75,11 +75,13 @@ def _config(arguments: Mapping[str, Any], file: str) -> PeftConfig:
     patterns = arguments.get("alpha_pattern") or {}
     if not isinstance(patterns, dict):
         found = reprlib.repr(patterns)
-        raise FileRefused(f"{where}: alpha_pattern: expected alphas under names, got {found}; get the file again")
+        raise FileRefused(f"{where}: alpha_pattern: expected alphas under names, got {found}; download the file again")
     alphas = [arguments.get("lora_alpha", _ALPHA), *patterns.values()]
     for alpha in alphas:
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) < 1e30:
-            raise FileRefused(f"{where}: expected finite numbers as alphas, got {reprlib.repr(alpha)}; get it again")
+            raise FileRefused(
+                f"{where}: expected finite numbers as alphas, got {reprlib.repr(alpha)}; download it again"
+            )
     try:
         matcher = Matcher(patterns)
     except PatternRefused as error:
@@ -98,12 +100,12 @@ def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, A
     """A JSON object of the header; empty where there is none.
 
     Raises:
-        FileRefused: it is no JSON object, or has NaN or infinite numbers, which JSON knows not.
+        FileRefused: it is no JSON object, or has NaN or infinite numbers, which are not valid JSON.
     """
     try:
         value = json.loads(metadata.get(key) or "{}", parse_constant=_no_number, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise FileRefused(f"{file}: {key} in its header is not JSON; get the file again") from error
+        raise FileRefused(f"{file}: {key} in its header is not JSON; download the file again") from error
     if not isinstance(value, dict):
         raise FileRefused(f"{file}: {key} in its header: expected an object, got {type(value).__name__}")
     return value

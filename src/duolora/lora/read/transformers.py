@@ -95,7 +95,9 @@ def _with_strength(tensors: Mapping[str, Tensor], file: str) -> Factors:
         alpha = factors.pop("alpha", None)
         if set(factors) != {"up", "down"}:
             there = " and ".join(sorted(factors)) or "only an alpha"
-            raise FileRefused(f"{file}: {stem}: expected a down and an up factor, found {there}; get the file again")
+            raise FileRefused(
+                f"{file}: {stem}: expected a down and an up factor, found {there}; download the file again"
+            )
         if alpha is not None and (scale := float(alpha) / len(factors["down"])) != 1:
             factors["up"] = scale * factors["up"].float()
     return found

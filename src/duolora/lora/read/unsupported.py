@@ -22,7 +22,7 @@ _ZIPLORA = re.compile(r"\.lora\.weight$")
 _CONTROL = re.compile(r"^lora_controlnet$|(?:query|key)_norm\.scale$|\.norm_(?:added_)?[qk]\.weight$")
 _OTHER_BASES = {
     "the T5 text encoder": re.compile(r"^lora_te3_|^text_encoder_3\.|^text_encoders\.t5xxl"),
-    "PixArt or its kin": re.compile(r"adaln_single\.emb\.(?:resolution|aspect)"),
+    "PixArt or a similar network": re.compile(r"adaln_single\.emb\.(?:resolution|aspect)"),
     "Stable Cascade": re.compile(r"^lora_prior_"),
 }
 """Networks whose LoRAs diffusers does not load."""

@@ -23,9 +23,9 @@ Pieces = Sequence[bytes | memoryview]
 Stage = Callable[[Path, Pieces], Path]
 """Writes a draft of the file at a path, and returns where the draft is."""
 SPLITS: dict[str, Format] = {"split": "kohya", "split-diffusers": "diffusers"}
-"""In which format the halves of a merge are."""
+"""In which format the parts of a merge are."""
 LONGEST_NAME = 200
-"""Bytes in a file's name: most systems take 255, and drafts, halves and checkpoints add to it."""
+"""Bytes in a file's name: most systems take 255, and drafts, parts and checkpoints add to it."""
 
 
 def check_writable(path: Path) -> None:
@@ -64,8 +64,8 @@ def check_out(path: Path, inputs: Iterable[str | Path | None], overwrite: bool) 
         raise InputError(f"{path}: there is a file already; name another one, or replace it with --overwrite")
 
 
-def half_paths(out: Path) -> tuple[Path, Path]:
-    """Where the halves go: `both.safetensors` becomes `both.content.safetensors` and `both.style.safetensors`."""
+def part_paths(out: Path) -> tuple[Path, Path]:
+    """Where the parts go: `both.safetensors` becomes `both.content.safetensors` and `both.style.safetensors`."""
     return out.with_suffix(".content.safetensors"), out.with_suffix(".style.safetensors")
 
 
@@ -76,7 +76,7 @@ def check_export(out: Path, format: Export, inputs: Iterable[str | Path | None],
         InputError: one of them cannot, is an input, or is there already and may not be replaced.
     """
     given = list(inputs)
-    for path in half_paths(out) if format in SPLITS else (out / PEFT_WEIGHTS,) if format == "peft" else (out,):
+    for path in part_paths(out) if format in SPLITS else (out / PEFT_WEIGHTS,) if format == "peft" else (out,):
         check_out(path, given, overwrite)
 
 

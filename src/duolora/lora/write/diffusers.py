@@ -3,18 +3,19 @@
 diffusers takes `lora_adapter_metadata` as the arguments of PEFT's LoraConfig, from 0.34 on.
 """
 
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import TEXT_ENCODERS
-from duolora.lora.on_demand import outlines
+from duolora.lora.on_demand import mapped, outlines
 from duolora.lora.read.peft_config import ADAPTER_METADATA
+from duolora.lora.write.layout import header_json
 from duolora.paper.lowrank import LowRank
 from duolora.progress import each
 
@@ -46,7 +47,7 @@ def stored_factors(lora: LowRank, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 def _balanced(up: Tensor, down: Tensor) -> tuple[Tensor, Tensor]:
     """The same product with weak directions of one factor lifted by a power of two that the other one gives.
 
-    float16 has no digits left below 2⁻²⁴; a small alpha folded into `up`, or a LoRA that has hardly learnt, lies there.
+    float16 has no digits left below 2⁻²⁴; a small alpha folded into `up`, or a LoRA hardly trained, lies there.
     """
     u, d = (f.detach().float().square().mean(axis).sqrt() for f, axis in ((up, 0), (down, 1)))
     weak = (torch.minimum(u, d) < 2**-9) & (torch.minimum(u, d) > 0)
@@ -67,8 +68,7 @@ def diffusers_metadata(adapter: Adapter) -> dict[str, str]:
     config: dict[str, object] = {}
     for component, modules in components.items():
         config |= {f"{component}.{key}": value for key, value in _config(modules, component == network).items()}
-    text = json.dumps(config, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return {"format": "pt", ADAPTER_METADATA: text}
+    return {"format": "pt", ADAPTER_METADATA: header_json(config)}
 
 
 def _config(modules: Mapping[str, LowRank], anchored: bool) -> dict[str, object]:
@@ -105,3 +105,18 @@ def _patterns(values: Mapping[str, float], start: str) -> tuple[float, dict[str,
 def _plain(value: float) -> float:
     """8 rather than 8.0, since PEFT expects an int where there can be one."""
     return int(value) if value.is_integer() else value
+
+
+def uniform(adapter: Adapter) -> Adapter:
+    """The same ΔW with the highest rank everywhere (zeros fill up) and scale 1, folded into `up`.
+
+    diffusers before 0.34 reads no ranks and alphas from a header; here there is none that it would miss.
+    """
+    rank = max(lora.rank for lora in outlines(adapter.modules).values())
+    return replace(adapter, modules=mapped(adapter.modules, lambda lora: _filled(lora, rank)))
+
+
+def _filled(lora: LowRank, rank: int) -> LowRank:
+    missing = rank - lora.rank
+    up = torch.cat([lora.scale * lora.up, lora.up.new_zeros(lora.d_out, missing)], 1)
+    return replace(lora, up=up, down=torch.cat([lora.down, lora.down.new_zeros(missing, lora.d_in)]), scale=1.0)

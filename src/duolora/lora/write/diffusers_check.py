@@ -21,6 +21,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 from transformers.utils.logging import disable_progress_bar, enable_progress_bar, is_progress_bar_enabled
 
+from duolora.errors import reason
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import Family
 from duolora.lora.names import TEXT_ENCODERS
@@ -82,8 +83,7 @@ def error_in_diffusers(path: Path, meant: Adapter, dtype: torch.dtype) -> float:
     try:
         found = loaded_by_diffusers(path, meant, dtype).modules
     except Exception as error:  # whatever they raise, the answer is that they cannot load it
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise ReadingFailed(f"{reason[:200]}") from error
+        raise ReadingFailed(reason(error)[:200]) from error
     if missing := sorted(meant.modules.keys() - found.keys()):
         raise ReadingFailed(f"{missing[0]} is left out, {len(missing)} modules in all")
     return max(relative_error(lora, found[name]) for name, lora in each(meant.modules.items(), "Verifying"))

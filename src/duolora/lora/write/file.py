@@ -1,6 +1,5 @@
-"""LoRA files, written whole or not at all, and proved before they take their name."""
+"""LoRA files, written whole or not at all, and verified before they take their name."""
 
-import json
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -16,15 +15,14 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import mapped
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
-from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
-from duolora.lora.verify import TOLERANCE, Proof, identical, proof
+from duolora.lora.read.keys import METADATA, VERIFICATION, adapter_from
+from duolora.lora.verify import TOLERANCE, Verification, identical, verify
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
-from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
+from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors, uniform
 from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
 from duolora.lora.write.kohya import has_kohya_names, kohya_metadata, kohya_tensors
-from duolora.lora.write.layout import laid_out
+from duolora.lora.write.layout import header_json, laid_out
 from duolora.lora.write.stems import REORDERED
-from duolora.lora.write.uniform import uniform
 from duolora.options import DEFAULT_FORMAT, Format
 from duolora.provenance import tensors_hash
 
@@ -53,12 +51,12 @@ FORMATS: dict[Format, Writer] = {"kohya": _kohya, "diffusers": _diffusers, "unif
 
 def write_adapter(
     path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = DEFAULT_FORMAT
-) -> Proof:
-    """Write the adapter and prove it; the same adapter gives the same bytes.
+) -> Verification:
+    """Write the adapter and verify it; the same adapter gives the same bytes.
 
     The file is written under another name in the same folder, read back by us and by diffusers' own loader, compared
     with what was asked for, and only then put in place of what was there before. Its header says by how much it is off
-    (`duolora_proof`).
+    (`duolora_verification`).
 
     Raises:
         DuoLoRAError: it cannot be written, holds nothing, or its values do not survive `dtype`; nothing is changed.
@@ -69,8 +67,8 @@ def write_adapter(
 
 def staged_adapter(
     stage: Stage, path: Path, adapter: Adapter, dtype: torch.dtype = torch.float16, format: Format = DEFAULT_FORMAT
-) -> Proof:
-    """Write and prove a draft of the file, which takes its name together with the stage's others.
+) -> Verification:
+    """Write and verify a draft of the file, which takes its name together with the stage's others.
 
     Raises:
         DuoLoRAError: as `write_adapter`.
@@ -87,28 +85,28 @@ def staged_adapter(
             stacklevel=2,
         )
         format = "diffusers"
-    tensors, metadata = FORMATS[format](adapter, dtype)
+    tensors, header = FORMATS[format](adapter, dtype)
     for key, value in tensors.items():
         if not torch.isfinite(value).all():
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
-    meant = adapter_from(tensors, metadata, str(path), as_stored=True)
-    expected = proof(adapter, meant, dtype, path)
+    meant = adapter_from(tensors, header, str(path), as_stored=True)
+    expected = verify(adapter, meant, dtype, path)
     written = tensors_hash(tensors)
     said = said_of(dtype, expected.error, expected.error, written)
-    recipe = adapter.recipe
+    metadata = adapter.metadata
     if format == "kohya" and adapter.families[0] in REORDERED:
-        recipe = {key: value for key, value in recipe.items() if key != CONTENT_RANKS}
-    metadata |= adapter.notes | {RECIPE: header_json(recipe), PROOF: header_json(said)}
-    draft = stage(path, laid_out(tensors, metadata))
+        metadata = {key: value for key, value in metadata.items() if key != CONTENT_RANKS}
+    header |= adapter.notes | {METADATA: header_json(metadata), VERIFICATION: header_json(said)}
+    draft = stage(path, laid_out(tensors, header))
     size = draft.stat().st_size
     back = read_adapter(draft, as_stored=True)
-    found = replace(expected, size=size) if identical(meant, back) else proof(adapter, back, dtype, path, size)
+    found = replace(expected, size=size) if identical(meant, back) else verify(adapter, back, dtype, path, size)
     del tensors, meant, back
     _give_back()  # before diffusers holds the file, too
     found = _in_diffusers(draft, adapter, found, dtype, path, format)
     if (known := said_of(dtype, expected.error, found.diffusers, written)) != said:
         tensors, _ = FORMATS[format](adapter, dtype)
-        size = stage(path, laid_out(tensors, metadata | {PROOF: header_json(known)})).stat().st_size
+        size = stage(path, laid_out(tensors, header | {VERIFICATION: header_json(known)})).stat().st_size
     return replace(found, size=size, format=format)
 
 
@@ -118,8 +116,10 @@ def _give_back() -> None:
         CDLL(None).malloc_trim(0)
 
 
-def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtype, path: Path, format: Format) -> Proof:
-    """The proof, and what diffusers' own loader makes of the file.
+def _in_diffusers(
+    draft: Path, adapter: Adapter, found: Verification, dtype: torch.dtype, path: Path, format: Format
+) -> Verification:
+    """The verification, and what diffusers' own loader makes of the file.
 
     kohya's files may hold parts of text encoders that diffusers does not understand; they are for other programs.
     """
@@ -141,7 +141,7 @@ def _in_diffusers(draft: Path, adapter: Adapter, found: Proof, dtype: torch.dtyp
 
 
 def said_of(dtype: torch.dtype, error: float, in_diffusers: float | None, tensors: str) -> dict[str, str | None]:
-    """What the header says of the proof, and of which tensors."""
+    """What the header says of the verification, and of which tensors."""
     through = None if in_diffusers is None else _rounded(in_diffusers)
     return {"dtype": _NAMES[dtype], "error": _rounded(error), "diffusers": through, "tensors": tensors}
 
@@ -149,8 +149,3 @@ def said_of(dtype: torch.dtype, error: float, in_diffusers: float | None, tensor
 def _rounded(error: float) -> str:
     """One digit, so that the header does not depend on the order in which a machine adds up."""
     return f"{max(error, 1e-9):.0e}"
-
-
-def header_json(value: object) -> str:
-    """A value as headers hold it: the same text for the same value."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

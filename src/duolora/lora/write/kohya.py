@@ -81,7 +81,7 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
     modules = outlines(adapter.modules).values()
     ranks = {lora.rank for lora in modules}
     alphas = [value for key, value in tensors.items() if key.endswith(".alpha")]
-    prompt = adapter.recipe.get("prompt")
+    prompt = adapter.metadata.get("prompt")
     version, architecture = adapter.family.kohya or ("", "")
     convolutions = [lora.rank for lora in modules if lora.kernel not in (None, (1, 1))]
     found = {

@@ -29,3 +29,8 @@ def laid_out(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> list
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return [len(text).to_bytes(8, "little"), text, *data.values()]
+
+
+def header_json(value: object) -> str:
+    """A value as headers hold it: the same text for the same value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)

@@ -11,14 +11,14 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.lora.read.file import PEFT_PREFIX, peft_metadata
 from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS
-from duolora.lora.read.keys import PROOF, RECIPE, adapter_from
+from duolora.lora.read.keys import METADATA, VERIFICATION, adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.read.stored import read_tensors
-from duolora.lora.verify import Proof, proof
+from duolora.lora.verify import Verification, verify
 from duolora.lora.write.atomic import Stage
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors
-from duolora.lora.write.file import header_json, said_of
-from duolora.lora.write.layout import laid_out
+from duolora.lora.write.file import said_of
+from duolora.lora.write.layout import header_json, laid_out
 from duolora.provenance import tensors_hash
 
 NETWORKS = {"unet": "UNet", "transformer": "transformer"}
@@ -29,8 +29,8 @@ def peft_files(folder: Path) -> tuple[Path, Path]:
     return folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
 
 
-def staged_peft(stage: Stage, folder: Path, adapter: Adapter, dtype: torch.dtype) -> Proof:
-    """Write and prove drafts of both files; they take their names together.
+def staged_peft(stage: Stage, folder: Path, adapter: Adapter, dtype: torch.dtype) -> Verification:
+    """Write and verify drafts of both files; they take their names together.
 
     Raises:
         DuoLoRAError: it has modules of text encoders, which are other models, or its values do not survive `dtype`.
@@ -52,10 +52,10 @@ def staged_peft(stage: Stage, folder: Path, adapter: Adapter, dtype: torch.dtype
     weights, described = peft_files(folder)
     there = stage(described, [json.dumps(config, indent=1, sort_keys=True).encode()])
     header = {ADAPTER_METADATA: peft_metadata(there)}
-    error = proof(adapter, adapter_from(tensors, header, str(folder)), dtype, folder).error
-    said = {PROOF: header_json(said_of(dtype, error, None, tensors_hash(tensors)))}
-    notes = adapter.notes | {"format": "pt", RECIPE: header_json(adapter.recipe)}
+    error = verify(adapter, adapter_from(tensors, header, str(folder)), dtype, folder).error
+    said = {VERIFICATION: header_json(said_of(dtype, error, None, tensors_hash(tensors)))}
+    notes = adapter.notes | {"format": "pt", METADATA: header_json(adapter.metadata)}
     draft = stage(weights, laid_out(stored, notes | said))
     back = {key.removeprefix(PEFT_PREFIX): value for key, value in read_tensors(draft).items()}
     size = draft.stat().st_size + there.stat().st_size
-    return replace(proof(adapter, adapter_from(back, header, str(folder)), dtype, folder, size), format="peft")
+    return replace(verify(adapter, adapter_from(back, header, str(folder)), dtype, folder, size), format="peft")

@@ -1,15 +1,13 @@
 """The published layouts of data sets, each read without running anything that is in them."""
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
-from duolora.errors import FileRefused, InputError, reason
+from duolora.errors import FileRefused, InputError
 from duolora.metrics.datasets.dataset import SUBJECT, Concept, Dataset
 from duolora.model.image_files import images_in
-from duolora.textfiles import read_text
+from duolora.textfiles import read_json, read_text
 
 LIVE = ("cat", "dog")
 """DreamBooth's classes that get the prompts for live subjects."""
@@ -26,7 +24,7 @@ def dreambooth(root: Path) -> Dataset | None:
             break
     else:
         return None
-    classes, object_prompts, live_prompts = parse_prompts_and_classes(_text(index), index)
+    classes, object_prompts, live_prompts = parse_prompts_and_classes(read_text(index), index)
     contents, missing = {}, []
     for name, kind in classes.items():
         place = _inside(folder, name, index)
@@ -77,7 +75,7 @@ def styledrop(root: Path) -> Dataset | None:
             break
     else:
         return None
-    entries = _json(index)
+    entries = read_json(index)
     sound = isinstance(entries, dict) and all(
         isinstance(v, list) and len(v) == 2 and all(isinstance(w, str) for w in v) for v in entries.values()
     )
@@ -109,7 +107,7 @@ def customconcept101(root: Path) -> Dataset | None:
             break
     else:
         return None
-    entries = _json(index)
+    entries = read_json(index)
     wanted = ("instance_data_dir", "class_prompt", "prompt_filename")
     sound = isinstance(entries, list) and all(
         isinstance(e, dict) and all(isinstance(e.get(key), str) for key in wanted) for e in entries
@@ -122,7 +120,7 @@ def customconcept101(root: Path) -> Dataset | None:
         for path, kind in ((folder, "folder"), (prompts, "file")):
             if not path.exists():
                 missing.append(f"{path}: {index.name} names this {kind}, and it is not there{_APART[kind]}")
-        lines = _text(prompts).splitlines() if prompts.is_file() else []
+        lines = read_text(prompts).splitlines() if prompts.is_file() else []
         asked = tuple(line.strip().rstrip(".").replace("{}", SUBJECT) for line in lines if line.strip())
         contents[folder.name] = Concept(folder.name, images_in(folder), entry["class_prompt"], prompts=asked)
     return Dataset("customconcept101", root, contents, {}, tuple(missing))
@@ -184,17 +182,3 @@ def _inside(root: Path, named: str, index: Path) -> Path:
     if not path.is_relative_to(root.resolve()):
         raise FileRefused(f"{index}: {named} leads out of the data set; expected a path inside {root}")
     return path
-
-
-def _text(path: Path) -> str:
-    try:
-        return read_text(path)
-    except FileNotFoundError as error:
-        raise FileRefused(f"{path}: expected a text file in UTF-8 ({reason(error)}); download it again") from error
-
-
-def _json(path: Path) -> Any:
-    try:
-        return json.loads(_text(path))
-    except ValueError as error:
-        raise FileRefused(f"{path}: not valid JSON ({reason(error)}); download it again") from error
