@@ -3,12 +3,13 @@
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from threading import Event, Thread
 from typing import TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
-DELAY = 1.0
+DELAY = 0.5
 """Seconds after which work is shown that is mostly done sooner."""
 _SHOWN = ContextVar("shown", default=False)
 Hear = Callable[[str, int, int], object]
@@ -62,6 +63,31 @@ def counted(steps: range, title: str, progress: bool, of: int | None = None, **h
         for k in steps:
             yield k
             bar.step()
+
+
+@contextmanager
+def underway(title: str, progress: bool | None = None) -> Iterator[None]:
+    """Work that cannot be counted: on a terminal a line with its seconds, taken away in the end.
+
+    Without `progress` it is shown where `shown` says so.
+    """
+    wanted = _SHOWN.get() if progress is None else progress
+    over = Event()
+    with tqdm(desc=title, bar_format="{desc} … {elapsed}", disable=None if wanted else True, leave=False) as bar:
+
+        def tick() -> None:
+            while not over.wait(1):
+                bar.refresh()
+
+        ticking = Thread(target=tick, daemon=True)
+        if not bar.disable:
+            ticking.start()
+        try:
+            yield
+        finally:
+            over.set()
+            if not bar.disable:
+                ticking.join()
 
 
 def each(items: Collection[T], title: str) -> Iterator[T]:

@@ -110,16 +110,18 @@ def _source_names(metadata: Mapping[str, object]) -> list[str]:
 
 
 def _about(adapter: Adapter, path: Path) -> Facts:
-    squares = {name: norm(lora) ** 2 for name, lora in each(adapter.modules.items(), "Measuring")}
+    squares, directions = dict[str, float](), dict[str, int]()
+    for name, lora in each(adapter.modules.items(), "Measuring"):
+        squares[name], directions[name] = norm(lora) ** 2, _effective(lora)
     whole = sum(squares.values())
     blocks: dict[str, dict[str, Any]] = {}
-    for block, names in each(blocks_of(squares).items(), "Blocks"):
+    for block, names in blocks_of(squares).items():
         here = sum(squares[name] for name in names)
         blocks[block] = {
             "role": _role(block, adapter),
             "modules": len(names),
             "rank": [min(r := [adapter.modules[n].rank for n in names]), max(r)],
-            "directions_for_90_percent": _effective([adapter.modules[name] for name in names]),
+            "directions_for_90_percent": sum(directions[name] for name in names) / len(names),
             "norm": math.sqrt(here),
             "energy": here / whole if whole else 0.0,
         }
@@ -194,14 +196,11 @@ def _about_masks(stored: MaskFile) -> Facts:
     return {"masks": blocks, "metadata": stored.metadata}
 
 
-def _effective(loras: list[LowRank]) -> float:
-    """How many singular directions of a module hold 0.9 of its ‖ΔW‖², on average."""
-    counts = []
-    for lora in loras:
-        squares = svd_basis(lora).up.double().square().sum(0).square()
-        total = float(squares.sum())
-        counts.append(int((squares.cumsum(0) < 0.9 * total).sum()) + 1 if total else 0)
-    return sum(counts) / len(counts)
+def _effective(lora: LowRank) -> int:
+    """How many singular directions of a module hold 0.9 of its ‖ΔW‖²."""
+    squares = svd_basis(lora).up.double().square().sum(0).square()
+    total = float(squares.sum())
+    return int((squares.cumsum(0) < 0.9 * total).sum()) + 1 if total else 0
 
 
 def _spectra(adapter: Adapter) -> dict[str, list[float]]:

@@ -211,10 +211,11 @@ def train(
     base = chosen(base, quiet)
     with doing(f"Loading {base.base}", quiet):
         from duolora.api.train import train as run
+        from duolora.progress import shown
         from duolora.training.callbacks import SavedPreviews
         from duolora.training.tensorboard import event_log
 
-    with event_log(tensorboard, PREVIEWS) as log:
+    with event_log(tensorboard, PREVIEWS) as log, shown(not quiet):
         previews = out.expanduser().with_suffix(".previews")
         callback = SavedPreviews(previews, preview_every, log) if preview_every else log
         done = run(

@@ -2,12 +2,10 @@
 
 import json
 import re
-import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import Event, Thread
 from typing import Annotated, Any, TextIO
 
 import typer
@@ -35,25 +33,11 @@ def chosen(base: BaseChoice, quiet: bool) -> BaseChoice:
 
 @contextmanager
 def doing(what: str, quiet: bool = False) -> Iterator[None]:
-    """Say on a terminal what is begun, and go on with a dot for each second, while libraries are imported."""
-    if quiet or not sys.stderr.isatty():
-        yield
-        return
-    done = Event()
+    """Say on a terminal what is begun, with the seconds that pass while libraries are imported."""
+    from duolora.progress import underway
 
-    def dots() -> None:
-        while not done.wait(1):
-            typer.echo(".", err=True, nl=False)
-
-    typer.echo(f"{printable(what)} …", err=True, nl=False)
-    ticking = Thread(target=dots, daemon=True)
-    ticking.start()
-    try:
+    with underway(printable(what), not quiet):
         yield
-    finally:
-        done.set()
-        ticking.join()
-        typer.echo(err=True)
 
 
 @contextmanager

@@ -63,7 +63,7 @@ def identical(one: Adapter, other: Adapter) -> bool:
     """Whether two adapters hold the very same numbers, so that what is verified of one is verified of the other."""
     if set(one.modules) != set(other.modules):
         return False
-    pairs = ((lora, other.modules[name]) for name, lora in one.modules.items())
+    pairs = ((lora, other.modules[name]) for name, lora in each(one.modules.items(), "Reading back"))
     return all(
         (a.scale, a.kernel) == (b.scale, b.kernel) and torch.equal(a.up, b.up) and torch.equal(a.down, b.down)
         for a, b in pairs

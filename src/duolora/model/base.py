@@ -38,6 +38,7 @@ from duolora.model.files import Pipeline, read_pipeline, refusing
 from duolora.model.kind import Kind
 from duolora.model.kinds import kind_of
 from duolora.model.prompts import chunks, tell_unread
+from duolora.progress import underway
 from duolora.provenance import weights_hash
 
 Network: TypeAlias = UNet2DConditionModel | FluxTransformer2DModel | SD3Transformer2DModel
@@ -255,9 +256,10 @@ def opened(base: "str | Path | BaseChoice | Base") -> Base:
         return base
     if not isinstance(base, BaseChoice):
         return load_base(base)
-    loaded = load_base(
-        base.base, base.device, base.dtype, base.config, base.offload, base.gradient_checkpointing, base.resolution
-    )
+    with underway(f"Loading {base.base}", base.announce is not None):
+        loaded = load_base(
+            base.base, base.device, base.dtype, base.config, base.offload, base.gradient_checkpointing, base.resolution
+        )
     if base.announce is not None:
         base.announce(loaded.described())
     return loaded

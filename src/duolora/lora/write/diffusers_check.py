@@ -29,7 +29,7 @@ from duolora.lora.on_demand import outlines
 from duolora.lora.read.peft_config import NETWORK
 from duolora.lora.verify import relative_error
 from duolora.paper.lowrank import LowRank
-from duolora.progress import each
+from duolora.progress import each, underway
 
 _NAME = "read"
 _LAYERS_PER_BLOCK = 2
@@ -81,7 +81,8 @@ def error_in_diffusers(path: Path, meant: Adapter, dtype: torch.dtype) -> float:
         ReadingFailed: diffusers, PEFT or transformers raise something, or leave modules out.
     """
     try:
-        found = loaded_by_diffusers(path, meant, dtype).modules
+        with underway("Loading it as diffusers does"):
+            found = loaded_by_diffusers(path, meant, dtype).modules
     except Exception as error:  # whatever they raise, the answer is that they cannot load it
         raise ReadingFailed(reason(error)[:200]) from error
     if missing := sorted(meant.modules.keys() - found.keys()):

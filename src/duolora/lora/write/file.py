@@ -24,6 +24,7 @@ from duolora.lora.write.kohya import has_kohya_names, kohya_metadata, kohya_tens
 from duolora.lora.write.layout import header_json, laid_out
 from duolora.lora.write.stems import REORDERED
 from duolora.options import DEFAULT_FORMAT, Format
+from duolora.progress import underway
 from duolora.provenance import tensors_hash
 
 Writer = Callable[[Adapter, torch.dtype], tuple[dict[str, Tensor], dict[str, str]]]
@@ -91,13 +92,15 @@ def staged_adapter(
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
     meant = adapter_from(tensors, header, str(path), as_stored=True)
     expected = verify(adapter, meant, dtype, path)
-    written = tensors_hash(tensors)
+    with underway("Writing the file"):
+        written = tensors_hash(tensors)
     said = said_of(dtype, expected.error, expected.error, written)
     metadata = adapter.metadata
     if format == "kohya" and adapter.families[0] in REORDERED:
         metadata = {key: value for key, value in metadata.items() if key != CONTENT_RANKS}
     header |= adapter.notes | {METADATA: header_json(metadata), VERIFICATION: header_json(said)}
-    draft = stage(path, laid_out(tensors, header))
+    with underway("Writing the file"):
+        draft = stage(path, laid_out(tensors, header))
     size = draft.stat().st_size
     back = read_adapter(draft, as_stored=True)
     found = replace(expected, size=size) if identical(meant, back) else verify(adapter, back, dtype, path, size)
