@@ -1,6 +1,6 @@
 """How far work has come is shown where somebody asks, and told where somebody listens."""
 
-from duolora.progress import Steps, counted, each, shown, tell
+from duolora.progress import Steps, counted, shown, tell, through
 
 
 def test_steps_are_counted_on_stderr_where_they_are_to_be_shown(capsys):
@@ -23,11 +23,11 @@ def test_steps_are_told_to_whoever_listens():
 
 
 def test_modules_are_counted_only_where_they_take_long(capsys, monkeypatch):
-    assert list(each([1, 2], "Verifying")) == [1, 2]
+    assert list(through([1, 2], "Verifying")) == [1, 2]
     with shown():
-        assert list(each([1, 2], "Verifying")) == [1, 2]
+        assert list(through([1, 2], "Verifying")) == [1, 2]
     assert capsys.readouterr().err == ""
     monkeypatch.setattr("duolora.progress.DELAY", 0)
     with shown():
-        assert list(each([1, 2], "Verifying")) == [1, 2]
+        assert list(through([1, 2], "Verifying")) == [1, 2]
     assert "Verifying" in capsys.readouterr().err

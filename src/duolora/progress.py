@@ -90,6 +90,6 @@ def underway(title: str, progress: bool | None = None) -> Iterator[None]:
                 ticking.join()
 
 
-def each(items: Collection[T], title: str) -> Iterator[T]:
+def through(items: Collection[T], title: str) -> Iterator[T]:
     """Modules of a file, counted where `shown` says so, if they take long."""
     return iter(tqdm(items, title, disable=not _SHOWN.get(), delay=DELAY, leave=False))

@@ -21,7 +21,7 @@ from duolora.merging.several import Taught, merged_at_once
 from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.options import Format, Written, check, word
 from duolora.paper.lowrank import LowRank, concatenate
-from duolora.progress import each
+from duolora.progress import through
 from duolora.provenance import versions
 
 
@@ -57,7 +57,7 @@ def compose(
     paths = [Path(path).expanduser() for path in loras]
     chosen = _weights(paths, weights)
     to = checked_output(out, written, Format, paths)
-    adapters = [read_adapter(path, as_stored=True) for path in each(paths, "Reading")]
+    adapters = [read_adapter(path, as_stored=True) for path in through(paths, "Reading")]
     families = common(zip(paths, (adapter.families for adapter in adapters), strict=True))
     if weights is None and all(adapter.metadata.get("made_by") == "duolora merge" for adapter in adapters):
         share = f"{1 / len(paths):.3g}"

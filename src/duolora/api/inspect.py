@@ -16,7 +16,7 @@ from duolora.merging.mask_file import MaskFile, is_mask_file, read_masks
 from duolora.model.architectures import PROJECTION, recognised
 from duolora.model.blocks import blocks_of
 from duolora.paper.lowrank import LowRank, svd_basis
-from duolora.progress import each
+from duolora.progress import through
 from duolora.provenance import file_hash
 
 Facts = dict[str, object]
@@ -111,7 +111,7 @@ def _source_names(metadata: Mapping[str, object]) -> list[str]:
 
 def _about(adapter: Adapter, path: Path) -> Facts:
     squares, directions = dict[str, float](), dict[str, int]()
-    for name, lora in each(adapter.modules.items(), "Measuring"):
+    for name, lora in through(adapter.modules.items(), "Measuring"):
         squares[name], directions[name] = norm(lora) ** 2, _effective(lora)
     whole = sum(squares.values())
     blocks: dict[str, dict[str, Any]] = {}
@@ -183,7 +183,7 @@ def _cosines(one: Mapping[str, LowRank], other: Mapping[str, LowRank], share: bo
 
     everything = one.keys() | other.keys()
     blocks = {"all": everything, **blocks_of(everything)}
-    return {block: cosine(names) for block, names in each(blocks.items(), "Comparing")}
+    return {block: cosine(names) for block, names in through(blocks.items(), "Comparing")}
 
 
 def _about_masks(stored: MaskFile) -> Facts:

@@ -12,7 +12,7 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.parts import CONTENT_RANKS, content_ranks
 from duolora.lora.verify import norm, relative_error
 from duolora.paper.lowrank import LowRank, prune, svd_basis
-from duolora.progress import each
+from duolora.progress import through
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def pruned(adapter: Adapter, threshold: float) -> Adapter:
 def lost(adapter: Adapter, small: Adapter) -> Lost:
     """How far a smaller adapter is from the one that it was made of."""
     errors, missing, size = {}, 0.0, 0.0
-    for name, lora in each(adapter.modules.items(), "Measuring"):
+    for name, lora in through(adapter.modules.items(), "Measuring"):
         left, here = small.modules.get(name), norm(lora) ** 2
         errors[name] = relative_error(lora, left) if left else 1.0
         missing, size = missing + errors[name] ** 2 * here, size + here
@@ -77,7 +77,7 @@ def lost(adapter: Adapter, small: Adapter) -> Lost:
 
 
 def _smaller(adapter: Adapter, smaller: Callable[[LowRank], LowRank | None]) -> Adapter:
-    cut = {name: smaller(lora) for name, lora in each(adapter.modules.items(), "Compressing")}
+    cut = {name: smaller(lora) for name, lora in through(adapter.modules.items(), "Compressing")}
     return replace(adapter, modules={name: left for name, left in cut.items() if left is not None})
 
 

@@ -10,7 +10,7 @@ from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import outlines
 from duolora.paper.lowrank import LowRank
-from duolora.progress import each
+from duolora.progress import through
 
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 5e-3}
 """A file whose ΔW of any module is off by more than this is not written.
@@ -47,7 +47,7 @@ def verify(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, siz
     if set(asked.modules) != set(found.modules):
         raise DuoLoRAError(f"{path}: read back, it covers other modules than it should; nothing was written")
     errors = {
-        name: relative_error(lora, found.modules[name]) for name, lora in each(asked.modules.items(), "Verifying")
+        name: relative_error(lora, found.modules[name]) for name, lora in through(asked.modules.items(), "Verifying")
     }
     worst = max(errors, key=errors.__getitem__)
     if not errors[worst] <= TOLERANCE[dtype]:
@@ -63,7 +63,7 @@ def identical(one: Adapter, other: Adapter) -> bool:
     """Whether two adapters hold the very same numbers, so that what is verified of one is verified of the other."""
     if set(one.modules) != set(other.modules):
         return False
-    pairs = ((lora, other.modules[name]) for name, lora in each(one.modules.items(), "Reading back"))
+    pairs = ((lora, other.modules[name]) for name, lora in through(one.modules.items(), "Reading back"))
     return all(
         (a.scale, a.kernel) == (b.scale, b.kernel) and torch.equal(a.up, b.up) and torch.equal(a.down, b.down)
         for a, b in pairs

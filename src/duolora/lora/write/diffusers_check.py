@@ -29,7 +29,7 @@ from duolora.lora.on_demand import outlines
 from duolora.lora.read.peft_config import NETWORK
 from duolora.lora.verify import relative_error
 from duolora.paper.lowrank import LowRank
-from duolora.progress import each, underway
+from duolora.progress import through, underway
 
 _NAME = "read"
 _LAYERS_PER_BLOCK = 2
@@ -87,7 +87,7 @@ def error_in_diffusers(path: Path, meant: Adapter, dtype: torch.dtype) -> float:
         raise ReadingFailed(reason(error)[:200]) from error
     if missing := sorted(meant.modules.keys() - found.keys()):
         raise ReadingFailed(f"{missing[0]} is left out, {len(missing)} modules in all")
-    return max(relative_error(lora, found[name]) for name, lora in each(meant.modules.items(), "Verifying"))
+    return max(relative_error(lora, found[name]) for name, lora in through(meant.modules.items(), "Verifying"))
 
 
 class ReadingFailed(Exception):

@@ -21,7 +21,7 @@ from duolora.lora.write.diffusers import alpha, stored_factors
 from duolora.lora.write.layout import data_of
 from duolora.lora.write.stems import stems
 from duolora.paper.lowrank import LowRank
-from duolora.progress import each
+from duolora.progress import through
 
 MODEL_SPEC = "1.0.1"
 _WIDTHS = {
@@ -39,7 +39,7 @@ _WIDTHS = {
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, and alphas in float32, under kohya's names."""
     tensors, common = {}, _common_alpha(outlines(adapter.modules))
-    for stem, stored in each(_stems(adapter).items(), "Writing"):
+    for stem, stored in through(_stems(adapter).items(), "Writing"):
         lora = _with_alpha(stored, common)
         up, down = stored_factors(lora, dtype)
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
