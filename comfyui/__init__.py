@@ -1,4 +1,4 @@
-"""DuoLoRA's nodes for ComfyUI: merge a content LoRA and a style LoRA, look into LoRA files, weigh a merge anew."""
+"""DuoLoRA's nodes for ComfyUI: merge a content LoRA and a style LoRA, look into LoRA files, reweight a merge."""
 
 try:
     import duolora as duolora

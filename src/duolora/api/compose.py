@@ -47,9 +47,9 @@ def compose(
         loras: two or more LoRA files, such as merges of several contents with one style.
         out: the .safetensors file to write.
         weights: αᵢ of each file; by default 1. Sec. 3.5 takes the mean of merges with one style, 1/n.
-        format: kohya, diffusers or uniform.
-        dtype: float16, bfloat16 or float32.
-        overwrite: whether a file that is there already is replaced; an input never is.
+        format: kohya (by default), diffusers or uniform.
+        dtype: float16 (by default), bfloat16 or float32.
+        overwrite: whether a file that is there already is replaced, as by default; an input never is.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.
@@ -151,10 +151,10 @@ def compose_at_once(
             leads anywhere.
         merged_prompt: the prompt for all together, for the file's metadata; by default all prompts in a row.
         options: everything else; by default `one_shot_options`.
-        format: kohya, diffusers or uniform.
-        dtype: float16, bfloat16 or float32.
-        progress: show bars on stderr.
-        overwrite: whether a file that is there already is replaced; an input never is.
+        format: kohya (by default), diffusers or uniform.
+        dtype: float16 (by default), bfloat16 or float32.
+        progress: show bars on stderr, as by default.
+        overwrite: whether a file that is there already is replaced, as by default; an input never is.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.

@@ -61,10 +61,10 @@ def demo(
     for part in ("content", "style"):
         check_writable(out / f"{part}.safetensors")
     started = time.perf_counter()
-    stages: dict[str, float] = {}
     base, classifier = opened(base), load_classifier()
-    stages["load"] = time.perf_counter() - started
-    jobs = _trained_and_merged(base, pair, out, seed, stages, progress)
+    loading = time.perf_counter() - started
+    jobs, times = _trained_and_merged(base, pair, out, seed, progress)
+    stages = {"load": loading, **times}
     begun = time.perf_counter()
     rows, generated = {}, {}
     for job in tqdm(jobs, "Generating", disable=not progress):
@@ -92,9 +92,10 @@ def spent(stages: dict[str, float]) -> str:
 
 
 def _trained_and_merged(
-    base: Base, pair: Pair, out: Path, seed: int, stages: dict[str, float], progress: bool
-) -> list[Job]:
-    """Train both LoRAs, merge them by every method; what there is to generate then. Times go into `stages`."""
+    base: Base, pair: Pair, out: Path, seed: int, progress: bool
+) -> tuple[list[Job], dict[str, float]]:
+    """Train both LoRAs, merge them by every method; what there is to generate then, and the seconds of each stage."""
+    stages = {}
     content, style = _references(out / "references", pair)
     files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
     for kind, images, prompt in (("content", content, pair.content_prompt), ("style", style, pair.style_prompt)):
@@ -116,7 +117,7 @@ def _trained_and_merged(
         stages[f"merge {method}"] = done.seconds
         size = done.verification.size / 1000
         jobs.append(Job(method, pair.merged_prompt, done.path, done.trainable, done.mean_change, size, done.seconds))
-    return jobs
+    return jobs, stages
 
 
 def _references(folder: Path, pair: Pair) -> tuple[Path, Path]:

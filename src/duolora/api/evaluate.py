@@ -189,9 +189,9 @@ def evaluate(
         prompt: what was asked for; one for all images, or one for each in the order of their names.
         metrics: `atelier` (offline), `paper`, or names (`METRICS`).
         checkpoints: hub id or path by embedder, where it is not the published one; CSD always needs one.
-        device: where the networks run; "auto" is CUDA where there is one.
-        cache: whether embeddings are kept on disk, or the folder to keep them in.
-        progress: show bars on stderr.
+        device: where the networks run; "auto", the default, is CUDA where there is one.
+        cache: whether embeddings are kept on disk, as by default, or the folder to keep them in.
+        progress: show bars on stderr; by default none.
         embedders: loaded ones by name; those that are missing are loaded and added.
 
     Raises:

@@ -53,10 +53,10 @@ def generate(
         base: a name, path or hub id (see `load_base`), a choice of how to run it, or a loaded base.
         num: images of each prompt.
         seed: the first seed.
-        steps: denoising steps.
+        steps: denoising steps, by default 25.
         guidance: classifier-free guidance scale, by default what suits the base; 1 is none.
         weights: the strength of each LoRA, by default 1.
-        progress: show a bar on stderr.
+        progress: show a bar on stderr, as by default.
 
     Raises:
         DuoLoRAError: an input cannot be used.

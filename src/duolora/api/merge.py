@@ -145,12 +145,12 @@ def merge(
         style_prompt: the trigger prompt of the style LoRA, likewise.
         merged_prompt: the prompt for both; by default the content's subject with the style's ending.
         options: everything else; by default the method's own.
-        progress: show bars on stderr.
+        progress: show bars on stderr, as by default.
         announce: called with the role of every module before anything is trained.
-        format: kohya, diffusers, uniform, split or split-diffusers (two files), peft (a folder) or masks.
-        dtype: float16, bfloat16 or float32.
+        format: kohya (by default), diffusers, uniform, split or split-diffusers (two files), peft (a folder) or masks.
+        dtype: float16 (by default), bfloat16 or float32.
         callback: is told the losses and the masks as they are trained, and shown previews of the merged prompt.
-        overwrite: whether a file that is there already is replaced; an input never is.
+        overwrite: whether a file that is there already is replaced, as by default; an input never is.
 
     Raises:
         DuoLoRAError: an input cannot be used; nothing is written then.

@@ -79,10 +79,10 @@ def train(
         options: rank, steps, batch, learning rate, seed, blocks; by default those that suit the base.
         progress: show a bar on stderr.
         callback: is told the losses, and shown previews of the prompt.
-        fit: how an image becomes a square: crop (about its centre), pad (with white) or resize.
-        overwrite: whether a file that is there already is replaced; an input never is.
+        fit: how an image becomes a square: crop (about its centre; the default), pad (with white) or resize.
+        overwrite: whether a file that is there already is replaced, as by default; an input never is.
         kind: content or style, what the images show; a base may have other options for the two, and the file says it.
-        save_every: steps from one checkpoint to the next; Ctrl-C leaves one, too.
+        save_every: steps from one checkpoint to the next, by default 100; Ctrl-C leaves one, too.
 
     Raises:
         DuoLoRAError: an image, the prompt, the base or the output path cannot be used.

@@ -386,7 +386,7 @@ def ui(
 ) -> None:
     """Open a page to work with, by default on this machine only.
 
-    Train, merge, weigh, compare and download.
+    Train, merge, reweight, compare and download.
     """
     with one_line():
         check_folder(folder)

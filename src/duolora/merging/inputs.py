@@ -122,5 +122,5 @@ def merged_prompt_of(content: str, style: str) -> str:
     "a sks cup in flat style" and "a house in zwx style" make "a sks cup in zwx style".
     """
     subject, _, _ = content.partition(" in ")
-    _, found, look = style.rpartition(" in ")
-    return f"{subject} in {look}" if found else f"{content}, {style}"
+    _, found, ending = style.rpartition(" in ")
+    return f"{subject} in {ending}" if found else f"{content}, {style}"

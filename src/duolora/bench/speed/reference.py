@@ -1,7 +1,7 @@
 """The dense reference: how the public programs merge, written out plainly; what ours must equal, and outrun.
 
 One UNet call for every prediction, and in every module the dense weight W + Σ_k ΔW_k(mask) in every call. The losses
-are spelled out here a second time, on purpose: this is the oracle of `merging.learn`, and shares no equation with it.
+are spelled out here a second time, on purpose: `merging.learn` is compared with this, and shares no equation with it.
 """
 
 from collections.abc import Callable, Iterator, Mapping
