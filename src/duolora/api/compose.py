@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Unpack, get_args
 
 from duolora.errors import InputError, Notice
-from duolora.lora.adapter import Adapter
+from duolora.lora.adapter import Adapter, embeddings_of
 from duolora.lora.families import common
 from duolora.lora.on_demand import OnDemand, in_float32, outlines
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
@@ -19,6 +19,7 @@ from duolora.merging.fold import Kind
 from duolora.merging.options import MergeOptions, options_of
 from duolora.merging.several import Taught, merged_at_once
 from duolora.model.base import Base, BaseChoice, opened, path_of
+from duolora.model.tokens import replaced
 from duolora.options import Format, Written, check, word
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.progress import through
@@ -100,7 +101,7 @@ def composed(adapters: Sequence[Adapter], weights: Sequence[float], metadata: di
     sketched = [(outlines(modules), weight) for modules, weight in sources]
     modules = OnDemand({name: _sum(sketched, name) for name in found}, lambda name: _sum(sources, name))
     families = common((f"LoRA {k}", adapter.families) for k, adapter in enumerate(adapters, 1))
-    return Adapter(modules, metadata, notes=_notes(adapters), families=families)
+    return Adapter(modules, metadata, notes=_notes(adapters), families=families, embeddings=embeddings_of(*adapters))
 
 
 def _sum(sources: Sequence[tuple[Mapping[str, LowRank], float]], name: str) -> LowRank:
@@ -178,7 +179,8 @@ def compose_at_once(
         for adapter, prompt, kind, found in zip(adapters, said, chosen, images, strict=True)
     ]
     together = given.get("merged_prompt") or ", ".join(each.prompt for each in taught)
-    modules = merged_at_once(loaded, taught, options, given.get("progress", True))
+    with replaced(loaded.parts, embeddings_of(*adapters)):
+        modules = merged_at_once(loaded, taught, options, given.get("progress", True))
     metadata: dict[str, object] = {
         "made_by": "duolora compose", "method": "oneshot", "base": loaded.name, "prompt": together,
         "sources": [
@@ -187,7 +189,7 @@ def compose_at_once(
         ],
         "options": asdict(options), "versions": versions(), **_left_out(adapters),
     }  # fmt: skip
-    return _written(to, Adapter(modules, metadata, notes=_notes(adapters)))
+    return _written(to, Adapter(modules, metadata, notes=_notes(adapters), embeddings=embeddings_of(*adapters)))
 
 
 def _written(to: Output, whole: Adapter) -> Composed:

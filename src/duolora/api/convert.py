@@ -12,7 +12,7 @@ from duolora.lora.on_demand import in_float32, mapped
 from duolora.lora.parts import reweighted
 from duolora.lora.read.file import read_adapter
 from duolora.lora.verify import Verification
-from duolora.merging.export import checked_output, export
+from duolora.merging.export import checked_output, export, untold
 from duolora.merging.mask_file import is_mask_file, read_masks, rebuilt
 from duolora.options import DEFAULT_FORMAT, Export, Written
 
@@ -84,7 +84,7 @@ def convert(
         small = squeezed(small, rank, energy)
     done = export(to.path, small, to.format, to.dtype)
     losses = None if small is adapter else lost(adapter, small)
-    return Converted(done.paths, done.verification, losses, adapter.left_out)
+    return Converted(done.paths, done.verification, losses, (*adapter.left_out, *untold(adapter, to.format)))
 
 
 def _read(path: Path, sources: tuple[str | Path | None, ...], weights: tuple[float, float]) -> Adapter:

@@ -10,6 +10,7 @@ import torch
 
 from duolora.api.generated import check_list, first_number, write_list
 from duolora.errors import BaseMismatch, InputError, reason
+from duolora.lora.adapter import embeddings_of
 from duolora.lora.read.file import check_fits, read_adapter
 from duolora.lora.write.atomic import check_folder, whole_files
 from duolora.lora.write.diffusers import diffusers_tensors, uniform
@@ -18,6 +19,7 @@ from duolora.model.defaults import STEPS, Sampling, check_sampling
 from duolora.model.images import as_image
 from duolora.model.prompts import identifiers, refuse_unread, unread
 from duolora.model.sample import sample_images
+from duolora.model.tokens import replaced
 from duolora.options import several
 from duolora.provenance import versions
 
@@ -116,7 +118,7 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
 
     Diffusers gets the factors that our reader has read, with their strengths in them, and never a file or its header:
     it mistakes the strengths of some files, refuses the headers of newer versions, and hands what is in them, such as
-    `lora_dropout`, on to PEFT.
+    `lora_dropout`, on to PEFT. Learned tokens of the files hold as long.
 
     Raises:
         DuoLoRAError: a file cannot be read or does not fit the base.
@@ -143,7 +145,8 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
             pipeline.set_adapters(names, weights)
         for network in (base.unet, *base.text_encoders):
             network.eval()
-        yield
+        with replaced(pipeline, embeddings_of(*adapters)):
+            yield
     finally:
         if files:
             pipeline.unload_lora_weights()

@@ -10,14 +10,14 @@ from typing import Unpack
 import torch
 
 from duolora.errors import InputError, Notice
-from duolora.lora.adapter import Adapter
+from duolora.lora.adapter import Adapter, embeddings_of
 from duolora.lora.families import FAMILIES, common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Verification
 from duolora.merging.baselines import combined
-from duolora.merging.export import Exported, Output, checked_output, export
+from duolora.merging.export import Exported, Output, checked_output, export, untold
 from duolora.merging.fold import Folded, folded, unmasked
 from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, prompts_of, sources
 from duolora.merging.learn import Calibration, Images, TrainedMasks, calibration, learn
@@ -28,6 +28,7 @@ from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.model.blocks import block_of
 from duolora.model.defaults import AUTO
 from duolora.model.predict import noise_schedule
+from duolora.model.tokens import replaced
 from duolora.options import Export, Written, check
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
@@ -177,7 +178,11 @@ def merge(
         losses=trained.losses,
         content_masks=trained.content_masks,
         style_masks=trained.style_masks,
-        left_out=found.left_out,
+        left_out=(
+            *found.left_out,
+            *untold(found.content, asked.output.format),
+            *untold(found.style, asked.output.format),
+        ),
         unmasked=len(unmasked(both, asked.options)),
         paths=done.paths,
     )
@@ -281,9 +286,10 @@ def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -
         first = first_masks(both, options, torch.device("cpu") if base is None else base.device)
         return Masked(TrainedMasks(*first, mean_change=0.0, losses=[]))
     progress = asked.given.get("progress", True)
-    data = calibration(base, both, options, prompts, asked.images, progress)
-    checkpoint = checkpoint_path(asked.output.path, metadata | _trained_from(base, data))
-    return Masked(learn(base, both, options, data, checkpoint, progress, asked.given.get("callback")), checkpoint)
+    with replaced(base.parts, embeddings_of(found.content, found.style)):
+        data = calibration(base, both, options, prompts, asked.images, progress)
+        checkpoint = checkpoint_path(asked.output.path, metadata | _trained_from(base, data))
+        return Masked(learn(base, both, options, data, checkpoint, progress, asked.given.get("callback")), checkpoint)
 
 
 def _trained_from(base: Base, data: Calibration) -> Metadata:
@@ -310,7 +316,8 @@ def _write(asked: MergeInputs, found: Read, masked: Masked, merged: Folded, meta
     parts = {"content": masked.trained.content_masks, "style": masked.trained.style_masks}
     masks = MaskFile(parts, metadata, found.notes) if ranks else None
     families = common([(asked.content, found.content.families), (asked.style, found.style.families)])
-    adapter = Adapter(merged.modules, metadata | ranks, notes=found.notes, families=families)
+    embeddings = embeddings_of(found.content, found.style)
+    adapter = Adapter(merged.modules, metadata | ranks, notes=found.notes, families=families, embeddings=embeddings)
     to = asked.output
     done = export(to.path, adapter, to.format, to.dtype, masks, (asked.content, asked.style))
     if masked.checkpoint is not None:

@@ -21,7 +21,9 @@ from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.model.defaults import FITS, read_defaults
 from duolora.model.image_files import image_paths
 from duolora.model.images import load_images
-from duolora.model.prompts import refuse_unread
+from duolora.model.prompts import identifiers, refuse_unread
+from duolora.model.tokens import own_vectors, replaced
+from duolora.model.unets import SDXL
 from duolora.options import word
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import file_hash, versions
@@ -113,13 +115,16 @@ def train(
     pixels = load_images(images, loaded.resolution, fit)
     latents = loaded.encode_images(torch.cat((pixels, pixels.flip(-1))) if options.flip else pixels)
     checkpoint = checkpoint_path(out, metadata)
-    with _lora(loaded, options) as factors:
+    tokens = _tokens(loaded, prompt) if options.learn_tokens else {}
+    with _lora(loaded, options) as factors, replaced(loaded.parts, tokens):
         named = {f"{n}.{side}": p for n, pair in factors.items() for side, p in zip(("up", "down"), pair, strict=True)}
+        named |= {f"{word}.{key}": rows for word, known in tokens.items() for key, rows in known.items()}
         task = Task(latents, prompt, (_NAME,))
         losses = train_factors(loaded, [task], named, options, checkpoint, progress, given.get("callback"), save_every)
         modules = {name: LowRank(up.detach().clone(), down.detach().clone()) for name, (up, down) in factors.items()}
     size = {"modelspec.resolution": f"{loaded.resolution}x{loaded.resolution}"}
-    verification = write_adapter(out, Adapter(modules, metadata, notes=size))
+    embeddings = {word: {key: rows.detach().cpu() for key, rows in known.items()} for word, known in tokens.items()}
+    verification = write_adapter(out, Adapter(modules, metadata, notes=size, embeddings=embeddings))
     checkpoint.unlink(missing_ok=True)
     return Trained(out, verification, losses)
 
@@ -135,6 +140,26 @@ def _opened(
     options = options or default_options(name, kind)
     check_training(options, base.architecture.shapes if isinstance(base, Base) else shapes_in(name))
     return opened(base), options, files
+
+
+def _tokens(base: Base, prompt: str) -> dict[str, dict[str, Tensor]]:
+    """The vectors of the prompt's identifiers, to be trained.
+
+    Raises:
+        InputError: there is no identifier, or the text encoders take turns on the device or are not SDXL's.
+    """
+    if base.kind is not SDXL:
+        raise InputError(
+            f"learn_tokens: expected {SDXL.name}, whose two text encoders are CLIP's, got {base.kind.name}"
+        )
+    if base.offload != "none":
+        raise InputError(f"learn_tokens: expected no offloading, got {base.offload}: the text encoders are needed, too")
+    if not (words := identifiers(base.parts, prompt.split())):
+        raise InputError(f'prompt: expected an identifier, such as "sks", whose vectors are trained, got {prompt!r}')
+    return {
+        word: {key: rows.to(base.device).requires_grad_() for key, rows in known.items()}
+        for word, known in own_vectors(base.parts, words).items()
+    }
 
 
 @contextmanager

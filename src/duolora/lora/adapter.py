@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from torch import Tensor
+
 from duolora.lora.families import FAMILIES, Family, fitting
 from duolora.paper.lowrank import LowRank
 
@@ -23,6 +25,8 @@ class Adapter:
     """What people wrote about it, by keys of headers (see `read.notes`); files that are made of it carry it along."""
     families: tuple[str, ...] = ()
     """The families that it can be for, the likeliest first (see `families`); by default those that its modules fit."""
+    embeddings: dict[str, dict[str, Tensor]] = field(default_factory=dict)
+    """Learned tokens: vectors by word and by text encoder (`clip_l`, `clip_g`), in float32."""
 
     def __post_init__(self) -> None:
         """Find the families by the modules where none are given."""
@@ -34,3 +38,8 @@ class Adapter:
     def family(self) -> Family:
         """The likeliest family."""
         return FAMILIES[self.families[0]]
+
+
+def embeddings_of(*adapters: Adapter) -> dict[str, dict[str, Tensor]]:
+    """The learned tokens of several together; of a word that several have, the first one's."""
+    return {word: known for adapter in reversed(adapters) for word, known in adapter.embeddings.items()}

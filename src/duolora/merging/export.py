@@ -10,6 +10,7 @@ import torch
 from duolora.errors import InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.parts import split_parts
+from duolora.lora.read.keys import BUNDLED
 from duolora.lora.verify import Verification, verify
 from duolora.lora.write.atomic import SPLITS, check_export, part_paths, whole_files
 from duolora.lora.write.file import staged_adapter
@@ -28,6 +29,11 @@ class Exported:
 
     paths: tuple[Path, ...]
     verification: Verification
+
+
+def untold(adapter: Adapter, format: Export) -> tuple[str, ...]:
+    """The learned tokens that a format has no place for."""
+    return tuple(f"{BUNDLED}{word}" for word in adapter.embeddings) if format == "peft" else ()
 
 
 def dtype_of(name: str) -> torch.dtype:

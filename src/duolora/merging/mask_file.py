@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from duolora.errors import FileRefused
-from duolora.lora.adapter import Adapter
+from duolora.lora.adapter import Adapter, embeddings_of
 from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter, source_hash
@@ -119,9 +119,8 @@ def rebuilt(
     both = Sources(of_content, of_style, content_unmasked, style_unmasked, names)
     merged = folded(both, stored.masks["content"], stored.masks["style"], options)
     families = common((path, sides[kind].families) for kind, path in zip(KINDS, (content, style), strict=True))
-    return Adapter(
-        merged.modules, stored.metadata | {CONTENT_RANKS: merged.content_ranks}, notes=stored.notes, families=families
-    )
+    said, embeddings = stored.metadata | {CONTENT_RANKS: merged.content_ranks}, embeddings_of(*sides.values())
+    return Adapter(merged.modules, said, notes=stored.notes, families=families, embeddings=embeddings)
 
 
 def _parted(adapter: Adapter, masks: Masks, kind: str, options: MergeOptions) -> tuple[Loras, Loras]:

@@ -152,12 +152,11 @@ class Base:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    @torch.no_grad()
     def encode_prompts(self, prompts: Sequence[str]) -> PromptEmbeds:
         """The prompts in the vectors of both text encoders, in the UNet's dtype; warns of words that are not read.
 
         Long prompts are read in chunks where the base allows, the others filled up with empty ones; the pooled vector
-        is the first chunk's.
+        is the first chunk's. Gradients reach nothing but learned tokens (see `tokens`).
         """
         if not prompts:
             raise InputError("expected at least one prompt, got none")

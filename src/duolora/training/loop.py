@@ -80,8 +80,14 @@ def train_factors(
         class_predictions(base, options.class_prompts, progress=progress) if options.class_prompts else None,
     )
     empty = base.empty_prompt()  # number 0, the dropped caption
-    prompts = [base.encode_prompts([task.prompt, *options.class_prompts]).after(empty) for task in tasks]
-    base.release_encoders()
+
+    def read() -> list[PromptEmbeds]:
+        """The prompts of each task, behind the empty one; anew at every step where their vectors are trained."""
+        return [base.encode_prompts([task.prompt, *options.class_prompts]).after(empty) for task in tasks]
+
+    prompts = read()
+    if not options.learn_tokens:
+        base.release_encoders()
     optimiser = optimiser_of(list(factors.values()), options)
     checkpoint = checkpoint if options.optimiser == "adam" else None  # the others keep more than their state says
     scaler = scaler_for(base)
@@ -95,6 +101,7 @@ def train_factors(
     with interruptible() as asked:
         for step in steps:
             rng = step_generator(options.seed, step)
+            prompts = read() if options.learn_tokens else prompts
             sample, seen = _sample(schedule, tasks[0].latents, options, rng), []
             for task, prompt in zip(tasks, prompts, strict=True):
                 if len(tasks) > 1:
@@ -115,7 +122,8 @@ def train_factors(
                 callback.preview(
                     step + 1, sample_images(base, [tasks[-1].prompt] * 2, [options.seed, options.seed + 1])
                 )
-                base.release_encoders()
+                if not options.learn_tokens:
+                    base.release_encoders()
             if checkpoint and ((step + 1) % save_every == 0 or asked.is_set()) and step + 1 < options.steps:
                 save_checkpoint(
                     checkpoint, {**factors, **scaling_of(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]

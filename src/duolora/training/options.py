@@ -43,6 +43,11 @@ class TrainOptions:
     blocks: tuple[str, ...] = option(
         (), "Only the attention whose module paths begin so, as B-LoRA trains two blocks only; all when empty."
     )
+    learn_tokens: bool = option(
+        False,
+        "Learned tokens: the vectors of the prompt's identifiers are trained, too; the text encoders stay frozen.",
+        section="Sec. 3.4",
+    )
     class_prompts: tuple[str, ...] = option(
         (), "Prior preservation: prompts of class images by the base alone, whose predictions stay as they are."
     )

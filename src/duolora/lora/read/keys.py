@@ -35,6 +35,8 @@ from duolora.paper.lowrank import LowRank
 from duolora.provenance import tensors_hash
 
 METADATA, VERIFICATION = "duolora", "duolora_verification"
+BUNDLED = "bundle_emb."
+"""How ComfyUI's and kohya's world begins the keys of an embedding inside a LoRA file."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -61,6 +63,8 @@ def adapter_from(
     refuse_foreign(tensors, metadata, file)
     configs = peft_configs(metadata, file)
     parts, left_out, families = (_of_transformer if of_transformer(tensors, file) else _parts)(tensors, file)
+    embeddings = _embeddings(tensors)
+    left_out = [part for part in left_out if part.removeprefix(BUNDLED) not in embeddings]
     _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], configs, file)
     families = families or narrowed(fitting({name: _shape(part) for name, part in parts.items()}), metadata)
     outlines = {name: _lora(name, part, configs, file, families) for name, part in sorted(parts.items())}
@@ -75,8 +79,24 @@ def adapter_from(
         )
     verification = json_object(metadata, VERIFICATION, file)
     ours = "tensors" in verification and verification["tensors"] == tensors_hash(tensors)
-    said = _metadata(metadata, ours, file)
-    return Adapter(modules, said, tuple(left_out), verification if ours else {}, notes_of(metadata), families)
+    said, verified = _metadata(metadata, ours, file), verification if ours else {}
+    return Adapter(modules, said, tuple(left_out), verified, notes_of(metadata), families, embeddings)
+
+
+def _word_of(key: str) -> tuple[str, str]:
+    """The word whose vectors a key of a bundled embedding holds, and for which text encoder of SDXL, if it says so."""
+    word, _, encoder = key.removeprefix(BUNDLED).rpartition(".")
+    return (word, encoder) if encoder in ("clip_l", "clip_g") else (key.split(".")[1], "")
+
+
+def _embeddings(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """Bundled embeddings that have vectors for both text encoders."""
+    found: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    for key in sorted(key for key in tensors if key.startswith(BUNDLED)):
+        (word, encoder), value = _word_of(key), tensors[key]
+        if word and encoder and value.dtype in _FLOATS and value.ndim in (1, 2) and value.numel():
+            found[word][encoder] = value.float().reshape(-1, value.shape[-1])
+    return {word: known for word, known in found.items() if len(known) == 2}
 
 
 _Read = tuple[dict[str, _Parts], list[str], tuple[str, ...]]
@@ -89,8 +109,8 @@ def _parts(tensors: Mapping[str, Tensor], file: str) -> _Read:
     parts: dict[str, _Parts] = defaultdict(_Parts)
     left_out = set()
     for key in sorted(tensors):
-        if key.startswith("bundle_emb."):
-            left_out.add(".".join(key.split(".")[:2]))
+        if key.startswith(BUNDLED):
+            left_out.add(f"{BUNDLED}{_word_of(key)[0]}")
             continue
         if key.endswith(".diff_b"):
             left_out.add("differences of biases (.diff_b)")

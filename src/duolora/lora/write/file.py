@@ -1,5 +1,6 @@
 """LoRA files, written whole or not at all, and verified before they take their name."""
 
+import re
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
@@ -15,7 +16,7 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import mapped
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
-from duolora.lora.read.keys import METADATA, VERIFICATION, adapter_from
+from duolora.lora.read.keys import BUNDLED, METADATA, VERIFICATION, adapter_from
 from duolora.lora.verify import TOLERANCE, Verification, identical, verify
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors, uniform
@@ -40,6 +41,8 @@ def _diffusers(adapter: Adapter, dtype: torch.dtype) -> tuple[dict[str, Tensor],
 
 def _kohya(adapter: Adapter, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors = kohya_tensors(adapter, dtype)
+    for word, known in adapter.embeddings.items():
+        tensors |= {f"{BUNDLED}{word}.{encoder}": rows.contiguous() for encoder, rows in known.items()}
     return tensors, kohya_metadata(adapter, tensors, dtype)
 
 
@@ -110,6 +113,8 @@ def staged_adapter(
     if (known := said_of(dtype, expected.error, found.diffusers, written)) != said:
         tensors, _ = FORMATS[format](adapter, dtype)
         size = stage(path, laid_out(tensors, header | {VERIFICATION: header_json(known)})).stat().st_size
+    for word, vectors in adapter.embeddings.items() if format != "kohya" else ():
+        stage(embedding_path(path, word), laid_out({key: rows.contiguous() for key, rows in vectors.items()}, {}))
     return replace(found, size=size, format=format)
 
 
@@ -117,6 +122,11 @@ def _give_back() -> None:
     """Return freed memory to the system; glibc keeps it where small pieces in use lie between the large free ones."""
     with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
         CDLL(None).malloc_trim(0)
+
+
+def embedding_path(path: Path, word: str) -> Path:
+    """Where a learned token is beside a LoRA for diffusers, which refuses it in the file (`load_textual_inversion`)."""
+    return path.with_name(f"{path.stem}.{re.sub(r'[^A-Za-z0-9]+', '_', word)[:60]}.embedding.safetensors")
 
 
 def _in_diffusers(
