@@ -1,13 +1,22 @@
 """Where a file came from: hashes of its sources and the versions that made it."""
 
 import hashlib
-from collections.abc import Iterable, Mapping
+import re
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from platformdirs import user_cache_path
 from torch import Tensor, nn
+
+from duolora.textfiles import write_whole
+
+SETTLED = 2 * 10**9
+"""Nanoseconds; a file that was changed later could be changed again without another time."""
 
 
 def file_hash(path: Path) -> str:
@@ -28,6 +37,31 @@ def sampled_hash(path: Path, blocks: int = 256, size: int = 4096) -> str:
             file.seek(start)
             found.update(file.read(size))
     return found.hexdigest()
+
+
+def remembered(files: Sequence[Path], about: object, made: Callable[[], str]) -> str:
+    """A hash that is the same as long as these files are, by their paths, sizes and times; kept in the user's cache.
+
+    Args:
+        files: what it is of.
+        about: what else it depends on.
+        made: makes it, where it is not known.
+    """
+    known = [(str(file.resolve()), stat.st_size, stat.st_mtime_ns) for file in files for stat in [file.stat()]]
+    place = user_cache_path("duolora") / "hashes-1" / hashlib.sha256(repr((known, about)).encode()).hexdigest()
+    with suppress(OSError, ValueError):
+        if re.fullmatch("[0-9a-f]{64}", found := place.read_text("ascii").strip()):
+            return found
+    found = made()
+    if known and time.time_ns() - max(changed for *_, changed in known) > SETTLED:
+        with suppress(OSError):
+            write_whole(place, found)
+    return found
+
+
+def known_hash(path: Path) -> str:
+    """SHA-256 of a large file, as far as it is known from an earlier run (see `remembered`)."""
+    return remembered([path], "file", lambda: file_hash(path))
 
 
 def tensor_hash(tensor: Tensor) -> str:

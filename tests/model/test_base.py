@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from duolora.errors import FileRefused, InputError
-from duolora.model import defaults, files as base_files
+from duolora.model import base as bases, defaults, files as base_files
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base import load_base
 from duolora.model.blocks import roles
+from duolora.provenance import weights_hash
 from tiny import narrow_unet, save_single_file, tiny_pipeline
 
 
@@ -317,5 +319,21 @@ def test_a_published_base_is_known_by_config_and_hash_and_not_by_its_name(tmp_pa
     (place / "config.json").write_text(json.dumps(config | {"cross_attention_dim": 768}))
     assert base_files.published_base(str(place.parent)) is None
     monkeypatch.setattr(base_files, "LARGE", 100)
-    monkeypatch.setattr(base_files, "file_hash", lambda _: pytest.fail("a small file was hashed"))
+    monkeypatch.setattr(base_files, "known_hash", lambda _: pytest.fail("a small file was hashed"))
     assert base_files.published_base(str(place.parent)) is None
+
+
+def test_the_hash_of_the_weights_is_remembered_by_the_files_unless_they_were_changed_in_memory(copied, monkeypatch):
+    files = [*copied.glob("*/*.safetensors")]
+    for file in files:
+        os.utime(file, (1e9, 1e9))
+    expected, made = load_base(copied).weights_hash(), []
+    monkeypatch.setattr(bases, "weights_hash", lambda *networks: (made.append(1), weights_hash(*networks))[1])
+    again = load_base(copied)
+    assert again.weights_hash() == expected and not made, "nothing was hashed again"
+    with torch.no_grad():
+        again.unet.conv_in.weight[0, 0, 0, 0] += 0.5
+    assert again.weights_hash() != expected and len(made) == 1
+    os.utime(files[0])
+    assert load_base(copied).weights_hash() == expected and len(made) == 2
+    assert load_base(copied).weights_hash() == expected and len(made) == 3, "a file of just now may change unseen"

@@ -34,12 +34,12 @@ from duolora.model.device import (
     chosen_dtype,
     chosen_offload,
 )
-from duolora.model.files import Pipeline, read_pipeline, refusing
+from duolora.model.files import Pipeline, read_pipeline, refusing, weight_files
 from duolora.model.kind import Kind
 from duolora.model.kinds import kind_of
 from duolora.model.prompts import chunks, tell_unread
 from duolora.progress import underway
-from duolora.provenance import weights_hash
+from duolora.provenance import remembered, versions, weights_hash
 
 Network: TypeAlias = UNet2DConditionModel | FluxTransformer2DModel | SD3Transformer2DModel
 PIXELS_AT_ONCE = 1024 * 1024
@@ -82,6 +82,8 @@ class Base:
     """What suits it, by its own folder."""
     size: int = 0
     """Height and width, in pixels, to work at; 0 is what it was made for."""
+    _as_read: frozenset[tuple[int, int]] = field(default_factory=frozenset, repr=False)
+    """The state of its weights as they were read (see `_state`)."""
 
     @property
     def unet(self) -> Network:
@@ -114,8 +116,15 @@ class Base:
         return lora_shapes(self.parts)
 
     def weights_hash(self) -> str:
-        """SHA-256 of all weights: what the base is, whatever it is called."""
-        return weights_hash(self.unet, *self._encoders())
+        """SHA-256 of all weights: what the base is, whatever it is called.
+
+        Remembered by the files that they were read from, unless they were changed since.
+        """
+        networks = (self.unet, *self._encoders())
+        files = weight_files(self.name, self.parts) if _state(*networks) == self._as_read else []
+        if not files:
+            return weights_hash(*networks)
+        return remembered(files, (str(self.dtype), versions()), lambda: weights_hash(*networks))
 
     def _encoders(self) -> list[nn.Module]:
         return [self.parts.vae, *self.text_encoders]
@@ -290,6 +299,12 @@ def lora_shapes(parts: Pipeline) -> dict[str, tuple[int, int]]:
     return shapes
 
 
+def _state(*networks: nn.Module) -> frozenset[tuple[int, int]]:
+    """Which tensors networks have, and how often each was changed in place; moving them to a device changes nothing."""
+    weights = (weight for network in networks for each in (network.parameters(), network.buffers()) for weight in each)
+    return frozenset((id(weight), weight._version) for weight in weights)
+
+
 def _at_once(area: int) -> int:
     """How many images of `area` pixels the VAE takes at once, to bound its memory."""
     return max(1, PIXELS_AT_ONCE // area)
@@ -356,4 +371,5 @@ def load_base(
     if saving:
         network.enable_gradient_checkpointing()
     found.pipeline()
+    found._as_read = _state(network, parts.vae, *text_encoders(parts))
     return found

@@ -29,7 +29,7 @@ from duolora.model.kind import Kind
 from duolora.model.kinds import KINDS, kind_of
 from duolora.model.sdxl import architecture_of_keys, write_configs
 from duolora.model.unets import SD15, SDXL as SDXL_KIND
-from duolora.provenance import file_hash, sampled_hash
+from duolora.provenance import known_hash, sampled_hash
 from duolora.textfiles import read_json
 
 Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusionPipeline | FluxPipeline | StableDiffusion3Pipeline
@@ -83,13 +83,20 @@ def weights_mark(base: str) -> str | None:
     return hashlib.sha256("\n".join(marks).encode()).hexdigest() if marks else None
 
 
+def weight_files(base: str, parts: Pipeline) -> list[Path]:
+    """The files that a pipeline's weights were read from; those of a hub id are in the hub's cache, by revision."""
+    place = base_place(base)
+    place = place if os.path.exists(place) else Path(str(parts.config.get("_name_or_path", "")))
+    return [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
+
+
 def published_base(base: str) -> str | None:
     """The hub id of the published base that a folder or single file holds, by the UNet's config and its file's hash."""
     place = base_path(base)
     names = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors")
     tried = [place] if os.path.isfile(place) else [place / "unet" / name for name in names]
     here = [file for file in tried if file.is_file() and file.stat().st_size >= LARGE]
-    known = PUBLISHED.get(file_hash(here[0])) if here else None
+    known = PUBLISHED.get(known_hash(here[0])) if here else None
     if known is None or here == [place]:
         return known
     config, expected = _json(place / "unet" / "config.json"), ARCHITECTURES["sdxl"]
