@@ -152,6 +152,11 @@ def test_customconcept101(concepts):
         ("Georgia O'Keeffe style {subject} painting", False),
         ("{subject} made of crystal", False),
         ("A Monet-inspired scene with {subject}", False),
+        ("a {subject} carved from stone", False),
+        ("Cubist rendition of the {subject}", False),
+        ("a green velvet {subject} on a chair", False),
+        ("a transparent {subject}", False),
+        ("a {subject} filled with tea, replaced after lunch", True),
         ("a sleeping cat", False),
     ],
 )

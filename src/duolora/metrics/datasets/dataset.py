@@ -23,7 +23,9 @@ _COLOURS = "red|orange|yellow|green|blue|purple|violet|pink|brown|black|white|gr
 _ELSE = re.compile(
     r"\b(paint(ing|ed)|watercolou?r|sketch(ed)?|drawing|drawn|illustration|render(ed|ing)?|sculpture|statue|mosaic|"
     r"graffiti|style[ds]?|art|artist|poster|engraving|cartoon|anime|aesthetic|pointillis\w+|ghibli|[\w-]*inspired|"
-    r"monet-style|origami|crochet|knitted|made (up )?(of|from)|formed from|depiction|shaped|photo)\b"
+    r"monet-style|origami|crochet|knitted|made|carved|crafted|constructed|molten|transparent|turned into|replaced by|"
+    r"formed from|depiction|rendition|cubist|surreal|holograph\w*|print of|shaped|photo|velvet \{subject\})"
+    r"(?!\w)"
     rf"|\b({_COLOURS})( colou?r(ed)?)? \{{subject\}}|\b({_COLOURS}) colou?r|in ({_COLOURS}) colou?rs",
     re.IGNORECASE,
 )
