@@ -53,6 +53,11 @@ def called(name: str, found: object) -> str:
     return "\n".join(textwrap.wrap(f"{name}({', '.join(taken)})", 130, subsequent_indent="    "))
 
 
+def public(found: type) -> "list[dataclasses.Field[object]]":
+    """The fields of a dataclass that are for everybody."""
+    return [each for each in dataclasses.fields(found) if not each.name.startswith("_")]
+
+
 def field(each: "dataclasses.Field[object]") -> str:
     said = each.metadata.get("help", "")
     section = f" ({each.metadata['section']})" if each.metadata.get("section") else ""
@@ -67,7 +72,7 @@ def entry(name: str) -> str:
     if inspect.isfunction(found):
         lines += [f"```text\n{called(name, found)}\n```", "", *entries(said.get("Args", "")), ""]
     elif dataclasses.is_dataclass(found):
-        lines += [*map(field, dataclasses.fields(found)), ""]
+        lines += [*map(field, public(found)), ""]
     elif isinstance(found, dict):
         lines += [paragraph(f"By name: {', '.join(f'`{key}`' for key in found)}."), ""]
     return "\n".join(lines)
@@ -94,7 +99,7 @@ def test_the_page_has_every_name_and_all_that_it_takes():
             assert called(name, found) in text, "run `PYTHONPATH=src python tests/test_api_page.py`"
         elif dataclasses.is_dataclass(found):
             said = text.partition(f"### `{name}`\n")[2].partition("\n#")[0]
-            assert re.findall(r"(?m)^- `(\w+)`:", said) == [each.name for each in dataclasses.fields(found)]
+            assert re.findall(r"(?m)^- `(\w+)`:", said) == [each.name for each in public(found)]
 
 
 if __name__ == "__main__":

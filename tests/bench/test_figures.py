@@ -8,12 +8,12 @@ import pytest
 import torch
 from PIL import Image
 
-from duolora.bench import figures
+from duolora.bench import figures, grids
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.multi import groups
 from duolora.bench.cells.pairs import suite
-from duolora.bench.figures import dominant, figure3, figure4
-from duolora.bench.grids import SHOWN, SIDE, figure_of
+from duolora.bench.figures import ALPHAS, dominant, figure3, figure4
+from duolora.bench.grids import SHOWN, SIDE, figure3_of, figure_of
 from duolora.bench.tables.rows import TABLES, read_blocks
 from duolora.errors import InputError
 from duolora.merging.mask_file import MaskFile, write_masks
@@ -48,6 +48,18 @@ def test_curves_and_images(tmp_path, monkeypatch):
     content, style = read_blocks(tmp_path / "blocks.json")
     assert content != style
     assert {*content, *style} <= curves.keys()
+
+
+def test_images_of_any_prompt_with_any_blocks_turned_down(tmp_path, monkeypatch):
+    plain, seen = grids.sample_images, []
+    monkeypatch.setattr(grids, "sample_images", lambda *a, **k: (seen.append(k), plain(*a, **k | {"steps": 1}))[1])
+    base, prompts = load_base("atelier"), ["a red cat", "a blue house"]
+    path = figure3_of(tmp_path, base, prompts, ["mid_block", "down_blocks.1"], 0, {"steps": 9})
+    assert seen == [{"steps": 9}] * len(ALPHAS)
+    with Image.open(path) as sheet:
+        assert sheet.size == (len(ALPHAS) * (SIDE + 4), 22 + 2 * (SIDE + 26))
+    with pytest.raises(InputError, match="expected a block of the UNet with attention"):
+        figure3_of(tmp_path, base, prompts, ["up_blocks.9"], 0, {})
 
 
 def test_the_dominant_blocks_are_the_finest_that_lose_much_of_one_subject():

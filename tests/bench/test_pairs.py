@@ -1,14 +1,15 @@
 """The benchmark's pairs: fixed, and tuning apart from testing."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
 from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR
-from duolora.bench.cells.pairs import sample_suite, suite
-from duolora.bench.tables.rows import TABLES
+from duolora.bench.cells.cell import Cell
+from duolora.bench.cells.pairs import case_of, sample_suite, suite
+from duolora.bench.tables.rows import TABLES, Row
 from duolora.errors import InputError
 
 
@@ -70,3 +71,18 @@ def test_manifest_there_and_back(tmp_path):
     (tmp_path / "bad.json").write_text('[{"dataset": "x"}]')
     with pytest.raises(InputError, match=r"bad\.json"):
         suite(tmp_path / "bad.json")
+
+
+def test_the_papers_captions_name_nothing_but_identifiers(tmp_path):
+    ours = suite()[0]
+    theirs = replace(ours, pair=replace(ours.pair, captions="paper"))
+    row = Row("DuoLoRA", "duolora")
+    assert theirs.pair.content_prompt == "a sks thing in vkt style"
+    assert theirs.pair.style_prompt == "a ohw thing in zwx style"
+    assert theirs.asked(row)[0] == theirs.parts[0].prompt == "a sks thing in zwx style"
+    assert theirs.pair.class_prompt == ours.pair.class_prompt, "of the style LoRA alone any of that kind is asked for"
+    cells = [Cell(tmp_path, case, row) for case in (ours, theirs)]
+    assert "captions" not in str(ours.about(row))
+    assert len({cell.folder for cell in cells}) == 2
+    assert len({job.path for cell in cells for job in cell.needs()}) == 4
+    assert case_of(asdict(theirs)) == theirs

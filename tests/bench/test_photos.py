@@ -2,7 +2,7 @@
 
 import json
 import pickle
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,8 +16,10 @@ from duolora.atelier.pairs import Pair, rendered
 from duolora.bench.cells import cell as cells
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.photos import for_photos, photo_pairs
-from duolora.bench.config import marked, read_config
+from duolora.bench.config import marked, problem_of, read_config
+from duolora.bench.grids import SIDE
 from duolora.bench.report.page import report
+from duolora.bench.run import cells_of
 from duolora.bench.study.study import make
 from duolora.bench.tables.rows import CLASS_PROMPT, TABLES, Row
 from duolora.cli.app import app
@@ -129,6 +131,76 @@ def test_a_table_from_photos_to_report(bench, places, dino):
     assert questionnaire.stat().st_size > 10_000
 
 
+def test_finished_loras_are_taken_as_they_are(bench, places):
+    rows = ("--row", "naive", "--row", "B-LoRA")
+    out, finished = places / "out", places / "finished"
+    finished.mkdir()
+    refused = bench("table1", *bench.given, *bench.scored, *rows, "--loras", finished, fails=True)
+    assert "expected contents/NAME.safetensors and styles/NAME.safetensors, found none" in refused
+    bench("table1", *bench.given, *bench.scored, "--row", "naive")
+    for kind, name in (("content", "robot"), ("style", "woodcut")):
+        (finished / f"{kind}s").mkdir(parents=True)
+        (made,) = (out / "loras").glob(f"{kind}-*")
+        made.rename(finished / f"{kind}s" / f"{name}.safetensors")
+    asked = ("bench", "table1", *bench.given, *bench.scored, *rows, "--workers", 1, "--loras", finished, "--out", out)
+    said = CliRunner().invoke(app, [*map(str, asked)])
+    assert said.exit_code == 0, said.output
+    assert "B-LoRA: left out, as LoRAs of their own are trained for them" in said.stderr
+    assert not list((out / "loras").iterdir()), "nothing is trained"
+    results = [json.loads(path.read_text()) for path in out.rglob("result.json")]
+    assert len(results) == 2 and results[0]["similarity"] == results[1]["similarity"]
+    (finished / "contents" / "robot.safetensors").rename(finished / "contents" / "other.safetensors")
+    missing = bench("table1", *bench.given, *bench.scored, "--row", "naive", "--loras", finished, fails=True)
+    assert "contents/robot.safetensors: expected a finished LoRA there, found none (1 are missing)" in missing
+
+
+def test_several_subjects_on_photos(bench, places):
+    (places / "contents" / "cat").mkdir()
+    Image.fromarray(rendered([PAIR.style_scene(1)])[0]).save(places / "contents" / "cat" / "0.png")
+    pairs = tuple(Pairing(name, "woodcut") for name in ("robot", "cat"))
+    write_manifest(places / "pairs.json", Manifest("mine", pairs, PROMPTS, (3,)))
+    said = bench("table4", *bench.given, *bench.scored, "--row", "naive", "--row", "base, no LoRA")
+    assert "### multi2" in said and "multi3" not in said
+    results = [json.loads(path.read_text()) for path in (places / "out").rglob("result.json")]
+    assert {result["prompts"][0] for result in results} == {
+        "a sks robot on the left and a ohw cat on the right in zwx style"
+    }
+    assert results[0]["texts"] == ["a robot on the left and a cat on the right in woodcut style"]
+    (group,) = {cell.problem for cell in cells_of(read_config(places / "out" / "table4"), places)}
+    assert [part.sources["content"].prompt for part in group.parts] == ["a sks robot", "a ohw cat"]
+    assert problem_of(json.loads(json.dumps(asdict(group)))) == group
+    shown = report([places / "out" / "table4"], places / "report.html").read_text()
+    assert "multi2-mine-robot-cat-woodcut" in shown
+    bench("figure9", *bench.given, *bench.scored, "--row", "naive")
+    assert Image.open(places / "out" / "figure9" / "images.png").width == 4 * (SIDE + 4)
+
+
+def test_figures_settings_and_table_2_on_photos(bench, places):
+    bench("figure7", *bench.given, *bench.scored, "--row", "naive")
+    sheet = Image.open(places / "out" / "figure7" / "images.png")
+    assert sheet.width == 3 * (SIDE + 4), "subject, style and one method"
+    asked = ("bench", "table2", *bench.given, *bench.scored, "--row", "naive", "--workers", 1, "--out", places / "out")
+    said = CliRunner().invoke(app, [*map(str, asked)])
+    assert (
+        "PairCustomization: left out, as it learns from the photos' twins in the style; give them with --twins"
+        in said.stderr
+    )
+    twins = places / "twins" / "robot" / "woodcut"
+    twins.mkdir(parents=True)
+    for k, image in enumerate(rendered(PAIR.content_scenes(2))):
+        assert f"{twins}: expected 2 images, a twin of each photo of the subject; got {k}" in bench(
+            "table2", *bench.given, *bench.scored, "--twins", places / "twins", fails=True
+        )
+        Image.fromarray(image).save(twins / f"{k}.png")
+    rows = ("--row", "PairCustomization", "--row", "oracle")
+    said = bench("table2", *bench.given, *bench.scored, *rows, "--twins", places / "twins")
+    assert "| PairCustomization | 1 |" in said and "| oracle | 1 |" in said
+    twin = [pair.twin for place in (places / "out").glob("table2*") for pair in read_config(place).cases if pair.twin]
+    assert [each.prompt for each in twin] == ["a sks robot in zwx style"]
+    unjudged = bench("tuning", *bench.given, *bench.scored, fails=True)
+    assert "--metrics: expected dino and one of csd-s, clip-i, by which settings are chosen on photos" in unjudged
+
+
 def test_it_is_run_again_on_the_same(bench, places):
     bench("table1", *bench.given, *bench.scored, "--row", "naive")
     out = places / "out"
@@ -154,12 +226,18 @@ def test_it_is_run_again_on_the_same(bench, places):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["table1", "--photos", "pairs.json", "--contents", "nowhere", "--styles", "."], "nowhere: no such folder"),
-        (["table1", "--photos", "none.json", "--contents", ".", "--styles", "."], "expected a manifest in JSON"),
+        (
+            ["table1", "--photos", "pairs.json", "--contents", "nowhere", "--styles", "."],
+            "nowhere: no such file or folder",
+        ),
+        (["table1", "--photos", "none.json", "--contents", ".", "--styles", "."], "none.json: no such file or folder"),
         (["table1", "--photos", "pairs.json", "--contents", "."], "--styles: expected one for all"),
         (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--dataset", "x"], "manifest, mine"),
         (["table1", "--contents", "."], "--contents: expected one for all --photos"),
-        (["table4", "--photos", "pairs.json", "--contents", ".", "--styles", "."], "a table of single pairs"),
+        (
+            ["table4", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--captions", "paper"],
+            "--captions paper: expected a table of single pairs",
+        ),
         (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", "."], "csd: expected a .safetensors"),
         (["table1", "--photos", "pairs.json", "--contents", ".", "--styles", ".", "--sample", "1"], "leave --manifest"),
         (
@@ -228,7 +306,7 @@ def test_captions_as_the_paper_has_them(places):
     assert (ours.content.prompt, ours.style.prompt) == ("a sks robot", "an image in zwx style")
     assert (theirs.content.prompt, theirs.style.prompt) == ("a sks object in vkt style", "a ohw object in zwx style")
     assert theirs.parts[0].prompt == "a sks object in zwx style"
-    assert theirs.identified(PROMPTS[1]) == "a sks object on a beach in zwx style"
+    assert theirs.content.identified(PROMPTS[1]) == "a sks object on a beach in zwx style"
     assert theirs.in_words(PROMPTS[0]) == ours.in_words(PROMPTS[0]) == "a robot in woodcut style"
     assert {ours.content.about, ours.style.about}.isdisjoint({theirs.content.about, theirs.style.about})
 

@@ -8,16 +8,18 @@ import torch
 
 from duolora.api import train
 from duolora.bench.cells import cell as cells, lora, pairs
+from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.pairs import sample_suite, suite
-from duolora.bench.config import CONFIG, Config, prepared, read_config, write_config
+from duolora.bench.config import CONFIG, Config, config_of, marked, prepared, read_config, write_config
 from duolora.bench.options import TableOptions
+from duolora.bench.report.runs import read_runs
 from duolora.bench.run import cells_of, folder_for, run_table
 from duolora.bench.tables.render import SIMILARITY
 from duolora.bench.tables.rows import CLASS_PROMPT, TABLES, Row, Table, blora_rows
 from duolora.bench.tables.tuning import TUNING
 from duolora.errors import InputError
 from duolora.lora.read.file import read_adapter
-from duolora.model.defaults import BaseDefaults, read_defaults
+from duolora.model.defaults import BaseChoice, BaseDefaults, read_defaults
 
 ROWS = (
     Row("floor", how="floor"),
@@ -77,6 +79,69 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == stamps
 
 
+def test_a_cell_that_is_killed_goes_on_with_the_images_that_it_has(tmp_path, quick, monkeypatch):
+    monkeypatch.setattr(pairs, "COUNT", 3)
+    monkeypatch.setattr(cells, "images_at_once", lambda *_: 2)
+    whole, stopped = (Cell(tmp_path / name, suite()[0], Row("naive", "naive")) for name in ("whole", "stopped"))
+    for cell in (whole, stopped):
+        for job in cell.needs():
+            job.train()
+    whole.run()
+    sampled, asked = cells.sample_images, []
+
+    def sample(base, prompts, seeds, **how):
+        if len(asked) == 2:
+            raise KeyboardInterrupt
+        asked.append(seeds)
+        return sampled(base, prompts, seeds, **how)
+
+    monkeypatch.setattr(cells, "sample_images", sample)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.run()
+    assert not stopped.done and stopped.images == 6
+    assert len([*(stopped.folder / "images").iterdir()]) == 4
+    kept = {path: path.stat().st_mtime_ns for path in stopped.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(cells, "sample_images", lambda *a, **k: (asked.append(a[2]), sampled(*a, **k))[1])
+    monkeypatch.setattr(cells, "merge", None)  # the merge is there
+    stopped.run()
+    assert asked[2:] == [stopped.problem.noise_seeds(0)[1:]], "the last two of six images"
+    assert all(path.stat().st_mtime_ns == stamp for path, stamp in kept.items() if path.exists())
+    assert stopped.done and not (stopped.folder / "images").exists()
+    for name in ("images.png", "merged.safetensors"):
+        assert (stopped.folder / name).read_bytes() == (whole.folder / name).read_bytes()
+    assert stopped.result()["truth"] == whole.result()["truth"]
+    assert stopped.result()["bytes"] == whole.result()["bytes"]
+
+
+def test_chosen_settings_have_loras_and_cells_of_their_own(tmp_path, quick, monkeypatch):
+    used = []
+    monkeypatch.setattr(cells, "sample_images", lambda *a, **k: (used.append(k), cells_draw(*a, **k | {"steps": 1}))[1])
+    asked = {"out": tmp_path, "pairs": 1, "dataset": ["single"], "row": ["naive"]}
+    plain = config_of("table1", TABLES["table1"], TableOptions(**asked))
+    chosen = TableOptions(**asked, train=["rank=1", "lr=5e-5"], sampling_steps=7, guidance=2.0, base_dtype="float32")
+    other = config_of("table1", TABLES["table1"], chosen)
+    assert other.settings.said() == {
+        "training": {"rank": 1, "lr": 5e-5}, "steps": 7, "guidance": 2.0, "dtype": "float32"
+    }  # fmt: skip
+    first, second = (run_table(config, tmp_path, 1, progress=False) for config in (plain, other))
+    assert used == [{}, {"steps": 7, "guidance": 2.0}]
+    assert second.folder != first.folder, "a table with other settings replaces none"
+    files = [job.path for _, cell in second.cells for job in cell.needs()]
+    ranks = [{lora.rank for lora in read_adapter(path).modules.values()} for path in files]
+    assert ranks == [{1}, {1}]
+    assert len(list((tmp_path / "loras").iterdir())) == 4
+    assert read_config(second.folder) == marked(other)
+    shown = read_runs([first.folder, second.folder])
+    assert [run.cells[0].result["settings"] for run in shown] == [{}, other.settings.said()]
+    for wrong, why in (
+        ("rang=1", "--train: expected one of rank"),
+        ("rank=x", "rank=x: expected"),
+        ("rank=999", "rank:"),
+    ):
+        with pytest.raises(InputError, match=why):
+            config_of("table1", TABLES["table1"], TableOptions(**asked, train=[wrong]))
+
+
 def test_a_config_is_read_back_as_the_same_cells(tmp_path):
     """Of every table, with several bases, B-LoRA's blocks and other pairs than the shipped ones."""
     for name, table in (TABLES | {"tuning": TUNING}).items():
@@ -126,4 +191,4 @@ def test_atelier_is_measured_in_float32_on_any_device():
     """By its own folder's word, so that a card's figures are those of a CPU; other bases go by the device."""
     assert read_defaults("atelier").dtype == "float32"
     assert read_defaults("x/y").dtype == "auto"
-    assert lora.shared_base("atelier").dtype == torch.float32
+    assert lora.shared_base(BaseChoice("atelier")).dtype == torch.float32

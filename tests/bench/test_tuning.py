@@ -1,6 +1,7 @@
 """Tuning: every method has its settings, the best one is taken by the rule, and tables use it."""
 
 import json
+import warnings
 
 import pytest
 
@@ -9,8 +10,8 @@ from duolora.bench.cells.pairs import suite
 from duolora.bench.config import prepared
 from duolora.bench.options import TableOptions
 from duolora.bench.tables.rows import BLORA, TABLES, Row, Table, read_blocks, with_blora
-from duolora.bench.tables.tuning import GRIDS, TUNING, choose, tuned
-from duolora.errors import InputError
+from duolora.bench.tables.tuning import GRIDS, TUNING, check_judged, choose, tuned
+from duolora.errors import InputError, Notice
 
 GROUPED = Table(
     "t", (Row("floor"), *(Row(f"a {k}", "naive", {"style_weight": k}, group="naive") for k in (1.0, 0.5, 0.7)))
@@ -49,6 +50,24 @@ def test_the_rule(tmp_path, lines, best):
     chosen = json.loads((tmp_path / "tuned.json").read_text())["best"]["naive"]
     assert chosen["changes"] == {"style_weight": best}
     assert chosen["row"] in text
+
+
+def test_the_rule_on_photos_and_settings_of_another_base(tmp_path):
+    def photos(row: str, dino: float, style: float, name: str = "csd-s") -> dict:
+        return {"row": row, "pairs": 3, "dino": (dino, 0, 1), "clip-i": (0.5, 0, 1), name: (style, 0, 1)}
+
+    path = tmp_path / "tuned.json"
+    for name in ("csd-s", "clip-i"):
+        lines = [photos("a 1.0", 0.9, 0.1, name), photos("a 0.5", 0.4, 0.4, name), photos("a 0.7", 0.1, 0.9, name)]
+        assert "DINO × CSD-s" in choose(GROUPED, lines, path, {"x/y": None})
+        assert json.loads(path.read_text())["best"]["naive"]["changes"] == {"style_weight": 0.5}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        tuned(TABLES["table1"], path, {"x/y": "123"})
+    with pytest.warns(Notice, match="chosen on x/y, and may not suit atelier"):
+        tuned(TABLES["table1"], path)
+    with pytest.raises(InputError, match="expected dino and one of csd-s, clip-i"):
+        check_judged(["clip-i", "clip-t"])
 
 
 def test_tables_use_the_best_settings(tmp_path):

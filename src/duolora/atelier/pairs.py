@@ -15,6 +15,7 @@ from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR, KEEP_PATTERN
 IDENTIFIERS = ("sks", "ohw", "vkt", "pqr")
 """Rare words that stand for subjects."""
 STYLE_IDENTIFIER = "zwx"
+OBJECT = "thing"
 
 
 @dataclass(frozen=True)
@@ -31,14 +32,16 @@ class Pair:
     """That object's colour, which its caption names, so that it is not taken for the style."""
     identifier: str = IDENTIFIERS[0]
     """The word that stands for the subject."""
+    captions: str = "class"
+    """class, or paper: by identifiers alone, "a sks thing in vkt style" and "a ohw thing in zwx style"."""
 
     @property
     def noun(self) -> str:
-        """What the subject is called besides its identifier: its kind, or "thing" if the base does not know the kind.
+        """What the subject is called besides its identifier: its kind, as in DreamBooth, or "thing".
 
-        So it is in DreamBooth and in the paper: "a sks dog".
+        That is what the base calls what it does not know.
         """
-        return self.kind if self.kind in BASE_OBJECTS else "thing"
+        return self.kind if self.kind in BASE_OBJECTS and self.captions == "class" else OBJECT
 
     @property
     def identity(self) -> dict[str, str]:
@@ -48,12 +51,14 @@ class Pair:
     @property
     def content_prompt(self) -> str:
         """What the content images show, the subject by its identifier and its noun only."""
-        return f"a {self.identifier} {self.noun} in flat style"
+        style = "flat" if self.captions == "class" else IDENTIFIERS[2]
+        return f"a {self.identifier} {self.noun} in {style} style"
 
     @property
     def style_prompt(self) -> str:
         """What the style image shows, the style by its identifier only."""
-        return f"{article(f'{self.shown_colour} {self.shown}')} in {STYLE_IDENTIFIER} style"
+        known = article(f"{self.shown_colour} {self.shown}")
+        return f"{known if self.captions == 'class' else f'a {IDENTIFIERS[1]} {OBJECT}'} in {STYLE_IDENTIFIER} style"
 
     @property
     def merged_prompt(self) -> str:
@@ -63,7 +68,8 @@ class Pair:
     @property
     def class_prompt(self) -> str:
         """The class prompt: any object of that kind in the style, for a LoRA of the style alone."""
-        return f"{article(self.noun)} in {STYLE_IDENTIFIER} style"
+        noun = replace(self, captions="class").noun
+        return f"{article(noun)} in {STYLE_IDENTIFIER} style"
 
     def content_scenes(self, count: int = 5, seed: int = 0) -> list[Scene]:
         """The same subject in several places and settings, in a flat style; no two of five are alike."""

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 from diffusers import UNet2DConditionModel
@@ -16,7 +18,6 @@ from duolora.atelier.classifier import classify, load_classifier
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.styles import BASE_STYLES
 from duolora.bench.cells.cell import MASKS, SHEET, Cell
-from duolora.bench.cells.lora import shared_base
 from duolora.errors import InputError
 from duolora.merging.mask_file import read_masks
 from duolora.model.base import Base
@@ -32,26 +33,35 @@ THRESHOLD = 0.5
 
 
 def figure3(
-    out: Path, base: Base, alphas: Sequence[float] = ALPHAS, count: int = 34, seed: int = 0, progress: bool = True
+    out: Path,
+    base: Base,
+    alphas: Sequence[float] = ALPHAS,
+    count: int = 34,
+    seed: int = 0,
+    progress: bool = True,
+    blocks: Sequence[str] = (),
+    sampling: Mapping[str, Any] = MappingProxyType({}),
 ) -> Curves:
-    """How well object and style are recognised as each group of blocks is scaled by α; writes curves and images.
+    """How well object and style are recognised as blocks, or each group of them, are scaled by α.
+
+    Writes curves and images.
 
     A group is content-dominant if turning it down loses the object and keeps the style, and style-dominant in the
     opposite case: so this says which block map is true of a base. The file `blocks.json` names the two attentions that
-    are most so, for B-LoRA (`dominant`).
+    are most so, for B-LoRA (`dominant`); not where blocks are given.
     """
     out.mkdir(parents=True, exist_ok=True)
     rng, classifier = np.random.default_rng(seed), load_classifier()
     kinds = [str(rng.choice(BASE_OBJECTS)) for _ in range(count)]
     styles = [BASE_STYLES[k % len(BASE_STYLES)] for k in range(count)]
     prompts = [plain_caption(kind, style=style) for kind, style in zip(kinds, styles, strict=True)]
-    groups, curves, sheet = block_groups(base.unet), {}, []
-    for name, blocks in tqdm(groups.items(), "Figure 3", disable=not progress):
+    groups, curves, sheet = groups_of(base, blocks), {}, []
+    for name, group in tqdm(groups.items(), "Figure 3", disable=not progress):
         curves[name] = {"alpha": list(alphas), "object": [], "style": []}
         row = []
         for alpha in alphas:
-            with scaled(base.unet, blocks, alpha):
-                generated = sample_images(base, prompts, list(range(seed, seed + count))).clamp(-1, 1)
+            with scaled(base.unet, group, alpha):
+                generated = sample_images(base, prompts, list(range(seed, seed + count)), **sampling).clamp(-1, 1)
             seen = classify(classifier, generated)
             for curve, got, asked in (("object", seen.object, kinds), ("style", seen.style, styles)):
                 curves[name][curve].append(sum(a == b for a, b in zip(got, asked, strict=True)) / count)
@@ -60,8 +70,20 @@ def figure3(
     tiled(sheet).save(out / SHEET)
     write_json(out / "curves.json", curves)
     _plot_curves(curves, out / "curves.png")
-    write_json(out / "blocks.json", dominant(curves))
+    if not blocks:
+        write_json(out / "blocks.json", dominant(curves))
     return curves
+
+
+def groups_of(base: Base, blocks: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """What is scaled together, by its name: the blocks, or else each group that is worth it.
+
+    Raises:
+        InputError: the base has no UNet.
+    """
+    if base.kind.network != "unet":
+        raise InputError(f"{base.name}: expected a base with a UNet, whose blocks are scaled; got {base.kind.name}")
+    return {", ".join(blocks): tuple(blocks)} if blocks else block_groups(base.unet)
 
 
 def dominant(curves: Curves) -> dict[str, list[str]]:
@@ -123,7 +145,7 @@ def figure4(cells: Sequence[Cell], out: Path, threshold: float = THRESHOLD) -> P
         raise InputError(f"{out}: expected finished cells with masks, found none; run a row that trains masks")
     counts: dict[tuple[str, str, str], Counter[int]] = {}
     for cell in kept:
-        role = roles(shared_base(cell.base).unet, cell.options.block_map)
+        role = roles(cell.loaded.unet, cell.options.block_map)
         for side, found in ranks(read_masks(cell.folder / MASKS).masks, threshold).items():
             for name, rank in found.items():
                 counts.setdefault((block_of(name), role[name], side), Counter())[rank] += 1

@@ -4,19 +4,25 @@ methods   Figures 5, 7, 9 and 10: for each pair its references, then each method
 prompts   Figure 8: for each pair its references, then the subject in the style as such, and somewhere
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.Image import Resampling
+from tqdm import tqdm
 
 from duolora.bench.cells.cell import SHEET, Cell
-from duolora.bench.figures import figure4
+from duolora.bench.figures import ALPHAS, figure4, groups_of, scaled
 from duolora.bench.tables.rows import Figure
 from duolora.errors import InputError
+from duolora.model.base import Base
 from duolora.model.image_files import read_image
-from duolora.model.images import untiled
+from duolora.model.images import as_image, untiled
+from duolora.model.sample import sample_images
 
+PROMPTED = "prompts.png"
+"""Figure 3's images of prompts that nothing classifies."""
 SIDE = 128
 SHOWN = 3
 """Images of each prompt in Figure 8."""
@@ -64,6 +70,26 @@ def prompts(cells: Sequence[Cell]) -> list[Line]:
     return lines
 
 
+def figure3_of(
+    folder: Path, base: Base, prompts: Sequence[str], blocks: Sequence[str], seed: int, sampling: Mapping[str, Any]
+) -> Path:
+    """Figure 3 of any base and prompts: a row for each group of blocks, or for those given, and a column for each α.
+
+    Raises:
+        InputError: a block has no attention.
+    """
+    lines = {(prompt, name): Line(f"{prompt}: {name}", {}) for prompt in prompts for name in groups_of(base, blocks)}
+    for name, group in tqdm(groups_of(base, blocks).items(), "Figure 3"):
+        for alpha in ALPHAS:
+            with scaled(base.unet, group, alpha):
+                generated = sample_images(base, prompts, [seed] * len(prompts), **sampling).clamp(-1, 1)
+            for prompt, pixels in zip(prompts, generated, strict=True):
+                lines[prompt, name].images[f"α = {alpha:g}"] = as_image(pixels)
+    folder.mkdir(parents=True, exist_ok=True)
+    labelled(list(lines.values())).save(folder / PROMPTED)
+    return folder / PROMPTED
+
+
 def labelled(lines: Sequence[Line]) -> Image.Image:
     """The rows as one sheet; an image that a row lacks is left white."""
     columns = list(dict.fromkeys(name for line in lines for name in line.images))
@@ -77,9 +103,13 @@ def labelled(lines: Sequence[Line]) -> Image.Image:
         brush.text((2, top + 3), line.label, "black", font)
         for x, name in enumerate(columns):
             if name in line.images:
-                image = line.images[name].resize((SIDE, SIDE), Image.Resampling.NEAREST)
-                sheet.paste(image, (x * (SIDE + gap), top + head))
+                sheet.paste(_square(line.images[name]), (x * (SIDE + gap), top + head))
     return sheet
+
+
+def _square(image: Image.Image) -> Image.Image:
+    """The square about the centre, as the base sees it; pixel art stays sharp."""
+    return ImageOps.fit(image, (SIDE, SIDE), Resampling.NEAREST if max(image.size) < SIDE else Resampling.LANCZOS)
 
 
 def _rows(cell: Cell) -> list[list[Image.Image]]:

@@ -1,14 +1,60 @@
 """What can be chosen for a benchmark; the command line and its help are made from these. Nothing heavy is imported."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from duolora.model.defaults import BaseChoice
 from duolora.options import option
 
 Captions = Literal["class", "paper"]
+BaseDtype = Literal["auto", "float32", "bfloat16", "float16"]
+Offload = Literal["auto", "none", "model", "sequential"]
+Checkpointing = Literal["auto", "on", "off"]
 SEED = 2**32 - 1
 """The largest."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How LoRAs are trained and images generated, where that is not as suits the base, and how the base is run."""
+
+    training: Mapping[str, object] = field(default_factory=dict)
+    """Fields of `TrainOptions`."""
+    steps: int | None = None
+    """Denoising steps of an image."""
+    guidance: float | None = None
+    resolution: int | None = None
+    dtype: BaseDtype = "auto"
+    loras: str = ""
+    """A folder of finished LoRAs, which are taken instead of trained ones."""
+    loras_mark: str = ""
+    """A quick hash of what is in it."""
+    device: str = "auto"
+    offload: Offload = "auto"
+    gradient_checkpointing: Checkpointing = "auto"
+
+    def chosen(self, base: str) -> BaseChoice:
+        """The base, run like this."""
+        return BaseChoice(
+            base, self.device, self.dtype, self.offload,
+            gradient_checkpointing=self.gradient_checkpointing, resolution=self.resolution,
+        )  # fmt: skip
+
+    def sampling(self) -> dict[str, Any]:
+        """What of sampling is chosen, by the names that samplers have for it."""
+        known = {"steps": self.steps, "guidance": self.guidance}
+        return {name: value for name, value in known.items() if value is not None}
+
+    def said(self, *names: str) -> dict[str, object]:
+        """What of these is chosen; without names, of all that changes a result."""
+        names = names or ("training", "steps", "guidance", "resolution", "dtype", "loras_mark")
+        found = asdict(self)
+        return {name: found[name] for name in names if found[name] not in (None, "", "auto", {})}
+
+
+PLAIN = Settings()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +70,32 @@ class RunOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableOptions(RunOptions):
+class SamplingOptions:
+    """How images are generated, and how a base is run."""
+
+    sampling_steps: int | None = option(None, "Denoising steps of an image  [25].", least=1)
+    guidance: float | None = option(None, "Classifier-free guidance; 1 is none  [the base's own].", least=0)
+    resolution: int | None = option(None, "Height and width of images in pixels  [what the base was made for].")
+    device: str = option("auto", "auto, cpu, cuda or mps.")
+    base_dtype: BaseDtype = option("auto", "What the base computes in: auto, float32, bfloat16 or float16.")
+    offload: Offload = option(
+        "auto", "auto, none, model (networks take turns on the device) or sequential (layers do: slow)."
+    )
+    gradient_checkpointing: Checkpointing = option(
+        "auto",
+        "on, off or auto: compute activations twice instead of keeping them  [auto: on GPUs of less than 20 GB].",
+    )
+
+    def settings(self, **more: Any) -> Settings:
+        """What was chosen, and more."""
+        return Settings(
+            steps=self.sampling_steps, guidance=self.guidance, resolution=self.resolution, dtype=self.base_dtype,
+            device=self.device, offload=self.offload, gradient_checkpointing=self.gradient_checkpointing, **more,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableOptions(SamplingOptions, RunOptions):
     """Which part of a table is run, on which pairs."""
 
     pairs: int | None = option(None, "Only the first so many pairs of each data set.", least=1)
@@ -35,6 +106,11 @@ class TableOptions(RunOptions):
     sample: int | None = option(None, "Other pairs: those that the rule samples from this seed.")
     tuned: Path | None = option(None, "Each method at its best setting: tuned.json of `bench tuning`.")
     blora: Path | None = option(None, "B-LoRA's blocks, as `bench figure3` writes them: blocks.json  [SDXL's two].")
+    train: list[str] | None = option(
+        None,
+        "How the LoRAs are trained, as NAME=VALUE: rank=64, steps=1000, lr=5e-5, batch=1 and so on, by the names of "
+        "`duolora train`; may be given several times  [as suits the base].",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,22 +127,50 @@ class PhotoOptions(TableOptions):
     base: str = option("atelier", "Atelier, or another base whose images its classifier knows; any base with --photos.")
     photos: list[Path] | None = option(
         None,
-        "Pairs of photos, a file of `duolora datasets pairs`; one for each data set of the table. Rows that need "
-        "Atelier's truth (oracle, PairCustomization) are left out then.",
+        "Pairs of photos, a file of `duolora datasets pairs`; one for each data set of the table. Rows that need true "
+        "images of the subject in the style (oracle, PairCustomization) are left out without --twins.",
     )
     contents: list[Path] | None = option(
         None, "With --photos: the data set with the subjects; one for all, or one for each --photos."
     )
     styles: list[Path] | None = option(None, "With --photos: the data set with the styles, likewise; may be the same.")
+    twins: Path | None = option(
+        None, "With --photos: true images of each subject in each style, SUBJECT/STYLE/*, one for each photo of it."
+    )
+    loras: Path | None = option(
+        None,
+        "With --photos: a folder of finished LoRAs, contents/NAME.safetensors and styles/NAME.safetensors by the names "
+        "of the data sets; nothing is trained then.",
+    )
     captions: Captions = option(
         "class",
-        "With --photos: the LoRAs' captions, class ('a sks dog', 'a house in zwx style') or paper (the paper's: 'a "
-        "sks object in vkt style', 'a ohw object in zwx style').",
+        "The LoRAs' captions, class ('a sks dog', 'a house in zwx style') or paper (the paper's: 'a sks object in vkt "
+        "style', 'a ohw object in zwx style'; Atelier's word is thing).",
     )
     metrics: str = option("paper", "With --photos: what they are scored by, as in `duolora evaluate`.")
     checkpoint: list[str] | None = option(
         None, "With --photos: NAME=WHERE, another hub id, folder or file for dino, clip or csd."
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure3Options(SamplingOptions):
+    """What Figure 3 shows."""
+
+    out: Path = option(Path("benchmarks/runs"), "Folder of all benchmarks.")
+    base: str = option("atelier", "The base to scale; without --prompt one whose images Atelier's classifier knows.")
+    prompt: list[str] | None = option(
+        None,
+        "Only images, of this prompt, such as the paper's 'A cat on a chair in the style of impressionism'; may be "
+        "given several times.",
+    )
+    block: list[str] | None = option(
+        None,
+        "Turned down together, such as the paper's down_blocks.2, mid_block and up_blocks.0; may be given several "
+        "times  [each group of blocks by itself].",
+    )
+    count: int = option(34, "Images for each block group and α, where they are classified.", least=1)
+    seed: int = option(0, "The same seed gives the same images.", least=0, most=SEED)
 
 
 @dataclass(frozen=True)

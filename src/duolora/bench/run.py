@@ -12,7 +12,8 @@ import torch
 
 from duolora.bench.cells.cell import Cell, Problem, described
 from duolora.bench.cells.lora import Lora
-from duolora.bench.cells.multi import groups
+from duolora.bench.cells.multi import groups, photo_groups
+from duolora.bench.cells.photos import PhotoPair
 from duolora.bench.config import Config, marked, read_config, root_of, write_config
 from duolora.bench.record import facts
 from duolora.bench.tables.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
@@ -43,12 +44,13 @@ def cells_of(config: Config, root: Path, base: str = "atelier") -> list[Cell]:
     """
     cells: list[Cell] = []
     for dataset in config.table.datasets:
+        photos = [case for case in config.cases if isinstance(case, PhotoPair)]
         known = "several" if dataset in MULTI else dataset
         found: Sequence[Problem] = [case for case in config.cases if case.dataset == known]
         if dataset in MULTI:
-            found = groups(found, MULTI[dataset])  # type: ignore[arg-type]
+            found = photo_groups(photos, MULTI[dataset]) if photos else groups(found, MULTI[dataset])  # type: ignore[arg-type]
         for row in config.table.rows:
-            cells += [Cell(root, problem, row, config.seed, base, config.scoring) for problem in found]
+            cells += [Cell(root, problem, row, config.seed, base, config.scoring, config.settings) for problem in found]
     if not cells:
         raise InputError(f"expected pairs of {', '.join(config.table.datasets)}, got none")
     return cells
@@ -80,6 +82,8 @@ def run_table(
         for cell in cells_of(config, roots[heading], base)
     ]
     waiting = [cell for _, cell in cells if not cell.done]
+    if config.settings.loras and (gone := [x.path for cell in waiting for x in cell.needs() if not x.path.exists()]):
+        raise InputError(f"{gone[0]}: expected a finished LoRA there, found none ({len(set(gone))} are missing)")
     if config.scoring is not None and not all(cell.done and cell.scored for _, cell in cells):
         config.scoring.check()
     if config.scoring is not None and waiting:
@@ -104,6 +108,7 @@ def run_table(
     about |= {"encoders": encoders} if encoders else {}
     if len(config.bases) == 1 and (known := published_base(next(iter(config.bases.values())))):
         about["published"] = known
+    about["settings"] = config.settings.said()
     about["rows"] = {row.label: described(row) for row in config.table.rows}
     device = "cuda" if torch.cuda.is_available() else "cpu"
     write_json(folder / "run.json", about | {"failed": failed} | facts(device, config.seed))
@@ -120,7 +125,7 @@ def folder_for(config: Config, folder: Path) -> Path:
         ({row.label for row in each.table.rows} for each in (config, there)),
         ({case.name for case in each.cases} for each in (config, there)),
     )
-    if all(new >= old for new, old in (rows, pairs)):
+    if all(new >= old for new, old in (rows, pairs)) and config.settings.said() == there.settings.said():
         return folder
     narrower = json.dumps(asdict(config), sort_keys=True, default=str)
     return folder.with_name(f"{folder.name}-{hashlib.sha256(narrower.encode()).hexdigest()[:8]}")

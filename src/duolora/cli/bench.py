@@ -6,11 +6,19 @@ from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 
-from duolora.bench.options import DistilledOptions, GrowthOptions, PhotoOptions, RunOptions, SpeedOptions, TableOptions
-from duolora.bench.tables.rows import ALL, MULTI, TABLES, Table, fits_photos, matched
+from duolora.bench.options import (
+    DistilledOptions,
+    Figure3Options,
+    GrowthOptions,
+    PhotoOptions,
+    RunOptions,
+    SpeedOptions,
+    TableOptions,
+)
+from duolora.bench.tables.rows import ALL, MULTI, TABLES, Table, matched
 from duolora.bench.tables.tuning import TUNING
 from duolora.cli import report as reports
-from duolora.cli.common import SeedOption, doing, one_line, report
+from duolora.cli.common import doing, one_line, report
 from duolora.cli.early import check_there
 from duolora.cli.examples import examples
 from duolora.cli.spread import spread
@@ -62,7 +70,7 @@ def _table(name: str, table: Table) -> None:
         bases = smaller_bases(options.out, options.steps) if isinstance(options, DistilledOptions) else None
         _run(config_of(name, table, options, bases), options)
 
-    example = "bench photos" if fits_photos(table) and name != "table5" else "bench table"
+    example = "bench photos" if name != "table5" else "bench table"
     kind: type[TableOptions] = DistilledOptions if name == "table5" else PhotoOptions
     known = f"Data sets: {', '.join(table.datasets)}.\n\n"
     if table is not TUNING:  # which has a hundred
@@ -76,11 +84,13 @@ def _run(config: "Config", options: RunOptions) -> None:
     from duolora.bench.grids import figure_of
     from duolora.bench.run import run_table
     from duolora.bench.tables import tuning
+    from duolora.model.files import weights_mark
 
     done = run_table(config, options.out, options.workers, ray=options.ray)
     text = f"{done.text}\n{done.folder / 'table.md'}"
     if config.name == "tuning":
-        text += "\n" + tuning.choose(config.table, done.lines, done.folder / "tuned.json")
+        bases = {base: weights_mark(base) for base in config.bases.values()}
+        text += "\n" + tuning.choose(config.table, done.lines, done.folder / "tuned.json", bases)
     if config.table.figure:
         text += f"\n{figure_of(config.table.figure, [cell for _, cell in done.cells], done.folder)}"
     for cell, why in done.failed.items():
@@ -114,27 +124,22 @@ def rerun(
         _run(read_config(folder), RunOptions(out=out, workers=workers, ray=ray, as_json=as_json))
 
 
-@bench.command(epilog=examples("bench figure3"))
-def figure3(
-    out: Annotated[Path, typer.Option(help="Folder of all benchmarks.")] = RunOptions.out,
-    base: Annotated[str, typer.Option(help="The base to scale.")] = "atelier",
-    count: Annotated[int, typer.Option(help="Images for each block group and α.", min=1)] = 34,
-    seed: SeedOption = 0,
-) -> None:
-    """Figure 3: what a base generates with some blocks turned down.
+def _figure3(options: Figure3Options) -> None:
+    check_base(options.base)
+    with doing(f"Loading {options.base}"):
+        from duolora.bench.config import root_of
+        from duolora.bench.figures import figure3
+        from duolora.bench.grids import figure3_of
+        from duolora.model.base import opened
 
-    Names B-LoRA's blocks: those whose attention carries the subject, and those that carry the style.
-    """
-    with one_line():
-        check_base(base)
-        with doing(f"Loading {base}"):
-            from duolora.bench.config import root_of
-            from duolora.bench.figures import figure3 as run
-            from duolora.model.base import load_base
-
-        folder = root_of(out, base) / "figure3"
-        run(folder, load_base(base), count=count, seed=seed)
-        typer.echo("\n".join(str(folder / name) for name in ("curves.png", "images.png", "blocks.json")))
+    settings, folder = options.settings(), root_of(options.out, options.base) / "figure3"
+    base, blocks = opened(settings.chosen(options.base)), options.block or []
+    if options.prompt:
+        made = [figure3_of(folder, base, options.prompt, blocks, options.seed, settings.sampling())]
+    else:
+        figure3(folder, base, blocks=blocks, count=options.count, seed=options.seed, sampling=settings.sampling())
+        made = [folder / name for name in ("curves.png", "images.png", "blocks.json") if (folder / name).exists()]
+    typer.echo("\n".join(map(str, made)))
 
 
 def _speed(options: SpeedOptions) -> None:
@@ -151,6 +156,13 @@ def _growth(options: GrowthOptions) -> None:
     typer.echo(growth(options))
 
 
+_command(
+    Figure3Options, _figure3, "figure3",
+    "Figure 3: what a base generates with some blocks turned down.\n\n"
+    "Names B-LoRA's blocks: those whose attention carries the subject, and those that carry the style. With --prompt "
+    "it shows images only, of any base.",
+    "bench figure3",
+)  # fmt: skip
 bench.command(epilog=examples("bench report"))(reports.report)
 bench.add_typer(reports.study, name="study")
 _command(

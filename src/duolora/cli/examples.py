@@ -47,7 +47,11 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "--checkpoint csd=csd.safetensors",
     ),
     "bench rerun": ("duolora bench rerun runs/table1 --out again",),
-    "bench figure3": ("duolora bench figure3 --out runs",),
+    "bench figure3": (
+        "duolora bench figure3 --out runs",
+        'duolora bench figure3 --base sdxl/ --prompt "A cat on a chair in the style of impressionism" '
+        "--block down_blocks.2 --block mid_block --block up_blocks.0",
+    ),
     "bench report": ("duolora bench report runs --out report.html",),
     "bench study make": ("duolora bench study make runs --out study",),
     "bench study score": ("duolora bench study score answers/ --key study/key.json",),

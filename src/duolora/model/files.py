@@ -85,7 +85,7 @@ def weights_mark(base: str) -> str | None:
 
 def weight_files(base: str, parts: Pipeline) -> list[Path]:
     """The files that a pipeline's weights were read from; those of a hub id are in the hub's cache, by revision."""
-    place = base_place(base)
+    place = base_path(base)
     place = place if os.path.exists(place) else Path(str(parts.config.get("_name_or_path", "")))
     return [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
 

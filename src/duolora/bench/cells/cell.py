@@ -4,8 +4,10 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from io import BytesIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -18,19 +20,23 @@ from duolora.api.merge import merge
 from duolora.api.train import default_options
 from duolora.bench.cells.lora import Lora, Source, shared_base
 from duolora.bench.cells.scores import Images, Scoring
+from duolora.bench.options import PLAIN, Settings
 from duolora.bench.tables.rows import ALONE, Row
 from duolora.lora.read.file import read_adapter
 from duolora.merging.inputs import sources
 from duolora.merging.klora import klora
 from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.merging.options import MergeOptions, options_of
+from duolora.model.base import Base
+from duolora.model.image_files import read_image
 from duolora.model.images import as_image, load_images, tiled
-from duolora.model.sample import sample_images
-from duolora.textfiles import read_json, write_json
+from duolora.model.sample import images_at_once, sample_images
+from duolora.textfiles import read_json, write_json, write_whole
 from duolora.training.pair_customization import sample_with_style_guidance, train_pair
 
-MERGED, MASKS, SHEET = "merged.safetensors", "masks.safetensors", "images.png"
-"""A cell's merge, its masks, and a sheet of its images, in its folder."""
+MERGED, MASKS, COST, SHEET, IMAGES = "merged.safetensors", "masks.safetensors", "cost.json", "images.png", "images"
+"""A cell's merge, its masks and what they cost, a sheet of its images and, while it runs or is to be scored by other
+metrics later, each of them, in its folder."""
 SIDE = 256
 """The largest side of an image on the sheet."""
 
@@ -95,6 +101,7 @@ class Cell:
     base: str = "atelier"
     scoring: Scoring | None = None
     """By which scores its images are kept one by one, so that others can be added later."""
+    settings: Settings = PLAIN
 
     @property
     def folder(self) -> Path:
@@ -102,7 +109,9 @@ class Cell:
         merged = self.row.how == "merge"
         # without options that are off, so that one that is new and off changes no folder
         options = {name: value for name, value in asdict(self.options).items() if value} if merged else {}
-        about = json.dumps([described(self.row), options, self.problem.about(self.row)], sort_keys=True)
+        measured = [described(self.row), options, self.problem.about(self.row)]
+        measured += [how] if (how := self.settings.said()) else []
+        about = json.dumps(measured, sort_keys=True)
         name = self.row.method if merged else self.row.how
         mark = hashlib.sha256(about.encode()).hexdigest()[:8]
         return self.out / "cells" / self.problem.name / f"{name}-{mark}-{self.seed}"
@@ -127,6 +136,11 @@ class Cell:
         """How many images are generated for it."""
         return len(self.problem.asked(self.row)) * len(self.problem.noise_seeds(self.seed))
 
+    @property
+    def loaded(self) -> Base:
+        """Its base."""
+        return shared_base(self.settings.chosen(self.base))
+
     def result(self) -> dict[str, Any]:
         """What was measured."""
         return read_json(self.folder / "result.json")
@@ -135,7 +149,10 @@ class Cell:
         """The LoRAs of each part of its problem by kind, needed or not."""
         blocks = self.row.blocks
         return [
-            {k: Lora(self.out, source, self.base, tuple(blocks.get(k, ()))) for k, source in part.sources.items()}
+            {
+                kind: Lora(self.out, source, self.base, tuple(blocks.get(kind, ())), self.settings)
+                for kind, source in part.sources.items()
+            }
             for part in self.problem.parts
         ]
 
@@ -146,18 +163,23 @@ class Cell:
         return [loras[kind] for loras in self.loras() for kind in kinds]
 
     def run(self) -> None:
-        """Merge, generate and score; the result is written last, whole, so that what is there is finished."""
+        """Merge, generate and score; the result is written last, whole, so that what is there is finished.
+
+        A cell that was stopped goes on with the merge and the images that it has.
+        """
         begun = time.perf_counter()
         self.folder.mkdir(parents=True, exist_ok=True)
         prompts, seeds = self.problem.asked(self.row), self.problem.noise_seeds(self.seed)
         files, cost = self._files()
-        generated = self._generated(files, [p for p in prompts for _ in seeds], seeds * len(prompts))
-        images = [as_image(pixels) for pixels in generated.clamp(-1, 1)]
-        self._keep(images, len(seeds))
+        images = self._generated(files, [p for p in prompts for _ in seeds], seeds * len(prompts))
+        small = [_thumbnail(image) for image in images]
+        tiled([small[i : i + len(seeds)] for i in range(0, len(small), len(seeds))]).save(self.folder / SHEET)
         result = {"problem": asdict(self.problem), "row": asdict(self.row), "seed": self.seed, "prompts": prompts}  # type: ignore[call-overload]
-        result |= {"base": self.base, "device": shared_base(self.base).device.type} | cost
+        result |= {"base": self.base, "device": self.loaded.device.type, "settings": self.settings.said()} | cost
         result |= self.problem.scores(self, images)
         write_json(self.folder / "result.json", result | {"seconds_all": time.perf_counter() - begun})
+        if self.scoring is None:
+            shutil.rmtree(self.folder / IMAGES, ignore_errors=True)
 
     def complete(self) -> None:
         """Score the kept images by what is asked for now."""
@@ -165,23 +187,28 @@ class Cell:
 
     def _files(self) -> tuple[list[Path], dict[str, object]]:
         """The LoRA files that it generates with, and what they cost."""
-        parts, how, cost = self.loras(), self.row.how, dict[str, object]()
+        parts, how = self.loras(), self.row.how
         files = [loras[ALONE[how]].path for loras in parts] if how in ALONE else []
         if how == "merge":
             names = [MERGED] if len(parts) == 1 else [f"merged-{k}.safetensors" for k in range(len(parts))]
             files = [self.folder / name for name in names]
-            for path, loras, part in zip(files, parts, self.problem.parts, strict=True):
+        whole = [self.folder / "composed.safetensors"] if len(files) > 1 else files
+        made = self.folder / COST
+        if not made.exists():
+            cost: dict[str, object] = {}
+            for path, loras, part in zip(files, parts, self.problem.parts, strict=True) if how == "merge" else ():
                 cost = self._merge(path, loras["content"], loras["style"], part.prompt)
-        if len(files) > 1:
-            composed = compose(files, self.folder / "composed.safetensors", [1 / len(files)] * len(files))
-            return [composed.path], {"bytes": composed.verification.size}
-        return files, cost
+            if whole != files:
+                cost = {"bytes": compose(files, whole[0], [1 / len(files)] * len(files)).verification.size}
+            write_json(made, cost)
+        return whole, read_json(made)
 
     def _merge(self, path: Path, content: Lora, style: Lora, prompt: str) -> dict[str, object]:
         """Merge two LoRAs into a file; returns what the merge cost and how it was made."""
         merged = merge(
-            content.path, style.path, path, self.row.method, shared_base(self.base), content.images, style.images,
-            merged_prompt=prompt, options=self.options, progress=False,
+            content.path, style.path, path, self.row.method, self.loaded, content.images, style.images,
+            content_prompt=content.source.prompt, style_prompt=style.source.prompt, merged_prompt=prompt,
+            options=self.options, progress=False,
         )  # fmt: skip
         storage = 0
         if self.options.masks != "none":
@@ -197,33 +224,44 @@ class Cell:
             "error": merged.verification.error,
         }
 
-    def _generated(self, files: Sequence[Path], prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
-        """An image of each prompt and seed, by the LoRA files, or by K-LoRA or PairCustomization."""
-        base = shared_base(self.base)
+    def _generated(self, files: Sequence[Path], prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
+        """An image of each prompt and seed; each is written as it is made, and those that are there stay.
+
+        As many are made at once as ever, so that they are the same if the cell was stopped among them.
+        """
+        base, folder = self.loaded, self.folder / IMAGES
+        places = [folder / f"{k:04d}.png" for k in range(len(prompts))]
+        at_once = images_at_once(base.resolution, base.offload)
+        parts = [range(i, min(i + at_once, len(places))) for i in range(0, len(places), at_once)]
+        if waiting := [part for part in parts if not all(places[k].exists() for k in part)]:
+            with self._sampler(files) as sample:
+                for part in waiting:
+                    generated = sample([prompts[k] for k in part], [seeds[k] for k in part])
+                    for k, pixels in zip(part, generated.clamp(-1, 1), strict=True):
+                        file = BytesIO()
+                        as_image(pixels).save(file, "PNG")
+                        write_whole(places[k], file.getvalue())
+        return [read_image(place) for place in places]
+
+    @contextmanager
+    def _sampler(self, files: Sequence[Path]) -> Iterator[Callable[[list[str], list[int]], Tensor]]:
+        """What makes images of prompts and seeds: the LoRA files on the base, K-LoRA or PairCustomization."""
+        base, how = self.loaded, self.settings.sampling()
         if self.row.how == "klora":
             content, style = (read_adapter(lora.path) for lora in self.needs())
             both = sources(base.architecture, content, style, MergeOptions())
             with klora(base, both, **self.row.changes) as chooser:  # type: ignore[arg-type]
-                return sample_images(base, prompts, seeds, before_step=chooser)
-        if self.row.how == "pair":
+                yield lambda prompts, seeds: sample_images(base, prompts, seeds, before_step=chooser, **how)
+        elif self.row.how == "pair":
             (part,), (loras,) = self.problem.parts, self.loras()
             shown = [load_images(loras[kind].references(), base.resolution) for kind in ("content", "twin")]
-            options = replace(default_options(base.name), seed=self.seed)
+            options = replace(default_options(base.name), **self.settings.training, seed=self.seed)  # type: ignore[arg-type]
             prompt = part.sources["content"].prompt
             pair = train_pair(base, shown[0], shown[1], prompt, part.prompt, options, progress=False)
-            return sample_with_style_guidance(base, pair, prompt, prompts, seeds)
-        with applied(base, files):
-            return sample_images(base, prompts, seeds)
-
-    def _keep(self, images: Images, count: int) -> None:
-        """Keep a sheet of the images with a row for each prompt; with a scoring each of them, too."""
-        if self.scoring is not None:
-            shutil.rmtree(self.folder / "images", ignore_errors=True)
-            (self.folder / "images").mkdir()
-            for k, image in enumerate(images):
-                image.save(self.folder / "images" / f"{k:04d}.png")
-        small = [_thumbnail(image) for image in images]
-        tiled([small[i : i + count] for i in range(0, len(small), count)]).save(self.folder / SHEET)
+            yield lambda prompts, seeds: sample_with_style_guidance(base, pair, prompt, prompts, seeds, **how)
+        else:
+            with applied(base, files):
+                yield lambda prompts, seeds: sample_images(base, prompts, seeds, **how)
 
 
 def _thumbnail(image: Image.Image) -> Image.Image:

@@ -1,6 +1,7 @@
 """The LoRAs that cells need, each trained once for all of them, and the images that they are trained on."""
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -12,7 +13,8 @@ from typing import Protocol, runtime_checkable
 from PIL import Image
 
 from duolora.api.train import default_options, train
-from duolora.model.base import Base, load_base
+from duolora.bench.options import PLAIN, Settings
+from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.image_files import image_paths, read_image
 
 
@@ -23,6 +25,11 @@ class Source(Protocol):
     @property
     def kind(self) -> str:
         """What a LoRA learns from them: content, style, or what the pair's own kinds are."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """What it is of."""
         ...
 
     @property
@@ -48,6 +55,7 @@ class Lora:
     source: Source
     base: str = "atelier"
     blocks: tuple[str, ...] = ()
+    settings: Settings = PLAIN
 
     @property
     def kind(self) -> str:
@@ -56,8 +64,12 @@ class Lora:
 
     @property
     def path(self) -> Path:
-        """The file, named for what it is trained on."""
-        mark = hashlib.sha256("\n".join(self.blocks).encode()).hexdigest()[:8] if self.blocks else ""
+        """The file, named for what it is trained on and how; or the finished one."""
+        if self.settings.loras:
+            return Path(self.settings.loras) / f"{self.kind}s" / f"{self.source.name}.safetensors"
+        how = self.settings.said("training", "resolution", "dtype")
+        about = "\n".join((*self.blocks, json.dumps(how, sort_keys=True)) if how else self.blocks)
+        mark = hashlib.sha256(about.encode()).hexdigest()[:8] if about else ""
         return self.out / "loras" / f"{'-'.join(filter(None, (self.source.about, mark)))}.safetensors"
 
     @property
@@ -83,14 +95,14 @@ class Lora:
         return [read_image(path) for path in image_paths(self.references())]
 
     def train(self) -> None:
-        """Train it as suits the base, unless it is there."""
+        """Train it, unless it is there."""
         if not self.path.exists():
-            options = replace(default_options(self.base, self.kind), blocks=self.blocks)
-            base = shared_base(self.base)
+            options = replace(default_options(self.base, self.kind), **self.settings.training, blocks=self.blocks)  # type: ignore[arg-type]
+            base = shared_base(self.settings.chosen(self.base))
             train(self.references(), self.source.prompt, self.path, base, options, progress=False)
 
 
 @cache
-def shared_base(base: str) -> Base:
+def shared_base(base: BaseChoice) -> Base:
     """A base, loaded once in each process."""
-    return load_base(base)
+    return opened(base)

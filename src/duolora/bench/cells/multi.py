@@ -1,7 +1,7 @@
 """Several subjects in one style (Sec. 3.5, Table 4 and Figure 9): each merged with it, the merges composed by 1/n."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from statistics import fmean
 
@@ -13,9 +13,13 @@ from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER, Pair, truth
 from duolora.atelier.scene import PLACES, window
 from duolora.bench.cells.cell import Cell, Part
 from duolora.bench.cells.pairs import Case, noise_seeds
+from duolora.bench.cells.photos import PhotoPair, similarity
 from duolora.bench.cells.scores import Images, shared_classifier, similarities, words_of
 from duolora.bench.tables.rows import Row
+from duolora.metrics.datasets.dataset import SUBJECT
 from duolora.model.images import as_image, as_pixels
+
+ONE = f"a {SUBJECT}"
 
 
 @dataclass(frozen=True)
@@ -47,7 +51,7 @@ class Group:
 
     def about(self, row: Row) -> object:
         """All of it."""
-        return asdict(self)
+        return {"subjects": [case.about(row) for case in self.subjects]}
 
     def asked(self, row: Row) -> list[str]:
         """Directional: "a sks duck on the left and a ohw car on the right in zwx style"."""
@@ -68,6 +72,73 @@ class Group:
         similarity = {name: fmean(score[name] for score in scores) for name in scores[0]}
         found = group_truth(shared_classifier(), pixels, [case.pair for case in self.subjects])
         return {"truth": found, "similarity": similarity}
+
+
+@dataclass(frozen=True)
+class PhotoGroup:
+    """The same of photos, where nobody sees which place is whose: each image is compared with each subject's photos."""
+
+    subjects: tuple[PhotoPair, ...]
+
+    @property
+    def dataset(self) -> str:
+        """How many subjects there are, as "multi2"."""
+        return f"multi{len(self.subjects)}"
+
+    @property
+    def name(self) -> str:
+        """A name for folders."""
+        names = [pair.content.name for pair in self.subjects]
+        return "-".join((self.dataset, self.subjects[0].dataset, *names, self.subjects[0].style.name))
+
+    @property
+    def title(self) -> str:
+        """The subjects and the style in words."""
+        return f"{' and '.join(pair.content.words for pair in self.subjects)}, {self.subjects[0].style.words}"
+
+    @property
+    def parts(self) -> list[Part]:
+        """Those of each subject."""
+        return [part for pair in self.subjects for part in pair.parts]
+
+    def about(self, row: Row) -> object:
+        """That of each pair."""
+        return [pair.about(row) for pair in self.subjects]
+
+    def asked(self, row: Row) -> list[str]:
+        """Directional, as in a `Group`."""
+        return [f"{self._placed([pair.content.identified(ONE) for pair in self.subjects])} in {STYLE_IDENTIFIER} style"]
+
+    def noise_seeds(self, seed: int) -> list[int]:
+        """Those of the manifest."""
+        return [*self.subjects[0].seeds]
+
+    def scores(self, cell: Cell, images: Images = ()) -> dict[str, object]:
+        """Means over the subjects."""
+        first = self.subjects[0]
+        text = f"{self._placed([pair.in_words(ONE) for pair in self.subjects])} in {first.style.words}"
+        found = [similarity(cell, loras, [text]) for loras in cell.loras()]
+        scores: list[dict[str, float]] = [each["similarity"] for each in found]  # type: ignore[misc]
+        return found[0] | {"similarity": {name: fmean(each[name] for each in scores) for name in scores[0]}}
+
+    def _placed(self, subjects: list[str]) -> str:
+        places = PLACES[len(subjects)]
+        return " and ".join(f"{subject} {place[0]}" for subject, place in zip(subjects, places, strict=True))
+
+
+def photo_groups(pairs: Sequence[PhotoPair], number: int, most: int = 4) -> list[PhotoGroup]:
+    """Groups of `number` of the first four subjects, each with one of the pairs' styles in turn."""
+    first: dict[str, PhotoPair] = {}
+    for pair in pairs:
+        first.setdefault(pair.content.name, pair)
+    named = [
+        replace(pair, content=replace(pair.content, identifier=word), twin=None)
+        for pair, word in zip(first.values(), IDENTIFIERS, strict=False)
+    ]
+    return [
+        PhotoGroup(tuple(replace(pair, style=pairs[k % len(pairs)].style) for pair in chosen))
+        for k, chosen in enumerate(islice(combinations(named, number), most))
+    ]
 
 
 def groups(cases: Sequence[Case], number: int, most: int = 4) -> list[Group]:

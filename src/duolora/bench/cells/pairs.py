@@ -65,6 +65,11 @@ class Rendered:
     seed: int
 
     @property
+    def name(self) -> str:
+        """The same as for files."""
+        return self.about
+
+    @property
     def about(self) -> str:
         """A name for files."""
         p = self.pair
@@ -75,7 +80,8 @@ class Rendered:
             "oracle": f"{name}{p.kind}-{p.colour}-{p.pattern}-{p.style}",
             "twin": f"{p.kind}-{p.colour}-{p.pattern}-{p.style}",
         }[self.kind]
-        return f"{self.kind}-{about}-{self.seed}"
+        marks = "-paper" if p.captions == "paper" else ""
+        return f"{self.kind}-{about}-{self.seed}{marks}"
 
     @property
     def prompt(self) -> str:
@@ -123,8 +129,11 @@ class Case:
         return (Part(sources, self.pair.merged_prompt),)
 
     def about(self, row: Row) -> object:
-        """All of it."""
-        return asdict(self)
+        """All of it, without captions as they always were."""
+        found = asdict(self)
+        if self.pair.captions == "class":
+            del found["pair"]["captions"]
+        return found
 
     def asked(self, row: Row) -> list[str]:
         """The subject in the style, as such and somewhere; of a LoRA alone what it was trained on."""

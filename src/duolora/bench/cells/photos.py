@@ -20,21 +20,23 @@ from typing import Any
 
 from duolora.api.evaluate import evaluate
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER
-from duolora.bench.cells.cell import Cell, Part
+from duolora.bench.cells.cell import IMAGES, Cell, Part
+from duolora.bench.cells.lora import Lora
 from duolora.bench.cells.scores import Images, Scoring
 from duolora.bench.options import Captions
-from duolora.bench.tables.rows import Row, Table, fits_photos
+from duolora.bench.tables.rows import Row, Table
 from duolora.errors import InputError
 from duolora.metrics.datasets.dataset import STYLE, SUBJECT, Concept
 from duolora.metrics.datasets.layouts import read_dataset
 from duolora.metrics.datasets.manifests import PROMPT, Manifest, check_prompts, lacking, read_manifest
 from duolora.metrics.encoder import Embedder
+from duolora.model.image_files import images_in
 from duolora.provenance import file_hash
 
 OBJECT = "object"
 """What the paper calls every subject."""
 WITHOUT = ("oracle", "pair")
-"""Rows that need true images of the subject in the style, which nobody has of photos."""
+"""Rows that need true images of the subject in the style, the photos' twins, which few have."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +44,7 @@ class Photos:
     """The photos of a subject or of a style, and what they show."""
 
     kind: str
-    """content or style"""
+    """content or style; oracle and twin, both with a pair's twins"""
     name: str
     files: tuple[str, ...]
     hash: str
@@ -53,6 +55,8 @@ class Photos:
     """What the photos show, with `{subject}` or `{style}` in it."""
     noun: str = ""
     """What the subject is called beside its identifier; its words if that is empty."""
+    identifier: str = IDENTIFIERS[0]
+    """The word that stands for the subject."""
 
     @property
     def about(self) -> str:
@@ -63,7 +67,12 @@ class Photos:
     @property
     def prompt(self) -> str:
         """Their caption."""
-        return _identified(self.caption, self.noun or self.words)
+        return self.identified(self.caption)
+
+    def identified(self, prompt: str) -> str:
+        """A prompt with the identifiers in it."""
+        subject = f"{self.identifier} {self.noun or self.words}"
+        return prompt.replace(SUBJECT, subject).replace(STYLE, f"{STYLE_IDENTIFIER} style")
 
     def write(self, folder: Path) -> None:
         """Copy the photos into a folder.
@@ -87,6 +96,8 @@ class PhotoPair:
     prompts: tuple[str, ...]
     """With `{subject}` and `{style}` in them."""
     seeds: tuple[int, ...]
+    twin: Photos | None = None
+    """The subject's photos in the style, one for each of them in their order, where there are any."""
 
     @property
     def name(self) -> str:
@@ -101,11 +112,13 @@ class PhotoPair:
     @property
     def parts(self) -> tuple[Part]:
         """The photos of both."""
-        return (Part({"content": self.content, "style": self.style}, self.identified(PROMPT)),)
+        twins = {} if self.twin is None else {"twin": self.twin, "oracle": replace(self.twin, kind="oracle")}
+        return (Part({"content": self.content, "style": self.style} | twins, self.content.identified(PROMPT)),)
 
     def about(self, row: Row) -> object:
-        """Both sides' photos and captions, the prompts and the seeds."""
-        return [self.content.about, self.style.about, self.templates(row), self.seeds]
+        """Both sides' photos and captions, the prompts and the seeds, and the twins where they matter."""
+        twins = [self.twin.about] if self.twin is not None and row.how in WITHOUT else []
+        return [self.content.about, self.style.about, self.templates(row), self.seeds, *twins]
 
     def templates(self, row: Row) -> tuple[str, ...]:
         """The prompts with `{subject}` and `{style}` in them; of a LoRA alone its own caption."""
@@ -117,7 +130,7 @@ class PhotoPair:
         if row.how == "class":
             style = f"{STYLE_IDENTIFIER} style"
             return [p.replace(SUBJECT, self.content.words).replace(STYLE, style) for p in self.prompts]
-        return [self.identified(prompt) for prompt in self.templates(row)]
+        return [self.content.identified(prompt) for prompt in self.templates(row)]
 
     def noise_seeds(self, seed: int) -> list[int]:
         """Those of the manifest."""
@@ -125,26 +138,28 @@ class PhotoPair:
 
     def scores(self, cell: Cell, images: Images = ()) -> dict[str, object]:
         """Means over the images that the cell keeps, and the encoders behind them."""
-        scoring, (loras,) = cell.scoring or Scoring(()), cell.loras()
-        texts = [self.in_words(prompt) for prompt in self.templates(cell.row) for _ in self.seeds]
-        done = evaluate(
-            cell.folder / "images", loras["content"].images, loras["style"].images, texts, scoring.metrics,
-            scoring.checkpoints, cache=cell.out, embedders=_loaded(tuple(sorted(scoring.checkpoints.items()))),
-        )  # fmt: skip
-        return {
-            "similarity": {score.metric: score.value.mean for score in done.scores},
-            "encoders": {score.card.name: asdict(score.card) for score in done.scores},
-            "scoring": scoring.plain(),
-            "texts": list(dict.fromkeys(texts)),
-        }
-
-    def identified(self, prompt: str) -> str:
-        """A prompt with the identifiers in it."""
-        return _identified(prompt, self.content.noun or self.content.words)
+        (loras,) = cell.loras()
+        return similarity(cell, loras, [self.in_words(prompt) for prompt in self.templates(cell.row)])
 
     def in_words(self, prompt: str) -> str:
         """A prompt in words, as CLIP-T reads it."""
         return prompt.replace(SUBJECT, self.content.words).replace(STYLE, self.style.words)
+
+
+def similarity(cell: Cell, loras: Mapping[str, Lora], texts: Sequence[str]) -> dict[str, object]:
+    """Means over the images that a cell keeps, the encoders behind them, and what CLIP-T reads of each prompt."""
+    scoring, each = cell.scoring or Scoring(()), cell.images // len(texts)
+    done = evaluate(
+        cell.folder / IMAGES, loras["content"].images, loras["style"].images, [t for t in texts for _ in range(each)],
+        scoring.metrics, scoring.checkpoints, cache=cell.out,
+        embedders=_loaded(tuple(sorted(scoring.checkpoints.items()))),
+    )  # fmt: skip
+    return {
+        "similarity": {score.metric: score.value.mean for score in done.scores},
+        "encoders": {score.card.name: asdict(score.card) for score in done.scores},
+        "scoring": scoring.plain(),
+        "texts": list(dict.fromkeys(texts)),
+    }
 
 
 @cache
@@ -153,8 +168,12 @@ def _loaded(checkpoints: tuple[tuple[str, str], ...]) -> dict[str, Embedder]:
     return {}
 
 
-def photo_pairs(manifest: Path, contents: Path, styles: Path, captions: Captions = "class") -> list[PhotoPair]:
+def photo_pairs(
+    manifest: Path, contents: Path, styles: Path, captions: Captions = "class", twins: Path | None = None
+) -> list[PhotoPair]:
     """The pairs of a manifest, their photos found in two data sets (which may be one), and captions for their LoRAs.
+
+    Twins are in `<subject>/<style>/` of a folder.
 
     Raises:
         DuoLoRAError: the manifest or a data set cannot be read, or has not what the manifest names.
@@ -167,7 +186,7 @@ def photo_pairs(manifest: Path, contents: Path, styles: Path, captions: Captions
         "style": {p.style: _style(others.styles[p.style], named.words, captions) for p in named.pairs},
     }
     dataset = re.sub(r"[^\w.-]+", "-", named.name) or manifest.stem
-    return [
+    pairs = [
         PhotoPair(
             dataset,
             found["content"][pair.content],
@@ -177,28 +196,34 @@ def photo_pairs(manifest: Path, contents: Path, styles: Path, captions: Captions
         )
         for pair in named.pairs
     ]
+    return pairs if twins is None else [replace(pair, twin=_twin(pair, twins.expanduser())) for pair in pairs]
+
+
+def _twin(pair: PhotoPair, folder: Path) -> Photos:
+    """The subject's photos in the style.
+
+    Raises:
+        InputError: there are others than one for each photo.
+    """
+    place, count = folder / pair.content.name / pair.style.name, len(pair.content.files)
+    images = images_in(place)
+    if len(images) != count:
+        raise InputError(f"{place}: expected {count} images, a twin of each photo of the subject; got {len(images)}")
+    name = f"{pair.content.name}-{pair.style.name}"
+    return _photos("twin", Concept(name, images), pair.content.words, PROMPT, pair.content.noun)
 
 
 def photo_pair_of(entry: Mapping[str, Any]) -> PhotoPair:
     """A pair from plain data, as `asdict` makes it of one."""
-    sides = {side: Photos(**entry[side] | {"files": tuple(entry[side]["files"])}) for side in ("content", "style")}
+    there = [side for side in ("content", "style", "twin") if entry.get(side)]
+    sides = {side: Photos(**entry[side] | {"files": tuple(entry[side]["files"])}) for side in there}
     return PhotoPair(**{**entry, "prompts": tuple(entry["prompts"]), "seeds": tuple(entry["seeds"])} | sides)
 
 
-def for_photos(table: Table, datasets: Sequence[str]) -> Table:
-    """The table on other data sets, without the rows that need Atelier's truth.
-
-    Raises:
-        InputError: it is no table of single pairs.
-    """
-    if not fits_photos(table):
-        raise InputError(f"--photos: expected a table of single pairs, such as table1; {table.title!r} is none")
-    rows = tuple(row for row in table.rows if row.how not in WITHOUT)
-    return replace(table, rows=rows, datasets=tuple(datasets))
-
-
-def _identified(prompt: str, subject: str) -> str:
-    return prompt.replace(SUBJECT, f"{IDENTIFIERS[0]} {subject}").replace(STYLE, f"{STYLE_IDENTIFIER} style")
+def for_photos(table: Table, datasets: Sequence[str], twins: bool = False) -> Table:
+    """The table on other data sets, or on groups of theirs, without the rows that need twins where there are none."""
+    rows = tuple(row for row in table.rows if twins or row.how not in WITHOUT)
+    return replace(table, rows=rows, datasets=table.datasets if table.several else tuple(datasets))
 
 
 def _subject(concept: Concept, words: Mapping[str, str], captions: Captions) -> Photos:

@@ -181,6 +181,8 @@ def _cells(where: Path, table: str, about: Mapping[str, Any], rows: set[str]) ->
             cell = _measured(path, labels)
             if cell.row not in rows or int(path.parent.name.rpartition("-")[2]) != about.get("seed", 0):
                 continue
+            if cell.result.get("settings", {}) != about.get("settings", {}):
+                continue
             age, key = path.stat().st_mtime, (case, cell.row)
             if key not in found or found[key][0] < age:
                 found[key] = (age, cell)

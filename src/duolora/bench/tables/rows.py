@@ -73,6 +73,11 @@ class Table:
     ablation: bool = False
     """Whether rows differ by one option each, so that tuned settings have no place in it."""
 
+    @property
+    def several(self) -> bool:
+        """Whether it is about several subjects in one style."""
+        return bool({*self.datasets} & {*MULTI})
+
 
 ALL = ("several", "single", "crossed", "everyday")
 MULTI = {"multi2": 2, "multi3": 3, "multi4": 4}
@@ -85,11 +90,6 @@ ALONE = {"content": "content", "style": "style", "class": "style", "oracle": "or
 
 BLORA = (("up_blocks.0.attentions.0",), ("up_blocks.0.attentions.1",))
 """B-LoRA's content and style blocks in SDXL (W4, W5); `with_blora` puts others in their place."""
-
-
-def fits_photos(table: Table) -> bool:
-    """Whether it can be run on photos: a table of single pairs, whose rows are not chosen between by truth."""
-    return not table.figure and not {*table.datasets} & {*MULTI, "tuning"}
 
 
 def blora_rows(content: tuple[str, ...] = BLORA[0], style: tuple[str, ...] = BLORA[1]) -> tuple[Row, ...]:

@@ -4,19 +4,27 @@ The rule: the highest mean of both; of equals the one with more object and style
 first, which is the default. Pairs, objects and styles of the tuning set are in no other data set.
 """
 
+import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from duolora.bench.tables.rows import FLOOR, LAMBDAS, ORACLE, TABLES, Row, Table
-from duolora.errors import FileRefused, InputError, reason
+from duolora.errors import FileRefused, InputError, Notice, reason
 from duolora.textfiles import read_json, write_json
 
 RULE = "both, then object + style, then the first; means over the tuning pairs"
+ON_PHOTOS = "√(DINO × CSD-s), or CLIP-I in CSD-s's place, then their sum, then the first; means over the pairs"
+STYLES = ("csd-s", "clip-i")
+"""What says of photos how near the style is, the better one first."""
 
-
+Bases = Mapping[str, str | None]
+"""Bases with the hashes of their weights, where they are known."""
+ATELIER: Bases = MappingProxyType({"atelier": None})
 Settings = tuple[dict[str, float], ...]
 
 
@@ -94,25 +102,48 @@ class Best(NamedTuple):
     score: tuple[float, float]
 
 
-def choose(table: Table, lines: Sequence[Mapping[str, Any]], path: Path) -> str:
-    """Write the best setting of each group by the rule above, for `--tuned`; returns them as text.
+def check_judged(metrics: Sequence[str]) -> None:
+    """Refuse metrics by which no setting can be chosen on photos, where nobody knows the truth.
+
+    Raises:
+        InputError: the subject or the style is not among them.
+    """
+    if "dino" not in metrics or not {*STYLES} & {*metrics}:
+        raise InputError(
+            f"--metrics: expected dino and one of {', '.join(STYLES)}, by which settings are chosen on photos; got "
+            f"{', '.join(metrics)}"
+        )
+
+
+def choose(table: Table, lines: Sequence[Mapping[str, Any]], path: Path, bases: Bases = ATELIER) -> str:
+    """Write the best setting of each group by the rules above, for `--tuned`; returns them as text.
 
     `lines` are those of `render.summary`. A setting that failed on some of the pairs is not eligible.
     """
+    true = any("both" in line for line in lines)
+    rule, names = (RULE, "both, object + style") if true else (ON_PHOTOS, "balance, sum")
     found = {line["row"]: line for line in lines}
     whole = max((line["pairs"] for line in lines), default=0)
     best: dict[str, Best] = {}
     for row in table.rows:
         line = found.get(row.label)
         if row.group and line and line["pairs"] == whole:
-            both, object_, style = (line[name][0] for name in ("both", "object", "style"))
-            score = (round(both, 9), round(object_ + style, 9))
+            score = _score(line)
             if row.group not in best or score > best[row.group].score:
                 best[row.group] = Best(row.label, _tried(row), score)
     kept = {group: each._asdict() for group, each in best.items()}
-    write_json(path, {"rule": RULE, "pairs": whole, "best": kept})
-    said = [f"{b.row}  (both {b.score[0]:.2f}, object + style {b.score[1]:.2f})" for b in best.values()]
-    return "\n".join([f"Best of each group ({RULE}):", *said, str(path)])
+    write_json(path, {"rule": rule, "bases": dict(bases), "pairs": whole, "best": kept})
+    said = [f"{b.row}  ({names}: {b.score[0]:.2f}, {b.score[1]:.2f})" for b in best.values()]
+    return "\n".join([f"Best of each group ({rule}):", *said, str(path)])
+
+
+def _score(line: Mapping[str, Any]) -> tuple[float, float]:
+    """What settings are compared by: the classifier's truth, or the similarities of photos."""
+    if "both" in line:
+        both, object_, style = (line[name][0] for name in ("both", "object", "style"))
+        return round(both, 9), round(object_ + style, 9)
+    content, style = (line[name][0] for name in ("dino", next(name for name in STYLES if line.get(name))))
+    return round(math.sqrt(max(content, 0.0) * max(style, 0.0)), 9), round(content + style, 9)
 
 
 def _tried(row: Row) -> dict[str, object]:
@@ -121,10 +152,10 @@ def _tried(row: Row) -> dict[str, object]:
     return {name: value for name, value in row.changes.items() if name in tried}
 
 
-def tuned(table: Table, path: Path) -> Table:
+def tuned(table: Table, path: Path, bases: Bases = ATELIER) -> Table:
     """The table with the best settings of a file that `choose` wrote, in the rows that are named there.
 
-    What a row changes itself stays as it is.
+    What a row changes itself stays as it is. Settings that were chosen on another base are told.
 
     Raises:
         InputError: the table is an ablation, or the file is another one.
@@ -132,11 +163,19 @@ def tuned(table: Table, path: Path) -> Table:
     if table.ablation:
         raise InputError(f"{table.title}: an ablation makes one change in each row; run it without --tuned")
     try:
-        best = {name: dict(each["changes"]) for name, each in read_json(path)["best"].items()}
+        found = read_json(path)
+        best = {name: dict(each["changes"]) for name, each in found["best"].items()}
+        chosen_on = dict(found.get("bases", {"atelier": None}))
     except (OSError, FileRefused, ValueError, TypeError, KeyError, AttributeError) as error:
         raise InputError(
             f"{path}: expected tuned.json as `duolora bench tuning` writes it ({reason(error)})"
         ) from error
+    marks = set(filter(None, chosen_on.values()))
+    if others := [base for base, mark in bases.items() if base not in chosen_on and mark not in marks]:
+        warnings.warn(
+            f"{path}: these settings were chosen on {', '.join(chosen_on)}, and may not suit {', '.join(others)}; "
+            "`duolora bench tuning` chooses some there", Notice, stacklevel=2,
+        )  # fmt: skip
     return replace(
         table, rows=tuple(replace(row, changes={**best.get(row.label, {}), **row.changes}) for row in table.rows)
     )
