@@ -2,7 +2,9 @@
 
 import json
 import os
+import re
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from duolora.errors import FileRefused
 from duolora.model import files
 from duolora.model.architectures import shapes_in
 from duolora.model.files import check_folder
-from tiny import tiny_pipeline
+from tiny import tiny_pipeline, tiny_sd15
 
 
 @pytest.fixture(scope="module")
@@ -125,6 +127,45 @@ def test_a_base_with_an_adapter_of_its_own_is_refused(base):
 def test_other_classes_are_refused(base, value):
     edit(base / "model_index.json", text_encoder=value)
     assert "text_encoder: expected CLIPTextModel, found " in refused(base)
+
+
+@pytest.mark.parametrize(
+    ("part", "value", "said"),
+    [
+        ("scheduler", ["antigravity", "fly"], "scheduler would run code from 'antigravity'"),
+        ("scheduler", ["diffusers", "StableDiffusionXLPipeline"], "scheduler: expected one of diffusers' schedulers"),
+        ("scheduler", ["diffusers", ["DDIMScheduler"]], "scheduler: expected one of diffusers' schedulers"),
+        ("tokenizer", ["transformers", "AutoTokenizer"], "tokenizer: expected CLIPTokenizer or "),
+        ("tokenizer_2", ["transformers", "PreTrainedTokenizerFast"], "tokenizer_2: expected CLIPTokenizer or "),
+        ("unet", ["diffusers", "FluxTransformer2DModel"], "unet: expected UNet2DConditionModel"),
+        ("image_encoder", ["antigravity", "fly"], "image_encoder would run code from 'antigravity'"),
+    ],
+)
+def test_no_class_but_known_ones_is_imported_for_a_folder_or_for_the_configs_of_a_file(
+    base, base_file, part, value, said
+):
+    """`antigravity` is a module of Python's own, which opens a browser when it is imported."""
+    edit(base / "model_index.json", **{part: value})
+    assert said in refused(base)
+    with pytest.raises(FileRefused, match=re.escape(said)):
+        files.read_pipeline(str(base_file), torch.float32, base)
+    assert "antigravity" not in sys.modules
+
+
+def test_the_configs_of_a_file_are_checked_as_those_of_a_folder(base, base_file, tmp_path):
+    edit(base / "unet" / "config.json", layers_per_block=10**9)
+    with pytest.raises(FileRefused, match="layers_per_block: expected"):
+        files.read_pipeline(str(base_file), torch.float32, base)
+    tiny_sd15(tmp_path / "tokenizers").save_pretrained(tmp_path / "sd15")
+    with pytest.raises(FileRefused, match=r"sd15: expected the configs of SDXL, found Stable Diffusion's"):
+        files.read_pipeline(str(base_file), torch.float32, tmp_path / "sd15")
+
+
+def test_a_scheduler_that_needs_another_library_is_one_line(base):
+    edit(base / "model_index.json", scheduler=["diffusers", "DPMSolverSDEScheduler"])
+    with pytest.raises(FileRefused, match="DPMSolverSDEScheduler requires the torchsde library") as caught:
+        files.read_pipeline(str(base), torch.float32, None)
+    assert "\n" not in str(caught.value)
 
 
 def test_weights_under_another_name_are_refused(base):

@@ -33,8 +33,11 @@ from duolora.provenance import known_hash, sampled_hash
 from duolora.textfiles import read_json
 
 Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusionPipeline | FluxPipeline | StableDiffusion3Pipeline
-UNREAD = ("safety_checker", "feature_extractor", "image_encoder")
-"""Parts of Stable Diffusion's folders that nothing here has a use for."""
+UNREAD = {"feature_extractor": None, "image_encoder": None}
+"""Parts of folders that nothing here has a use for."""
+UNSAFE = {"safety_checker": None, "requires_safety_checker": False}
+"""And those of Stable Diffusion's."""
+TOKENIZER_CLASSES = ["CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"]
 NUMBERS = ("hidden_size", "projection_dim", "addition_time_embed_dim", "d_model", "latent_channels", "scaling_factor")
 """What configs say of the sizes of networks that fit each other."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -115,30 +118,17 @@ def is_small(base: str) -> bool:
     return 0 < sum(sizes) <= SMALL
 
 
-def check_folder(folder: Path) -> Kind:
+def check_folder(folder: Path, weights: bool = True) -> Kind:
     """The kind of a diffusers folder, once it is certain that it holds no pickles, no code and no other model.
+
+    Without `weights`, its configs and tokenizers are enough.
 
     Raises:
         FileRefused: with the reason.
     """
-    index = _json(folder / "model_index.json")
-    named = str(index.get("_class_name"))
-    kind = KINDS.get(named) or (SDXL_KIND if named.startswith("StableDiffusionXL") else None)
-    if kind is None:
-        raise FileRefused(f"{folder}: expected a pipeline of {', '.join(KINDS)}, found {named[:60]}; use {BASES}")
-    if index.get("safety_checker") == ["stable_diffusion", "StableDiffusionSafetyChecker"]:
-        del index["safety_checker"]  # which is left unread
-    for name, value in index.items():
-        if isinstance(value, list) and value[:1] not in ([None], ["diffusers"], ["transformers"]):
-            origin = reprlib.repr(value[0]) if value else "nowhere"
-            raise FileRefused(f"{folder}: {name} would run code from {origin}, which is never done; use {BASES}")
-    parts = [name for name, value in index.items() if isinstance(value, list)]
+    kind, parts = _check_classes(folder)
     check_files(folder, parts)
-    for name, known in kind.networks.items():
-        found = index.get(name)
-        if not isinstance(found, list) or not found or found[-1] != known:
-            raise FileRefused(f"{folder}: {name}: expected {known}, found {reprlib.repr(found)}; use {BASES}")
-    for name in kind.networks:
+    for name in kind.networks if weights else ():
         suffixes = {file.suffix for file in (folder / name).glob("*")}
         if ".safetensors" not in suffixes:
             held = "pickled weights, which are never opened" if suffixes.intersection(PICKLES) else "no weights"
@@ -155,6 +145,31 @@ def check_folder(folder: Path) -> Kind:
     if not kind.flow and "beta_schedule" not in schedule:
         raise FileRefused(f"{folder}: expected a scheduler with betas, as SDXL's, found {found}; use {BASES}")
     return kind
+
+
+def _check_classes(folder: Path) -> tuple[Kind, list[str]]:
+    """The kind that a folder's index names, and its parts, once it is certain that all have classes known here."""
+    index = _json(folder / "model_index.json")
+    named = str(index.get("_class_name"))
+    kind = KINDS.get(named) or (SDXL_KIND if named.startswith("StableDiffusionXL") else None)
+    if kind is None:
+        raise FileRefused(f"{folder}: expected a pipeline of {', '.join(KINDS)}, found {named[:60]}; use {BASES}")
+    if index.get("safety_checker") == ["stable_diffusion", "StableDiffusionSafetyChecker"]:
+        del index["safety_checker"]  # which is left unread
+    parts = {name: value for name, value in index.items() if isinstance(value, list)}
+    for name, value in parts.items():
+        if value[:1] not in ([None], ["diffusers"], ["transformers"]):
+            origin = reprlib.repr(value[0]) if value else "nowhere"
+            raise FileRefused(f"{folder}: {name} would run code from {origin}, which is never done; use {BASES}")
+    known = {name: [network] for name, network in kind.networks.items()}
+    known |= {name: TOKENIZER_CLASSES for name, encoder in TOKENIZERS.items() if encoder in known}
+    known["scheduler"] = [name for name in dir(diffusers.schedulers) if name.endswith("Scheduler")]
+    for name, classes in known.items():
+        found = index.get(name)
+        if not isinstance(found, list) or not found or found[-1] not in classes:
+            expected = "one of diffusers' schedulers" if name == "scheduler" else " or ".join(classes)
+            raise FileRefused(f"{folder}: {name}: expected {expected}, found {reprlib.repr(found)}; use {BASES}")
+    return kind, list(parts)
 
 
 def check_single_file(path: Path) -> tuple[set[str], dict[str, Any]]:
@@ -202,7 +217,7 @@ def _check_configs(folder: Path, kind: Kind, configs: dict[str, dict[str, Any]])
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
     kind = check_folder(folder)
-    without = dict.fromkeys(UNREAD) | {"requires_safety_checker": False} if kind is SD15 else {}
+    without: dict[str, Any] = UNREAD | (UNSAFE if kind is SD15 else {})
     names = [file.name for file in (folder / kind.network).glob("*.safetensors")]
     variant = "fp16" if all(".fp16" in name for name in names) else None
     with refusing(folder):
@@ -217,16 +232,15 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> Pipeline:
     keys, schedule = check_single_file(path)
     if config is not None and not (config / "model_index.json").is_file():
         raise InputError(f"{config}: expected a diffusers folder with model_index.json")
-    if config is not None:
-        check_files(config, [place.name for place in config.iterdir() if place.is_dir()])
-        check_configs(
-            {file: _json(file) for file in config.glob("*/*config.json") if file.parent.name not in TOKENIZERS}
+    if config is not None and (kind := check_folder(config, weights=False)) is not SDXL_KIND:
+        raise FileRefused(
+            f"{config}: expected the configs of SDXL, found {kind.name}'s; name a folder of SDXL's layout"
         )
     with refusing(path), TemporaryDirectory() as facts:
         if config is None:
             write_configs(Path(facts), architecture_of_keys(keys, path))
         parts = StableDiffusionXLPipeline.from_single_file(
-            str(path), dtype=dtype, config=str(config or facts), local_files_only=True
+            str(path), dtype=dtype, config=str(config or facts), local_files_only=True, **UNREAD
         )
         parts.scheduler = type(parts.scheduler).from_config(parts.scheduler.config, **schedule)
     return _complete(path, parts, {})
@@ -269,7 +283,7 @@ def _downloaded(base: str) -> Path:
 
 DAMAGED = (
     OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError, AssertionError,
-    SafetensorError,
+    ImportError, SafetensorError,
 )  # fmt: skip
 """What diffusers and transformers raise for configs and weights that make no sense."""
 
