@@ -1,14 +1,18 @@
 """LoRA files while images are drawn: what counts are their factors and strengths, whatever else a header says."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
 import torch
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
+from damage import CASES, DAMAGE
 from duolora.api.generate import applied
-from duolora.errors import BaseMismatch
+from duolora.errors import BaseMismatch, DuoLoRAError
+from duolora.lora.read.file import read_adapter
 from duolora.model.base import Base
 from duolora.model.blocks import target_modules
 from tiny import random_adapter, tiny_inputs
@@ -54,6 +58,40 @@ def test_what_else_a_header_says_changes_nothing(base, tmp_path, header):
     assert torch.equal(predicted(base, plain), predicted(base, odd))
     assert not torch.allclose(predicted(base, plain), bare)
     assert torch.equal(predicted(base), bare)
+
+
+FIELDS = [*LoraConfig.__dataclass_fields__, "alpha_pattern", "lora_alpha", "r", "use_rslora", "use_dora", "tomorrow"]
+ODD = [*map(json.loads, DAMAGE), {"to_q": 3}, {"attn1.*": 2.5}, r"([\w.]+)+!", {r"([\w.]+)+!": 4}, ["to_q"], 10**9]
+
+
+def test_any_header_gives_the_factors_times_their_strengths_or_is_refused(base, tmp_path):
+    """Whatever fields of a LoraConfig say, and other entries beside it: as if ΔW had been added to the weights."""
+    rng, refused = random.Random(0), 0
+    for case in range(CASES // 40):
+        config = {rng.choice(FIELDS): rng.choice(ODD) for _ in range(rng.randint(1, 4))}
+        path = saved(base, tmp_path / f"{case}.safetensors", **config)
+        if case % 3 == 0:
+            header = {
+                rng.choice(["lora_adapter_metadata", "duolora", "duolora_proof", "format", "ss_x"]): rng.choice(DAMAGE)
+            }
+            save_file(load_file(path), path, header)
+        try:
+            found = predicted(base, path)
+        except DuoLoRAError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            continue
+        modules = read_adapter(path).modules
+        with torch.no_grad():
+            before = {name: base.unet.get_submodule(name).weight.clone() for name in modules}
+            for name, lora in modules.items():
+                base.unet.get_submodule(name).weight += lora.delta()
+            expected = base.unet(**tiny_inputs())[0]
+            for name, weight in before.items():
+                base.unet.get_submodule(name).weight.copy_(weight)
+        scale = float(expected.abs().max())
+        torch.testing.assert_close(found / scale, expected / scale, rtol=1e-3, atol=1e-4)
+    assert 0 < refused < CASES // 40
 
 
 def test_the_strength_in_the_header_counts(base, tmp_path):

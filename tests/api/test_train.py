@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from damage import CASES, DAMAGE, damaged, places
 from duolora.api.train import TrainOptions, default_options, train
 from duolora.errors import DuoLoRAError, FileRefused, InputError
 from duolora.lora.read.file import read_adapter
@@ -232,6 +234,47 @@ def test_checkpoints_that_do_not_fit_are_refused_and_change_nothing(tmp_path, da
     assert torch.equal(value, before)
 
 
+def test_checkpoints_with_any_damage_are_refused_or_are_as_they_were(tmp_path):
+    """Other text in any place of the progress, other tensors, flipped bits, lost ends."""
+    rng, path, value = random.Random(0), tmp_path / "c.safetensors", torch.nn.Parameter(torch.arange(3.0))
+    optimiser = torch.optim.Adam([value], lr=0.1)
+    value.sum().backward()
+    optimiser.step()
+    save_checkpoint(path, {"v": value}, optimiser, 1, [0.25])
+    whole, state, at = path.read_bytes(), optimiser.state_dict()["state"][0], value.detach().clone()
+    with safe_open(path, "pt") as file:
+        progress = json.loads(file.metadata()["progress"])
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    refused = 0
+    for case in range(CASES):
+        if case % 2:
+            data = bytearray(whole)
+            for _ in range(rng.randint(1, 3)):
+                data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            path.write_bytes(data[: rng.choice((len(data), rng.randrange(len(data))))])
+        elif case % 4:
+            place = rng.choice([*places(progress)])
+            save_file(tensors, path, {"progress": damaged(progress, place, rng.choice(DAMAGE))})
+        else:
+            key, other = rng.choice([*tensors]), rng.choice([torch.zeros(3), torch.zeros(()), torch.ones(9).int()])
+            changed = tensors | {rng.choice([key, "optimiser.7.step", "optimiser.x.y", "value.w", ""]): other}
+            save_file(changed, path, {"progress": json.dumps(progress)})
+        with torch.no_grad():
+            value.fill_(7)
+        try:
+            assert load_checkpoint(path, {"v": value}, optimiser, 2) == 1
+        except FileRefused as error:
+            refused += 1
+            assert "\n" not in str(error) and torch.equal(value, torch.full((3,), 7.0))
+        else:
+            assert torch.equal(value, at)
+        assert optimiser.state_dict()["state"][0].keys() == state.keys()
+        assert all(torch.equal(held, state[key]) for key, held in optimiser.state_dict()["state"][0].items())
+    assert refused > 0.9 * CASES
+    path.write_bytes(whole)
+    assert load_checkpoint(path, {"v": value}, optimiser, 2) == 1 and torch.equal(value, at)
+
+
 def test_a_full_disk_at_a_checkpoint_is_one_line_and_keeps_the_last_one(tmp_path, monkeypatch):
     def full(tensors, path, metadata):
         Path(path).write_bytes(b"half")
@@ -310,7 +353,8 @@ def test_at_another_resolution(folder, photos, tmp_path):
     done = train(
         photos, "a cat", tmp_path / "x.safetensors", load_base(folder, "cpu", resolution=24), OPTIONS, progress=False
     )
-    assert read_adapter(done.path).metadata["resolution"] == 24
+    found = read_adapter(done.path)
+    assert (found.metadata["resolution"], found.notes["modelspec.resolution"]) == (24, "24x24")
 
 
 def test_other_optimisers_are_those_of_their_libraries(base, photos, tmp_path, monkeypatch):

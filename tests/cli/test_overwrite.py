@@ -64,3 +64,10 @@ def test_training_keeps_its_base(tmp_path, more):
     done = run("train", "--images", tmp_path, "--prompt", "a cat", "--base", base, "--out", base, *more)
     assert done.exit_code == 1 and "it is one of the inputs" in done.stderr
     assert base.read_bytes() == b"seven gigabytes"
+
+
+def test_training_keeps_another_lora(loras, tmp_path):
+    before = loras[0].read_bytes()
+    done = run("train", "--images", tmp_path, "--prompt", "a cat", "--out", loras[0])
+    assert done.exit_code == 1 and "--overwrite" in done.stderr
+    assert loras[0].read_bytes() == before

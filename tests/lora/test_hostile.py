@@ -1,7 +1,6 @@
 """Hostile files: refused in one line that names the file, without a traceback, a hang, or memory beyond their size."""
 
 import json
-import os
 import struct
 import tracemalloc
 from pathlib import Path
@@ -10,14 +9,13 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 
+from damage import CASES
 from duolora.cli.common import printable
 from duolora.errors import DuoLoRAError, FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.lora.write.atomic import check_writable
 from duolora.lora.write.file import write_adapter
 
-CASES = int(os.environ.get("DUOLORA_FUZZ_CASES", "500"))
-"""How many random files each fuzz reads; 10,000 and more in the long run."""
 MODULE = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
 SOUND = {
     "__metadata__": {"format": "pt"},

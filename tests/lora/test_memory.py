@@ -7,7 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load
 
-from duolora.api import compose as verb
+from duolora.api.compose import compose
+from duolora.api.convert import convert
 from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import OnDemand, in_float32, mapped, outlines, renamed
 from duolora.lora.read.file import read_adapter
@@ -52,7 +53,8 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path, monke
         read_adapter(path)
 
 
-def test_a_sum_is_written_module_by_module(tmp_path, monkeypatch):
+@pytest.mark.parametrize("verb, total", [("compose", 6.0), ("convert", 2.0)])
+def test_a_file_is_written_module_by_module(tmp_path, monkeypatch, verb, total):
     """No more than one module of the sources is in memory at once, and none of the file's while diffusers loads it."""
     alive, most = weakref.WeakSet(), []
     for name in "abc":
@@ -73,9 +75,10 @@ def test_a_sum_is_written_module_by_module(tmp_path, monkeypatch):
     monkeypatch.setattr(LowRank, "__post_init__", counted)
     monkeypatch.setattr(writer, "error_in_diffusers", error)
     out = tmp_path / "all.safetensors"
-    verb.compose([tmp_path / f"{name}.safetensors" for name in "abc"], out, [1.0, 1.0, 1.0])
+    files = [tmp_path / f"{name}.safetensors" for name in "abc"]
+    compose(files, out, [1.0, 1.0, 1.0]) if verb == "compose" else convert(files[0], out)
     assert 5 <= max(most) <= 5 + 3 * 3, "the five that diffusers loads; of one, three sources thrice"
-    assert torch.allclose(read_adapter(out).modules[MODULE].delta(), torch.full((8, 8), 6.0))
+    assert torch.allclose(read_adapter(out).modules[MODULE].delta(), torch.full((8, 8), total))
 
 
 def several(count: int) -> dict[str, LowRank]:

@@ -1,5 +1,7 @@
 """One call shape; the right token of the right network; and no checkpoint loads that is not whole."""
 
+import json
+import os
 import shutil
 
 import pytest
@@ -12,7 +14,7 @@ from duolora.atelier.data import as_input
 from duolora.atelier.objects import OBJECTS
 from duolora.atelier.scene import render
 from duolora.atelier.styles import STYLES
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, Notice
 from duolora.metrics import vision
 from duolora.metrics.encoders import ATELIER, load_embedder
 from duolora.metrics.similarity import all_pairs_mean, cosines
@@ -73,8 +75,25 @@ def test_clip_is_both_projected_towers(clip):
 
 def test_clip_texts_do_not_depend_on_their_neighbours_or_end(clip):
     embedder = load_embedder("clip", clip, "cpu")
-    rows = embedder(["cat", "a red house " * 200])
+    with pytest.warns(Notice, match="longer than CLIP reads; .*house.* counts for nothing") as told:
+        rows = embedder(["cat", "a red house " * 200])
+    assert len(told) == 1
     torch.testing.assert_close(rows[:1], embedder(["cat"]), atol=1e-5, rtol=0)
+
+
+def test_of_an_encoder_no_index_leads_to_a_pickle_and_no_pipe_is_read(clip, tmp_path, monkeypatch):
+    folder = shutil.copytree(clip, tmp_path / "clip")
+    (folder / "evil.bin").write_bytes(b"\x80\x04")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": {"logit_scale": "evil.bin"}}))
+    (folder / "model.safetensors").rename(folder / "other.safetensors")
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(FileRefused, match=r"it names 'evil\.bin'.*pickles are never opened"):
+        load_embedder("clip", folder, "cpu")
+    index.unlink()
+    os.mkfifo(folder / "preprocessor_config.json")
+    with pytest.raises(FileRefused, match="expected a regular file, found a pipe"):
+        load_embedder("clip", folder, "cpu")
 
 
 def test_the_identity_is_the_weights_not_the_place(dino, tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import re
 import shutil
 import sys
@@ -10,7 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from duolora.errors import FileRefused
+from damage import CASES, DAMAGE, damaged, places
+from duolora.errors import DuoLoRAError, FileRefused
 from duolora.model import files
 from duolora.model.architectures import shapes_in
 from duolora.model.files import check_folder
@@ -203,3 +205,35 @@ def test_shapes_of_a_hostile_base_are_not_counted(base):
         shapes_in(str(base))
     config.unlink()
     assert shapes_in(str(base)) is None
+
+
+KEYS = ["attn_implementation", "_attn_implementation", "quantization_config", "auto_map", "transformers_weights",
+        "use_kernels", "_class_name", "architectures", "model_type", "dtype", "torch_dtype"]  # fmt: skip
+CODE = ['["antigravity", "fly"]', '"antigravity"', '{"AutoModel": "evil.Model"}', '"../evil.bin"', "1048576", "4096"]
+
+
+def test_any_damage_of_a_base_is_one_line_or_a_base(base):
+    """Any value of its JSON files is another one, or stands under another key, or a file is none."""
+    rng, refused = random.Random(0), 0
+    whole = {path: path.read_bytes() for path in sorted(base.glob("**/*.json")) if path.name != "tokenizer.json"}
+    for case in range(CASES // 20):
+        path = rng.choice([*whole])
+        found = json.loads(whole[path])
+        if case % 10 == 0:
+            path.unlink()
+            rng.choice(
+                [path.mkdir, lambda path=path: os.mkfifo(path), lambda path=path: os.symlink("/dev/zero", path)]
+            )()
+        else:
+            found |= {rng.choice(KEYS): "x"} if case % 3 == 0 else {}
+            path.write_text(damaged(found, rng.choice([*places(found)][1:]), rng.choice([*DAMAGE, *CODE])))
+        try:
+            files.read_pipeline(str(base), torch.float32, None)
+        except DuoLoRAError as error:
+            refused += 1
+            assert "\n" not in str(error) and len(str(error)) < 900
+        assert "antigravity" not in sys.modules
+        path.rmdir() if path.is_dir() else path.unlink()
+        path.write_bytes(whole[path])
+    assert 0.2 < refused / (CASES // 20) < 0.98
+    check_folder(base)

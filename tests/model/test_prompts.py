@@ -7,6 +7,9 @@ import pytest
 import torch
 import typer
 
+from duolora.api.generate import generate
+from duolora.api.merge import merge
+from duolora.api.train import train
 from duolora.cli.common import one_line
 from duolora.errors import InputError, Notice
 from duolora.model.base import load_base
@@ -81,6 +84,18 @@ def test_an_identifier_that_is_not_read_is_refused(parts):
     with pytest.raises(InputError, match="the identifier 'house'"):
         refuse_unread(parts, [long + "in house"], {"house"})
     refuse_unread(parts, [long + "in zwx house"], {"sks"})
+
+
+def test_nothing_is_learnt_merged_or_generated_without_the_identifier(base, loras, photos, tmp_path):
+    lost, out = f"{'cat ' * 60}in zwx house", tmp_path / "x.safetensors"
+    for do in (
+        lambda: train(photos, lost, out, base, progress=False),
+        lambda: merge(*loras, out, "ziprank", base, photos, photos, style_prompt=lost, progress=False),
+        lambda: generate(lost, tmp_path, loras[1], base, num=1, progress=False),
+    ):
+        with pytest.raises(InputError, match="the identifier 'zwx' is among them"):
+            do()
+    assert not list(tmp_path.iterdir())
 
 
 def test_commands_say_it_in_one_line_once(parts, capsys):

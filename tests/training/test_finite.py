@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from duolora.api.merge import merge, options_of
 from duolora.api.train import TrainOptions, train
 from duolora.errors import DuoLoRAError, FileRefused
 from duolora.training.checkpoint import load_checkpoint, save_checkpoint
@@ -31,11 +32,22 @@ class Counting:
 
 def test_a_run_that_diverges_stops_at_once_and_names_the_learning_rate(base, photos, tmp_path):
     seen = Counting()
-    with pytest.raises(DuoLoRAError, match=r"step \d+: the loss is (nan|inf).*lower --lr \(it was 1e\+12\)"):
+    with pytest.raises(
+        DuoLoRAError, match=r"step \d+: the loss is (nan|inf).*lower learning rate than 1e\+12, by --lr"
+    ):
         train(photos, "a sks cat", tmp_path / "x.safetensors", base, OPTIONS, progress=False, callback=seen)
     assert seen.steps == [1]
     assert not list(tmp_path.iterdir())
     train(photos, "a sks cat", tmp_path / "x.safetensors", base, replace(OPTIONS, lr=1e-3, steps=2), progress=False)
+
+
+def test_a_merge_that_diverges_stops_too_and_names_its_own_option(base, loras, photos, tmp_path):
+    options = options_of("ziprank-prior", steps=60, lr=1e30)
+    with pytest.raises(DuoLoRAError, match=r"step \d: the loss is (nan|inf).*learning rate than 1e\+30.*--set lr=… in"):
+        merge(
+            *loras, tmp_path / "x.safetensors", "ziprank-prior", base, photos, photos, options=options, progress=False
+        )
+    assert not list(tmp_path.iterdir())
 
 
 def state(value: float):
@@ -50,7 +62,7 @@ def test_a_good_checkpoint_is_never_replaced_by_a_spoilt_one(tmp_path, bad):
     save_checkpoint(path, {"v": parameter}, optimiser, 100)
     whole = path.read_bytes()
     spoilt, its_optimiser = state(bad)
-    with pytest.raises(DuoLoRAError, match=r"step 200: .*diverged.*--lr \(it was 0\.5\)"):
+    with pytest.raises(DuoLoRAError, match=r"step 200: .*diverged.*lower learning rate than 0\.5, by --lr"):
         save_checkpoint(path, {"v": spoilt}, its_optimiser, 200)
     assert path.read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
 

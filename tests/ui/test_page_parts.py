@@ -1,5 +1,8 @@
 """The page's parts without a browser: what is in its fields, and what its buttons change."""
 
+import json
+import struct
+import tracemalloc
 from unittest.mock import MagicMock
 
 import pytest
@@ -47,6 +50,23 @@ def test_prompts_start_empty_and_come_from_the_file_that_is_dropped(gr, tmp_path
     assert fill(str(tmp_path / "b.safetensors")) == fill(None) == ("", "")
     words, wrong = fill(str(tmp_path / "c.safetensors"))
     assert words == "" and "c.safetensors" in wrong and str(tmp_path) not in wrong
+
+
+def test_of_a_file_that_is_dropped_the_header_alone_is_read(tmp_path):
+    """The page itself does it: a large file would fill its memory, and a slow pattern would hold it up."""
+    size, path = 2**31, tmp_path / "a.safetensors"
+    entry = {"dtype": "F16", "shape": [1, size // 2], "data_offsets": [0, size]}
+    config = {"unet.alpha_pattern": {r"[\w.]?" * 9999: 4}}
+    said = {"duolora": '{"prompt": "a sks cat"}', "lora_adapter_metadata": json.dumps(config)}
+    header = json.dumps({f"unet.{NAME}.lora_A.weight": entry, "__metadata__": said}).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(header)) + header)
+        file.truncate(8 + len(header) + size)
+    tracemalloc.start()
+    assert prompt_in(path) == "a sks cat"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1_000_000
 
 
 def test_every_method_is_offered_with_its_help(gr):

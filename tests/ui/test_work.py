@@ -1,6 +1,9 @@
 """What the page does, on a tiny base, without the page."""
 
 import asyncio
+import sys
+from types import SimpleNamespace
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -10,7 +13,7 @@ from duolora.errors import FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.merging.mask_file import read_masks, rebuilt
 from duolora.model.defaults import STEPS
-from duolora.ui import work
+from duolora.ui import page, work
 from duolora.ui.page import KnownHosts
 from duolora.ui.work import Asked, Side, Studio, check_asked, file_stem, opened, worded
 
@@ -199,3 +202,15 @@ def test_the_page_answers_to_its_own_names(host):
 def test_the_page_does_not_answer_to_names_that_others_point_here(host):
     assert answer(host) == 421
     assert answer(host, "websocket") == "websocket.close"
+
+
+def test_the_page_is_served_with_a_bound_and_to_known_hosts_only(tmp_path, monkeypatch):
+    given, shown = {}, MagicMock()
+    shown.queue().launch = lambda **options: given.update(options) or (None, "http://127.0.0.1", None)
+    for name, made in (("gradio", MagicMock), ("Worker", MagicMock()), ("built", lambda *_: shown)):
+        monkeypatch.setattr(page, name, made)
+    monkeypatch.setitem(sys.modules, "starlette.middleware", SimpleNamespace(Middleware=lambda kind, **_: kind))
+    monkeypatch.setitem(sys.modules, "starlette", SimpleNamespace())
+    assert page.serve(tmp_path, block=False) == (shown, "http://127.0.0.1")
+    assert (given["server_name"], given["share"], given["max_file_size"]) == ("127.0.0.1", False, page.LARGEST_UPLOAD)
+    assert given["app_kwargs"]["middleware"] == [KnownHosts]

@@ -11,7 +11,7 @@ import torch
 from duolora.api.generated import check_list, first_number, write_list
 from duolora.errors import BaseMismatch, InputError, reason
 from duolora.lora.adapter import embeddings_of
-from duolora.lora.read.file import check_fits, read_adapter
+from duolora.lora.read.file import check_fits, read_adapter, read_metadata
 from duolora.lora.write.atomic import check_folder, whole_files
 from duolora.lora.write.diffusers import diffusers_tensors, uniform
 from duolora.model.base import Base, BaseChoice, opened
@@ -94,7 +94,7 @@ def _prompt_words(loras: Sequence[str | Path]) -> list[str]:
     """The words of the prompts that LoRA files were made with, as far as they say."""
     words: list[str] = []
     for path in loras:
-        said = read_adapter(Path(path).expanduser()).metadata.items()
+        said = read_metadata(Path(path)).items()
         for prompt in (value for key, value in said if "prompt" in key and isinstance(value, str)):
             words += prompt.split()
     return words

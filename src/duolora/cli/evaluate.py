@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from duolora.cli.common import JsonOption, QuietOption, SeedOption, doing, one_line, report
+from duolora.cli.common import JsonOption, QuietOption, SeedOption, doing, one_line, printable, report
 from duolora.cli.early import check_inputs, check_there
 from duolora.cli.examples import examples
 from duolora.errors import InputError
@@ -166,7 +166,7 @@ def pairs(
             left = own - {prompt for concept in concepts for prompt in concept.fitting()}
             typer.echo(f"{len(left)} of {len(own)} prompts name another style, matter or colour, and are left out")
         if absent := [name for side in sides for name, images in side.items() if not images]:
-            left_out = ", ".join(absent)
+            left_out = printable(", ".join(absent))
             typer.echo(
                 f"left out, for lack of images: {left_out}; `duolora datasets check` says what is missing", err=True
             )

@@ -2,6 +2,8 @@
 
 import json
 import re
+import reprlib
+import warnings
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -19,9 +21,10 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, CLIPModel, CLIPTokenizer, Dinov2Model, Dinov2WithRegistersModel, ViTModel
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, Notice
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
+from duolora.model.base_check import check_files
 
 VISION: dict[str, Callable[..., Any]] = {
     "vit": partial(ViTModel.from_pretrained, add_pooling_layer=False),
@@ -46,7 +49,7 @@ def load_vision(
         InputError: the checkpoint is not there.
         FileRefused: it is of another kind, damaged, pickled, or a key is missing, unexpected or of another shape.
     """
-    config = _opened(source, AutoConfig.from_pretrained)
+    config = _opened(source, partial(AutoConfig.from_pretrained, trust_remote_code=False))
     if config.model_type not in EXPECTED[name]:
         expected = " or ".join(EXPECTED[name])
         raise FileRefused(f"{source}: expected a model of type {expected} for {name}, found {config.model_type}")
@@ -61,13 +64,13 @@ def load_vision(
 
 
 def load_clip(source: str, transform: Transform, device: torch.device, progress: bool = False) -> NetworkEmbedder:
-    """CLIP's projected image and text embeddings, for plain cosines (CLIP-I, CLIP-T); long texts are cut at its end.
+    """CLIP's projected image and text embeddings, for plain cosines (CLIP-I, CLIP-T); long texts are cut, and told.
 
     Raises:
         InputError: the checkpoint is not there.
         FileRefused: it is of another kind, damaged, pickled, or a key is missing, unexpected or of another shape.
     """
-    config = _opened(source, AutoConfig.from_pretrained)
+    config = _opened(source, partial(AutoConfig.from_pretrained, trust_remote_code=False))
     if config.model_type != "clip":
         raise FileRefused(f"{source}: expected a model of type clip, found {config.model_type}")
     network = _checked(source, CLIPModel.from_pretrained, device)
@@ -78,6 +81,10 @@ def load_clip(source: str, transform: Transform, device: torch.device, progress:
         return network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
 
     def texts(words: list[str]) -> Float[Tensor, "n d"]:
+        for ids in tokenizer(words).input_ids:
+            if rest := tokenizer.decode(ids[longest - 1 :], skip_special_tokens=True).strip():
+                line = f"prompt: longer than CLIP reads; {reprlib.repr(rest)} counts for nothing"
+                warnings.warn(f"{line}: put what matters first, or shorten the prompt", Notice, stacklevel=2)
         tokens = tokenizer(words, padding=True, truncation=True, max_length=longest, return_tensors="pt").to(device)
         return network.text_projection(network.text_model(**tokens).pooler_output)
 
@@ -145,6 +152,7 @@ def _opened(source: str, load: Callable[..., Any], **options: Any) -> Any:
                 f"{source}: its weights are pickled, and a pickle is never opened; expected model.safetensors "
                 "(`duolora checkpoints convert` makes it)"
             )
+        check_files(folder, ["."])
     elif folder.exists() or source.count("/") != 1 or source.startswith((".", "/", "~")):
         raise InputError(f"{source}: expected a folder in transformers' layout or a hub id such as owner/name")
     try:

@@ -19,9 +19,9 @@ from diffusers import (
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
 )
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import DuoLoRAError, FileRefused, InputError
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import PICKLES, base_path, check_base
@@ -281,19 +281,14 @@ def _downloaded(base: str) -> Path:
         ) from error
 
 
-DAMAGED = (
-    OSError, ValueError, RuntimeError, LookupError, TypeError, ArithmeticError, AttributeError, AssertionError,
-    ImportError, SafetensorError,
-)  # fmt: skip
-"""What diffusers and transformers raise for configs and weights that make no sense."""
-
-
 @contextmanager
 def refusing(path: Path) -> Iterator[None]:
-    """Turn what the libraries raise for a damaged model into one line about the file."""
+    """Turn whatever the libraries raise for configs and weights that make no sense into one line about the file."""
     try:
         yield
-    except DAMAGED as error:
+    except DuoLoRAError:
+        raise
+    except Exception as error:
         reason = "weights are missing in it" if "meta tensor" in str(error) else _first_line(error)
         raise FileRefused(f"{path}: cannot be read as an SDXL model: {reason}; download it again") from error
 

@@ -35,7 +35,8 @@ def check_values(values: Iterable[Tensor], optimiser: torch.optim.Optimizer, ste
 def _diverged(what: str, optimiser: torch.optim.Optimizer, step: int) -> DuoLoRAError:
     lr = optimiser.param_groups[0]["lr"]
     return DuoLoRAError(
-        f"step {step + 1}: {what}: training has diverged and was stopped; give a lower --lr (it was {float(lr):g})"
+        f"step {step + 1}: {what}: training has diverged and was stopped; give a lower learning rate than "
+        f"{float(lr):g}, by --lr in `train`, by --set lr=… in `merge`"
     )
 
 

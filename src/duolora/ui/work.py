@@ -18,7 +18,7 @@ from duolora.api.merge import merge, options_of
 from duolora.api.train import default_options, train
 from duolora.errors import BaseMismatch, DuoLoRAError, FileRefused, InputError
 from duolora.lora.parts import CONTENT_RANKS
-from duolora.lora.read.file import read_adapter
+from duolora.lora.read.file import read_adapter, read_metadata
 from duolora.lora.write.atomic import part_paths
 from duolora.merging.mask_file import MaskFile, write_masks
 from duolora.merging.options import MergeOptions
@@ -186,12 +186,12 @@ def shown(image: Tensor, least: int = 256) -> Image.Image:
 
 
 def prompt_in(lora: str | Path) -> str:
-    """The trigger prompt that a LoRA file carries; empty where it has none.
+    """The trigger prompt that a LoRA file carries, by its header alone; empty where it has none.
 
     Raises:
         FileRefused: it is no LoRA.
     """
-    return str(read_adapter(Path(lora)).metadata.get("prompt") or "")
+    return str(read_metadata(Path(lora)).get("prompt") or "")
 
 
 def check_asked(asked: Asked) -> None:

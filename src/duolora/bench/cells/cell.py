@@ -21,7 +21,9 @@ from duolora.api.train import default_options
 from duolora.bench.cells.lora import Lora, Source, shared_base
 from duolora.bench.cells.scores import Images, Scoring
 from duolora.bench.options import PLAIN, Settings
+from duolora.bench.tables.render import is_sound
 from duolora.bench.tables.rows import ALONE, Row
+from duolora.errors import FileRefused
 from duolora.lora.read.file import read_adapter
 from duolora.merging.inputs import sources
 from duolora.merging.klora import klora
@@ -142,8 +144,15 @@ class Cell:
         return shared_base(self.settings.chosen(self.base))
 
     def result(self) -> dict[str, Any]:
-        """What was measured."""
-        return read_json(self.folder / "result.json")
+        """What was measured.
+
+        Raises:
+            FileRefused: its file is damaged.
+        """
+        path = self.folder / "result.json"
+        if not is_sound(found := read_json(path)):
+            raise FileRefused(f"{path}: not as a benchmark leaves it; delete its folder and run it again")
+        return found
 
     def loras(self) -> list[dict[str, Lora]]:
         """The LoRAs of each part of its problem by kind, needed or not."""

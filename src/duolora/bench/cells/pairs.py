@@ -16,10 +16,9 @@ LoRA with the class prompt can be right as well: that is a row of Table 1 ("clas
 `atelier.json` holds what `sample_suite(0)` sampled once; benchmarks read the file, so that they run on the same pairs.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.resources import files
+from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,9 @@ from duolora.atelier.styles import HELD_OUT_STYLES
 from duolora.bench.cells.cell import Cell, Part
 from duolora.bench.cells.scores import Images, shared_classifier, similarities, words_of
 from duolora.bench.tables.rows import Row
-from duolora.errors import InputError
+from duolora.errors import FileRefused, InputError, reason
 from duolora.model.images import as_pixels
+from duolora.textfiles import read_json
 
 TUNING_KINDS = BASE_OBJECTS[::4]
 TEST_KINDS = tuple(kind for kind in BASE_OBJECTS if kind not in TUNING_KINDS)
@@ -218,11 +218,11 @@ def suite(path: Path | None = None) -> list[Case]:
     Raises:
         InputError: it is not a list of cases.
     """
-    text = path.read_text("utf-8") if path else files("duolora.bench.cells").joinpath("atelier.json").read_text("utf-8")
     try:
-        return [case_of(entry) for entry in json.loads(text)]
-    except (TypeError, KeyError, ValueError) as error:
-        raise InputError(f"{path}: expected a list of benchmark pairs as in atelier.json ({error})") from error
+        with as_file(files("duolora.bench.cells") / "atelier.json") as own:
+            return [case_of(entry) for entry in read_json(path or own)]
+    except (OSError, FileRefused, TypeError, KeyError, ValueError) as error:
+        raise InputError(f"{path}: expected a list of benchmark pairs as in atelier.json ({reason(error)})") from error
 
 
 def case_of(entry: Mapping[str, Any]) -> Case:

@@ -3,7 +3,7 @@
 import csv
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,8 @@ COLUMNS = (*TRUTH, *SIMILARITY)
 COSTS = ("trainable", "storage", "bytes", "seconds", "change")
 """Mask entries, bytes of the masks alone (the paper's storage), bytes of the merged file, seconds, and the masks' mean
 change."""
+LARGEST = 1e15
+"""Of any score or cost."""
 RIVALS = {"lead": "ZipLoRA", "lead_naive": "naive"}
 """The rows that the others are compared with pair by pair, since pairs differ more than methods do."""
 LABELS = {"gap": "gap closed"} | {name: f"both − {rival}" for name, rival in RIVALS.items()}
@@ -65,6 +67,17 @@ class Result(NamedTuple):
     measured: dict
 
 
+def is_sound(found: Any) -> bool:
+    """Whether what a cell's file holds can stand in a table: scores and costs are numbers, or missing."""
+    if not isinstance(found, dict) or not isinstance(found.get("prompts"), list):
+        return False
+    parts = [found.get(name, {}) for name in ("truth", "similarity", "encoders")]
+    if not all(isinstance(part, dict) for part in parts) or "both" not in found.get("truth", {"both": 0}):
+        return False
+    values = [*parts[0].values(), *parts[1].values(), *(found.get(cost) for cost in COSTS)]
+    return all(value is None or (isinstance(value, int | float) and abs(value) < LARGEST) for value in values)
+
+
 def interval(values: Sequence[float]) -> Ends:
     """Mean and 95 % interval of the mean over pairs, by a percentile bootstrap."""
     found = bootstrap_interval(values)
@@ -107,7 +120,7 @@ def summary(labels: Sequence[str], results: Sequence[Result]) -> list[dict[str, 
                     line["gap"] = _gap(here, found.get(FLOOR.label, {}), found.get(ORACLE.label, {}))
                     line |= {name: _lead(here, found[rival]) for name, rival in RIVALS.items() if found.get(rival)}
                 for cost in COSTS:
-                    known = [r[cost] for r in here.values() if cost in r]
+                    known = [r[cost] for r in here.values() if r.get(cost) is not None]
                     line[cost] = float(np.mean(known)) if known else None
                 lines.append(line)
     return lines

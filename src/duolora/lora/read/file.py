@@ -9,7 +9,7 @@ from typing import Any
 from duolora.errors import BaseMismatch, FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, read_header, weights_of
-from duolora.lora.read.keys import adapter_from
+from duolora.lora.read.keys import adapter_from, metadata_of
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.read.stored import StoredTensors
 from duolora.lora.read.unsupported import refuse_foreign
@@ -39,6 +39,17 @@ def read_adapter(path: Path, as_stored: bool = False) -> Adapter:
     refuse_foreign([key.removeprefix(prefix) for key in entries], metadata, str(path))
     tensors = StoredTensors(weights, prefix)
     return adapter_from(tensors if as_stored else dict(tensors), metadata, str(path), as_stored)
+
+
+def read_metadata(path: Path) -> dict[str, object]:
+    """How a LoRA file was made, or the trigger words of another program, from its header alone.
+
+    Raises:
+        FileRefused: it is missing, damaged, unsafe, or seen to be no LoRA by its keys.
+    """
+    entries, metadata = read_header(weights_of(path))
+    refuse_foreign([key.removeprefix(PEFT_PREFIX) for key in entries], metadata, str(path))
+    return metadata_of(metadata, True, str(path))
 
 
 def peft_metadata(config: Path) -> str:

@@ -79,7 +79,7 @@ def adapter_from(
         )
     verification = json_object(metadata, VERIFICATION, file)
     ours = "tensors" in verification and verification["tensors"] == tensors_hash(tensors)
-    said, verified = _metadata(metadata, ours, file), verification if ours else {}
+    said, verified = metadata_of(metadata, ours, file), verification if ours else {}
     return Adapter(modules, said, tuple(left_out), verified, notes_of(metadata), families, embeddings)
 
 
@@ -230,7 +230,7 @@ def _refuse_two_strengths(with_alpha: list[str], configs: Mapping[str, PeftConfi
         )
 
 
-def _metadata(metadata: Mapping[str, str], ours: bool, file: str) -> dict[str, object]:
+def metadata_of(metadata: Mapping[str, str], ours: bool, file: str) -> dict[str, object]:
     """How the file was made: our own metadata, or the trigger words of another program's header.
 
     Programs that rewrite a file copy its header. Which directions are the content's is known of our own tensors only.
