@@ -7,19 +7,35 @@ from typing import Any
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxPipeline,
     FluxTransformer2DModel,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, T5Config, T5EncoderModel
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen3Config,
+    Qwen3Model,
+    T5Config,
+    T5EncoderModel,
+)
 
 from duolora.model.architectures import unet_config
 from duolora.paper.lowrank import LowRank
@@ -154,9 +170,10 @@ def tiny_flux(folder: Path) -> FluxPipeline:
     )  # fmt: skip
     parts.vae.register_to_config(shift_factor=0.1)
     return FluxPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True), vae=parts.vae,
-        text_encoder=parts.text_encoder, tokenizer=parts.tokenizer, text_encoder_2=T5EncoderModel(t5).eval(),
-        tokenizer_2=parts.tokenizer_2, transformer=transformer.eval().requires_grad_(False),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0),
+        vae=parts.vae, text_encoder=parts.text_encoder, tokenizer=parts.tokenizer,
+        text_encoder_2=T5EncoderModel(t5).eval(), tokenizer_2=parts.tokenizer_2,
+        transformer=transformer.eval().requires_grad_(False),
     )  # fmt: skip
 
 
@@ -178,6 +195,57 @@ def tiny_sd3(folder: Path) -> StableDiffusion3Pipeline:
         text_encoder_3=T5EncoderModel(t5).eval(), tokenizer_3=parts.tokenizer_2,
         transformer=transformer.eval().requires_grad_(False),
     )  # fmt: skip
+
+
+def tiny_z_image(folder: Path) -> ZImagePipeline:
+    """A pipeline with Z-Image's parts; its tokenizer is written into `folder`."""
+    parts = tiny_pipeline(folder)
+    torch.manual_seed(0)
+    parts.vae.register_to_config(shift_factor=0.1)
+    transformer = ZImageTransformer2DModel(
+        in_channels=4, dim=16, n_layers=2, n_refiner_layers=1, n_heads=2, n_kv_heads=2, cap_feat_dim=16,
+        axes_dims=[2, 2, 4], axes_lens=[640, 8, 8],
+    )  # fmt: skip
+    words = Qwen3Config(**_language(parts.tokenizer), head_dim=8)
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0), vae=parts.vae, text_encoder=Qwen3Model(words).eval(),
+        tokenizer=parts.tokenizer, transformer=transformer.eval().requires_grad_(False),
+    )  # fmt: skip
+
+
+def tiny_qwen_image(folder: Path) -> QwenImagePipeline:
+    """A pipeline with Qwen-Image's parts; its tokenizer is written into `folder`."""
+    tokenizer = save_tokenizer(folder / "tokenizer", ["cat", "house", "in"])
+    torch.manual_seed(0)
+    transformer = QwenImageTransformer2DModel(
+        in_channels=16, out_channels=4, num_layers=2, attention_head_dim=8, num_attention_heads=2,
+        joint_attention_dim=16, axes_dims_rope=(2, 2, 4),
+    )  # fmt: skip
+    vae = AutoencoderKLQwenImage(
+        base_dim=4, z_dim=4, dim_mult=[1, 1], num_res_blocks=1, temperal_downsample=[False],
+        latents_mean=[0.1, -0.2, 0.0, 0.3], latents_std=[2.0, 1.5, 1.0, 3.0],
+    )  # fmt: skip
+    sight = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+    rope = {"rope_type": "default", "mrope_section": [1, 1, 2], "rope_theta": 1e4}
+    words = Qwen2_5_VLConfig(
+        text_config=_language(tokenizer) | {"rope_parameters": rope},
+        vision_config=sight | {"fullatt_block_indexes": [0]},
+    )
+    return QwenImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, base_shift=0.0, max_shift=0.0),
+        vae=vae.eval(), text_encoder=Qwen2_5_VLForConditionalGeneration(words).eval(), tokenizer=tokenizer,
+        transformer=transformer.eval().requires_grad_(False),
+    )  # fmt: skip
+
+
+def _language(tokenizer: CLIPTokenizer) -> dict[str, Any]:
+    """The config of a small language model for this tokenizer, which is taught to word a chat."""
+    tokenizer.chat_template = "{% for m in messages %}user {{ m['content'] }}{% endfor %} assistant"
+    return {
+        "vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "num_key_value_heads": 1, "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id,
+    }  # fmt: skip
 
 
 def save_single_file(pipeline: StableDiffusionXLPipeline, path: Path) -> Path:

@@ -12,11 +12,14 @@ from typing import TypeAlias
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     DDPMScheduler,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     UNet2DConditionModel,
+    ZImageTransformer2DModel,
 )
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -41,13 +44,21 @@ from duolora.model.prompts import chunks, tell_unread
 from duolora.progress import underway
 from duolora.provenance import remembered, versions, weights_hash
 
-Network: TypeAlias = UNet2DConditionModel | FluxTransformer2DModel | SD3Transformer2DModel
+Network: TypeAlias = (
+    UNet2DConditionModel
+    | FluxTransformer2DModel
+    | SD3Transformer2DModel
+    | ZImageTransformer2DModel
+    | QwenImageTransformer2DModel
+)
 PIXELS_AT_ONCE = 1024 * 1024
+SIDE = 128
+"""Latents a side, where neither the network nor the pipeline says it."""
 
 
 @dataclass(frozen=True, eq=False)
 class PromptEmbeds:
-    """Prompts as the UNet wants them: one vector a token, and one a prompt (of no numbers, where none is wanted)."""
+    """Prompts as the network wants them: one vector a token, and one a prompt, as its `Kind` says."""
 
     embeds: Float[Tensor, "n L d"]
     pooled: Float[Tensor, "n p"]
@@ -96,14 +107,14 @@ class Base:
         return kind_of(self.parts)
 
     @property
-    def vae(self) -> AutoencoderKL:
+    def vae(self) -> AutoencoderKL | AutoencoderKLQwenImage:
         """The autoencoder between pixels and latents."""
         return self.parts.vae
 
     @property
     def resolution(self) -> int:
         """Height and width, in pixels, of its images: as asked for, or what the base was made for."""
-        latents = self.unet.config.get("sample_size") or self.parts.default_sample_size
+        latents = self.unet.config.get("sample_size") or getattr(self.parts, "default_sample_size", SIDE)
         return self.size or int(latents * self.parts.vae_scale_factor)
 
     @property
@@ -201,25 +212,36 @@ class Base:
         self._bring(self.vae)
         latents = []
         for part in torch.split(pixels, _at_once(height * width)):
-            posterior = self.vae.encode(part.to(self.device, torch.float32)).latent_dist
+            images = part.to(self.device, torch.float32)
+            posterior = self.vae.encode(images[:, :, None] if self.kind.video else images).latent_dist
             latents.append(posterior.mean)
             if generator is not None:
                 noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
                 latents[-1] = posterior.mean + posterior.std * noise
-        scaling: float = self.vae.config.scaling_factor
-        return (torch.cat(latents) - self._shift) * scaling
+        found = torch.cat(latents)
+        shift, scale = self._scaling
+        return ((found[:, :, 0] if self.kind.video else found) - shift) * scale
 
     @property
-    def _shift(self) -> float:
-        return float(self.vae.config.get("shift_factor") or 0)
+    def _scaling(self) -> tuple[Tensor, Tensor]:
+        """What is taken from the VAE's latents, and what multiplies them then: a number each, or one a channel."""
+        config = self.vae.config
+        mean = config.get("latents_mean") or [config.get("shift_factor") or 0.0]
+        shift, std = (
+            torch.tensor(x, device=self.device)[:, None, None] for x in (mean, config.get("latents_std") or [1.0])
+        )
+        return shift, config.get("scaling_factor", 1.0) / std
 
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         """Images, about in [-1, 1], of latents as `encode_images` makes them; float32."""
         self._bring(self.vae)
-        scaled = latents.to(self.device, torch.float32) / self.vae.config.scaling_factor + self._shift
-        area = latents.shape[2] * latents.shape[3] * self.parts.vae_scale_factor**2
-        return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in torch.split(scaled, _at_once(area))])
+        shift, scale = self._scaling
+        scaled = latents.to(self.device, torch.float32) / scale + shift
+        parts = torch.split(scaled, _at_once(latents.shape[2] * latents.shape[3] * self.parts.vae_scale_factor**2))
+        if self.kind.video:
+            return torch.cat([self.vae.decode(part[:, :, None], return_dict=False)[0][:, :, 0] for part in parts])
+        return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
 
     def time_ids(self, n: int, height: int, width: int) -> Float[Tensor, "n 6"]:
         """SDXL's size conditions of n uncropped images: original size, corner, target size; others ignore them."""

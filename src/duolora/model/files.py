@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import reprlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ import transformers
 from diffusers import (
     DiffusionPipeline,
     FluxPipeline,
+    QwenImagePipeline,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
+    ZImagePipeline,
 )
 from safetensors import safe_open
 
@@ -32,13 +35,23 @@ from duolora.model.unets import SD15, SDXL as SDXL_KIND
 from duolora.provenance import known_hash, sampled_hash
 from duolora.textfiles import read_json
 
-Pipeline: TypeAlias = StableDiffusionXLPipeline | StableDiffusionPipeline | FluxPipeline | StableDiffusion3Pipeline
+Pipeline: TypeAlias = (
+    StableDiffusionXLPipeline
+    | StableDiffusionPipeline
+    | FluxPipeline
+    | StableDiffusion3Pipeline
+    | ZImagePipeline
+    | QwenImagePipeline
+)
+_BEFORE = re.compile(r"((text_model|model|language_model)\.)+")
 UNREAD = {"feature_extractor": None, "image_encoder": None}
 """Parts of folders that nothing here has a use for."""
 UNSAFE = {"safety_checker": None, "requires_safety_checker": False}
 """And those of Stable Diffusion's."""
-TOKENIZER_CLASSES = ["CLIPTokenizer", "CLIPTokenizerFast", "T5Tokenizer", "T5TokenizerFast"]
-NUMBERS = ("hidden_size", "projection_dim", "addition_time_embed_dim", "d_model", "latent_channels", "scaling_factor")
+TOKENIZER_CLASSES = [f"{name}Tokenizer{fast}" for name in ("CLIP", "T5", "Qwen2") for fast in ("", "Fast")]
+NUMBERS = (
+    "hidden_size", "projection_dim", "addition_time_embed_dim", "d_model", "latent_channels", "z_dim", "scaling_factor",
+)  # fmt: skip
 """What configs say of the sizes of networks that fit each other."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PUBLISHED = {
@@ -56,7 +69,10 @@ CHECKPOINT_KEYS = (
     "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
     "conditioner.embedders.1.model.positional_embedding",
 )
-BASES = "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5 and 3, FLUX.1, one of their fine-tunes, or `atelier`"
+BASES = (
+    "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5 and 3, FLUX.1, Z-Image, Qwen-Image, one of their fine-tunes, "
+    "or `atelier`"
+)
 
 
 def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipeline:
@@ -257,8 +273,8 @@ def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]]) -> Pipel
 
 
 def _bare(key: str) -> str:
-    """The name of a text encoder's weight, which some versions of transformers begin with `text_model.`."""
-    return key.removeprefix("text_model.")
+    """The name of a text encoder's weight, without what versions of transformers put before it, or don't."""
+    return _BEFORE.sub("", key)
 
 
 def _stored_keys(folder: Path) -> set[str]:

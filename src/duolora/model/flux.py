@@ -79,5 +79,6 @@ FLUX = Kind(
         "text_encoder": "CLIPTextModel",
         "text_encoder_2": "T5EncoderModel",
     },
-    _facts, _encode, call, network="transformer", flow=True, patch=2, guidance=3.5, unpacked=unpacked,
+    _facts, _encode, call, network="transformer", flow=True, patch=2, tokens=TOKENS,
+    guidance=3.5, unpacked=unpacked,
 )  # fmt: skip

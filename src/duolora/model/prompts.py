@@ -7,9 +7,11 @@ in a row.
 import string
 import warnings
 from collections.abc import Collection, Sequence
+from math import inf
 from typing import Any
 
 from duolora.errors import InputError, Notice
+from duolora.model.kinds import kind_of
 
 RARE = 40_000
 """CLIP numbers its tokens by how common they are; identifiers such as "sks" are chosen from the last."""
@@ -34,7 +36,7 @@ def chunks(parts: Any, prompt: str) -> list[str]:
 def _packed(parts: Any, prompt: str) -> tuple[list[list[str]], list[str]]:
     """The words of each chunk, and those that are not read; tokens never reach over a space."""
     words, tokenizers = prompt.split(), _tokenizers(parts)
-    lengths = [each.model_max_length for each in tokenizers]
+    lengths = [min(each.model_max_length, _read(parts)) for each in tokenizers]
     if all(len(prompt.encode()) + 2 <= length for length in lengths):
         return [words], []  # no token is shorter than a byte
     most = _MOST if set(lengths) == {_CLIP} else 1
@@ -54,10 +56,14 @@ def _packed(parts: Any, prompt: str) -> tuple[list[list[str]], list[str]]:
 
 def _tokenizers(parts: Any) -> list[Any]:
     """Those that there are: Stable Diffusion has one, a base for timing none."""
-    second = getattr(parts, "tokenizer_2", None)
-    if hasattr(parts, "transformer"):  # where T5 reads all, and CLIP is not read on in chunks
-        return [getattr(parts, "tokenizer_3", None) or second]
-    return [each for each in (parts.tokenizer, second) if each is not None]
+    names = ("tokenizer", "tokenizer_2", "tokenizer_3")
+    found = [each for name in names if (each := getattr(parts, name, None)) is not None]
+    return found[-1:] if hasattr(parts, "transformer") else found  # the last reads all; CLIP is not read on in chunks
+
+
+def _read(parts: Any) -> float:
+    """Tokens that are read at most, whatever the tokenizer says."""
+    return (hasattr(parts, "transformer") and kind_of(parts).tokens) or inf
 
 
 def _tokens(tokenizer: Any, word: str) -> list[int]:

@@ -66,7 +66,7 @@ def sample_images(
                 height=base.resolution,
                 width=base.resolution,
                 num_inference_steps=steps,
-                guidance_scale=guidance_of(base, guidance),
+                **base.kind.guided(guidance_of(base, guidance), len(generators)),
                 generator=generators,
                 callback_on_step_end=after_step,
                 output_type="latent",

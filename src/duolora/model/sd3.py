@@ -51,5 +51,6 @@ SD3 = Kind(
         "text_encoder_2": "CLIPTextModelWithProjection",
         "text_encoder_3": "T5EncoderModel",
     },
-    _facts, _encode, call, network="transformer", flow=True, patch=2, guidance=7.0,
+    _facts, _encode, call, network="transformer", flow=True, patch=2, tokens=TOKENS,
+    guidance=7.0,
 )  # fmt: skip
