@@ -248,16 +248,19 @@ def _language(tokenizer: CLIPTokenizer) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def save_single_file(pipeline: StableDiffusionXLPipeline, path: Path) -> Path:
-    """Write the pipeline as one .safetensors file with the key names of SDXL's original code."""
-    step = pipeline.unet.config.layers_per_block + 1
-    tensors = {f"model.diffusion_model.{_unet_key(k, step)}": v for k, v in pipeline.unet.state_dict().items()}
+def save_single_file(pipeline: StableDiffusionXLPipeline | StableDiffusionPipeline, path: Path) -> Path:
+    """Write the pipeline as one .safetensors file with the key names of SDXL's or Stable Diffusion's original code."""
+    step, unet = pipeline.unet.config.layers_per_block + 1, pipeline.unet.state_dict()
+    attended = {key.partition(".attentions.")[0] for key in unet if ".attentions." in key}
+    tensors = {f"model.diffusion_model.{_unet_key(k, step, attended)}": v for k, v in unet.items()}
     last = len(pipeline.vae.config.block_out_channels) - 1
     tensors |= {f"first_stage_model.{_vae_key(k, last)}": _as_conv(k, v) for k, v in pipeline.vae.state_dict().items()}
-    first = pipeline.text_encoder.state_dict()
-    tensors |= {f"conditioner.embedders.0.transformer.text_model.{_bare(k)}": v for k, v in first.items()}
-    second = _open_clip({_bare(k): v for k, v in pipeline.text_encoder_2.state_dict().items()})
-    tensors |= {f"conditioner.embedders.1.model.{k}": v for k, v in second.items()}
+    first, second = pipeline.text_encoder.state_dict(), getattr(pipeline, "text_encoder_2", None)
+    place = "conditioner.embedders.0" if second is not None else "cond_stage_model"
+    tensors |= {f"{place}.transformer.text_model.{_bare(k)}": v for k, v in first.items()}
+    if second is not None:
+        original = _open_clip({_bare(k): v for k, v in second.state_dict().items()})
+        tensors |= {f"conditioner.embedders.1.model.{k}": v for k, v in original.items()}
     save_file({k: v.contiguous() for k, v in tensors.items()}, path)
     return path
 
@@ -285,8 +288,8 @@ _OUTER = {
 }
 
 
-def _unet_key(key: str, step: int) -> str:
-    """The original name of a weight of a UNet with attention from level 1 on, and `step` numbers for each level."""
+def _unet_key(key: str, step: int, attended: set[str]) -> str:
+    """The original name of a weight of a UNet with attention in these blocks, and `step` numbers for each level."""
     stem, _, leaf = key.rpartition(".")
     if stem in _OUTER:
         return f"{_OUTER[stem]}.{leaf}"
@@ -300,7 +303,7 @@ def _unet_key(key: str, step: int) -> str:
     if kind == "downsamplers":
         return f"input_blocks.{step * int(level) + step}.0.op.{tail.removeprefix('conv.')}"
     if kind == "upsamplers":
-        return f"output_blocks.{step * (int(level) + 1) - 1}.2.{tail}"
+        return f"output_blocks.{step * (int(level) + 1) - 1}.{1 + (f'{block}.{level}' in attended)}.{tail}"
     number = step * int(level) + int(layer) + (block == "down_blocks")
     return f"{'input' if block == 'down_blocks' else 'output'}_blocks.{number}.{int(kind == 'attentions')}.{tail}"
 

@@ -166,14 +166,14 @@ def test_a_base_of_another_shape_is_refused(copied, file, changes, message):
         ("text_encoder/config.json", {"hidden_size": "x"}, "text_encoder/config.json: hidden_size: expected a number"),
         ("unet/config.json", {"addition_time_embed_dim": [1]}, "unet/config.json: addition_time_embed_dim: expected"),
         ("vae/config.json", {"scaling_factor": "x"}, "vae/config.json: scaling_factor: expected a number, found 'x'"),
-        ("unet/config.json", {"norm_num_groups": 0}, "spoilt: cannot be read as an SDXL model: .*zero"),
-        ("unet/config.json", {"block_out_channels": [1, 2]}, "spoilt: cannot be read as an SDXL model"),
-        ("unet/config.json", {"down_block_types": ["Nope"] * 3}, "spoilt: cannot be read as an SDXL model"),
-        ("unet/config.json", {"attention_head_dim": None}, "spoilt: cannot be read as an SDXL model"),
-        ("text_encoder/config.json", {"num_attention_heads": 0}, "spoilt: cannot be read as an SDXL model"),
-        ("text_encoder/config.json", {"vocab_size": -1}, "spoilt: cannot be read as an SDXL model"),
-        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "spoilt: cannot be read as an SDXL model"),
-        ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "spoilt: cannot be read as an SDXL model"),
+        ("unet/config.json", {"norm_num_groups": 0}, "spoilt: cannot be read as a base model: .*zero"),
+        ("unet/config.json", {"block_out_channels": [1, 2]}, "spoilt: cannot be read as a base model"),
+        ("unet/config.json", {"down_block_types": ["Nope"] * 3}, "spoilt: cannot be read as a base model"),
+        ("unet/config.json", {"attention_head_dim": None}, "spoilt: cannot be read as a base model"),
+        ("text_encoder/config.json", {"num_attention_heads": 0}, "spoilt: cannot be read as a base model"),
+        ("text_encoder/config.json", {"vocab_size": -1}, "spoilt: cannot be read as a base model"),
+        ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "spoilt: cannot be read as a base model"),
+        ("scheduler/scheduler_config.json", {"beta_schedule": "x"}, "spoilt: cannot be read as a base model"),
     ],
 )
 def test_configs_that_make_no_sense_are_refused_in_one_line(copied, file, changes, named):
@@ -186,7 +186,7 @@ def test_configs_that_make_no_sense_are_refused_in_one_line(copied, file, change
 def test_damaged_folders_are_refused_in_one_line(copied):
     weights = copied / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(FileRefused, match="cannot be read as an SDXL model") as caught:
+    with pytest.raises(FileRefused, match="cannot be read as a base model") as caught:
         load_base(copied, "cpu")
     assert "\n" not in str(caught.value)
     (copied / "unet" / "config.json").write_text("{")
@@ -204,7 +204,7 @@ def test_single_files_that_are_no_checkpoint_are_refused(base_folder, base_file,
         load_base(pickle, "cpu")
     lora = tmp_path / "lora.safetensors"
     save_file({"lora_unet_x.lora_down.weight": torch.zeros(1, 1)}, lora)
-    with pytest.raises(FileRefused, match="whole SDXL checkpoint"):
+    with pytest.raises(FileRefused, match="whole checkpoint of SDXL"):
         load_base(lora, "cpu")
     cut = tmp_path / "cut.safetensors"
     cut.write_bytes(base_file.read_bytes()[:5000])

@@ -11,7 +11,7 @@ from duolora.errors import FileRefused
 from duolora.model import sdxl
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base import load_base
-from tiny import narrow_unet, save_single_file, tiny_pipeline
+from tiny import narrow_unet, save_single_file, tiny_pipeline, tiny_sd15
 
 
 @pytest.fixture
@@ -25,11 +25,12 @@ def no_hub(monkeypatch):
     monkeypatch.setattr("huggingface_hub.file_download.hf_hub_download", refuse)
 
 
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "sd-1.5"])
 def test_a_single_file_is_read_without_the_hub(tmp_path, monkeypatch, no_hub, architecture):
-    made = tiny_pipeline(tmp_path, narrow_unet(architecture))
+    made = tiny_sd15(tmp_path) if architecture == "sd-1.5" else tiny_pipeline(tmp_path, narrow_unet(architecture))
     path = save_single_file(made, tmp_path / "base.safetensors")
-    parts = {name: getattr(made, name) for name in ("unet", "vae", "text_encoder", "text_encoder_2")}
+    names = ("unet", "vae", "text_encoder", "text_encoder_2")
+    parts = {name: part for name in names if (part := getattr(made, name, None)) is not None}
     known, asked = {}, []
     for name, part in parts.items():
         known[name] = dict(part.config) if name in ("unet", "vae") else part.config.to_dict()
@@ -55,6 +56,26 @@ def test_the_networks_have_sdxls_sizes():
         ]
     counts = [sum(value.numel() for value in network.parameters()) for network in found]
     assert counts == [2_567_463_684, 123_060_480, 694_659_840, 83_653_863]
+    with torch.device("meta"):
+        unet = UNet2DConditionModel.from_config(sdxl.networks("sd-1.5")["unet"])
+    assert sum(value.numel() for value in unet.parameters()) == 859_520_964
+
+
+@pytest.mark.parametrize(
+    ("key", "reason"),
+    [
+        ("model.diffusion_model.double_blocks.0.img_attn.qkv.weight", "FLUX's weights; .* name one"),
+        ("model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight", "Stable Diffusion 3's weights; .* name one"),
+        ("cap_embedder.1.weight", "Z-Image's weights; .* name one"),
+        ("transformer_blocks.0.attn.add_q_proj.weight", "Qwen-Image's weights; .* name one"),
+        ("cond_stage_model.model.positional_embedding", "Stable Diffusion 2 .* name a diffusers folder"),
+        ("lora_unet_x.lora_up.weight", "expected a whole checkpoint of SDXL or Stable"),
+    ],
+)
+def test_single_files_of_other_kinds_are_refused_with_what_to_do(tmp_path, key, reason):
+    save_file({key: torch.zeros(1)}, tmp_path / "x.safetensors")
+    with pytest.raises(FileRefused, match=reason):
+        load_base(tmp_path / "x.safetensors", "cpu")
 
 
 def test_the_tokenizers_are_clips(tmp_path):

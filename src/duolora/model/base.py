@@ -358,8 +358,8 @@ def load_base(
         device: where it runs; "auto" is CUDA where there is one.
         dtype: of UNet and text encoders; "auto" is what the base's folder says, else float32 on the CPU, and elsewhere
             bfloat16 or, on GPUs that are too old for it, float16.
-        config: for a single file, a diffusers folder with the configs and tokenizers; by default SDXL's, SSD-1B's or
-            Segmind-Vega's own.
+        config: for a single file, a diffusers folder with the configs and tokenizers; by default SDXL's, SSD-1B's,
+            Segmind-Vega's or Stable Diffusion 1.5's own.
         offload: none; model (networks take turns on the device); sequential (layers do, as images are generated: slow,
             and hardly any memory); "auto" is by the device's free memory.
         gradient_checkpointing: on (activations are computed twice and not kept, for training in less memory), off, or

@@ -30,8 +30,11 @@ from duolora.model.base_check import TOKENIZERS, check_configs, check_files, che
 from duolora.model.defaults import PICKLES, base_path, check_base
 from duolora.model.kind import Kind
 from duolora.model.kinds import KINDS, kind_of
+from duolora.model.qwen import QWEN
+from duolora.model.sd3 import SD3
 from duolora.model.sdxl import architecture_of_keys, write_configs
 from duolora.model.unets import SD15, SDXL as SDXL_KIND
+from duolora.model.z_image import Z_IMAGE
 from duolora.provenance import known_hash, sampled_hash
 from duolora.textfiles import read_json
 
@@ -69,6 +72,13 @@ CHECKPOINT_KEYS = (
     "conditioner.embedders.0.transformer.text_model.embeddings.position_embedding.weight",
     "conditioner.embedders.1.model.positional_embedding",
 )
+SD15_KEYS = (
+    "model.diffusion_model.input_blocks.0.0.weight",
+    "first_stage_model.decoder.conv_in.weight",
+    "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
+)
+OTHERS = {"double_blocks.": "FLUX", "joint_blocks.": SD3.name, "cap_embedder.": Z_IMAGE.name, "add_q_proj.": QWEN.name}
+"""Transformers by what is in the names of their weights, in diffusers' spelling or the original one."""
 BASES = (
     "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5 and 3, FLUX.1, Z-Image, Qwen-Image, one of their fine-tunes, "
     "or `atelier`"
@@ -192,14 +202,24 @@ def check_single_file(path: Path) -> tuple[set[str], dict[str, Any]]:
     """The keys of a single file, and what they say of its scheduler.
 
     Raises:
-        FileRefused: it is a pickle, damaged, or not a whole SDXL checkpoint.
+        FileRefused: it is a pickle, damaged, or not a whole checkpoint of SDXL or Stable Diffusion 1.5.
     """
     if path.suffix.lower() in PICKLES:
         raise FileRefused(f"{path}: pickled weights are never opened; get the model as a .safetensors file")
     with refusing(path), safe_open(path, "pt") as file:
         keys, metadata = set(file.keys()), file.metadata() or {}
-    if missing := [key for key in CHECKPOINT_KEYS if key not in keys]:
-        raise FileRefused(f"{path}: expected a whole SDXL checkpoint, but {missing[0]} is not in it; use {BASES}")
+    for mark, name in OTHERS.items():
+        if any(mark in key for key in keys):
+            raise FileRefused(
+                f"{path}: {name}'s weights; single files are read of SDXL and Stable Diffusion 1.5, of others folders "
+                "in diffusers' layout or hub ids, which have the text encoders, too; name one"
+            )
+    if "cond_stage_model.model.positional_embedding" in keys:
+        raise FileRefused(f"{path}: Stable Diffusion 2 as a single file is not read; name a diffusers folder")
+    whole = CHECKPOINT_KEYS if any(key.startswith("conditioner.") for key in keys) else SD15_KEYS
+    if missing := [key for key in whole if key not in keys]:
+        known = "a whole checkpoint of SDXL or Stable Diffusion 1.5"
+        raise FileRefused(f"{path}: expected {known}, but {missing[0]} is not in it; use {BASES}")
     if edm := [key for key in sorted(keys) if key.startswith("edm_")]:
         raise FileRefused(
             f"{path}: {edm[0]} says that it has EDM's noise levels, which nothing here knows; use {BASES}"
@@ -233,12 +253,11 @@ def _check_configs(folder: Path, kind: Kind, configs: dict[str, dict[str, Any]])
 
 def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
     kind = check_folder(folder)
-    without: dict[str, Any] = UNREAD | (UNSAFE if kind is SD15 else {})
     names = [file.name for file in (folder / kind.network).glob("*.safetensors")]
     variant = "fp16" if all(".fp16" in name for name in names) else None
     with refusing(folder):
         parts = kind.pipeline.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **without
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **_without(kind)
         )
         stored = {name: _stored_keys(folder / name) for name in kind.networks if name.startswith("text_encoder")}
     return _complete(folder, parts, stored)
@@ -248,18 +267,22 @@ def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> Pipeline:
     keys, schedule = check_single_file(path)
     if config is not None and not (config / "model_index.json").is_file():
         raise InputError(f"{config}: expected a diffusers folder with model_index.json")
-    if config is not None and (kind := check_folder(config, weights=False)) is not SDXL_KIND:
-        raise FileRefused(
-            f"{config}: expected the configs of SDXL, found {kind.name}'s; name a folder of SDXL's layout"
-        )
+    kind: Any = SDXL_KIND if CHECKPOINT_KEYS[0] in keys else SD15
+    if config is not None and (found := check_folder(config, weights=False)) is not kind:
+        raise FileRefused(f"{config}: expected the configs of {kind.name}, found {found.name}'s; name a folder of such")
     with refusing(path), TemporaryDirectory() as facts:
         if config is None:
             write_configs(Path(facts), architecture_of_keys(keys, path))
-        parts = StableDiffusionXLPipeline.from_single_file(
-            str(path), dtype=dtype, config=str(config or facts), local_files_only=True, **UNREAD
+        parts: Pipeline = kind.pipeline.from_single_file(
+            str(path), dtype=dtype, config=str(config or facts), local_files_only=True, **_without(kind)
         )
         parts.scheduler = type(parts.scheduler).from_config(parts.scheduler.config, **schedule)
     return _complete(path, parts, {})
+
+
+def _without(kind: Kind) -> dict[str, Any]:
+    """What a pipeline is told of parts that are left unread."""
+    return UNREAD | (UNSAFE if kind is SD15 else {})
 
 
 def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]]) -> Pipeline:
@@ -306,7 +329,7 @@ def refusing(path: Path) -> Iterator[None]:
         raise
     except Exception as error:
         reason = "weights are missing in it" if "meta tensor" in str(error) else _first_line(error)
-        raise FileRefused(f"{path}: cannot be read as an SDXL model: {reason}; download it again") from error
+        raise FileRefused(f"{path}: cannot be read as a base model: {reason}; download it again") from error
 
 
 def _first_line(error: Exception) -> str:

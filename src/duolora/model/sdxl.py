@@ -1,4 +1,4 @@
-"""What a single SDXL checkpoint does not hold: the configs of its networks and CLIP's tokenizers, as facts.
+"""What a single checkpoint of SDXL or SD 1.5 does not hold: its networks' configs and CLIP's tokenizers, as facts.
 
 So a single file is loaded without the hub. Words become tokens by the merges of OpenAI's CLIP (MIT), which SDXL shares.
 """
@@ -46,6 +46,12 @@ CLIP_G = _CLIP | {
     "hidden_act": "gelu",
     "projection_dim": 1280,
 }
+SD15 = {
+    "unet": {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768},
+    "vae": VAE | {"sample_size": 512, "scaling_factor": 0.18215, "force_upcast": False},
+    "text_encoder": CLIP_L,
+}
+"""The networks of Stable Diffusion 1.5; what is not said is as diffusers has it."""
 SCHEDULER = {
     "_class_name": "EulerDiscreteScheduler",
     "num_train_timesteps": 1000,
@@ -55,16 +61,11 @@ SCHEDULER = {
     "timestep_spacing": "leading",
     "steps_offset": 1,
 }
-_INDEX = {
-    "_class_name": "StableDiffusionXLPipeline",
-    "force_zeros_for_empty_prompt": True,
+_CLASSES = {
     "unet": ["diffusers", "UNet2DConditionModel"],
     "vae": ["diffusers", "AutoencoderKL"],
-    "scheduler": ["diffusers", "EulerDiscreteScheduler"],
     "text_encoder": ["transformers", "CLIPTextModel"],
     "text_encoder_2": ["transformers", "CLIPTextModelWithProjection"],
-    "tokenizer": ["transformers", "CLIPTokenizer"],
-    "tokenizer_2": ["transformers", "CLIPTokenizer"],
 }
 _DEEPEST = re.compile(r"model\.diffusion_model\.input_blocks\.8\.1\.transformer_blocks\.(\d{1,2})\.norm1\.weight")
 _DEPTHS = {10: "sdxl", 4: "ssd-1b", 2: "segmind-vega"}
@@ -72,12 +73,15 @@ _END = "<|endoftext|>"
 
 
 def architecture_of_keys(keys: Iterable[str], path: Path) -> str:
-    """Which of `ARCHITECTURES` a checkpoint is, by the depth of its lowest level.
+    """Which of `ARCHITECTURES` a checkpoint is, by the depth of its lowest level, or `sd-1.5`.
 
     Raises:
         FileRefused: none of them.
     """
-    depth = sum(1 for key in keys if _DEEPEST.fullmatch(key))
+    names = set(keys)
+    if not any(key.startswith("conditioner.") for key in names):
+        return "sd-1.5"
+    depth = sum(1 for key in names if _DEEPEST.fullmatch(key))
     if depth not in _DEPTHS:
         raise FileRefused(
             f"{path}: expected SDXL, SSD-1B or Segmind-Vega, with 10, 4 or 2 transformer blocks in input_blocks.8.1, "
@@ -86,20 +90,30 @@ def architecture_of_keys(keys: Iterable[str], path: Path) -> str:
     return _DEPTHS[depth]
 
 
-def networks(architecture: str) -> dict[str, Mapping[str, Any]]:
-    """The configs of the networks and of the scheduler."""
+def networks(architecture: str) -> Mapping[str, Mapping[str, Any]]:
+    """The configs of the networks."""
+    if architecture == "sd-1.5":
+        return SD15
     unet = {"_class_name": "UNet2DConditionModel"} | ARCHITECTURES[architecture]
     return {"unet": unet, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G}
 
 
 def write_configs(folder: Path, architecture: str) -> None:
     """Write what is not in a single file, as a diffusers folder without weights."""
-    _write(folder / "model_index.json", _INDEX)
-    _write(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
+    two = architecture != "sd-1.5"
+    index: dict[str, object] = {
+        "_class_name": "StableDiffusionXLPipeline" if two else "StableDiffusionPipeline",
+        "force_zeros_for_empty_prompt" if two else "requires_safety_checker": two,
+        "scheduler": ["diffusers", "EulerDiscreteScheduler"],
+    }
     for part, config in networks(architecture).items():
         _write(folder / part / "config.json", config)
-    for name, padding in (("tokenizer", _END), ("tokenizer_2", "!")):
+        index[part] = _CLASSES[part]
+    for name, padding in (("tokenizer", _END), *([("tokenizer_2", "!")] if two else [])):
         _write_tokenizer(folder / name, padding)
+        index[name] = ["transformers", "CLIPTokenizer"]
+    _write(folder / "model_index.json", index)
+    _write(folder / "scheduler" / "scheduler_config.json", SCHEDULER)
 
 
 def _write_tokenizer(folder: Path, padding: str) -> None:
