@@ -8,12 +8,13 @@ import pytest
 import torch
 from PIL import Image
 
-from duolora.bench import figures, grids
+from duolora.bench import figures, grids, scaling
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.multi import groups
 from duolora.bench.cells.pairs import suite
-from duolora.bench.figures import ALPHAS, dominant, figure3, figure4
+from duolora.bench.figures import figure4
 from duolora.bench.grids import SHOWN, SIDE, figure3_of, figure_of
+from duolora.bench.scaling import ALPHAS, block_map, by_classifier, dominant, figure3
 from duolora.bench.tables.rows import TABLES, read_blocks
 from duolora.errors import InputError
 from duolora.merging.mask_file import MaskFile, write_masks
@@ -34,9 +35,9 @@ def finished(cell: Cell, shades: tuple[int, ...], prompts: int) -> None:
 
 
 def test_curves_and_images(tmp_path, monkeypatch):
-    plain = figures.sample_images
-    monkeypatch.setattr(figures, "sample_images", lambda *a, **k: plain(*a, **k | {"steps": 1}))
-    curves = figure3(tmp_path, load_base("atelier"), alphas=(0.0, 1.0), count=2, progress=False)
+    plain = scaling.sample_images
+    monkeypatch.setattr(scaling, "sample_images", lambda *a, **k: plain(*a, **k | {"steps": 1}))
+    curves = figure3(tmp_path, load_base("atelier"), by_classifier(2, 0), (0.0, 1.0), progress=False)
     assert {"level 0", "level 1", "mid_block"} <= curves.keys()
     for curve in curves.values():
         assert curve["alpha"] == [0.0, 1.0]
@@ -58,7 +59,7 @@ def test_images_of_any_prompt_with_any_blocks_turned_down(tmp_path, monkeypatch)
     assert seen == [{"steps": 9}] * len(ALPHAS)
     with Image.open(path) as sheet:
         assert sheet.size == (len(ALPHAS) * (SIDE + 4), 22 + 2 * (SIDE + 26))
-    with pytest.raises(InputError, match="expected a block of the UNet with attention"):
+    with pytest.raises(InputError, match="expected a block of the network with attention"):
         figure3_of(tmp_path, base, prompts, ["up_blocks.9"], 0, {})
 
 
@@ -75,7 +76,12 @@ def test_the_dominant_blocks_are_the_finest_that_lose_much_of_one_subject():
         "mid_block": curve(0.1, 0.1),
         "down_blocks.2": curve(1.0, 1.0),
     }
-    assert dominant(curves) == {"content": ["up_blocks.0.attentions.0"], "style": ["down_blocks.1"]}
+    assert dominant(curves) == {"content": "up_blocks.0.attentions.0", "style": "down_blocks.1"}
+    groups = {name: (name,) for name in curves} | {"mid_block": ("mid_block.0", "mid_block.1")}
+    assert block_map(curves, groups) == {
+        "up_blocks.0.attentions.0": "content", "up_blocks.0.attentions.1": "neutral", "down_blocks.1": "style",
+        "mid_block.0": "neutral", "mid_block.1": "neutral", "down_blocks.2": "neutral",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("threshold", [0.0, 0.5])

@@ -12,6 +12,9 @@ from safetensors import safe_open
 
 from command import run
 from duolora.cli.common import one_line
+from duolora.cli.set_option import assigned
+from duolora.errors import InputError
+from duolora.merging.options import MergeOptions
 from duolora.training import loop as module
 
 
@@ -163,6 +166,7 @@ def test_bad_lora_is_one_line_and_exit_1(kind, folder, loras, tmp_path):
         (["--set", "norm=banana"], "norm: expected one of diag, vector, got 'banana'"),
         (["--set", "init=banana"], "init: expected one of ones, values, all-ones, split, oneshot"),
         (["--set", "block_map=banana"], "block_map: expected one of resolution"),
+        (["--set", "block_map=nowhere.json"], "block_map=nowhere.json: cannot be read (No such file"),
         (["--set", "hinge=banana"], "hinge=banana: expected true or false"),
         (["--set", "batch=0"], "batch: expected a whole number, 1 or more, got 0"),
         (["--set", "batch=1.5"], "batch=1.5: expected a whole number, 1 or more"),
@@ -182,6 +186,17 @@ def test_bad_lora_is_one_line_and_exit_1(kind, folder, loras, tmp_path):
 def test_bad_option_is_named_before_anything_is_read(arguments, message, tmp_path):
     out, nowhere = tmp_path / "o.safetensors", tmp_path / "nowhere.safetensors"
     refused(["merge", "--content", nowhere, "--style", nowhere, "--out", out, "--base", nowhere, *arguments], message)
+
+
+def test_a_block_map_is_read_from_a_file(tmp_path):
+    path = tmp_path / "map.json"
+    path.write_text('{"mid_block": "content", "up_blocks.1": "style"}')
+    assert assigned([f"block_map={path}"], MergeOptions()) == {
+        "block_map": {"mid_block": "content", "up_blocks.1": "style"}
+    }
+    path.write_text('["mid_block"]')
+    with pytest.raises(InputError, match="as `bench figure3` writes it"):
+        assigned([f"block_map={path}"], MergeOptions())
 
 
 @pytest.mark.parametrize("place", ["a file", "under a file", "no place"])

@@ -159,7 +159,9 @@ def test_the_configs_of_a_file_are_checked_as_those_of_a_folder(base, base_file,
     with pytest.raises(FileRefused, match="layers_per_block: expected"):
         files.read_pipeline(str(base_file), torch.float32, base)
     tiny_sd15(tmp_path / "tokenizers").save_pretrained(tmp_path / "sd15")
-    with pytest.raises(FileRefused, match=r"sd15: expected the configs of an SDXL-shaped model, found Stable Diffusion's"):
+    with pytest.raises(
+        FileRefused, match=r"sd15: expected the configs of an SDXL-shaped model, found Stable Diffusion's"
+    ):
         files.read_pipeline(str(base_file), torch.float32, tmp_path / "sd15")
 
 

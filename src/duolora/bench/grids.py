@@ -13,7 +13,8 @@ from PIL.Image import Resampling
 from tqdm import tqdm
 
 from duolora.bench.cells.cell import SHEET, Cell
-from duolora.bench.figures import ALPHAS, figure4, groups_of, scaled
+from duolora.bench.figures import figure4
+from duolora.bench.scaling import ALPHAS, groups_of, scaled
 from duolora.bench.tables.rows import Figure
 from duolora.errors import InputError
 from duolora.model.base import Base
@@ -78,8 +79,10 @@ def figure3_of(
     Raises:
         InputError: a block has no attention.
     """
-    lines = {(prompt, name): Line(f"{prompt}: {name}", {}) for prompt in prompts for name in groups_of(base, blocks)}
-    for name, group in tqdm(groups_of(base, blocks).items(), "Figure 3"):
+    lines = {
+        (prompt, name): Line(f"{prompt}: {name}", {}) for prompt in prompts for name in groups_of(base.unet, blocks)
+    }
+    for name, group in tqdm(groups_of(base.unet, blocks).items(), "Figure 3"):
         for alpha in ALPHAS:
             with scaled(base.unet, group, alpha):
                 generated = sample_images(base, prompts, [seed] * len(prompts), **sampling).clamp(-1, 1)

@@ -158,7 +158,9 @@ class Figure3Options(SamplingOptions):
     """What Figure 3 shows."""
 
     out: Path = option(Path("benchmarks/runs"), "Folder of all benchmarks.")
-    base: str = option("atelier", "The base to scale; without --prompt one whose images Atelier's classifier knows.")
+    base: str = option(
+        "atelier", "The base to scale; without --prompt and --prompts one whose images Atelier's classifier knows."
+    )
     prompt: list[str] | None = option(
         None,
         "Only images, of this prompt, such as the paper's 'A cat on a chair in the style of impressionism'; may be "
@@ -169,7 +171,13 @@ class Figure3Options(SamplingOptions):
         "Turned down together, such as the paper's down_blocks.2, mid_block and up_blocks.0; may be given several "
         "times  [each group of blocks by itself].",
     )
-    count: int = option(34, "Images for each block group and α, where they are classified.", least=1)
+    prompts: Path | None = option(
+        None, "A text file with a prompt on each line, whose images encoders compare with those of the whole network."
+    )
+    content_encoder: str = option("dino", "With --prompts: how content is compared.")
+    style_encoder: str = option("csd", "With --prompts: how style is compared, csd or clip.")
+    checkpoint: list[str] | None = option(None, "With --prompts: another hub id, folder or file for an encoder.")
+    count: int = option(34, "Images for each block group and α, where they are measured.", least=1)
     seed: int = option(0, "The same seed gives the same images.", least=0, most=SEED)
 
 

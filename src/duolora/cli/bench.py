@@ -1,6 +1,7 @@
 """Benchmarks: a command for each table and figure of the paper, and for speed."""
 
 from collections.abc import Callable
+from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
@@ -24,6 +25,7 @@ from duolora.cli.examples import examples
 from duolora.cli.spread import spread
 from duolora.model.defaults import AUTO, check_base
 from duolora.options import word
+from duolora.textfiles import read_lines
 
 if TYPE_CHECKING:
     from duolora.bench.config import Config
@@ -126,19 +128,28 @@ def rerun(
 
 def _figure3(options: Figure3Options) -> None:
     check_base(options.base)
+    lines = () if options.prompts is None else read_lines(options.prompts)
     with doing(f"Loading {options.base}"):
+        from duolora.api.evaluate import named_checkpoints
         from duolora.bench.config import root_of
-        from duolora.bench.figures import figure3
         from duolora.bench.grids import figure3_of
+        from duolora.bench.scaling import FOUND, by_classifier, by_encoders, figure3
+        from duolora.metrics.encoders import load_embedder
         from duolora.model.base import opened
 
     settings, folder = options.settings(), root_of(options.out, options.base) / "figure3"
-    base, blocks = opened(settings.chosen(options.base)), options.block or []
+    places, names = named_checkpoints(options.checkpoint or []), (options.content_encoder, options.style_encoder)
+    encoders = [load_embedder(name, places.get(name)) for name in names if lines]
+    base, blocks, sampling = opened(settings.chosen(options.base)), options.block or [], settings.sampling()
     if options.prompt:
-        made = [figure3_of(folder, base, options.prompt, blocks, options.seed, settings.sampling())]
+        made = [figure3_of(folder, base, options.prompt, blocks, options.seed, sampling)]
     else:
-        figure3(folder, base, blocks=blocks, count=options.count, seed=options.seed, sampling=settings.sampling())
-        made = [folder / name for name in ("curves.png", "images.png", "blocks.json") if (folder / name).exists()]
+        texts = [*islice(cycle(lines), options.count)]
+        measure = by_classifier(options.count, options.seed)
+        if lines:
+            measure = by_encoders(base, texts, options.seed, encoders[0], encoders[1], sampling)
+        figure3(folder, base, measure, seed=options.seed, blocks=blocks, sampling=sampling)
+        made = [folder / name for name in ("curves.png", "images.png", *FOUND) if (folder / name).exists()]
     typer.echo("\n".join(map(str, made)))
 
 
@@ -159,8 +170,9 @@ def _growth(options: GrowthOptions) -> None:
 _command(
     Figure3Options, _figure3, "figure3",
     "Figure 3: what a base generates with some blocks turned down.\n\n"
-    "Names B-LoRA's blocks: those whose attention carries the subject, and those that carry the style. With --prompt "
-    "it shows images only, of any base.",
+    "Says which blocks carry the subject and which the style: block_map.json for `merge --set block_map=FILE`, and "
+    "blocks.json, B-LoRA's two. By Atelier's classifier, or with --prompts by encoders, on any base. With --prompt it "
+    "shows images only.",
     "bench figure3",
 )  # fmt: skip
 bench.command(epilog=examples("bench report"))(reports.report)

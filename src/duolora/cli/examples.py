@@ -51,6 +51,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duolora bench figure3 --out runs",
         'duolora bench figure3 --base sdxl/ --prompt "A cat on a chair in the style of impressionism" '
         "--block down_blocks.2 --block mid_block --block up_blocks.0",
+        "duolora bench figure3 --base flux/ --prompts prompts.txt --count 8 --checkpoint csd=csd.safetensors",
     ),
     "bench report": ("duolora bench report runs --out report.html",),
     "bench study make": ("duolora bench study make runs --out study",),

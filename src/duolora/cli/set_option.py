@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import Field, fields
+from pathlib import Path
 from textwrap import fill
 from typing import Any
 
 import typer
 
-from duolora.errors import InputError
+from duolora.errors import FileRefused, InputError, reason
 from duolora.options import kind, parsed, told
+from duolora.textfiles import read_json
 
 TOPICS = ("strength", "training", "masks", "layer prior", "cycle", "similarity", "one-shot", "without masks")
 """Of options, the common ones first."""
@@ -25,7 +27,23 @@ def assigned(assignments: Sequence[str], options: Any) -> dict[str, object]:
         name, _, value = assignment.partition("=")
         if name not in {field.name for field in fields(options)}:
             raise InputError(f"--set {assignment}: no option of that name; `--set help` lists them")
-        found[name] = parsed(options, name, value)
+        table = name == "block_map" and value.endswith(".json")
+        found[name] = _table(Path(value)) if table else parsed(options, name, value)
+    return found
+
+
+def _table(path: Path) -> dict[str, str]:
+    """A block map from a file, as `bench figure3` writes it.
+
+    Raises:
+        InputError: it is not there, or something else.
+    """
+    try:
+        found = read_json(path.expanduser())
+    except (FileNotFoundError, FileRefused) as error:
+        raise InputError(f"block_map={path}: cannot be read ({reason(error)}); `bench figure3` writes one") from error
+    if not isinstance(found, dict) or not all(isinstance(role, str) for role in found.values()):
+        raise InputError(f'block_map={path}: expected {{"down_blocks.1": "style", …}}, as `bench figure3` writes it')
     return found
 
 

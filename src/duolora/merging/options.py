@@ -53,7 +53,8 @@ class MergeOptions:
     T_style: float = _beginning(0.0, "The same for the mask of the adapter that leads.", least=0, most=1)
     block_map: BlockMap | Mapping[str, str] = option(
         "resolution",
-        "Which LoRA leads where: a map by its name, or a table {beginning of a module's path: role}.",
+        "Which LoRA leads where: a map by its name, or a table {beginning of a module's path: role} (on the command "
+        "line a .json file with one, as `bench figure3` writes it).",
         topic="masks",
         only="needs_roles",
     )
