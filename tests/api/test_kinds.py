@@ -23,7 +23,7 @@ from torch import nn
 from duolora.api.generate import applied, generate
 from duolora.api.merge import merge, options_of
 from duolora.api.train import TrainOptions, train
-from duolora.errors import BaseMismatch, FileRefused
+from duolora.errors import BaseMismatch, FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.model import flux
 from duolora.model.base import Base, load_base
@@ -225,6 +225,33 @@ def test_what_does_not_fit_is_refused(family, kind_base, home, loras, tmp_path):
     needed = f"flow matching, as {kind_base.kind.name}'s" if kind_base.kind.flow else "betas"
     with pytest.raises(FileRefused, match=f"expected a scheduler (of|with) {needed}, .*found DDPM"):
         load_base(tmp_path / "base")
+
+
+def test_float8_keeps_the_blocks_small_and_masks_are_trained_on_them(family, kind_base, home, two, photos, tmp_path):
+    """Beside the same base with its weights rounded, and computed in float32."""
+    if not kind_base.kind.flow:
+        with pytest.raises(InputError, match="float8 is for the blocks of a transformer, and Stable Diffusion has"):
+            load_base(home, dtype="float8")
+    if family not in ("FLUX.1", "Z-Image"):
+        pytest.skip("one with blocks of two kinds, and one whose last layer is in no block, are enough")
+    eight, plain = load_base(home, dtype="float8", resolution=16), load_base(home, resolution=16)
+    names = {name for name, weight in eight.unet.named_parameters() if weight.dtype == torch.float8_e4m3fn}
+    assert names and all(name.partition(".")[0].endswith(("blocks", "layers", "refiner")) for name in names)
+    plain.unet.load_state_dict({name: value.float() for name, value in eight.unet.state_dict().items()})
+    options, masks, images = options_of("duolora", steps=2, calibration_images=2), [], []
+    for k, base in enumerate((eight, plain)):
+        out = tmp_path / f"{k}.safetensors"
+        done = merge(*two, out, "duolora", base, photos, photos / "1.png", options=options, progress=False)
+        masks.append(done.content_masks)
+        with applied(base, [two[0]]):
+            images.append(sample_images(base, [PROMPT], [3], steps=1))
+    assert eight.dtype == torch.float32 and len({weight.dtype for weight in eight.unet.parameters()}) == 2
+    for name, mask in masks[0].items():
+        torch.testing.assert_close(mask, masks[1][name])
+    torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-4)
+    short = TrainOptions(rank=2, steps=1, batch=1)
+    train(photos / "1.png", "a house", tmp_path / "t.safetensors", eight, short, progress=False)
+    assert read_adapter(tmp_path / "t.safetensors").modules.keys() == read_adapter(two[0]).modules.keys()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -1,12 +1,13 @@
 """Generate images from prompts, with LoRA files loaded the way everybody loads them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
-from typing import TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
+from torch import Tensor, nn
 
 from duolora.api.generated import check_list, first_number, write_list
 from duolora.errors import BaseMismatch, InputError, reason
@@ -112,6 +113,19 @@ def new_folder(out: str | Path) -> Path:
     return folder
 
 
+def _unrounded(base: Base, tensors: Mapping[str, Tensor], name: str) -> None:
+    """Give a LoRA the values that it has, where PEFT has rounded them to float8 as the layers below are."""
+    start = f"{base.kind.network}."
+    rounded = any(weight.dtype == torch.float8_e4m3fn for weight in base.unet.parameters())
+    for key, value in tensors.items() if rounded else ():
+        place, _, side = key.rpartition(".lora_")
+        if key.startswith(start):
+            layer: Any = base.unet.get_submodule(place.removeprefix(start))
+            factor = (layer.lora_A if side == "A.weight" else layer.lora_B)[name]
+            if factor.weight.dtype == torch.float8_e4m3fn:
+                factor.weight = nn.Parameter(value.to(base.device, base.dtype), requires_grad=False)
+
+
 @contextmanager
 def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | None = None) -> Iterator[None]:
     """LoRA files put into the base's pipeline by diffusers itself, and taken out again.
@@ -137,7 +151,9 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
         names = [f"lora_{k}" for k in range(len(files))]
         for name, file, adapter in zip(names, files, adapters, strict=True):
             try:
-                pipeline.load_lora_weights(diffusers_tensors(uniform(adapter), torch.float32), adapter_name=name)
+                tensors = diffusers_tensors(uniform(adapter), torch.float32)
+                pipeline.load_lora_weights(tensors, adapter_name=name)
+                _unrounded(base, tensors, name)
             except (RuntimeError, ValueError, KeyError, TypeError) as error:
                 why = f"diffusers cannot put it on this base ({reason(error)[:200]})"
                 raise BaseMismatch(f"{file}: {why}; name the base it was made for") from error

@@ -21,15 +21,17 @@ from diffusers import (
     UNet2DConditionModel,
     ZImageTransformer2DModel,
 )
+from diffusers.hooks import apply_layerwise_casting
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from duolora.errors import InputError
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import Architecture
-from duolora.model.blocks import architecture_of, layer_shapes
+from duolora.model.blocks import architecture_of, block_of, layer_shapes, target_modules
 from duolora.model.defaults import FILE as DEFAULTS, BaseChoice as BaseChoice, BaseDefaults, base_path, read_defaults
 from duolora.model.device import (
+    FLOAT8,
     Offload,
     check_offload,
     chosen_checkpointing,
@@ -135,7 +137,8 @@ class Base:
         files = weight_files(self.name, self.parts) if _state(*networks) == self._as_read else []
         if not files:
             return weights_hash(*networks)
-        return remembered(files, (str(self.dtype), versions()), lambda: weights_hash(*networks))
+        dtypes = sorted({str(weight.dtype) for weight in self.unet.parameters()})
+        return remembered(files, (str(self.dtype), *dtypes, versions()), lambda: weights_hash(*networks))
 
     def _encoders(self) -> list[nn.Module]:
         return [self.parts.vae, *self.text_encoders]
@@ -342,6 +345,22 @@ def _checked_size(resolution: int | None, parts: Pipeline) -> int:
     return resolution or 0
 
 
+def _keep_in_float8(network: Network, kind: Kind) -> None:
+    """Keep the weights of a transformer's blocks in float8; each layer takes its own to the compute dtype for its turn.
+
+    Within blocks only: there checkpointing computes anew what a gradient needs, in the compute dtype.
+
+    Raises:
+        InputError: the network is a UNet.
+    """
+    if kind.network == "unet":
+        raise InputError(f"dtype: float8 is for the blocks of a transformer, and {kind.name} has a UNet; take float16")
+    for block in dict.fromkeys(map(block_of, target_modules(network))):
+        apply_layerwise_casting(
+            network.get_submodule(block), torch.float8_e4m3fn, network.dtype, skip_modules_pattern=("norm",)
+        )
+
+
 def load_base(
     base: str | Path = "atelier",
     device: str | torch.device = "auto",
@@ -357,7 +376,8 @@ def load_base(
         base: `atelier`, a diffusers folder, a single .safetensors checkpoint, or a hub id such as `owner/name`.
         device: where it runs; "auto" is CUDA where there is one.
         dtype: of UNet and text encoders; "auto" is what the base's folder says, else float32 on the CPU, and elsewhere
-            bfloat16 or, on GPUs that are too old for it, float16.
+            bfloat16 or, on GPUs that are too old for it, float16; "float8" is that with the weights of a transformer's
+            blocks kept in float8, which needs gradient checkpointing and has it.
         config: for a single file, a diffusers folder with the configs and tokenizers; by default SDXL's, SSD-1B's,
             Segmind-Vega's or Stable Diffusion 1.5's own.
         offload: none; model (networks take turns on the device); sequential (layers do, as images are generated: slow,
@@ -382,6 +402,8 @@ def load_base(
     parts.vae.to(torch.float32)
     for module in (network, *text_encoders(parts)):
         module.to(kind)
+    if dtype == FLOAT8:
+        _keep_in_float8(network, kind_found)
     parts.set_progress_bar_config(disable=True)
     with refusing(Path(base)):
         noise_scheduler = parts.scheduler if kind_found.flow else DDPMScheduler.from_config(parts.scheduler.config)
@@ -390,7 +412,7 @@ def load_base(
     offloading = chosen_offload(offload, where, network, [parts.vae, *text_encoders(parts)])
     size = _checked_size(resolution, parts)
     found = Base(str(base), parts, noise_scheduler, where, kind, offloading, defaults, size)
-    if saving:
+    if saving or dtype == FLOAT8:
         network.enable_gradient_checkpointing()
     found.pipeline()
     found._as_read = _state(network, parts.vae, *text_encoders(parts))

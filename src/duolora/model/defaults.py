@@ -50,8 +50,11 @@ class BaseChoice:
 
     base: str = option("atelier", "`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "What the base computes in: auto, float32, bfloat16 or float16.", flag="base-dtype"
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float8"] = option(
+        "auto",
+        "What the base computes in: auto, float32, bfloat16 or float16; float8 is auto, with a transformer's blocks "
+        "kept in float8.",
+        flag="base-dtype",
     )
     offload: Literal["auto", "none", "model", "sequential"] = option(
         "auto", "auto, none, model (networks take turns on the device) or sequential (layers do: slow)."
