@@ -173,7 +173,8 @@ scraps = st.one_of(
 stems = st.sampled_from(
     [MODULE, "lora_unet_input_blocks_4_1_proj_in", "lora_te1_text_model_encoder_layers_0_mlp_fc1", "text_encoder.x",
      "x", "unet.foo.bar", "transformer.transformer_blocks.0.attn1.to_q",
-     "unet.unet.mid_block.attentions.0.proj_in", "diffusion_model.middle_block.1.proj_in", "bundle_emb.a", ""]
+     "unet.unet.mid_block.attentions.0.proj_in", "diffusion_model.middle_block.1.proj_in", "bundle_emb.a",
+     "bundle_emb.a.clip_l", "bundle_emb.a.clip_g", "bundle_emb.\ud800.clip_l", "bundle_emb.\ud800.clip_g", ""]
 )  # fmt: skip
 sides = st.sampled_from(
     [".lora_A.weight", ".lora_B.weight", ".lora_up.weight", ".lora_down.weight", ".lora_mid.weight", ".alpha",

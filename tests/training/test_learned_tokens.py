@@ -1,10 +1,11 @@
 """Learned tokens: the identifiers' vectors are trained, kept in the file, carried along, and read again."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from command import run
 from duolora.api.convert import convert
@@ -101,6 +102,26 @@ def test_a_merge_carries_them_and_trains_its_masks_with_them(base, loras, learnt
     assert "sks" in read_adapter(whole).embeddings, "masks are rebuilt with the tokens of their sources"
     halves = convert(tmp_path / "naive.safetensors", tmp_path / "both.safetensors", "split").paths
     assert all("sks" in read_adapter(path).embeddings for path in halves)
+
+
+def test_a_file_that_is_there_is_not_replaced_by_a_token(learnt, tmp_path):
+    (tmp_path / "x.sks.embedding.safetensors").write_bytes(b"work of a night")
+    with pytest.raises(InputError, match=r"x\.sks\.embedding\.safetensors: there is a file already"):
+        convert(learnt, tmp_path / "x.safetensors", "diffusers")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"work of a night"]
+
+
+def test_words_that_are_none_and_bases_with_one_encoder_are_one_line(base, learnt, tmp_path):
+    tensors = load_file(learnt)
+    for word in ("\x1b[31m", *(f"word{k}" for k in range(99))):
+        tensors |= {f"bundle_emb.{word}.{key}": torch.ones(1, 4) for key in ("clip_l", "clip_g")}
+    save_file(tensors, tmp_path / "x.safetensors")
+    found = read_adapter(tmp_path / "x.safetensors")
+    assert len(found.embeddings) == 64 and not any("\x1b" in word for word in found.embeddings)
+    sks = read_adapter(learnt).embeddings
+    one = SimpleNamespace(tokenizer=base.parts.tokenizer, text_encoder=base.parts.text_encoder)
+    with pytest.raises(BaseMismatch, match="expected a base with two text encoders"), replaced(one, sks):
+        pass
 
 
 def test_a_stopped_training_goes_on_with_its_vectors(base, photos, tmp_path):

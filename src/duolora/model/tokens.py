@@ -42,6 +42,11 @@ def replaced(parts: Any, vectors: Vectors) -> Iterator[None]:
     hooks = []
     try:
         for key, (tokenizer, encoder) in ENCODERS.items() if vectors else ():
+            if not hasattr(parts, encoder):
+                raise BaseMismatch(
+                    f"{next(iter(vectors))}: expected a base with two text encoders for its vectors, found one; the "
+                    "LoRA was made for another base"
+                )
             embedding = getattr(parts, encoder).get_input_embeddings()
             table, width = [], embedding.weight.shape[1]
             for word, known in vectors.items():

@@ -37,6 +37,8 @@ from duolora.provenance import tensors_hash
 METADATA, VERIFICATION = "duolora", "duolora_verification"
 BUNDLED = "bundle_emb."
 """How ComfyUI's and kohya's world begins the keys of an embedding inside a LoRA file."""
+_MOST_WORDS = 64
+"""With vectors of their own, in one file; the paper's LoRAs have one."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -94,9 +96,16 @@ def _embeddings(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key in sorted(key for key in tensors if key.startswith(BUNDLED)):
         (word, encoder), value = _word_of(key), tensors[key]
-        if word and encoder and value.dtype in _FLOATS and value.ndim in (1, 2) and value.numel():
+        if (
+            word.isprintable()
+            and word
+            and encoder
+            and value.dtype in _FLOATS
+            and value.ndim in (1, 2)
+            and value.numel()
+        ):
             found[word][encoder] = value.float().reshape(-1, value.shape[-1])
-    return {word: known for word, known in found.items() if len(known) == 2}
+    return {word: known for word, known in [*found.items()][:_MOST_WORDS] if len(known) == 2}
 
 
 _Read = tuple[dict[str, _Parts], list[str], tuple[str, ...]]

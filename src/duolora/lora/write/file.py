@@ -1,5 +1,6 @@
 """LoRA files, written whole or not at all, and verified before they take their name."""
 
+import os
 import re
 import warnings
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from duolora.errors import DuoLoRAError, Notice
+from duolora.errors import DuoLoRAError, InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import mapped
 from duolora.lora.parts import CONTENT_RANKS
@@ -114,7 +115,10 @@ def staged_adapter(
         tensors, _ = FORMATS[format](adapter, dtype)
         size = stage(path, laid_out(tensors, header | {VERIFICATION: header_json(known)})).stat().st_size
     for word, vectors in adapter.embeddings.items() if format != "kohya" else ():
-        stage(embedding_path(path, word), laid_out({key: rows.contiguous() for key, rows in vectors.items()}, {}))
+        beside = embedding_path(path, word)
+        if os.path.lexists(beside) and not os.path.lexists(path):  # else --overwrite was given
+            raise InputError(f"{beside}: there is a file already; name another output, or move it away")
+        stage(beside, laid_out({key: rows.contiguous() for key, rows in vectors.items()}, {}))
     return replace(found, size=size, format=format)
 
 
