@@ -7,7 +7,7 @@ import os
 import reprlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, fields
-from functools import partial
+from functools import cache, partial
 from math import isfinite
 from typing import Any, Literal, TypedDict, TypeVar, get_args, get_origin, get_type_hints
 
@@ -103,9 +103,15 @@ def word(name: str, value: str, known: Sequence[T]) -> T:
     raise InputError(f"{name}: expected one of {', '.join(map(str, known))}, got {value!r}")
 
 
+@cache
+def hints(options: type[Any]) -> dict[str, Any]:
+    """The types of its fields, found once: Python takes a millisecond for them."""
+    return get_type_hints(options)
+
+
 def choices(options: Any, name: str) -> tuple[str, ...]:
     """The words that an option can be; none for options that are no words."""
-    hint = get_type_hints(options if isinstance(options, type) else type(options))[name]
+    hint = hints(options if isinstance(options, type) else type(options))[name]
     if get_origin(hint) is Literal:
         return get_args(hint)
     return tuple(word for part in get_args(hint) if get_origin(part) is Literal for word in get_args(part))

@@ -66,28 +66,33 @@ def counted(steps: range, title: str, progress: bool, of: int | None = None, **h
 
 
 @contextmanager
+def every_second(do: Callable[[], object]) -> Iterator[None]:
+    """Do something once a second, beside the work."""
+    over = Event()
+
+    def tick() -> None:
+        while not over.wait(1):
+            do()
+
+    ticking = Thread(target=tick, daemon=True)
+    ticking.start()
+    try:
+        yield
+    finally:
+        over.set()
+        ticking.join()
+
+
+@contextmanager
 def underway(title: str, progress: bool | None = None) -> Iterator[None]:
     """Work that cannot be counted: on a terminal a line with its seconds, taken away in the end.
 
     Without `progress` it is shown where `shown` says so.
     """
-    wanted = _SHOWN.get() if progress is None else progress
-    over = Event()
-    with tqdm(desc=title, bar_format="{desc} … {elapsed}", disable=None if wanted else True, leave=False) as bar:
-
-        def tick() -> None:
-            while not over.wait(1):
-                bar.refresh()
-
-        ticking = Thread(target=tick, daemon=True)
-        if not bar.disable:
-            ticking.start()
-        try:
-            yield
-        finally:
-            over.set()
-            if not bar.disable:
-                ticking.join()
+    unwanted = not (_SHOWN.get() if progress is None else progress)
+    bar = tqdm(desc=title, bar_format="{desc} … {elapsed}", disable=unwanted or None, leave=False)
+    with bar, every_second(bar.refresh):
+        yield
 
 
 def through(items: Collection[T], title: str) -> Iterator[T]:

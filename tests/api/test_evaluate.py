@@ -9,11 +9,12 @@ import torch
 from typer.testing import CliRunner
 
 import duolora
-from duolora.api.evaluate import ATELIER, METRICS, PAPER, chosen, evaluate, prompts_of
+from duolora.api.evaluate import evaluate, prompts_of
 from duolora.cli.app import app
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoders import load_embedder
+from duolora.metrics.named import ATELIER, METRICS, PAPER, chosen
 from duolora.metrics.similarity import all_pairs_mean, matched
 from duolora.model.image_files import image_paths, read_image
 from patterns import pattern

@@ -68,6 +68,8 @@ def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_pat
         ["ui", "--out", str(tmp_path), "--port", str(taken.getsockname()[1])],
         ["ui", "--out", str(tmp_path), "--host", "999.0.0.1"],
         ["demo", "--out", str(tmp_path / "demo"), "--device", "nosuch"],
+        ["evaluate", "--generated", str(photos), "--prompt", "a cat", "--metrics", "nosuch"],
+        ["evaluate", "--generated", str(photos), "--prompt", "a cat", "--checkpoint", "nosuch=x"],
         ["bench", "report", none],
         ["bench", "study", "make", none, "--out", str(tmp_path)],
         ["bench", "study", "score", none, "--key", content],

@@ -17,6 +17,7 @@ from duolora.lora.read.header import read_header
 
 pytest.importorskip("gradio")
 expect = pytest.importorskip("playwright.sync_api").expect
+expect.set_options(timeout=120_000)
 pytestmark = pytest.mark.browser
 
 
@@ -141,13 +142,13 @@ def test_a_job_is_its_pages_own_and_a_reload_finds_it(url):
         for page, example in ((first, 0), (second, 1)):
             page.goto(url)
             page.locator(".example").nth(example).click()
-            expect(page.locator("#style-images .grid-container img")).to_have_count(1, timeout=60_000)
+            expect(page.locator("#style-images .grid-container img")).to_have_count(1)
             page.click("#make")
             expect(page.locator("#make")).to_be_disabled(timeout=60_000)
         second.click("#stop")
-        expect(second.locator("#status .bad")).to_contain_text("stopped; nothing was written", timeout=60_000)
+        expect(second.locator("#status .bad")).to_contain_text("stopped; nothing was written")
         first.reload()
         expect(first.locator("#stop")).to_be_enabled(timeout=60_000)
         assert first.input_value("#content-prompt textarea") == "a sks tree in flat style"
         first.click("#stop")
-        expect(first.locator("#status .bad")).to_contain_text("stopped", timeout=60_000)
+        expect(first.locator("#status .bad")).to_contain_text("stopped")

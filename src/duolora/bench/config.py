@@ -9,7 +9,6 @@ from typing import Any, TypeVar, get_args
 
 import torch
 
-from duolora.api.evaluate import named_checkpoints
 from duolora.api.train import default_options
 from duolora.bench.cells.multi import Group, PhotoGroup
 from duolora.bench.cells.pairs import Case, case_of, sample_suite, suite
@@ -19,6 +18,7 @@ from duolora.bench.options import PLAIN, Captions, PhotoOptions, Settings, Table
 from duolora.bench.tables.rows import Table, matched, read_blocks, row_of, with_blora
 from duolora.bench.tables.tuning import check_judged, tuned
 from duolora.errors import DuoLoRAError, InputError, Notice, reason
+from duolora.metrics.named import named_checkpoints
 from duolora.model.architectures import shapes_in
 from duolora.model.device import chosen_device
 from duolora.model.files import weights_mark

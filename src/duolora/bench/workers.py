@@ -7,16 +7,14 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
 from multiprocessing.sharedctypes import RawArray
 from queue import SimpleQueue
-from threading import Event, Thread
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 from duolora.errors import InputError
-from duolora.progress import tell
+from duolora.progress import every_second, tell
 
 Job = TypeVar("Job")
 CROWD = 8
@@ -61,30 +59,17 @@ def run_all(
         ended = _here(work, jobs, lines[0])
     else:
         ended = _in_processes(work, jobs, lines, devices)
-    with tqdm(total=len(jobs), desc=title, disable=not progress) as bar, _followed(bar, lines):
+    bar = tqdm(total=len(jobs), desc=title, disable=not progress)
+
+    def show() -> None:
+        said = (line.value.decode(errors="replace") for line in lines)
+        bar.set_postfix_str(", ".join(filter(None, said)))
+
+    with bar, every_second(show):  # how far each process says that it is
         for job, error in ended:
             bar.update()
             if error:
                 yield job, error
-
-
-@contextmanager
-def _followed(bar: Any, lines: Sequence[Any]) -> Iterator[None]:
-    """Show beside the bar, every second, how far each process says that it is."""
-    over = Event()
-
-    def follow() -> None:
-        while not over.wait(1):
-            said = filter(None, (line.value.decode(errors="replace") for line in lines))
-            bar.set_postfix_str(", ".join(said))
-
-    following = Thread(target=follow, daemon=True)
-    following.start()
-    try:
-        yield
-    finally:
-        over.set()
-        following.join()
 
 
 def _hear(line: Any) -> None:

@@ -23,6 +23,7 @@ from duolora.cli.common import doing, one_line, report
 from duolora.cli.early import check_there
 from duolora.cli.examples import examples
 from duolora.cli.spread import spread
+from duolora.metrics.named import chosen, named_checkpoints
 from duolora.model.defaults import AUTO, check_base
 from duolora.options import word
 from duolora.textfiles import read_lines
@@ -63,7 +64,10 @@ def _table(name: str, table: Table) -> None:
         for row in options.row or []:
             matched(row, {each.label: each.method for each in table.rows})
         check_base(getattr(options, "base", AUTO))
-        if not (options.manifest or options.sample is not None or getattr(options, "photos", None)):
+        if isinstance(options, PhotoOptions) and options.photos:
+            chosen(options.metrics, ("content", "style", "prompt"))
+            named_checkpoints(options.checkpoint or [])
+        elif not options.manifest and options.sample is None:
             for dataset in options.dataset or []:
                 word("--dataset", dataset, [*ALL, *MULTI, "tuning"])
         with doing(f"Loading what {name} needs"):
@@ -130,7 +134,6 @@ def _figure3(options: Figure3Options) -> None:
     check_base(options.base)
     lines = () if options.prompts is None else read_lines(options.prompts)
     with doing(f"Loading {options.base}"):
-        from duolora.api.evaluate import named_checkpoints
         from duolora.bench.config import root_of
         from duolora.bench.grids import figure3_of
         from duolora.bench.scaling import FOUND, by_classifier, by_encoders, figure3

@@ -25,10 +25,15 @@ def chosen(base: BaseChoice, quiet: bool) -> BaseChoice:
     Raises:
         InputError: there is no such base, or no such device.
     """
-    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", base.device):
-        raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {base.device!r}")
+    check_device(base.device)
     check_base(base.base)
     return base if quiet else replace(base, announce=lambda line: typer.echo(line, err=True))
+
+
+def check_device(device: str) -> None:
+    """Refuse what is no device's name; whether there is such a device here, torch knows."""
+    if not re.fullmatch(r"auto|(cpu|cuda|mps)(:\d+)?", device):
+        raise InputError(f"device: expected auto, cpu, cuda, cuda:N or mps, got {device!r}")
 
 
 @contextmanager

@@ -5,10 +5,21 @@ from typing import Annotated
 
 import typer
 
-from duolora.cli.common import JsonOption, QuietOption, SeedOption, doing, one_line, printable, report
+from duolora.cli.common import (
+    JsonOption,
+    QuietOption,
+    SeedOption,
+    check_device,
+    doing,
+    one_line,
+    printable,
+    report,
+)
 from duolora.cli.early import check_inputs, check_there
 from duolora.cli.examples import examples
 from duolora.errors import InputError
+from duolora.metrics.named import DEFAULTS, chosen, named_checkpoints
+from duolora.options import word
 
 
 def evaluate(
@@ -39,12 +50,15 @@ def evaluate(
     """
     with one_line():
         check_inputs((), generated, content, style)
+        check_device(device)
+        given = {"content": content, "style": style, "prompt": prompt or prompts}
+        names, places = chosen(metrics, [each for each in given if given[each]]), named_checkpoints(checkpoint or [])
         with doing("Loading the metrics", quiet):
-            from duolora.api.evaluate import evaluate as run, named_checkpoints, prompts_of
+            from duolora.api.evaluate import evaluate as run, prompts_of
 
-        places, asked = named_checkpoints(checkpoint or []), prompts_of(prompt, prompts)
+        asked = prompts_of(prompt, prompts)
         done = run(
-            generated, content, style, asked, metrics, places, device=device, cache=not no_cache, progress=not quiet
+            generated, content, style, asked, names, places, device=device, cache=not no_cache, progress=not quiet
         )
         report(as_json, done.table(), **done.facts())
 
@@ -64,13 +78,11 @@ def convert(
     Nothing in it is executed: it is read as tensors only, in a process of its own, and then loaded as a check.
     """
     with one_line():
+        word("checkpoint", name, list(DEFAULTS))
         check_there("CSD's pickle, or a folder with pytorch_model.bin", source)
         with doing("Loading"):
-            from duolora.metrics.encoders import DEFAULTS
             from duolora.metrics.pickled import convert as run
 
-        if name not in DEFAULTS:
-            raise InputError(f"checkpoint: expected one of {', '.join(DEFAULTS)}, got {name!r}")
         path = run(name, source.expanduser(), out.expanduser())
         report(as_json, f"{path}: use it by --checkpoint {name}={path}", path=path)
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 import typer
 
 from duolora.cli.common import one_line
-from duolora.options import Range, choices, told, word
+from duolora.options import Range, choices, hints, told, word
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ def spread(command: Callable[..., object]) -> Callable[..., object]:
     """The command with an option for each field of the parameters that are dataclasses, or `Changes` of one."""
     parameters: list[inspect.Parameter] = []
     parts: dict[str, tuple[Any, list[Field[Any]], bool]] = {}
-    hints = get_type_hints(command, include_extras=True)
+    said_of = get_type_hints(command, include_extras=True)
     for each in inspect.signature(command).parameters.values():
-        hint = hints[each.name]
+        hint = said_of[each.name]
         of, *said = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         changes = next((one for one in said if isinstance(one, Changes)), None)
         if changes is None and not is_dataclass(of):
@@ -62,9 +62,9 @@ def spread(command: Callable[..., object]) -> Callable[..., object]:
     return call
 
 
-def _parameter(of: type[Any], field: Field[Any], changes: Changes | None) -> inspect.Parameter:
+def _parameter(of: Any, field: Field[Any], changes: Changes | None) -> inspect.Parameter:
     """The command line's option for a field."""
-    hint, said = get_type_hints(of)[field.name], field.metadata
+    hint, said = hints(of)[field.name], field.metadata
     default, help = field.default, told(of, field.name)
     if changes is not None:
         plain = ("no", "yes")[default] if isinstance(default, bool) else default

@@ -14,16 +14,10 @@ from duolora.errors import InputError
 from duolora.metrics.atelier import load_atelier
 from duolora.metrics.csd import load_csd
 from duolora.metrics.encoder import NetworkEmbedder
+from duolora.metrics.named import DEFAULTS
 from duolora.metrics.transforms import CLIP, DINO
 from duolora.metrics.vision import load_clip, load_vision
 
-DEFAULTS: dict[str, str | None] = {
-    "dino": "facebook/dino-vits16",
-    "dinov2": "facebook/dinov2-base",
-    "clip": "openai/clip-vit-base-patch32",
-    "csd": None,
-}
-"""Published checkpoints by embedder; CSD's is a pickle, so a converted file must be named."""
 ATELIER = ("atelier-content", "atelier-style", "atelier-image", "atelier-text")
 
 

@@ -160,10 +160,10 @@ def _opened(source: str, load: Callable[..., Any], **options: Any) -> Any:
             return load(str(folder), **options)
         return load(source, local_files_only=not hub_answers(), **options)
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, HfHubHTTPError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
         if folder.is_dir():
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
             raise FileRefused(f"{source}: cannot be loaded: {reason}; get the checkpoint again") from error
         raise InputError(
-            f"{source}: no such folder here, and the hub gave no safetensors of that id ({reason}); check the name and "
-            "the connection, or give a local folder"
+            f"{source}: no such folder here, and the hub gave no safetensors of that id; check the name and the "
+            "connection, or give a local folder"
         ) from error

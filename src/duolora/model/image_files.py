@@ -12,7 +12,6 @@ from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
-import numpy as np
 from PIL import Image, ImageCms, PngImagePlugin, UnidentifiedImageError
 
 from duolora.errors import FileRefused, InputError, Notice
@@ -242,6 +241,8 @@ def _eight_bits(path: Path, image: Image.Image) -> Image.Image:
         return image.convert("RGBA" if image.has_transparency_data else "RGB")
     if not image.mode.startswith("I"):
         return image
+    import numpy as np  # half of what importing this file would cost, for 16 bits only
+
     greys = np.asarray(image)
     out = np.empty(greys.shape, np.uint8)
     for row in range(0, len(out), 64):  # a few rows at once, since large numbers need much memory

@@ -11,13 +11,13 @@ from pathlib import Path
 
 from PIL import Image
 
-from duolora.api.evaluate import ATELIER, METRICS, chosen
 from duolora.atelier.captions import plain_caption
 from duolora.atelier.classifier import Classifier, load_classifier
 from duolora.atelier.pairs import Pair
 from duolora.atelier.styles import KEEP_COLOUR, KEEP_PATTERN
 from duolora.metrics.encoder import Items, NetworkEmbedder
 from duolora.metrics.encoders import load_embedder
+from duolora.metrics.named import ATELIER, METRICS, chosen
 from duolora.metrics.similarity import all_pairs_mean
 
 Images = Sequence[Image.Image]

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from duolora.api.evaluate import ATELIER, METRICS
 from duolora.bench.tables.rows import FLOOR, ORACLE
+from duolora.metrics.named import ATELIER, METRICS
 from duolora.metrics.similarity import bootstrap_interval, ends, resampled
 from duolora.textfiles import markdown, write_json
 
