@@ -1,5 +1,7 @@
 """A tiny base, and a few images to train on."""
 
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -7,18 +9,22 @@ import torch
 from PIL import Image
 
 from duolora.api.train import TrainOptions, train
+from duolora.merging import learn
 from duolora.model.base import Base, load_base
 from duolora.model.images import as_image
-from tiny import tiny_pipeline
+from duolora.model.sample import sample_images
+from duolora.training import loop, prior_preservation
+from duolora.ui import work
+from tiny import tiny_pipeline, tiny_unet
 
 OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)
 
 
 @pytest.fixture(scope="session")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny base in diffusers' layout."""
+    """A tiny base in diffusers' layout; one transformer in each attention, since a merge costs by the module."""
     folder = tmp_path_factory.mktemp("tiny")
-    tiny_pipeline(folder / "tokenizers").save_pretrained(folder / "base")
+    tiny_pipeline(folder / "tokenizers", tiny_unet(transformer_layers_per_block=1)).save_pretrained(folder / "base")
     return folder / "base"
 
 
@@ -47,3 +53,12 @@ def loras(base: Base, photos: Path, tmp_path_factory: pytest.TempPathFactory) ->
     style = TrainOptions(rank=3, steps=12, batch=2, lr=1e-2, seed=1)
     train(photos / "1.png", "a house in zwx style", folder / "style.safetensors", base, style, progress=False)
     return folder / "content.safetensors", folder / "style.safetensors"
+
+
+@pytest.fixture(scope="module")
+def few_steps() -> Iterator[None]:
+    """Images in two denoising steps, where training, merging and the page generate some."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (learn, loop, prior_preservation, work):
+            patch.setattr(module, "sample_images", partial(sample_images, steps=2))
+        yield

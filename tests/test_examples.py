@@ -20,10 +20,10 @@ def example(name):
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """What the longest example leaves, after two training steps."""
+def made(few_steps, tmp_path_factory):
+    """What the longest example leaves, after one training step."""
     out = tmp_path_factory.mktemp("example")
-    return out, example("train_and_merge")(out, steps=2)
+    return out, example("train_and_merge")(out, steps=1)
 
 
 def test_from_images_to_images(made):

@@ -21,9 +21,9 @@ from recipes.atelier.abstract import abstract
 Truth = tuple[int, int, int, int]
 
 
-def vocabulary() -> list[str]:
-    """The words of Atelier's captions, sorted; meaningless ones are not among them."""
-    texts = [base_scene(np.random.default_rng(seed), bool(seed % 2))[2] for seed in range(6000)]
+def vocabulary(scenes: int = 6000) -> list[str]:
+    """The words of so many of Atelier's captions, sorted; meaningless ones are not among them."""
+    texts = [base_scene(np.random.default_rng(seed), bool(seed % 2))[2] for seed in range(scenes)]
     texts += [plain_caption(kind, style=style) for kind in BASE_OBJECTS for style in BASE_STYLES]
     counts: dict[str, int] = {}
     for word in (w for text in texts for w in set(re.findall(r"[a-z]+", text))):

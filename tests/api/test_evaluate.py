@@ -6,11 +6,10 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import duolora
+from command import run
 from duolora.api.evaluate import evaluate, prompts_of
-from duolora.cli.app import app
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.cache import Cache, embed_files
 from duolora.metrics.encoders import load_embedder
@@ -76,7 +75,7 @@ def test_prompts_from_a_file(generated, clip, tmp_path):
         "--no-cache",
         "--json",
     ]
-    done = CliRunner().invoke(app, ["evaluate", *given, "--prompts", str(tmp_path / "asked.txt")])
+    done = run("evaluate", *given, "--prompts", tmp_path / "asked.txt")
     assert done.exit_code == 0, done.output
     with pytest.raises(InputError, match="got both"):
         prompts_of("a cat", tmp_path / "asked.txt")
@@ -208,10 +207,6 @@ def test_a_cache_that_cannot_be_written_is_no_obstacle(generated, dino, tmp_path
     (tmp_path / "kept").write_text("a file, not a folder")
     embedder = load_embedder("dino", dino, "cpu")
     assert embed_files(embedder, image_paths(generated), Cache(tmp_path / "kept")).shape == (3, 32)
-
-
-def run(*arguments):
-    return CliRunner().invoke(app, [str(a) for a in arguments])
 
 
 def test_the_command_prints_a_table_or_one_json_object(generated, content, style):

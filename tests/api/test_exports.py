@@ -41,16 +41,22 @@ def sources(base, loras, tmp_path_factory):
     return path, loras[1]
 
 
-def merged(sources, base, out, method="ziprank", **given):
-    options = options_of(method, **{"steps": 3, "calibration_images": 2, **given.pop("options", {})})
-    return merge(*sources, out, method, base, options=options, progress=False, **given)
+@pytest.fixture(scope="module")
+def merged(sources, base, photos):
+    """Merges them."""
+
+    def run(out, method="ziprank", **given):
+        options = options_of(method, **{"steps": 2, **given.pop("options", {})})
+        return merge(*sources, out, method, base, photos, photos / "1.png", options=options, progress=False, **given)
+
+    return run
 
 
 @pytest.fixture(scope="module")
-def whole(sources, base, tmp_path_factory):
+def whole(merged, tmp_path_factory):
     """One merge, in float32."""
     out = tmp_path_factory.mktemp("whole") / "both.safetensors"
-    return merged(sources, base, out, dtype="float32", options={"threshold": 0.9}).path
+    return merged(out, dtype="float32", options={"threshold": 0.9}).path
 
 
 def assert_sum(adapters, expected, limit=1e-5):
@@ -67,10 +73,10 @@ def scaled(adapter, weight):
 
 
 @pytest.mark.parametrize("way", ["merge", "convert"])
-def test_parts_add_up_to_the_merge(sources, base, whole, tmp_path, way):
+def test_parts_add_up_to_the_merge(merged, whole, tmp_path, way):
     out = tmp_path / "x.safetensors"
     if way == "merge":
-        done = merged(sources, base, out, dtype="float32", format="split", options={"threshold": 0.9})
+        done = merged(out, dtype="float32", format="split", options={"threshold": 0.9})
     else:
         done = convert(whole, out, "split", "float32")
     assert [p.name for p in done.paths] == ["x.content.safetensors", "x.style.safetensors"]
@@ -93,10 +99,10 @@ def test_weights_after_the_fact_are_linear(whole, tmp_path, format):
 
 
 @pytest.mark.parametrize("method", ["naive", "ziprank", "ziplora", "split"])
-def test_masks_and_sources_are_the_merge(sources, base, tmp_path, method):
+def test_masks_and_sources_are_the_merge(merged, sources, tmp_path, method):
     both, masks, again = (tmp_path / f"{k}.safetensors" for k in ("both", "masks", "again"))
-    merged(sources, base, both, method)
-    merged(sources, base, masks, method, format="masks")
+    merged(both, method)
+    merged(masks, method, format="masks")
     convert(masks, again, content=sources[0], style=sources[1])
     assert again.read_bytes() == both.read_bytes()
     weighed = tmp_path / "w.safetensors"
@@ -106,9 +112,9 @@ def test_masks_and_sources_are_the_merge(sources, base, tmp_path, method):
     assert all(relative_error(one.modules[n], other.modules[n]) < 2e-3 for n in one.modules)
 
 
-def test_masks_are_refused_where_they_do_not_belong(sources, base, whole, tmp_path):
+def test_masks_are_refused_where_they_do_not_belong(merged, sources, whole, tmp_path):
     masks = tmp_path / "masks.safetensors"
-    merged(sources, base, masks, format="masks")
+    merged(masks, format="masks")
     with pytest.raises(FileRefused, match="masks of a merge only; rebuild it with `duolora convert"):
         read_adapter(masks)
     with pytest.raises(FileRefused, match=r"expected the content LoRA of the merge, SHA-256 \w{12}….*the very file"):
@@ -261,23 +267,23 @@ def test_a_peft_folder_is_a_source_like_any_other(base, loras, tmp_path):
 
 
 def at_once(files, base, out, prompts=("a cat", "a cat in a house", "a house"), **given):
-    options = options_of("oneshot", **{"calls": 2, "calibration_images": 2, **given.pop("changes", {})})
+    options = options_of("oneshot", **{"calls": 2, **given.pop("changes", {})})
     return compose_at_once(files, out, base, prompts, options=options, dtype="float32", progress=False, **given)
 
 
-def test_three_at_once_are_their_sum_where_masks_are_held_at_ones(sources, base, whole, tmp_path):
+def test_three_at_once_are_their_sum_where_masks_are_held_at_ones(sources, base, whole, photos, tmp_path):
     files = [*sources, whole]
-    done = at_once(files, base, tmp_path / "sum.safetensors", changes={"ridge": 1e9})
+    done = at_once(files, base, tmp_path / "sum.safetensors", images=[photos] * 3, changes={"ridge": 1e9})
     assert done.verification.error < 1e-6
     assert_sum([read_adapter(f) for f in files], read_adapter(done.path), 1e-4)
     metadata = read_adapter(done.path).metadata
     assert metadata["method"] == "oneshot" and [s["kind"] for s in metadata["sources"]] == ["content"] * 3
 
 
-def test_weights_and_the_rest_follow_what_each_is_for(sources, base, tmp_path):
-    prompts, kinds = ("a cat", "a house"), ["content", "style"]
+def test_weights_and_the_rest_follow_what_each_is_for(sources, base, photos, tmp_path):
+    prompts, kinds, images = ("a cat", "a house"), ["content", "style"], [photos] * 2
     changes = {"ridge": 1e9, "off_role": 1.0, "style_weight": 0.5, "unmasked": "style"}
-    done = at_once(sources, base, tmp_path / "x.safetensors", prompts, kinds=kinds, changes=changes)
+    done = at_once(sources, base, tmp_path / "x.safetensors", prompts, kinds=kinds, images=images, changes=changes)
     content, style = (read_adapter(f) for f in sources)
     masked = set(target_modules(base.unet))
     kept = Adapter({n: x for n, x in content.modules.items() if n in masked}, {})

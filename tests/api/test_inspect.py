@@ -15,11 +15,12 @@ from duolora.model.blocks import block_of
 
 
 @pytest.fixture(scope="module")
-def both(base, loras, tmp_path_factory):
+def both(base, loras, photos, tmp_path_factory):
     out = tmp_path_factory.mktemp("inspect") / "both.safetensors"
-    options = options_of("ziprank", steps=3, calibration_images=2, threshold=0.9)
+    options = options_of("ziprank", steps=2, threshold=0.9)
     for name, format in (("both", "diffusers"), ("masks", "masks")):
-        merge(*loras, out.with_stem(name), "ziprank", base, options=options, progress=False, format=format)
+        given = {"options": options, "progress": False, "format": format}
+        merge(*loras, out.with_stem(name), "ziprank", base, photos, photos, **given)
     return out
 
 

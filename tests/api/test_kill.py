@@ -16,16 +16,18 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
 from duolora.lora.verify import relative_error
 from duolora.lora.write.file import write_adapter
+from duolora.merging import learn
 from duolora.model.base import load_base
 from duolora.paper.lowrank import LowRank
 
 KILLS = int(os.environ.get("DUOLORA_KILLS", "4"))
 """At how many moments the writer is killed; 20 and more in the long run.
 
-Training is killed at a quarter as many, merging at half as many; in the long run merging at all of them, into one file
-and into two.
+Training and merging are killed at a quarter as many; in the long run merging at all of them, into one file and into
+two.
 """
-OPTIONS = TrainOptions(rank=2, steps=210, batch=1, lr=1e-3)
+OPTIONS = TrainOptions(rank=2, steps=30, batch=1, lr=1e-3)
+SAVE_EVERY = 5
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["duolora.api.train", "duolora.api.merge"])
 
@@ -45,12 +47,13 @@ def write_forever(path: Path) -> None:
 
 def train_once(photos: Path, out: Path, folder: Path) -> None:
     torch.set_num_threads(1)
-    train(photos, "a cat", out, load_base(folder), OPTIONS, progress=False)
+    train(photos, "a cat", out, load_base(folder), OPTIONS, progress=False, save_every=SAVE_EVERY)
 
 
 def merge_once(loras: tuple[Path, Path], photos: Path, out: Path, folder: Path, format: str) -> None:
     torch.set_num_threads(1)
-    options = options_of("ziprank-prior", steps=55)
+    learn.SAVE_EVERY = SAVE_EVERY
+    options = options_of("ziprank-prior", steps=15)
     base = load_base(folder)
     merge(*loras, out, "ziprank-prior", base, photos, photos, options=options, progress=False, format=format)
 
@@ -116,8 +119,8 @@ def test_a_killed_merge_leaves_the_old_file_or_none_and_goes_on_to_the_same_byte
     finished = {path.name: path.read_bytes() for path in whole.parent.iterdir()}
     out.parent.mkdir()
     old = {name: b"what was there" for name in finished}
-    for kill in range(KILLS if KILLS >= 20 else max(1, KILLS // 2)):
-        for name, data in (old if kill % 2 else {}).items():
+    for kill in range(KILLS if KILLS >= 20 else max(1, KILLS // 4)):
+        for name, data in ({} if kill % 2 else old).items():
             (out.parent / name).write_bytes(data)
         process = CONTEXT.Process(target=merge_once, args=(loras, photos, out, folder, format))
         process.start()

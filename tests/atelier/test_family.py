@@ -52,7 +52,7 @@ def test_most_styles_leave_enough_of_the_object():
 
 
 def test_words_name_what_the_steps_do():
-    styles = [style_of(seed) for seed in range(400)]
+    styles = [style_of(seed) for seed in range(150)]
     for style in styles:
         assert len(style.words) == len(style.steps)
         assert all(style.words)
@@ -67,7 +67,7 @@ def test_what_a_style_keeps_is_to_be_seen():
     """Styles that keep colours render a red and a blue star differently; those that go by tone alone hardly do."""
     red, blue = (single("star", "flat", 1, colour=c, pattern="plain") for c in ("red", "blue"))
     kept, lost = [], []
-    for seed in range(120):
+    for seed in range(50):
         style = style_of(seed)
         change = np.abs(render(red, style).astype(float) - render(blue, style).astype(float)).mean()
         (kept if style.keeps_colour else lost).append(change)
@@ -87,11 +87,11 @@ def test_captions_say_the_style_by_a_word_or_by_its_features():
 
 
 def test_base_images_are_half_improvised_and_name_no_style_that_is_held_out():
-    texts = [base_image(seed)[1] for seed in range(200)]
+    texts = [base_image(seed)[1] for seed in range(80)]
     assert not any(name in text for name in HELD_OUT_STYLES for text in texts)
     named = [any(f"{k} style" in t or f"of {k}" in t or f"{k} picture" in t for k in BASE_STYLES) for t in texts]
     assert sum(named[1::2]) <= 2  # a meaningless word may be a style's name by chance
-    assert sum(named[::2]) > 60
+    assert sum(named[::2]) > 24
 
 
 def test_held_out_styles_can_be_told_apart():

@@ -5,12 +5,11 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
+import command
 from duolora.api import train
 from duolora.bench import config
 from duolora.bench.cells import cell as cells, pairs
-from duolora.cli.app import app
 from duolora.model.defaults import BaseDefaults
 from duolora.training.distil import DistilRecipe
 
@@ -26,7 +25,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
     def run(name: str, *arguments: str) -> str:
         asked = ["bench", name, "--out", str(tmp_path), "--pairs", "1", "--workers", "1", *arguments]
-        done = CliRunner().invoke(app, asked)
+        done = command.run(*asked)
         assert done.exit_code == 0, done.output
         return done.output
 
@@ -50,9 +49,7 @@ def test_tuned_settings_reach_other_tables(bench, tmp_path):
 
 def test_a_table_is_run_again_from_its_folder(bench, tmp_path):
     bench("table1", "--dataset", "single", "--row", "naive", "--sample", "5", "--seed", "2")
-    said = CliRunner().invoke(
-        app, ["bench", "rerun", str(tmp_path / "table1"), "--out", str(tmp_path / "again"), "--workers", "1"]
-    )
+    said = command.run("bench", "rerun", tmp_path / "table1", "--out", tmp_path / "again", "--workers", 1)
     assert said.exit_code == 0, said.output
     first, again = (next((root / "cells").glob("*/*/result.json")) for root in (tmp_path, tmp_path / "again"))
     assert again.relative_to(tmp_path / "again") == first.relative_to(tmp_path)
@@ -63,7 +60,7 @@ def test_a_table_is_run_again_from_its_folder(bench, tmp_path):
     assert (first.parent / "images.png").read_bytes() == (again.parent / "images.png").read_bytes()
     configs = [(root / "table1" / "config.json").read_bytes() for root in (tmp_path, tmp_path / "again")]
     assert configs[0] == configs[1]
-    refused = CliRunner().invoke(app, ["bench", "rerun", str(tmp_path)])
+    refused = command.run("bench", "rerun", tmp_path)
     assert refused.exit_code == 1
     assert "config.json" in refused.output
 

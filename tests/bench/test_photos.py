@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from transformers import ViTConfig, ViTModel
-from typer.testing import CliRunner
 
+import command
 from duolora.api import train
 from duolora.atelier.pairs import Pair, rendered
 from duolora.bench.cells import cell as cells
@@ -22,7 +22,6 @@ from duolora.bench.report.page import report
 from duolora.bench.run import cells_of
 from duolora.bench.study.study import make
 from duolora.bench.tables.rows import CLASS_PROMPT, TABLES, Row
-from duolora.cli.app import app
 from duolora.errors import InputError
 from duolora.metrics.datasets.manifests import Manifest, Pairing, write_manifest
 from duolora.metrics.encoders import load_embedder
@@ -75,7 +74,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, places: Path, dino: Path):
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
 
     def run(*arguments: object, fails: bool = False) -> str:
-        done = CliRunner().invoke(app, ["bench", *map(str, arguments), "--out", str(places / "out"), "--workers", "1"])
+        done = command.run("bench", *arguments, "--out", places / "out", "--workers", 1)
         assert done.exit_code == int(fails), done.output
         return done.stderr if fails else done.stdout
 
@@ -143,7 +142,7 @@ def test_finished_loras_are_taken_as_they_are(bench, places):
         (made,) = (out / "loras").glob(f"{kind}-*")
         made.rename(finished / f"{kind}s" / f"{name}.safetensors")
     asked = ("bench", "table1", *bench.given, *bench.scored, *rows, "--workers", 1, "--loras", finished, "--out", out)
-    said = CliRunner().invoke(app, [*map(str, asked)])
+    said = command.run(*asked)
     assert said.exit_code == 0, said.output
     assert "B-LoRA: left out, as LoRAs of their own are trained for them" in said.stderr
     assert not list((out / "loras").iterdir()), "nothing is trained"
@@ -180,7 +179,7 @@ def test_figures_settings_and_table_2_on_photos(bench, places):
     sheet = Image.open(places / "out" / "figure7" / "images.png")
     assert sheet.width == 3 * (SIDE + 4), "subject, style and one method"
     asked = ("bench", "table2", *bench.given, *bench.scored, "--row", "naive", "--workers", 1, "--out", places / "out")
-    said = CliRunner().invoke(app, [*map(str, asked)])
+    said = command.run(*asked)
     assert (
         "PairCustomization: left out, as it learns from the photos' twins in the style; give them with --twins"
         in said.stderr
@@ -209,16 +208,14 @@ def test_it_is_run_again_on_the_same(bench, places):
     assert marked(config) == config
     with pytest.raises(InputError, match="expected the weights that the table was run with, 0000"):
         marked(replace(config, weights={"atelier": "0000"}))
-    again = CliRunner().invoke(
-        app, ["bench", "rerun", str(out / "table1"), "--out", str(places / "again"), "--workers", "1"]
-    )
+    again = command.run("bench", "rerun", out / "table1", "--out", places / "again", "--workers", 1)
     assert again.exit_code == 0, again.output
     assert "table1: 1 cells, 4 images to generate" in again.stderr
     first, second = (next((root / "cells").rglob("result.json")) for root in (out, places / "again"))
     assert first.relative_to(out) == second.relative_to(places / "again")
     assert json.loads(first.read_text())["similarity"] == json.loads(second.read_text())["similarity"]
     Image.new("RGB", (9, 9)).save(places / "contents" / "robot" / "0.PNG")
-    changed = CliRunner().invoke(app, ["bench", "rerun", str(out / "table1"), "--out", str(places / "third")])
+    changed = command.run("bench", "rerun", out / "table1", "--out", places / "third")
     assert changed.exit_code == 1
     assert "content robot: its photos were changed" in changed.stderr
 

@@ -17,13 +17,14 @@ from duolora.model.blocks import roles
 from duolora.paper.constyle import Prompts
 from tiny import tiny_unet
 
-UPDATES = 20
+STEPS = 4
 
 
 @pytest.fixture(scope="module")
 def scene():
     process = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    parts = StableDiffusionXLPipeline(None, None, None, None, None, tiny_unet(), process)
+    unet = tiny_unet(transformer_layers_per_block=1)
+    parts = StableDiffusionXLPipeline(None, None, None, None, None, unet, process)
     base = RandomBase("tiny", parts, process, torch.device("cpu"), torch.float32)
     x_c, x_s = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     content, style = (
@@ -36,7 +37,7 @@ def scene():
 def run(loop, scene, options):
     masks = first_masks(scene.both, options, scene.base.device)
     with loop(scene.base, scene.both, options, scene.data, *masks) as learning:
-        losses = [learning.step(step)["loss"] for step in range(UPDATES)]
+        losses = [learning.step(step)["loss"] for step in range(STEPS)]
     return torch.stack(losses), masks
 
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+from command import run
 from duolora.api.merge import options_of
 from duolora.bench.options import GrowthOptions, Setting, SpeedOptions
+from duolora.bench.speed import floor
 from duolora.bench.speed.floor import Floor, operations, passes
 from duolora.bench.speed.growth import growth, slope
 from duolora.bench.speed.speed import TRAINED, WAYS, peak, scene_of, timed, way_of
-from duolora.cli.app import app
 from duolora.errors import InputError
 from duolora.merging.options import METHODS
 
@@ -20,9 +20,16 @@ SMALL = ["--base", "vega-random", "--width", "4", "--resolution", "64", "--rank"
 SETTING = Setting("vega-random", 2, 64, "cpu", "float32", 4)
 
 
-def test_command_writes_what_it_measured(tmp_path):
+@pytest.fixture(scope="module")
+def made():
+    """A scene that no test changes."""
+    return scene_of(SETTING)
+
+
+def test_command_writes_what_it_measured(tmp_path, monkeypatch):
+    monkeypatch.setitem(floor.SIDE, "cpu", 64)
     turns = ["--steps", "1", "--repeats", "1", "--method", "duolora", "--no-memory", "--quiet"]
-    done = CliRunner().invoke(app, ["bench", "speed", "--out", str(tmp_path), *SMALL, *turns])
+    done = run("bench", "speed", "--out", tmp_path, *SMALL, *turns)
     assert done.exit_code == 0, done.output
     found = json.loads((tmp_path / "speed-vega-random.json").read_text())
     row = found["methods"]["duolora"]
@@ -39,16 +46,15 @@ def test_all_that_learn_by_updates_are_timed():
     assert set(TRAINED) == {name for name, options in METHODS.items() if options.asks_network and options.steps}
 
 
-def test_every_way_takes_its_turns():
-    made = scene_of(SETTING)
+def test_every_way_takes_its_turns(made):
     how = SpeedOptions(steps=2, repeats=2, quiet=True)
     times = timed(made, {"ziprank": METHODS["ziprank"]}, how)
     counts = {way: len(seconds) for way, seconds in times["ziprank"].items()}
     assert counts == dict.fromkeys(WAYS, 4) | {"dense": 2}
 
 
-def test_cached_samples_need_no_teachers():
-    made, seen = scene_of(SETTING), []
+def test_cached_samples_need_no_teachers(made):
+    seen = []
     options = options_of("duolora", pool=1)
     hook = made.base.unet.register_forward_pre_hook(lambda m, args: seen.append(torch.is_grad_enabled()))
     for way in ("ours", "cached floor"):
@@ -61,8 +67,8 @@ def test_cached_samples_need_no_teachers():
 
 
 @pytest.mark.parametrize(("cycle_variant", "samples"), [("none", 4), ("teacher", 8), ("masked", 8)])
-def test_passes_are_those_of_an_update(cycle_variant, samples):
-    made, options = scene_of(SETTING), options_of("duolora", cycle_variant=cycle_variant, batch=2)
+def test_passes_are_those_of_an_update(made, cycle_variant, samples):
+    options = options_of("duolora", cycle_variant=cycle_variant, batch=2)
     seen = []
     hook = made.base.unet.register_forward_pre_hook(
         lambda m, args, kwargs: seen.append((len(args[0]), torch.is_grad_enabled())), with_kwargs=True
@@ -77,17 +83,15 @@ def test_passes_are_those_of_an_update(cycle_variant, samples):
     assert found.samples == 2 * samples == sum(n for n, _ in ours)
 
 
-def test_operations_grow_with_the_samples():
-    made = scene_of(SETTING)
+def test_operations_grow_with_the_samples(made):
     one, two = (operations(Floor(made, options_of("ziprank", batch=n))) for n in (1, 2))
     assert two == pytest.approx(2 * one, rel=0.1)
 
 
-def test_checkpointing_changes_nothing_but_memory():
-    plain, saving = scene_of(SETTING), scene_of(replace(SETTING, checkpointing=True))
+def test_checkpointing_changes_nothing_but_memory(made):
     losses = []
-    for made in (plain, saving):
-        with way_of("ours", made, METHODS["duolora"]) as (learning, _):
+    for each in (made, scene_of(replace(SETTING, checkpointing=True))):
+        with way_of("ours", each, METHODS["duolora"]) as (learning, _):
             losses.append(torch.stack([learning.step(step)["loss"] for step in range(2)]))
     torch.testing.assert_close(*losses)
 

@@ -25,6 +25,7 @@ from duolora.training.options import TrainOptions
 from tiny import tiny_unet
 
 SHORT = TrainOptions(rank=1, steps=1, batch=1)
+pytestmark = pytest.mark.usefixtures("few_steps")
 CODE = """
 import json, os, sys
 from duolora.cli.app import app

@@ -7,17 +7,13 @@ import sys
 from importlib.metadata import version
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
-from duolora.cli.app import app
+from command import WHOLE, run
 from duolora.cli.set_option import TOPICS, listed
 from duolora.merging.options import METHOD_HELP, METHODS, WEIGHTS, MergeOptions
 from duolora.model.defaults import GUIDANCE
 from duolora.options import told
 from duolora.training.options import TrainOptions
-
-WHOLE = typer.main.get_command(app)
 
 
 def leaves(command, path=()):
@@ -29,7 +25,7 @@ LEAVES = dict(leaves(WHOLE))
 
 
 def shown(*words):
-    done = CliRunner().invoke(app, [*words, "--help"], env={"COLUMNS": "80"})
+    done = run(*words, "--help", env={"COLUMNS": "80"})
     assert done.exit_code == 0, done.output
     return done.stdout
 
@@ -90,7 +86,7 @@ def test_help_names_every_method_and_every_preset():
 
 @pytest.mark.parametrize("before", [[], ["--method", "oneshot"], ["--set", "lr=1"]])
 def test_options_are_listed_before_anything_else_is_asked_for(before):
-    done = CliRunner().invoke(app, ["merge", *before, "--set", "help"])
+    done = run("merge", *before, "--set", "help")
     assert done.exit_code == 0, done.output
     assert done.stdout.strip() == listed()
 
@@ -134,7 +130,7 @@ def flat_words(text):
 
 
 def test_the_version_is_said():
-    done = CliRunner().invoke(app, ["--version"])
+    done = run("--version")
     assert (done.exit_code, done.stdout) == (0, f"duolora {version('duolora')}\n")
 
 
@@ -157,7 +153,7 @@ def test_the_file_of_options_may_stand_anywhere(tmp_path, place):
     config.write_text('[merge]\nmethod = "nosuch"\n')
     words = ["merge", "a", "b", "--out", str(tmp_path / "x.safetensors")]
     for given in (["--config", str(config)], [f"--config={config}"]):
-        done = CliRunner().invoke(app, [*words[:place], *given, *words[place:]])
+        done = run(*words[:place], *given, *words[place:])
         assert done.exit_code == 1 and "got 'nosuch'" in done.stderr
 
 

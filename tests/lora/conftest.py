@@ -19,10 +19,11 @@ def unet():
     return tiny_unet()
 
 
-@pytest.fixture
-def mixed(unet) -> Adapter:
+@pytest.fixture(scope="session")
+def mixed() -> Adapter:
     """Ranks 1 to 5, strengths other than 1, feed-forward layers too, some modules left alone; exact in float16."""
-    names = [*target_modules(unet)[1:], "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"]
+    unet = tiny_unet()
+    names = [*target_modules(unet)[1::2], "mid_block.attentions.0.transformer_blocks.0.ff.net.0.proj"]
     modules: dict[str, LowRank] = {}
     for k, name in enumerate(names):
         (lora,) = random_adapter(unet, [name], rank=1 + k % 5, seed=k, scale=(0.25, 0.5, 1.0, -2.0)[k % 4]).values()

@@ -11,11 +11,12 @@ from duolora.api.merge import merge, options_of
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
 from duolora.lora.write.file import write_adapter
+from duolora.merging import learn
 from duolora.model.base import load_base
 from duolora.provenance import tensor_hash, weights_hash
 
-STEPS, STOP = 27, 26
-"""A checkpoint is written at the 25th update."""
+STEPS, SAVED, STOP = 4, 2, 3
+"""Of all updates, the one after which a checkpoint is written, and the one that is stopped."""
 
 
 @pytest.fixture
@@ -31,6 +32,7 @@ def updates(monkeypatch):
         return original(self, *args, **kwargs)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    monkeypatch.setattr(learn, "SAVE_EVERY", SAVED)
     return counted
 
 
@@ -58,11 +60,12 @@ def test_losses_of_a_resumed_merge_are_those_of_one_that_was_not_stopped(
         return run(base, loras, photos, tmp_path / "out.safetensors", method, **changes)
 
     again, done = stopped_and_again(updates, once, once)
-    assert done == STEPS - 25
-    assert [entry["step"] for entry in again.losses] == [0, 10, 20, 26]
+    assert done == STEPS - SAVED
+    assert [entry["step"] for entry in again.losses] == [0, STEPS - 1]
     assert again.losses == whole.losses
     assert again.mean_change == whole.mean_change
     assert again.path.read_bytes() == whole.path.read_bytes()
+    assert sorted(tmp_path.iterdir()) == [again.path, whole.path]
 
 
 def test_in_float16_gradients_are_scaled_and_a_stopped_merge_goes_on_with_the_scale(
@@ -78,7 +81,7 @@ def test_in_float16_gradients_are_scaled_and_a_stopped_merge_goes_on_with_the_sc
         assert "value.gradient scaling" in file.keys()  # noqa: SIM118 (safe_open is no mapping)
     updates.update(left=10**6, done=0)
     again = run(narrow, loras, photos, tmp_path / "out.safetensors")
-    assert updates["done"] <= STEPS - 25
+    assert updates["done"] <= STEPS - SAVED
     assert again.path.read_bytes() == whole.path.read_bytes()
 
 

@@ -4,9 +4,8 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
 
-from duolora.cli.app import app
+from command import run
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.datasets.dataset import Concept, problems
 from duolora.metrics.datasets.layouts import read_dataset
@@ -173,7 +172,7 @@ def test_names_that_are_no_words_are_asked_for():
 
 
 def pairs(*arguments, fails=False):
-    done = CliRunner().invoke(app, ["datasets", "pairs", *map(str, arguments)])
+    done = run("datasets", "pairs", *arguments)
     assert done.exit_code == int(fails), done.output
     return done.stderr if fails else done.stdout
 

@@ -6,9 +6,8 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
-from duolora.cli.app import app
+from command import run
 from duolora.errors import FileRefused, InputError
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.pickled import convert
@@ -26,7 +25,7 @@ def published(dino, tmp_path):
 
 def test_a_pickled_folder_is_the_same_network(published, dino, tmp_path):
     given = ["checkpoints", "convert", "dino", str(published), "--out", str(tmp_path / "made"), "--json"]
-    done = CliRunner().invoke(app, given)
+    done = run(*given)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {"path": str(tmp_path / "made")}
     here, there = (load_embedder("dino", place, "cpu").card.fingerprint for place in (dino, tmp_path / "made"))

@@ -1,7 +1,11 @@
 """How the weights are made: exact latents, a written encoder, Muon, and a run that goes on from its state."""
 
+import json
 import re
+from functools import cache
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,19 +13,38 @@ import torch
 from diffusers import AutoencoderKL
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file
+from transformers import CLIPTokenizer
 
 from duolora.atelier.data import as_input
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.styles import BASE_STYLES
 from duolora.model.defaults import base_path
 from recipes.atelier import base, latents, text, vae
-from recipes.atelier.architecture import new_vae, save_tokenizer
+from recipes.atelier.architecture import new_vae
 from recipes.atelier.data import vae_image, vocabulary
 from recipes.atelier.muon import Muon, orthogonalised
 
 
-def images(count=6):
-    return as_input(np.stack([vae_image(seed)[0] for seed in range(count)]))
+@cache
+def images(number=6):
+    return as_input(np.stack([vae_image(seed)[0] for seed in range(number)]))
+
+
+@pytest.fixture(scope="module")
+def words():
+    """Those of a few scenes; of all that the base was trained on they are more."""
+    return vocabulary(300)
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    """The one that ships."""
+    return CLIPTokenizer.from_pretrained(base_path("atelier") / "tokenizer")
+
+
+def test_words_of_captions_are_tokens(words, tokenizer):
+    assert len(words) > 100
+    assert all(tokenizer.tokenize(word) == [f"{word}</w>"] for word in words)
 
 
 def test_latents_there_and_back():
@@ -29,7 +52,7 @@ def test_latents_there_and_back():
 
 
 def test_latents_have_unit_variance_and_coarse_varies_more_than_fine():
-    found = latents.encode(as_input(np.stack([vae_image(2 * seed)[0] for seed in range(400)])))
+    found = latents.encode(as_input(np.stack([vae_image(2 * seed)[0] for seed in range(100)])))
     assert found.std() == pytest.approx(1, abs=0.1)
     spread = found.std((0, 2, 3)).reshape(3, 4)
     assert (spread[:, 0] > spread[:, 1:].amax(1)).all()
@@ -49,13 +72,13 @@ def test_the_decoder_learns():
     network = new_vae()
     optimiser = torch.optim.AdamW(network.decoder.parameters(), lr=3e-3)
     losses = []
-    for step in range(12):
+    for step in range(6):
         loss = vae.decoder_loss(network, images(), torch.Generator().manual_seed(step))
         loss.backward()
         optimiser.step()
         optimiser.zero_grad()
         losses.append(loss.item())
-    assert losses[-1] < 0.85 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 @settings(deadline=None, max_examples=20)
@@ -83,9 +106,7 @@ def test_muon_goes_downhill():
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    tokenizer = save_tokenizer(folder / "tokenizer", vocabulary())
+def run(tokenizer):
     return base.Run(base.Recipe(batch=2, poses=3), tokenizer, torch.device("cpu"))
 
 
@@ -108,10 +129,9 @@ def test_processes_never_render_the_same():
     assert not {image.numpy().tobytes() for image in first} & {image.numpy().tobytes() for image in second}
 
 
-def test_text_encoders_learn_what_captions_say():
+def test_text_encoders_learn_what_captions_say(words):
     """From the tokens' states and from the pooled vector; only what a scene has is asked."""
-    words = {word: n for n, word in enumerate(vocabulary())}
-    truth = text.Truth(range(64), words)
+    truth = text.Truth(range(24), {word: n for n, word in enumerate(words)})
     for caption, places, style in zip(truth.texts, truth.places, truth.style, strict=True):
         asked = (places[:, 0] >= 0).nonzero().flatten().tolist()
         assert asked == [k for k, (number, _) in enumerate(text.SLOTS) if number == len(asked)]
@@ -120,8 +140,11 @@ def test_text_encoders_learn_what_captions_say():
         assert style == len(BASE_STYLES) or BASE_STYLES[style] in caption or BASE_STYLES[style] == "flat"
 
 
-def test_the_encoders_are_trained_before_the_unet_and_stay(tmp_path, monkeypatch, run):
-    text.main(tmp_path, minutes=0.02, batch=16)
+def test_the_encoders_are_trained_before_the_unet_and_stay(tmp_path, monkeypatch, run, words):
+    monkeypatch.setattr(text, "vocabulary", lambda: words)
+    monkeypatch.setattr(text, "time", SimpleNamespace(time=count(0, 25).__next__))
+    text.main(tmp_path, minutes=1, batch=4)
+    assert json.loads((tmp_path / "text.json").read_text())["captions"] == 2 * 4
     weights = load_file(tmp_path / "text.safetensors")
     assert weights.keys() == {k for k in run.model.state_dict() if k.startswith("text_")}
     assert not any(p.requires_grad for k, p in run.model.named_parameters() if k.startswith("text_"))
@@ -129,19 +152,19 @@ def test_the_encoders_are_trained_before_the_unet_and_stay(tmp_path, monkeypatch
 
 
 def test_a_run_goes_on_from_its_state(run, tmp_path):
-    def steps(count):
-        for _ in range(count):
+    def steps(number):
+        for _ in range(number):
             pixels, texts = next(iter(base.Rendered(2, 3, run.step * 100, 1)))
             run.loss(pixels, texts, torch.Generator().manual_seed(run.step))[0].mean().backward()
             run.update(1.0)
 
     steps(1)
     base.save_state(tmp_path / "state.safetensors", run)
-    steps(2)
+    steps(1)
     expected = {k: v.clone() for k, v in run.model.state_dict().items()}
     base.load_state(tmp_path / "state.safetensors", run)
     assert run.step == 1
-    steps(2)
+    steps(1)
     for key, value in run.model.state_dict().items():
         torch.testing.assert_close(value, expected[key], rtol=0, atol=0)
     base.save_average(tmp_path, run, 1)
@@ -152,9 +175,9 @@ def test_the_trained_vae_keeps_images():
     """When it was made: 37 dB on 100 scenes, 33 on 100 images of nothing."""
     network = AutoencoderKL.from_pretrained(Path(vae.__file__).parent / "weights" / "vae").float()
     with torch.no_grad():
-        found = network.encode(images(60)).latent_dist.mean
-        torch.testing.assert_close(found, latents.encode(images(60)), rtol=0, atol=3e-2)
-        error = (network.decode(found).sample.clamp(-1, 1) - images(60)) / 2
+        found = network.encode(images(20)).latent_dist.mean
+        torch.testing.assert_close(found, latents.encode(images(20)), rtol=0, atol=3e-2)
+        error = (network.decode(found).sample.clamp(-1, 1) - images(20)) / 2
     decibels = -10 * error.square().mean((1, 2, 3)).log10()
     assert decibels[::2].mean() > 34
     assert decibels[1::2].mean() > 28

@@ -15,6 +15,7 @@ from duolora.training.callbacks import SavedPreviews
 from duolora.training.tensorboard import event_log
 
 OPTIONS = TrainOptions(rank=2, steps=12, batch=1, lr=1e-2)
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 class Notebook:

@@ -12,10 +12,12 @@ from duolora.api.train import TrainOptions
 from duolora.errors import FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.merging.mask_file import read_masks, rebuilt
-from duolora.model.defaults import STEPS
 from duolora.ui import page, work
+from duolora.ui.jobs import Worker
 from duolora.ui.page import KnownHosts
 from duolora.ui.work import Asked, Side, Studio, check_asked, file_stem, opened, worded
+
+pytestmark = pytest.mark.usefixtures("few_steps")
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +80,7 @@ def test_generating_can_be_stopped_and_says_how_far_it_is(studio, made, monkeypa
     monkeypatch.setattr(work, "EVERY", 0)
     news = []
     studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, news.append)
-    assert [(n.done, n.of) for n in news[1:]] == [(k + 1, STEPS) for k in range(STEPS)]
+    assert [(n.done, n.of) for n in news[1:]] == [(1, 2), (2, 2)]
 
     def stop(news):
         if news.of:
@@ -207,7 +209,11 @@ def test_the_page_does_not_answer_to_names_that_others_point_here(host):
 def test_the_page_is_served_with_a_bound_and_to_known_hosts_only(tmp_path, monkeypatch):
     given, shown = {}, MagicMock()
     shown.queue().launch = lambda **options: given.update(options) or (None, "http://127.0.0.1", None)
-    for name, made in (("gradio", MagicMock), ("Worker", MagicMock()), ("built", lambda *_: shown)):
+    for name, made in (
+        ("gradio", MagicMock),
+        ("Worker", lambda *_: MagicMock(spec=Worker)),
+        ("built", lambda *_: shown),
+    ):
         monkeypatch.setattr(page, name, made)
     monkeypatch.setitem(sys.modules, "starlette.middleware", SimpleNamespace(Middleware=lambda kind, **_: kind))
     monkeypatch.setitem(sys.modules, "starlette", SimpleNamespace())

@@ -141,7 +141,7 @@ def demo(
     seed: SeedOption = 0,
     quiet: QuietOption = False,
 ) -> None:
-    """Show the whole way: train two LoRAs, merge, generate, compare.
+    """Show all of it: train two LoRAs, merge, generate, compare.
 
     It takes about four minutes on two CPU cores; every method merges the same two.
     """

@@ -33,6 +33,8 @@ from duolora.training.checkpoint import (
 from duolora.training.finite import check_loss, restore_scaling, scaler_for, scaling_of
 
 Images = str | Path | None
+SAVE_EVERY = 25
+"""Steps from one checkpoint to the next."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -213,7 +215,7 @@ def learn(
     progress: bool = True,
     callback: Callback | None = None,
 ) -> TrainedMasks:
-    """Train the masks; goes on from `checkpoint` if that file is there, and writes it at every 25th step.
+    """Train the masks; goes on from `checkpoint` if that file is there, and writes it every `SAVE_EVERY` steps.
 
     The checkpoint must be one of this very merge, as its name says (see `checkpoint_path`). `callback` is told the
     terms and the masks at every tenth step, and shown previews.
@@ -244,7 +246,7 @@ def learn(
                     callback.masks(step + 1, {"content": m_c, "style": m_s})
             if callback is not None and wants_preview(callback, step + 1, total):
                 callback.preview(step + 1, learning.preview())
-            if checkpoint and ((step + 1) % 25 == 0 or asked.is_set()) and step + 1 < total:
+            if checkpoint and ((step + 1) % SAVE_EVERY == 0 or asked.is_set()) and step + 1 < total:
                 save_checkpoint(checkpoint, masks | scaling_of(scaler), learning.optimiser, step + 1, losses)
             stop_if(asked, step + 1, total, checkpoint)
     change = float((row - begun).abs().mean())
