@@ -38,7 +38,7 @@ def run(loop, scene, options):
     masks = first_masks(scene.both, options, scene.base.device)
     with loop(scene.base, scene.both, options, scene.data, *masks) as learning:
         losses = [learning.step(step)["loss"] for step in range(STEPS)]
-    return torch.stack(losses), masks
+    return torch.stack(losses), learning.masks
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ def test_cached_samples_need_no_teachers(made):
     options = options_of("duolora", pool=1)
     hook = made.base.unet.register_forward_pre_hook(lambda m, args: seen.append(torch.is_grad_enabled()))
     for way in ("ours", "cached floor"):
-        with way_of(way, made, options) as (learning, _):
+        with way_of(way, made, options) as learning:
             learning.step(0)
             seen.clear()
             learning.step(1)
@@ -73,7 +73,7 @@ def test_passes_are_those_of_an_update(made, cycle_variant, samples):
     hook = made.base.unet.register_forward_pre_hook(
         lambda m, args, kwargs: seen.append((len(args[0]), torch.is_grad_enabled())), with_kwargs=True
     )
-    with way_of("ours", made, options) as (learning, _):
+    with way_of("ours", made, options) as learning:
         learning.step(0)
     ours, found = sorted(seen), passes(options)
     seen.clear()
@@ -91,7 +91,7 @@ def test_operations_grow_with_the_samples(made):
 def test_checkpointing_changes_nothing_but_memory(made):
     losses = []
     for each in (made, scene_of(replace(SETTING, checkpointing=True))):
-        with way_of("ours", each, METHODS["duolora"]) as (learning, _):
+        with way_of("ours", each, METHODS["duolora"]) as learning:
             losses.append(torch.stack([learning.step(step)["loss"] for step in range(2)]))
     torch.testing.assert_close(*losses)
 

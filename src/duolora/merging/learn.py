@@ -102,6 +102,8 @@ class Learner:
     options: MergeOptions
     data: Calibration
     row: Tensor
+    masks: list[Masks]
+    """Those of content and style, which are parts of the row."""
     optimiser: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     preview: Callable[[], Tensor]
@@ -180,16 +182,13 @@ def tied(mount: Mount) -> Tensor:
 def learner(
     base: Base, both: Sources, options: MergeOptions, data: Calibration, m_c: Masks, m_s: Masks
 ) -> Iterator[Learner]:
-    """A learner that begins at the given masks, and changes them; the network is as before on leaving."""
+    """A learner that begins at the given masks; the network is as before on leaving."""
     o, p = options, data.prompts
     axis: Axis = "rank" if o.masks == "none" else o.masks
     with Mount(base.unet, [both.content, both.style], axis, base.device) as mount:
         row = mount.flat([m_c, m_s]).clone()
         first = tied(mount) if o.tied else None
-        row = row if first is None else row[first]
-        for masks, current in zip((m_c, m_s), mount.unflat(row), strict=True):
-            masks.update(current)
-        row = row.detach().requires_grad_()
+        row = (row if first is None else row[first]).detach().requires_grad_()
         names = (p.content, p.style, p.merged)
         denoise = Remembering(denoiser(base, mount, names, lambda: row, base.resolution, base.resolution))
         base.release_encoders()
@@ -202,8 +201,8 @@ def learner(
             base.release_encoders()
             return images
 
-        schedule = noise_schedule(base)
-        yield Learner(denoise, schedule, penalties, o, data, row, optimiser, scaler_for(base), preview, first)
+        schedule, masks = noise_schedule(base), mount.unflat(row.detach())
+        yield Learner(denoise, schedule, penalties, o, data, row, masks, optimiser, scaler_for(base), preview, first)
 
 
 def learn(
@@ -229,7 +228,7 @@ def learn(
     images = max(len(data.x_c), len(data.x_s))
     total = math.ceil(o.steps / images) if o.per_image else o.steps
     with learner(base, both, o, data, m_c, m_s) as learning, interruptible() as asked:
-        row, scaler = learning.row.detach(), learning.scaler
+        row, scaler, (m_c, m_s) = learning.row.detach(), learning.scaler, learning.masks
         masks, scaling = {"masks": learning.row}, scaling_of(scaler)
         begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
         start = 0

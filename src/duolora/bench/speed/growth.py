@@ -62,7 +62,7 @@ class Point:
             one_shot(made.base, parts, made.both.roles, replace(METHODS["oneshot"], calls=1))
             wait(made)
             return float(clock() - begun)
-        with way_of("ours", made, METHODS["duolora"]) as (learning, _):
+        with way_of("ours", made, METHODS["duolora"]) as learning:
             learning.step(0)
             wait(made)
             begun = clock()

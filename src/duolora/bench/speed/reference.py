@@ -86,19 +86,19 @@ class Reference:
     both: Sources
     options: MergeOptions
     data: Calibration
-    m_c: Masks
-    m_s: Masks
+    masks: list[Masks]
+    """Of content and style."""
     optimiser: torch.optim.Optimizer
 
     def step(self, step: int) -> dict[str, Tensor]:
         """The loss and its terms, and the masks a step further."""
-        o = self.options
+        o, (m_c, m_s) = self.options, self.masks
         x_c, x_s, t, noise = self._sampled(step)
         reconstruction, cycle = self._constyle(x_c, x_s, t, noise)
-        prior = _prior(self.both.roles, self.m_c, self.m_s, o) if o.lambda_layer_prior else torch.zeros(())
+        prior = _prior(self.both.roles, m_c, m_s, o) if o.lambda_layer_prior else torch.zeros(())
         loss = o.lambda_layer_prior * prior + reconstruction + o.lambda_cycle * cycle
-        for name in self.m_c.keys() & self.m_s.keys() if o.lambda_similarity else ():
-            loss = loss + o.lambda_similarity * (self.m_c[name] * self.m_s[name]).abs().mean()
+        for name in m_c.keys() & m_s.keys() if o.lambda_similarity else ():
+            loss = loss + o.lambda_similarity * (m_c[name] * m_s[name]).abs().mean()
         self.optimiser.zero_grad()
         loss.backward()
         self.optimiser.step()
@@ -117,7 +117,7 @@ class Reference:
         """Reconstruction and, in the `teacher` variant, the cycle: four or eight calls of the UNet."""
         unet, p = self.unet, self.data.prompts
         L_c, L_s = (self.both.content, None), (self.both.style, None)
-        merged = ((self.both.content, self.m_c), (self.both.style, self.m_s))
+        merged = tuple(zip((self.both.content, self.both.style), self.masks, strict=True))
         x_ct, x_st = self.schedule.add_noise(x_c, noise, t), self.schedule.add_noise(x_s, noise, t)
         with torch.no_grad():
             i_cc, i_ss = unet(x_ct, t, p.content, L_c), unet(x_st, t, p.style, L_s)
@@ -170,9 +170,7 @@ def reference(
         )
     prompts = (data.prompts.content, data.prompts.style, data.prompts.merged)
     unet = DenseUNet(base, both, options.masks, prompts)
-    masks = [m.requires_grad_() for m in (*m_c.values(), *m_s.values())]
-    optimiser = torch.optim.Adam(masks, lr=options.lr)
+    masks = [{name: mask.clone().requires_grad_() for name, mask in side.items()} for side in (m_c, m_s)]
+    optimiser = torch.optim.Adam([mask for side in masks for mask in side.values()], lr=options.lr)
     with unet.mounted():
-        yield Reference(unet, noise_schedule(base), both, options, data, m_c, m_s, optimiser)
-    for mask in masks:
-        mask.requires_grad_(False)
+        yield Reference(unet, noise_schedule(base), both, options, data, masks, optimiser)

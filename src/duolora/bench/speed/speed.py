@@ -31,7 +31,7 @@ from duolora.bench.speed.reference import reference
 from duolora.bench.speed.scenes import Scene, scene
 from duolora.errors import DuoLoRAError
 from duolora.merging.fold import folded
-from duolora.merging.inputs import Masks, first_masks
+from duolora.merging.inputs import first_masks
 from duolora.merging.learn import learner
 from duolora.merging.options import METHODS, MergeOptions
 from duolora.model.device import DTYPES
@@ -63,22 +63,22 @@ class Steps(Protocol):
 
 
 @contextmanager
-def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[tuple[Steps, tuple[Masks, Masks]]]:
-    """One way to train the masks of a method, and the masks."""
-    masks = first_masks(made.both, options, made.base.device)
+def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[Steps]:
+    """One way to train the masks of a method."""
     if way in ("floor", "cached floor"):
-        yield Floor(made, options, cached=way == "cached floor"), masks
+        yield Floor(made, options, cached=way == "cached floor")
     else:
+        masks = first_masks(made.both, options, made.base.device)
         loop: Callable[..., AbstractContextManager[Steps]] = reference if way == "dense" else learner
         with loop(made.base, made.both, options, made.data, *masks) as learning:
-            yield learning, masks
+            yield learning
 
 
 def _seconds(way: Way, made: Scene, options: MergeOptions, steps: int) -> list[float]:
     """The times of some steps after those that do not count: a first one, or one on each sample to be cached."""
     times, clock = [], getattr(time, clock_of(made))
     options = replace(options, pool=steps + 1 if way == "cached" else 0)
-    with way_of(way, made, options) as (learning, _):
+    with way_of(way, made, options) as learning:
         for step in range(options.pool or 1):
             learning.step(step)
         for step in range(1, steps + 1):
@@ -118,7 +118,7 @@ def peak(setting: Setting, method: str, way: Way, steps: int = 2) -> dict[str, f
     Floor(made, METHODS[method]).warm()
 
     def work() -> None:
-        with way_of(way, made, METHODS[method]) as (learning, _):
+        with way_of(way, made, METHODS[method]) as learning:
             for step in range(steps):
                 learning.step(step)
 
