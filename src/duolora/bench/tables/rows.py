@@ -155,8 +155,8 @@ _OPEN: tuple[tuple[str, dict[str, object]], ...] = (
 )
 """Each place where the paper is open (`docs/paper.md`), read otherwise than by default, one at a time."""
 
-_READINGS = Table(
-    "Readings of the paper, on the tuning pairs",
+_VARIANTS = Table(
+    "Variants where the paper is open, on the tuning pairs",
     (FLOOR, *(Row(f"DuoLoRA, {label}", "duolora", changes) for label, changes in _OPEN), ORACLE),
     ("tuning",),
 )
@@ -207,7 +207,7 @@ _METHODS = (
 
 TABLES: dict[str, Table] = {
     "oneshot": _ONESHOT,
-    "readings": _READINGS,
+    "variants": _VARIANTS,
     "ceiling": Table("What a merge can reach, of every subject in every style", (FLOOR, ORACLE), ("ceiling",)),
     "table1": Table("Table 1: methods on four data sets", _METHODS, ALL),
     "table2": Table(
