@@ -16,8 +16,10 @@ from duolora.lora.read.file import read_adapter
 from duolora.lora.write.file import write_adapter
 from duolora.merging.options import METHODS
 from duolora.model.architectures import ARCHITECTURES, attention_shapes, known_architectures, recognised, unet_config
+from duolora.model.base import BaseChoice, outlined
 from duolora.model.blocks import architecture_of, block_roles, roles
 from duolora.paper.lowrank import LowRank
+from tiny import save_single_file
 
 PLAIN = [name for name, options in METHODS.items() if not options.asks_network]
 
@@ -126,6 +128,25 @@ def test_a_merge_carries_along_whose_its_sources_are(written, tmp_path, no_base,
         found = read_adapter(path).notes
         assert (found["modelspec.author"], found["modelspec.license"]) == ("Ayla; Bo", "CC BY-ND 4.0; MIT")
         assert found["modelspec.description"].startswith("A merge of Teapot (")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_of_a_named_base_only_the_configs_are_read(kind, folder, base, loras, of_vega, tmp_path, monkeypatch):
+    monkeypatch.setattr(verb, "opened", lambda found: found if found is base else pytest.fail("weights were read"))
+    choice = BaseChoice(str(folder))
+    if kind == "file":
+        path = save_single_file(base.parts, tmp_path / "base.safetensors")
+        choice = BaseChoice(str(path), config=folder)
+    assert outlined(choice).shapes == base.lora_shapes()
+    found, expected = (
+        read_adapter(merge(*loras, tmp_path / f"{k}.safetensors", "split", of, progress=False).path)
+        for k, of in enumerate((choice, base))
+    )
+    assert found.metadata["base"] == choice.base and "base_weights" not in found.metadata
+    assert found.metadata["blocks"] == expected.metadata["blocks"]
+    assert all(torch.equal(lora.up, expected.modules[name].up) for name, lora in found.modules.items())
+    with pytest.raises(BaseMismatch, match="the LoRA was made for another base"):
+        merge(*of_vega, tmp_path / "x.safetensors", "naive", choice, progress=False)
 
 
 def test_levels_that_nobody_knows_are_asked_for(loras, tmp_path, no_base):

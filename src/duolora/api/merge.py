@@ -24,7 +24,7 @@ from duolora.merging.learn import Calibration, Images, TrainedMasks, calibration
 from duolora.merging.mask_file import MaskFile
 from duolora.merging.options import METHODS, MergeOptions, options_of as options_of
 from duolora.model.architectures import Architecture
-from duolora.model.base import Base, BaseChoice, opened, path_of
+from duolora.model.base import Base, BaseChoice, Outline, opened, outlined, path_of
 from duolora.model.blocks import block_of
 from duolora.model.defaults import AUTO
 from duolora.model.predict import noise_schedule
@@ -73,7 +73,7 @@ class Read:
 
     content: Adapter
     style: Adapter
-    base: Base | None
+    base: Base | Outline | None
     architecture: Architecture
     notes: dict[str, str]
     """What people wrote about the two."""
@@ -196,8 +196,9 @@ def _read(asked: MergeInputs) -> Read:
     prompts = _prompts(asked, content, style)
     base = _base(asked, content, style)
     if base is not None:
+        shapes = base.lora_shapes() if isinstance(base, Base) else base.shapes
         for adapter, path in ((content, asked.content), (style, asked.style)):
-            check_fits(adapter, base.lora_shapes(), path)
+            check_fits(adapter, shapes, path)
     architecture = architecture_of_files(content, style) if base is None else base.architecture
     notes = carried({"content": content, "style": style})
     return Read(content, style, base, architecture, notes, prompts)
@@ -214,8 +215,11 @@ def _remark(asked: MergeInputs, content: Adapter, style: Adapter) -> None:
         )  # fmt: skip
 
 
-def _base(asked: MergeInputs, content: Adapter, style: Adapter) -> Base | None:
-    """The base that was named or, for a method that trains masks, the one that the files are for."""
+def _base(asked: MergeInputs, content: Adapter, style: Adapter) -> Base | Outline | None:
+    """The base that was named or, for a method that trains masks, the one that the files are for.
+
+    Only its outline, where nothing asks the network.
+    """
     choice = asked.base if isinstance(asked.base, Base | BaseChoice) else BaseChoice(str(asked.base or AUTO))
     if isinstance(choice, BaseChoice) and choice.base == AUTO:
         if not asked.options.asks_network:
@@ -231,6 +235,8 @@ def _base(asked: MergeInputs, content: Adapter, style: Adapter) -> Base | None:
                 "need none"
             )
         choice = replace(choice, base=found)
+    if isinstance(choice, BaseChoice) and not asked.options.asks_network:
+        return outlined(choice)
     return opened(choice)
 
 
@@ -259,7 +265,9 @@ def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
     base, prompts = found.base, found.prompts
     made_for: Metadata = {"architecture": found.architecture.name}
     if base is not None:
-        made_for = {"base": base.name, "base_weights": base.weights_hash()}
+        made_for = {"base": base.name}
+    if isinstance(base, Base):
+        made_for["base_weights"] = base.weights_hash()
     said: Metadata = {}
     if asked.options.needs_roles or found.architecture.levels is not None:
         said["blocks"] = {block_of(name): role for name, role in both.roles.items()}
@@ -282,8 +290,8 @@ def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
 def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -> Masked:
     """The masks, trained where the method trains any."""
     options, base, prompts = asked.options, found.base, found.prompts
-    if not options.asks_network or base is None or prompts is None:
-        first = first_masks(both, options, torch.device("cpu") if base is None else base.device)
+    if not options.asks_network or not isinstance(base, Base) or prompts is None:
+        first = first_masks(both, options, base.device if isinstance(base, Base) else torch.device("cpu"))
         return Masked(TrainedMasks(*first, mean_change=0.0, losses=[]))
     progress = asked.given.get("progress", True)
     with replaced(base.parts, embeddings_of(found.content, found.style)):

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from diffusers import (
@@ -39,7 +39,7 @@ from duolora.model.device import (
     chosen_dtype,
     chosen_offload,
 )
-from duolora.model.files import Pipeline, read_pipeline, refusing, weight_files
+from duolora.model.files import Pipeline, read_outline, read_pipeline, refusing, weight_files
 from duolora.model.kind import Kind
 from duolora.model.kinds import kind_of
 from duolora.model.prompts import chunks, tell_unread
@@ -298,6 +298,27 @@ def opened(base: "str | Path | BaseChoice | Base") -> Base:
     return loaded
 
 
+@dataclass(frozen=True, eq=False)
+class Outline:
+    """A base without its weights, for what needs no more than the names and shapes of its layers."""
+
+    name: str
+    architecture: Architecture
+    shapes: dict[str, tuple[int, int]]
+    """Those of `lora_shapes`."""
+
+
+def outlined(base: BaseChoice) -> Outline:
+    """The outline of a base; no weight is read.
+
+    Raises:
+        DuoLoRAError: as `load_base`.
+    """
+    parts = read_outline(base.base, base.config)
+    network = getattr(parts, kind_of(parts).network)
+    return Outline(base.base, architecture_of(network, base.base), lora_shapes(parts))
+
+
 def path_of(base: "str | Path | BaseChoice | Base | None") -> Path | None:
     """Where a base is, or would be if it were no hub id."""
     if base is None:
@@ -305,13 +326,13 @@ def path_of(base: "str | Path | BaseChoice | Base | None") -> Path | None:
     return base_path(base.name if isinstance(base, Base) else str(base.base if isinstance(base, BaseChoice) else base))
 
 
-def text_encoders(parts: Pipeline) -> list[nn.Module]:
+def text_encoders(parts: Any) -> list[nn.Module]:
     """The text encoders of a pipeline that has up to three."""
     names = (*TEXT_ENCODERS, "text_encoder_3")
     return [encoder for name in names if (encoder := getattr(parts, name, None)) is not None]
 
 
-def lora_shapes(parts: Pipeline) -> dict[str, tuple[int, int]]:
+def lora_shapes(parts: Any) -> dict[str, tuple[int, int]]:
     """The (d_out, d_in) of every layer that a LoRA may change, by the names that adapters use.
 
     Those of text encoders are `text_encoder.text_model.…`, whatever this version of transformers calls them.

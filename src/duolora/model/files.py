@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any, TypeAlias
 
 import diffusers
@@ -102,6 +103,39 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipelin
     elif not os.path.isdir(path):
         path = _downloaded(base)
     return _from_folder(path, dtype)
+
+
+def read_outline(base: str, config: Path | None) -> Any:
+    """What `read_pipeline` has of networks that LoRAs change, without weights: on the meta device, by the configs.
+
+    Raises:
+        DuoLoRAError: as `read_pipeline`.
+    """
+    check_base(base)
+    path = base_path(base)
+    with TemporaryDirectory() as facts:
+        if os.path.isfile(path):
+            keys, _ = check_single_file(path)
+            kind, folder = _kind_of_file(keys, config), config or Path(facts)
+            if config is None:
+                write_configs(folder, architecture_of_keys(keys, path))
+        else:
+            folder = path if os.path.isdir(path) else _downloaded(base)
+            kind = check_folder(folder)
+        with refusing(path), torch.device("meta"):
+            parts = {name: _empty(known, folder / name) for name, known in kind.networks.items() if name != "vae"}
+    return type(kind.pipeline.__name__, (SimpleNamespace,), {})(**parts)
+
+
+def _empty(name: str, folder: Path) -> torch.nn.Module:
+    """A network of diffusers or transformers by its class and its folder's config."""
+    config = _json(folder / "config.json")
+    if hasattr(diffusers, name):
+        found: torch.nn.Module = getattr(diffusers, name).from_config(config)
+    else:
+        known = getattr(transformers, name)
+        found = known(known.config_class.from_dict(config))
+    return found
 
 
 def weights_mark(base: str) -> str | None:
@@ -263,13 +297,19 @@ def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
     return _complete(folder, parts, stored)
 
 
-def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> Pipeline:
-    keys, schedule = check_single_file(path)
+def _kind_of_file(keys: set[str], config: Path | None) -> Kind:
+    """The kind of a single file, once it is certain that a folder of configs for it is of that kind, too."""
+    kind = SDXL_KIND if CHECKPOINT_KEYS[0] in keys else SD15
     if config is not None and not (config / "model_index.json").is_file():
         raise InputError(f"{config}: expected a diffusers folder with model_index.json")
-    kind: Any = SDXL_KIND if CHECKPOINT_KEYS[0] in keys else SD15
     if config is not None and (found := check_folder(config, weights=False)) is not kind:
         raise FileRefused(f"{config}: expected the configs of {kind.name}, found {found.name}'s; name a folder of such")
+    return kind
+
+
+def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> Pipeline:
+    keys, schedule = check_single_file(path)
+    kind: Any = _kind_of_file(keys, config)
     with refusing(path), TemporaryDirectory() as facts:
         if config is None:
             write_configs(Path(facts), architecture_of_keys(keys, path))
