@@ -227,7 +227,7 @@ def test_the_command_prints_a_table_or_one_json_object(generated, content, style
         (["--metrics", "dino", "--prompt", "x"], "give --content"),
         (["--metrics", "csd-s", "--style", "STYLE"], "convert it once with"),
         (["--metrics", "dino", "--content", "STYLE", "--checkpoint", "dino=./nowhere"], "layout or a hub id"),
-        (["--checkpoint", "lpips=x"], "expected NAME=WHERE with a name of dino"),
+        (["--checkpoint", "lpips=x", "--prompt", "a red cup"], "expected NAME=WHERE with a name of dino"),
     ],
 )
 def test_the_command_fails_in_one_line(arguments, message, generated, style):

@@ -149,10 +149,13 @@ def _refusing(path: Path) -> Iterator[None]:
 
 
 def _progress(file: Any) -> dict[str, Any]:
-    return json.loads((file.metadata() or {})["progress"])
+    found = json.loads((file.metadata() or {})["progress"])
+    if not isinstance(found, dict):
+        raise ValueError(f"its progress is a {type(found).__name__}")
+    return found
 
 
-def _mark(tensors: Mapping[str, Tensor], step: int, losses: list[Any]) -> str:
+def _mark(tensors: Mapping[str, Tensor], step: int, losses: object) -> str:
     """A hash of all that a checkpoint holds: less of it, or other values, would go on to other bytes."""
     return hashlib.sha256(f"{tensors_hash(tensors)} {json.dumps([step, losses])}".encode()).hexdigest()
 
