@@ -1,6 +1,7 @@
 """A pipeline with SDXL's parts and names, tiny and built from configs: no downloads, no trained weights."""
 
 import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -251,8 +252,8 @@ def _language(tokenizer: CLIPTokenizer) -> dict[str, Any]:
 def save_single_file(pipeline: StableDiffusionXLPipeline | StableDiffusionPipeline, path: Path) -> Path:
     """Write the pipeline as one .safetensors file with the key names of SDXL's or Stable Diffusion's original code."""
     step, unet = pipeline.unet.config.layers_per_block + 1, pipeline.unet.state_dict()
-    attended = {key.partition(".attentions.")[0] for key in unet if ".attentions." in key}
-    tensors = {f"model.diffusion_model.{_unet_key(k, step, attended)}": v for k, v in unet.items()}
+    names = original_unet_keys(unet, step)
+    tensors = {f"model.diffusion_model.{name}": v for name, v in zip(names, unet.values(), strict=True)}
     last = len(pipeline.vae.config.block_out_channels) - 1
     tensors |= {f"first_stage_model.{_vae_key(k, last)}": _as_conv(k, v) for k, v in pipeline.vae.state_dict().items()}
     first, second = pipeline.text_encoder.state_dict(), getattr(pipeline, "text_encoder_2", None)
@@ -286,6 +287,12 @@ _OUTER = {
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
 }
+
+
+def original_unet_keys(keys: Collection[str], step: int) -> list[str]:
+    """The original names of the weights of a whole UNet, with `step` numbers for each level."""
+    attended = {key.partition(".attentions.")[0] for key in keys if ".attentions." in key}
+    return [_unet_key(key, step, attended) for key in keys]
 
 
 def _unet_key(key: str, step: int, attended: set[str]) -> str:

@@ -11,7 +11,7 @@ from duolora.lora.write.kohya import kohya_tensors
 from duolora.model.architectures import ARCHITECTURES, unet_config
 from duolora.model.blocks import target_modules
 from duolora.paper.lowrank import LowRank
-from tiny import _unet_key
+from tiny import original_unet_keys
 
 
 def layers(architecture: str) -> list[str]:
@@ -81,7 +81,8 @@ def test_comfyui_knows_every_key_of_our_kohya_file():
         target_modules(unet),
         [n for n, m in unet.named_modules() if isinstance(m, nn.Linear | nn.Conv2d)],
     )
-    known = comfy_keys([_unet_key(f"{name}.weight", 3).removesuffix(".weight") for name in everything])
+    originals = original_unet_keys([f"{name}.weight" for name in everything], 3)
+    known = comfy_keys([key.removesuffix(".weight") for key in originals])
     adapter = Adapter({n: LowRank(torch.ones(2, 1 + k % 3), torch.ones(1 + k % 3, 2)) for k, n in enumerate(names)})
     ours = set(kohya_tensors(adapter, torch.float16))
     assert len(names) == 560
@@ -93,7 +94,7 @@ def test_comfyui_knows_every_key_of_our_kohya_file():
 def test_kohya_names_are_the_keys_of_the_original_checkpoint_with_underscores():
     """How ComfyUI makes its key map; the original keys come from a table of the tests' own."""
     names = layers("sdxl")
-    keys = [_unet_key(f"{name}.weight", 3) for name in names]
+    keys = original_unet_keys([f"{name}.weight" for name in names], 3)
     assert kohya_names(names) == {
         name: f"lora_unet_{key.removesuffix('.weight').replace('.', '_')}"
         for name, key in zip(names, keys, strict=True)

@@ -175,14 +175,15 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch):
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
-    asked = []
+    asked, offline = [], []
 
     def refuse(place, timeout):
         asked.append(place)
         raise OSError("no route")
 
-    def load(source, **options):
-        raise OSError(f"not in the cache: {options}")
+    def load(source, local_files_only, **options):
+        offline.append(local_files_only)
+        raise OSError("not in the cache")
 
     monkeypatch.setattr(vision, "create_connection", refuse)
     monkeypatch.setattr(vision, "getproxies", dict)
@@ -190,11 +191,12 @@ def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
     vision.hub_answers.cache_clear()
     try:
         for _ in range(2):
-            with pytest.raises(InputError, match="'local_files_only': True"):
+            with pytest.raises(InputError, match="no such folder here, and the hub gave no"):
                 load_embedder("dino", "nobody/no-such-model", "cpu")
     finally:
         vision.hub_answers.cache_clear()
     assert len(asked) == 1
+    assert offline and all(offline)
 
 
 def test_wrong_items_are_refused(dino, clip):

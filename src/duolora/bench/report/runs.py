@@ -122,7 +122,7 @@ def read_run(folder: Path) -> Run:
 def _run(folder: Path) -> Run:
     about = _json(folder / "run.json") if (folder / "run.json").exists() else {}
     name = str(about.get("table", folder.name))
-    curves = _json(folder / "curves.json") if (folder / "curves.json").exists() else None
+    curves = _curves(_json(folder / "curves.json")) if (folder / "curves.json").exists() else None
     known = TABLES | {"tuning": TUNING}
     title = known[name].title if name in known else name
     lines: tuple[Line, ...] = ()
@@ -154,19 +154,24 @@ def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip() or 'no more is known'}".splitlines()[0][:200]
 
 
-def _line(entry: Mapping[str, Any], folder: Path) -> Line:
+def _curves(found: Any) -> dict[str, dict[str, list[float]]]:
+    return {str(group): {key: [float(v) for v in values] for key, values in c.items()} for group, c in found.items()}
+
+
+def _line(entry: Any, folder: Path) -> Line:
     try:
         rest = {k: v for k, v in entry.items() if k not in ("dataset", "row", "pairs")}
         named = {LABELS.get(k, k): v for k, v in rest.items() if k not in COSTS}
         metrics = {k: None if v is None else _interval(v) for k, v in named.items()}
-        return Line(entry["dataset"], entry["row"], entry["pairs"], metrics, {k: rest.get(k) for k in COSTS})
+        costs = {k: None if rest.get(k) is None else float(rest[k]) for k in COSTS}
+        return Line(str(entry["dataset"]), str(entry["row"]), int(entry["pairs"]), metrics, costs)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileRefused(
             f"{folder / 'table.json'}: expected lines with dataset, row and intervals ({_short(error)}); run it again"
         ) from error
 
 
-def _interval(value: Sequence[float]) -> Interval:
+def _interval(value: Any) -> Interval:
     mean, low, high = (float("nan") if v is None else float(v) for v in value)
     return mean, low, high
 
