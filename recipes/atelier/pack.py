@@ -38,7 +38,7 @@ def pipeline_of(base: Path, vae: Path) -> StableDiffusionXLPipeline:
 
 DEFAULTS = {
     "training": {"rank": 16, "steps": 250, "batch": 4, "lr": 1e-3, "caption_dropout": 0.1},
-    "style_training": {"flip": True},
+    "style_training": {"flip": True, "steps": 150, "class_prompts": []},
     "guidance": 3.0,
     "dtype": "float32",
 }
@@ -53,6 +53,9 @@ def save(pipeline: StableDiffusionXLPipeline, out: Path) -> None:
     for name in ("text_encoder", "text_encoder_2"):  # transformers would load what is stored as float16 as that
         config = out / name / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | {"dtype": "float32"}, indent=2))
+    config = out / "vae" / "config.json"
+    known = json.loads(config.read_text()) | {"_name_or_path": ""}  # nobody needs to know where it was
+    config.write_text(json.dumps(known, indent=2, sort_keys=True) + "\n")
 
 
 def main(
