@@ -102,13 +102,13 @@ def test_vae_keeps_what_the_classifier_sees(classifier, base, renders):
 
 
 def test_base_generates_what_its_captions_say(classifier, base):
-    """Measured on these 32 images: 27 objects and 27 styles; the margin is two, for other machines' arithmetic."""
+    """Measured on these 32 images: 31 objects and 28 styles; the margin is two, for other machines' arithmetic."""
     scenes = scenes_of(BASE_OBJECTS, BASE_STYLES, 32, seed=77_001)
     objects = [(s.objects[0].kind, s.objects[0].colour, s.objects[0].pattern, s.style, s.setting) for s in scenes]
     images = sample_images(base, [plain_caption(*words) for words in objects], range(32)).clamp(-1, 1)
     found = accuracy(classifier, images, scenes)
-    assert found.object >= (27 - 2) / 32
-    assert found.style >= (27 - 2) / 32
+    assert found.object >= (31 - 2) / 32
+    assert found.style >= (28 - 2) / 32
 
 
 def test_shares_count_images_that_show_everything(classifier, renders):
