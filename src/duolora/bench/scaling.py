@@ -77,8 +77,8 @@ def by_encoders(
     wanted = [(encoder, encoder(whole)) for encoder in (content, style)]
 
     def seen(images: Tensor) -> tuple[float, float]:
-        pictures = _images(images)
-        near = [float(matched(encoder(pictures), known).mean().clamp(0, 1)) for encoder, known in wanted]
+        shown = _images(images)
+        near = [float(matched(encoder(shown), known).mean().clamp(0, 1)) for encoder, known in wanted]
         return near[0], near[1]
 
     return Measure(prompts, seen)

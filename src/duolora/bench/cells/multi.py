@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations, islice
 from statistics import fmean
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,18 +21,29 @@ from duolora.metrics.datasets.dataset import SUBJECT
 from duolora.model.images import as_image, as_pixels
 
 ONE = f"a {SUBJECT}"
+T = TypeVar("T", Case, PhotoPair)
 
 
 @dataclass(frozen=True)
-class Group:
-    """Subjects that share a style and its image; each is named by its own identifier."""
+class _Subjects(Generic[T]):
+    """What groups of either kind have in common."""
 
-    subjects: tuple[Case, ...]
+    subjects: tuple[T, ...]
 
     @property
     def dataset(self) -> str:
         """How many subjects there are, as "multi2"."""
         return f"multi{len(self.subjects)}"
+
+    @property
+    def parts(self) -> list[Part]:
+        """Those of each subject."""
+        return [part for subject in self.subjects for part in subject.parts]
+
+
+@dataclass(frozen=True)
+class Group(_Subjects[Case]):
+    """Subjects that share a style and its image; each is named by its own identifier."""
 
     @property
     def name(self) -> str:
@@ -44,20 +56,14 @@ class Group:
         """The classes and the style."""
         return f"{' and '.join(case.pair.kind for case in self.subjects)}, {self.subjects[0].pair.style}"
 
-    @property
-    def parts(self) -> list[Part]:
-        """Those of each subject."""
-        return [part for case in self.subjects for part in case.parts]
-
     def about(self, row: Row) -> object:
         """All of it."""
         return {"subjects": [case.about(row) for case in self.subjects]}
 
     def asked(self, row: Row) -> list[str]:
         """Directional: "a sks duck on the left and a ohw car on the right in zwx style"."""
-        pairs, places = [case.pair for case in self.subjects], PLACES[len(self.subjects)]
-        named = [f"a {p.identifier} {p.noun} {place[0]}" for p, place in zip(pairs, places, strict=True)]
-        return [f"{' and '.join(named)} in {STYLE_IDENTIFIER} style"]
+        named = [f"a {case.pair.identifier} {case.pair.noun}" for case in self.subjects]
+        return [f"{_placed(named)} in {STYLE_IDENTIFIER} style"]
 
     def noise_seeds(self, seed: int) -> list[int]:
         """The same for every row."""
@@ -75,15 +81,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class PhotoGroup:
+class PhotoGroup(_Subjects[PhotoPair]):
     """The same of photos, where nobody sees which place is whose: each image is compared with each subject's photos."""
-
-    subjects: tuple[PhotoPair, ...]
-
-    @property
-    def dataset(self) -> str:
-        """How many subjects there are, as "multi2"."""
-        return f"multi{len(self.subjects)}"
 
     @property
     def name(self) -> str:
@@ -96,18 +95,13 @@ class PhotoGroup:
         """The subjects and the style in words."""
         return f"{' and '.join(pair.content.words for pair in self.subjects)}, {self.subjects[0].style.words}"
 
-    @property
-    def parts(self) -> list[Part]:
-        """Those of each subject."""
-        return [part for pair in self.subjects for part in pair.parts]
-
     def about(self, row: Row) -> object:
         """That of each pair."""
         return [pair.about(row) for pair in self.subjects]
 
     def asked(self, row: Row) -> list[str]:
         """Directional, as in a `Group`."""
-        return [f"{self._placed([pair.content.identified(ONE) for pair in self.subjects])} in {STYLE_IDENTIFIER} style"]
+        return [f"{_placed([pair.content.identified(ONE) for pair in self.subjects])} in {STYLE_IDENTIFIER} style"]
 
     def noise_seeds(self, seed: int) -> list[int]:
         """Those of the manifest."""
@@ -116,14 +110,16 @@ class PhotoGroup:
     def scores(self, cell: Cell, images: Images = ()) -> dict[str, object]:
         """Means over the subjects."""
         first = self.subjects[0]
-        text = f"{self._placed([pair.in_words(ONE) for pair in self.subjects])} in {first.style.words}"
+        text = f"{_placed([pair.in_words(ONE) for pair in self.subjects])} in {first.style.words}"
         found = [similarity(cell, loras, [text]) for loras in cell.loras()]
         scores: list[dict[str, float]] = [each["similarity"] for each in found]  # type: ignore[misc]
         return found[0] | {"similarity": {name: fmean(each[name] for each in scores) for name in scores[0]}}
 
-    def _placed(self, subjects: list[str]) -> str:
-        places = PLACES[len(subjects)]
-        return " and ".join(f"{subject} {place[0]}" for subject, place in zip(subjects, places, strict=True))
+
+def _placed(subjects: Sequence[str]) -> str:
+    """The subjects in words, each at its place."""
+    places = PLACES[len(subjects)]
+    return " and ".join(f"{subject} {place[0]}" for subject, place in zip(subjects, places, strict=True))
 
 
 def photo_groups(pairs: Sequence[PhotoPair], number: int, most: int = 4) -> list[PhotoGroup]:
