@@ -67,8 +67,11 @@ class DuoLoRAMerge:
                 "style_prompt": ("STRING", _prompt("style LoRA, such as: a house in zwx style.")),
                 "merged_prompt": ("STRING", _prompt("merge; empty: the content with the style's ending.", "")),
                 "base": (
-                    [CONNECTED, *folder_paths.get_filename_list("checkpoints")],
-                    {"tooltip": "The checkpoint that masks are trained on; by default the one that the model is from."},
+                    [CONNECTED, *folder_paths.get_filename_list("checkpoints"), *pipelines()],
+                    {
+                        "tooltip": "The checkpoint that masks are trained on; by default the one that the model is "
+                        "from. For a transformer (FLUX, SD 3, Z-Image, Qwen-Image) a folder of models/diffusers."
+                    },
                 ),
             },
             "hidden": {"graph": "DYNPROMPT", "node_id": "UNIQUE_ID"},
@@ -310,12 +313,20 @@ def mark(path: Path) -> Mark:
     return path.name, facts.st_size, facts.st_mtime_ns
 
 
+def pipelines() -> dict[str, Path]:
+    """The folders in diffusers' layout, where ComfyUI has them, by the names that are shown."""
+    folders = (folder for place in folder_paths.get_folder_paths("diffusers") for folder in Path(place).glob("*"))
+    return {f"{path.name} (diffusers)": path for path in sorted(folders) if (path / "model_index.json").is_file()}
+
+
 def base_path(base: str, graph: Graph, node_id: str) -> Path:
-    """The checkpoint of this name, or the one that the model of a node is from, by the links of the graph.
+    """The checkpoint or folder of this name, or what the model of a node is from, by the links of the graph.
 
     Raises:
         InputError: no node above names a checkpoint.
     """
+    if folder := pipelines().get(base):
+        return folder
     inputs = {"ckpt_name": base} if base != CONNECTED else graph.get_node(node_id)["inputs"]
     while not isinstance(name := inputs.get("ckpt_name"), str):
         above = inputs.get("model")

@@ -1,7 +1,7 @@
 """A pipeline with SDXL's parts and names, tiny and built from configs: no downloads, no trained weights."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -349,3 +349,92 @@ def _open_clip(state: dict[str, Tensor]) -> dict[str, Tensor]:
             out |= {f"{new}{there}.{leaf}": state[f"{old}{here}.{leaf}"] for here, there in names.items()}
             out[f"{new}attn.in_proj_{leaf}"] = torch.cat([state[f"{old}self_attn.{p}_proj.{leaf}"] for p in "qkv"])
     return out
+
+
+_MODULATION = "adaLN_modulation.1"
+_JOINT = [
+    (rf"transformer_blocks\.(\d+)\.{here}", rf"joint_blocks.\1.{there}")
+    for here, there in {
+        r"(attn2?)\.to_out\.0": r"x_block.\2.proj", r"attn\.to_add_out": "context_block.attn.proj",
+        r"(attn2?)\.norm_([qk])": r"x_block.\2.ln_\3", r"attn\.norm_added_([qk])": r"context_block.attn.ln_\2",
+        r"(attn2?)\.to_qkv": r"x_block.\2.qkv", r"attn\.add_qkv": "context_block.attn.qkv",
+        r"norm1\.linear": f"x_block.{_MODULATION}", r"norm1_context\.linear": f"context_block.{_MODULATION}",
+        r"ff\.net\.0\.proj": "x_block.mlp.fc1", r"ff\.net\.2": "x_block.mlp.fc2",
+        r"ff_context\.net\.0\.proj": "context_block.mlp.fc1", r"ff_context\.net\.2": "context_block.mlp.fc2",
+    }.items()
+]  # fmt: skip
+_DOUBLE = [
+    (rf"^transformer_blocks\.(\d+)\.{here}", rf"double_blocks.\1.{there}")
+    for here, there in {
+        r"attn\.to_out\.0": "img_attn.proj", r"attn\.to_add_out": "txt_attn.proj",
+        r"attn\.norm_q\.weight": "img_attn.norm.query_norm.scale",
+        r"attn\.norm_k\.weight": "img_attn.norm.key_norm.scale",
+        r"attn\.norm_added_q\.weight": "txt_attn.norm.query_norm.scale",
+        r"attn\.norm_added_k\.weight": "txt_attn.norm.key_norm.scale",
+        r"attn\.to_qkv": "img_attn.qkv", r"attn\.add_qkv": "txt_attn.qkv",
+        r"norm1\.linear": "img_mod.lin", r"norm1_context\.linear": "txt_mod.lin",
+        r"ff\.net\.(\d)(\.proj)?": r"img_mlp.\2", r"ff_context\.net\.(\d)(\.proj)?": r"txt_mlp.\2",
+    }.items()
+]  # fmt: skip
+_SINGLE = [
+    (rf"single_transformer_blocks\.(\d+)\.{here}", rf"single_blocks.\1.{there}")
+    for here, there in {
+        r"attn\.to_qkv": "linear1", r"proj_out": "linear2", r"norm\.linear": "modulation.lin",
+        r"attn\.norm_q\.weight": "norm.query_norm.scale", r"attn\.norm_k\.weight": "norm.key_norm.scale",
+    }.items()
+]  # fmt: skip
+_FINAL = [(r"norm_out\.linear", f"final_layer.{_MODULATION}"), (r"^proj_out", "final_layer.linear")]
+
+
+def _times(first: str, second: str, **names: str) -> list[tuple[str, str]]:
+    """Embedders of two layers each."""
+    place = r"time_text_embed\.{}_embedder\.linear_{}"
+    return [
+        (place.format(name, k), f"{there}{layer}")
+        for name, there in names.items()
+        for k, layer in ((1, first), (2, second))
+    ]
+
+
+ORIGINAL: dict[str, list[tuple[str, str]]] = {
+    "FLUX.1": [
+        *_DOUBLE, *_SINGLE, *_FINAL, ("context_embedder", "txt_in"), ("x_embedder", "img_in"),
+        *_times("in_layer", "out_layer", timestep="time_in.", text="vector_in.", guidance="guidance_in."),
+    ],
+    "SD 3": [
+        *_JOINT, *_FINAL, (r"pos_embed\.pos_embed", "pos_embed"), (r"pos_embed\.proj", "x_embedder.proj"),
+        *_times("0", "2", timestep="t_embedder.mlp.", text="y_embedder.mlp."),
+    ],
+    "Z-Image": [
+        (r"attention\.to_qkv", "attention.qkv"), (r"attention\.to_out\.0", "attention.out"),
+        (r"attention\.norm_([qk])", r"attention.\1_norm"), (r"all_(final_layer|x_embedder)\.2-1\.", r"\1."),
+    ],
+}  # fmt: skip
+"""How the original code names the weights of transformers, instead of diffusers' names; Qwen-Image's are the same."""
+
+
+def original_transformer(family: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A transformer's weights as its original code, and ComfyUI, have them in a file."""
+    if family == "Qwen-Image":
+        return dict(state)
+    found: dict[str, Tensor] = {}
+    scales = [key for key in state if key.startswith("norm_out.linear.")]
+    blocks = [int(key.split(".")[1]) for key in state if key.startswith("transformer_blocks.")]
+    if family == "SD 3":
+        scales += [f"transformer_blocks.{max(blocks)}.norm1_context.linear.{leaf}" for leaf in ("weight", "bias")]
+    for key, value in state.items():
+        if key in scales:
+            value = torch.cat(value.chunk(2)[::-1])
+        if (side := re.search(r"\.(to|add)_[qkv](?=[._])", key)) is not None:
+            if "_q" not in side[0]:
+                continue
+            parts = [state[key.replace(side[0], side[0][:-1] + letter)] for letter in "qkv"]
+            if (mlp := key.replace("attn.to_q", "proj_mlp")) != key and mlp in state:
+                parts.append(state[mlp])
+            key, value = key.replace(side[0], side[0][:-1] + "qkv").replace("add_qkv_proj", "add_qkv"), torch.cat(parts)
+        if ".proj_mlp." in key:
+            continue
+        for here, there in ORIGINAL[family]:
+            key = re.sub(here, there, key)
+        found[key] = value
+    return found

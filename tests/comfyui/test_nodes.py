@@ -185,6 +185,15 @@ def test_a_model_of_no_checkpoint_is_refused_with_what_to_do(merge):
     merge("ziprank", node_id="5", base="tiny")
 
 
+def test_a_transformers_base_is_one_of_the_folders_for_diffusers(comfy, nodes, merge, folder):
+    (comfy.root / "diffusers" / "other").mkdir(parents=True)
+    (comfy.root / "diffusers" / "FLUX").symlink_to(folder)
+    shown = nodes.NODE_CLASS_MAPPINGS["DuoLoRAMerge"].INPUT_TYPES()["optional"]["base"][0]
+    assert shown[-1] == "FLUX (diffusers)" and not any("other" in name for name in shown)
+    *_, name = merge("ziprank", node_id="5", base="FLUX (diffusers)")
+    assert read_adapter(comfy.root / "loras" / name).metadata["base"].endswith("FLUX")
+
+
 @pytest.fixture
 def reweight(nodes):
     """One node, as ComfyUI keeps it from run to run."""

@@ -400,7 +400,8 @@ def load_base(
             bfloat16 or, on GPUs that are too old for it, float16; "float8" is that with the weights of a transformer's
             blocks kept in float8, which needs gradient checkpointing and has it.
         config: for a single file, a diffusers folder with the configs and tokenizers; by default SDXL's, SSD-1B's,
-            Segmind-Vega's or Stable Diffusion 1.5's own.
+            Segmind-Vega's or Stable Diffusion 1.5's own. For a transformer's file, which has none of them, the folder
+            gives the text encoders and the VAE, too.
         offload: none; model (networks take turns on the device); sequential (layers do, as images are generated: slow,
             and hardly any memory); "auto" is by the device's free memory.
         gradient_checkpointing: on (activations are computed twice and not kept, for training in less memory), off, or

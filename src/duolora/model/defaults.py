@@ -63,7 +63,8 @@ class BaseChoice:
     """Called with a line about the base once it is loaded."""
     config: Path | None = option(
         None,
-        "For a single checkpoint: a diffusers folder with its configs and tokenizers  [SDXL's, Vega's, SD 1.5's, …].",
+        "For a single checkpoint: a diffusers folder with its configs and tokenizers, and for a transformer with the "
+        "other networks, too  [SDXL's, Vega's, SD 1.5's, …].",
         flag="base-config",
     )
     gradient_checkpointing: Literal["auto", "on", "off"] = option(

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import SimpleNamespace
-from typing import Any, TypeAlias
+from types import MappingProxyType, SimpleNamespace
+from typing import Any, Literal, TypeAlias
 
 import diffusers
 import torch
@@ -29,6 +29,7 @@ from duolora.errors import DuoLoRAError, FileRefused, InputError
 from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import PICKLES, base_path, check_base
+from duolora.model.flux import FLUX
 from duolora.model.kind import Kind
 from duolora.model.kinds import KINDS, kind_of
 from duolora.model.qwen import QWEN
@@ -78,8 +79,12 @@ SD15_KEYS = (
     "first_stage_model.decoder.conv_in.weight",
     "cond_stage_model.transformer.text_model.embeddings.position_embedding.weight",
 )
-OTHERS = {"double_blocks.": "FLUX", "joint_blocks.": SD3.name, "cap_embedder.": Z_IMAGE.name, "add_q_proj.": QWEN.name}
-"""Transformers by what is in the names of their weights, in diffusers' spelling or the original one."""
+TRANSFORMERS = {
+    "double_blocks.": FLUX, "single_transformer_blocks.": FLUX, "joint_blocks.": SD3, "pos_embed.": SD3,
+    "cap_embedder.": Z_IMAGE, "add_q_proj.": QWEN,
+}  # fmt: skip
+"""Kinds by what is in the names of their transformers' weights, in the original spelling or diffusers'; in order."""
+QUANTISED = re.compile(r"scaled_fp8$|[._](scale_weight|weight_scale|comfy_quant|absmax|quant_map)$|bitsandbytes")
 BASES = (
     "SDXL 1.0, SSD-1B, Segmind-Vega, Stable Diffusion 1.5 and 3, FLUX.1, Z-Image, Qwen-Image, one of their fine-tunes, "
     "or `atelier`"
@@ -116,7 +121,7 @@ def read_outline(base: str, config: Path | None) -> Any:
     with TemporaryDirectory() as facts:
         if os.path.isfile(path):
             keys, _ = check_single_file(path)
-            kind, folder = _kind_of_file(keys, config), config or Path(facts)
+            kind, folder = _kind_of_file(path, keys, config), config or Path(facts)
             if config is None:
                 write_configs(folder, architecture_of_keys(keys, path))
         else:
@@ -149,8 +154,8 @@ def weights_mark(base: str) -> str | None:
 def weight_files(base: str, parts: Pipeline) -> list[Path]:
     """The files that a pipeline's weights were read from; those of a hub id are in the hub's cache, by revision."""
     place = base_path(base)
-    place = place if os.path.exists(place) else Path(str(parts.config.get("_name_or_path", "")))
-    return [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
+    folder = place if os.path.isdir(place) else Path(parts.config.get("_name_or_path") or place)
+    return [*([place] if os.path.isfile(place) else []), *sorted(folder.glob("*/*.safetensors"))]
 
 
 def published_base(base: str) -> str | None:
@@ -178,17 +183,18 @@ def is_small(base: str) -> bool:
     return 0 < sum(sizes) <= SMALL
 
 
-def check_folder(folder: Path, weights: bool = True) -> Kind:
+def check_folder(folder: Path, weights: Literal["all", "encoders", "none"] = "all") -> Kind:
     """The kind of a diffusers folder, once it is certain that it holds no pickles, no code and no other model.
 
-    Without `weights`, its configs and tokenizers are enough.
+    `weights` are those that it must have: of all networks, of those beside the denoising one, or of none.
 
     Raises:
         FileRefused: with the reason.
     """
     kind, parts = _check_classes(folder)
     check_files(folder, parts)
-    for name in kind.networks if weights else ():
+    left = {"all": (), "encoders": (kind.network,), "none": kind.networks}[weights]
+    for name in (name for name in kind.networks if name not in left):
         suffixes = {file.suffix for file in (folder / name).glob("*")}
         if ".safetensors" not in suffixes:
             held = "pickled weights, which are never opened" if suffixes.intersection(PICKLES) else "no weights"
@@ -236,18 +242,23 @@ def check_single_file(path: Path) -> tuple[set[str], dict[str, Any]]:
     """The keys of a single file, and what they say of its scheduler.
 
     Raises:
-        FileRefused: it is a pickle, damaged, or not a whole checkpoint of SDXL or Stable Diffusion 1.5.
+        FileRefused: it is a pickle, damaged, quantised, or neither a transformer nor a whole checkpoint of SDXL or
+            Stable Diffusion 1.5.
     """
     if path.suffix.lower() in PICKLES:
         raise FileRefused(f"{path}: pickled weights are never opened; get the model as a .safetensors file")
+    if path.suffix.lower() == ".gguf":
+        raise FileRefused(
+            f"{path}: GGUF is not read; get the model as a .safetensors file, in bfloat16 or plain float8"
+        )
     with refusing(path), safe_open(path, "pt") as file:
         keys, metadata = set(file.keys()), file.metadata() or {}
-    for mark, name in OTHERS.items():
-        if any(mark in key for key in keys):
-            raise FileRefused(
-                f"{path}: {name}'s weights; single files are read of SDXL and Stable Diffusion 1.5, of others folders "
-                "in diffusers' layout or hub ids, which have the text encoders, too; name one"
-            )
+    if scales := sorted(filter(QUANTISED.search, keys)):
+        raise FileRefused(
+            f"{path}: {scales[0]} says that its weights are quantised; get it in bfloat16, float16 or plain float8"
+        )
+    if _transformer(keys) is not None:
+        return keys, {}
     if "cond_stage_model.model.positional_embedding" in keys:
         raise FileRefused(f"{path}: Stable Diffusion 2 as a single file is not read; name a diffusers folder")
     whole = CHECKPOINT_KEYS if any(key.startswith("conditioner.") for key in keys) else SD15_KEYS
@@ -285,31 +296,50 @@ def _check_configs(folder: Path, kind: Kind, configs: dict[str, dict[str, Any]])
             )
 
 
-def _from_folder(folder: Path, dtype: torch.dtype) -> Pipeline:
-    kind = check_folder(folder)
-    names = [file.name for file in (folder / kind.network).glob("*.safetensors")]
+def _from_folder(folder: Path, dtype: torch.dtype, given: Mapping[str, Any] = MappingProxyType({})) -> Pipeline:
+    """The pipeline of a folder, whose denoising network may be given."""
+    kind = check_folder(folder, "encoders" if given else "all")
+    names = [file.name for file in (folder / ("vae" if given else kind.network)).glob("*.safetensors")]
     variant = "fp16" if all(".fp16" in name for name in names) else None
     with refusing(folder):
         parts = kind.pipeline.from_pretrained(
-            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant, **_without(kind)
-        )
+            str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant,
+            **_without(kind), **given,
+        )  # fmt: skip
         stored = {name: _stored_keys(folder / name) for name in kind.networks if name.startswith("text_encoder")}
     return _complete(folder, parts, stored)
 
 
-def _kind_of_file(keys: set[str], config: Path | None) -> Kind:
-    """The kind of a single file, once it is certain that a folder of configs for it is of that kind, too."""
-    kind = SDXL_KIND if CHECKPOINT_KEYS[0] in keys else SD15
+def _transformer(keys: set[str]) -> Kind | None:
+    """The kind of a file with a transformer in it."""
+    return next((kind for mark, kind in TRANSFORMERS.items() if any(mark in key for key in keys)), None)
+
+
+def _kind_of_file(path: Path, keys: set[str], config: Path | None) -> Kind:
+    """The kind of a single file, once it is certain that a folder beside it is of that kind, too."""
+    transformer = _transformer(keys)
+    kind = transformer or (SDXL_KIND if CHECKPOINT_KEYS[0] in keys else SD15)
+    if transformer is not None and config is None:
+        raise FileRefused(
+            f"{path}: the transformer of {kind.name}; name by --base-config a folder of {kind.name} in diffusers' "
+            "layout for text encoders, VAE and configs, or such a folder as the base itself"
+        )
     if config is not None and not (config / "model_index.json").is_file():
         raise InputError(f"{config}: expected a diffusers folder with model_index.json")
-    if config is not None and (found := check_folder(config, weights=False)) is not kind:
+    if config is not None and (found := check_folder(config, "encoders" if transformer else "none")) is not kind:
         raise FileRefused(f"{config}: expected the configs of {kind.name}, found {found.name}'s; name a folder of such")
     return kind
 
 
 def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> Pipeline:
     keys, schedule = check_single_file(path)
-    kind: Any = _kind_of_file(keys, config)
+    kind: Any = _kind_of_file(path, keys, config)
+    if _transformer(keys) is not None and config is not None:
+        with refusing(path):
+            network = getattr(diffusers, kind.networks[kind.network]).from_single_file(
+                str(path), dtype=dtype, config=str(config), subfolder=kind.network, local_files_only=True
+            )
+        return _from_folder(config, dtype, {kind.network: network})
     with refusing(path), TemporaryDirectory() as facts:
         if config is None:
             write_configs(Path(facts), architecture_of_keys(keys, path))
