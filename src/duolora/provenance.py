@@ -13,6 +13,7 @@ import torch
 from platformdirs import user_cache_path
 from torch import Tensor, nn
 
+from duolora.progress import through
 from duolora.textfiles import write_whole
 
 SETTLED = 2 * 10**9
@@ -80,7 +81,7 @@ def weights_hash(*networks: nn.Module) -> str:
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of all tensors of a file, with their names, types and shapes, in hexadecimal."""
-    return _hash((name, tensors[name]) for name in sorted(tensors))
+    return _hash((name, tensors[name]) for name in through(sorted(tensors), "Hashing"))
 
 
 def _hash(named: Iterable[tuple[str, Tensor]]) -> str:

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from command import run
 from duolora.api.convert import convert
@@ -41,6 +42,13 @@ def test_energy_and_norms_are_those_of_the_dense_update(loras):
     assert facts["metadata"]["prompt"] == "a sks cat in flat style"
     assert len(facts["sha256"]) == 64
     assert set(facts["verification"]) == {"dtype", "error", "diffusers", "tensors"}
+
+
+@pytest.mark.parametrize("counted", ['{"10_sks cat": {"grass": 4, "sks cat": 20}, "x": {"grass": 1}}', "[1]", "{"])
+def test_tags_of_the_training_are_told_the_commonest_first(loras, tmp_path, counted):
+    path = tmp_path / "tagged.safetensors"
+    save_file(load_file(loras[0]), path, {"ss_tag_frequency": counted})
+    assert inspect(path)["training_tags"] == (["sks cat", "grass"] if "sks" in counted else [])
 
 
 def test_cosine_is_that_of_the_dense_updates(loras):

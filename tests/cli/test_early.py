@@ -44,7 +44,7 @@ print(json.dumps(found))
 """
 
 
-def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_path):
+def test_what_can_be_said_at_once_is_said_at_once(folder, loras, of_sdxl, photos, tmp_path):
     content, style = map(str, loras)
     out, none = str(tmp_path / "x.safetensors"), str(tmp_path / "none.safetensors")
     merging = ["merge", content, style, "--out", out]
@@ -56,6 +56,7 @@ def test_what_can_be_said_at_once_is_said_at_once(folder, loras, photos, tmp_pat
         [*merging, "--method", "naive", "--steps", "50"],
         [*merging, "--format", "nosuch"],
         [*merging, "--base", str(tmp_path / "nowhere")],
+        ["merge", *map(str, of_sdxl), "--out", out],
         ["merge", content, none, "--out", out],
         ["compose", content, none, "--out", out],
         ["convert", none, "--out", out],
@@ -188,8 +189,19 @@ def test_both_prompts_that_are_missing_are_asked_for_at_once_and_before_the_base
     for path in loras:
         write_adapter(tmp_path / path.name, Adapter(read_adapter(path).modules))
         bare.append(tmp_path / path.name)
-    with pytest.raises(InputError, match="name no prompt .* --content-prompt and --style-prompt"):
+    with pytest.raises(InputError, match="name no prompt .* --content-prompt and --style-prompt$"):
         merge(*bare, tmp_path / "x.safetensors", "duolora", "no/base", progress=False)
+
+
+def test_prompts_and_base_that_are_missing_are_asked_for_at_once(of_sdxl, tmp_path):
+    bare = []
+    for path in of_sdxl:
+        bare.append(tmp_path / path.name)
+        write_adapter(bare[-1], Adapter(read_adapter(path).modules))
+    missing = "two LoRAs: .* --content-prompt and --style-prompt; base: .* UNet of sdxl, and duolora trains masks"
+    with pytest.raises(InputError, match=missing) as refused:
+        merge(*bare, tmp_path / "x.safetensors", "duolora", progress=False)
+    assert run("merge", *bare, "--out", tmp_path / "x.safetensors").stderr == f"duolora: {refused.value}\n"
 
 
 def test_one_lora_twice_and_two_exchanged_are_remarked_on(base, photos, loras, tmp_path):

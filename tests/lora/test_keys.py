@@ -14,6 +14,7 @@ from peft.utils import get_peft_model_state_dict
 from duolora.errors import FileRefused
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import adapter_from
+from duolora.lora.read.spelling import shapes_of
 from duolora.paper.lowrank import LowRank
 from tiny import tiny_unet
 
@@ -57,6 +58,8 @@ def test_every_spelling_is_the_same_lora(lora, spelling):
     modules = adapter_from({down: lora.down, up: lora.up}, {}, "file").modules
     assert list(modules) == [f"{ATTENTION}.to_out.0"]
     torch.testing.assert_close(modules[f"{ATTENTION}.to_out.0"].delta(), lora.delta())
+    header = {key: {"shape": list(factor.shape)} for key, factor in ((down, lora.down), (up, lora.up))}
+    assert shapes_of(header) == {f"{ATTENTION}.to_out.0": (lora.d_out, lora.d_in)}
 
 
 @pytest.mark.parametrize(("stem", "module"), SGM.items())

@@ -16,6 +16,7 @@ from duolora.lora.read.stored import DTYPES, read_tensors
 from duolora.lora.write import file as writer
 from duolora.lora.write.diffusers_check import error_in_diffusers
 from duolora.lora.write.file import write_adapter
+from duolora.lora.write.kohya import has_kohya_names
 from duolora.lora.write.layout import laid_out
 from duolora.paper.lowrank import LowRank
 
@@ -85,6 +86,13 @@ def several(count: int) -> dict[str, LowRank]:
     """Modules of ones."""
     names = [MODULE, *(MODULE.replace("attn1.to_q", f"attn2.to_{side}") for side in ("q", "k", "v", "out.0"))]
     return {name: LowRank(torch.ones(8, 2), torch.ones(2, 8)) for name in names[:count]}
+
+
+def test_names_are_found_without_making_the_modules():
+    lora, made = LowRank(torch.ones(8, 2), torch.ones(2, 8)), []
+    modules = OnDemand({MODULE.replace("1", str(k)): lora for k in range(9)}, lambda name: made.append(name) or lora)
+    assert has_kohya_names(Adapter(modules, families=("SDXL",)))
+    assert len(made) < 5  # beartype looks at one in each call
 
 
 def test_modules_on_demand_are_those_of_the_file(tmp_path):

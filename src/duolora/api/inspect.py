@@ -1,6 +1,8 @@
 """What is in a LoRA file, what two have in common, and what a merge did to its sources; never with a dense ΔW."""
 
+import json
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,7 @@ from duolora.merging.mask_file import MaskFile, is_mask_file, read_masks
 from duolora.model.architectures import PROJECTION, recognised
 from duolora.model.blocks import blocks_of
 from duolora.paper.lowrank import LowRank, svd_basis
-from duolora.progress import through
+from duolora.progress import through, underway
 from duolora.provenance import file_hash
 
 Facts = dict[str, object]
@@ -75,9 +77,10 @@ def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path 
         )
         numbers = {} if plot is None else {"strength": _spectra(adapter)}
     if plot is not None:
-        from duolora.api.plot import plotted
+        with underway("Plotting"):
+            from duolora.api.plot import plotted
 
-        facts["plot"] = str(plotted(numbers, Path(plot).expanduser()))
+            facts["plot"] = str(plotted(numbers, Path(plot).expanduser()))
     return {"file": str(path), **facts, "sha256": file_hash(weights), "bytes": weights.stat().st_size}
 
 
@@ -91,6 +94,7 @@ def _identity(adapter: Adapter, weights: Path) -> Facts:
         "dialect": next((name for start, name in DIALECTS.items() if min(keys, default="").startswith(start)), "other"),
         "rank": [min(ranks), max(ranks)],
         "trigger_words": prompt,
+        "training_tags": _tags(adapter.notes),
         "title": None if title == prompt else title,  # a file without a title has its prompt for one
         "source_files": _source_names(adapter.metadata),
     }
@@ -100,6 +104,18 @@ def _architecture(adapter: Adapter) -> str:
     """Which UNet like SDXL's it is for, by depths; else the families that its modules fit."""
     shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
     return recognised(shapes).name if adapter.families[0] == "SDXL" else " or ".join(adapter.families)
+
+
+def _tags(notes: Mapping[str, str]) -> list[str]:
+    """The commonest tags of the images that kohya's trainer saw, where trigger words may be found."""
+    try:
+        folders = json.loads(notes.get("ss_tag_frequency", "{}"))
+        counts = Counter[str]()
+        for folder in folders.values():
+            counts.update({tag: int(count) for tag, count in folder.items()})
+    except (ValueError, TypeError, AttributeError, RecursionError, OverflowError):
+        return []
+    return [tag.strip() for tag, _ in counts.most_common(10)]
 
 
 def _source_names(metadata: Mapping[str, object]) -> list[str]:
@@ -205,7 +221,8 @@ def _effective(lora: LowRank) -> int:
 
 def _spectra(adapter: Adapter) -> dict[str, list[float]]:
     """The singular values of each module, from the network's first block to its last."""
-    return {name: svd_basis(lora).up.square().sum(0).tolist() for name, lora in _by_block(adapter.modules).items()}
+    modules = _by_block(adapter.modules).items()
+    return {name: svd_basis(lora).up.square().sum(0).tolist() for name, lora in through(modules, "Singular values")}
 
 
 def _by_block(modules: Mapping[str, Any]) -> dict[str, Any]:

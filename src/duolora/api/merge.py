@@ -11,7 +11,7 @@ import torch
 
 from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter, embeddings_of
-from duolora.lora.families import FAMILIES, common
+from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
@@ -22,7 +22,7 @@ from duolora.merging.fold import Folded, folded, unmasked
 from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, prompts_of, sources
 from duolora.merging.learn import Calibration, Images, TrainedMasks, calibration, learn
 from duolora.merging.mask_file import MaskFile
-from duolora.merging.options import METHODS, MergeOptions, options_of as options_of
+from duolora.merging.options import MergeOptions, no_base, options_of as options_of
 from duolora.model.architectures import Architecture
 from duolora.model.base import Base, BaseChoice, Outline, opened, outlined, path_of
 from duolora.model.blocks import block_of
@@ -193,8 +193,12 @@ def _read(asked: MergeInputs) -> Read:
     content, style = read_adapter(asked.content), read_adapter(asked.style)
     common([(asked.content, content.families), (asked.style, style.families)])
     _remark(asked, content, style)
-    prompts = _prompts(asked, content, style)
-    base = _base(asked, content, style)
+    try:
+        prompts = _prompts(asked, content, style)
+    except InputError as missing:
+        _choice(asked, content, style, f"{missing}; ")  # both at once, where the base is not known either
+        raise
+    base = _base(asked, _choice(asked, content, style))
     if base is not None:
         shapes = base.lora_shapes() if isinstance(base, Base) else base.shapes
         for adapter, path in ((content, asked.content), (style, asked.style)):
@@ -215,29 +219,27 @@ def _remark(asked: MergeInputs, content: Adapter, style: Adapter) -> None:
         )  # fmt: skip
 
 
-def _base(asked: MergeInputs, content: Adapter, style: Adapter) -> Base | Outline | None:
+def _choice(asked: MergeInputs, content: Adapter, style: Adapter, also: str = "") -> BaseChoice | Base | None:
     """The base that was named or, for a method that trains masks, the one that the files are for.
 
-    Only its outline, where nothing asks the network.
+    Raises:
+        InputError: it is not known; `also` is what is missing besides.
     """
     choice = asked.base if isinstance(asked.base, Base | BaseChoice) else BaseChoice(str(asked.base or AUTO))
-    if isinstance(choice, BaseChoice) and choice.base == AUTO:
-        if not asked.options.asks_network:
-            return None
-        found = architecture_of_files(content, style).name
-        if found != "atelier":
-            plain = ", ".join(name for name, options in METHODS.items() if not options.asks_network)
-            which = found if found in FAMILIES else f"the UNet of {found}"
-            which = "a UNet that is not known" if found == "unknown" else which
-            raise InputError(
-                f"base: the LoRAs are for {which}, and {asked.method} trains masks on the base itself; name it with "
-                f"--base (a diffusers folder, a .safetensors checkpoint or a hub id), or take one of {plain}, which "
-                "need none"
-            )
-        choice = replace(choice, base=found)
+    if not isinstance(choice, BaseChoice) or choice.base != AUTO:
+        return choice
+    if not asked.options.asks_network:
+        return None
+    if (found := architecture_of_files(content, style).name) != "atelier":
+        raise InputError(also + no_base(asked.method, found))
+    return replace(choice, base=found)
+
+
+def _base(asked: MergeInputs, choice: BaseChoice | Base | None) -> Base | Outline | None:
+    """The base; only its outline, where nothing asks the network."""
     if isinstance(choice, BaseChoice) and not asked.options.asks_network:
         return outlined(choice)
-    return opened(choice)
+    return None if choice is None else opened(choice)
 
 
 def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | None:

@@ -26,7 +26,7 @@ from duolora.cli.common import (
     verified,
 )
 from duolora.cli.config import options_of_file
-from duolora.cli.early import check_inputs, check_output, check_place, check_used, is_local
+from duolora.cli.early import check_inputs, check_known, check_output, check_place, check_used, is_local
 from duolora.cli.examples import examples
 from duolora.cli.files import DtypeOption, FormatOption
 from duolora.cli.set_option import assigned, methods, tell
@@ -290,6 +290,9 @@ def merge(
     if given := [name for name, value in images.items() if value is not None and not options.asks_network]:
         raise InputError(f"{given[0]}: {method} trains nothing; leave it out")
     check_inputs((content, style), content_images, style_images)
+    if options.asks_network:
+        prompts = {"content": content_prompt, "style": style_prompt}
+        check_known({"content": content, "style": style}, prompts, method, base or AUTO)
     by_files = base is None and not options.asks_network
     opened = None if by_files else chosen(replace(run, base=base or AUTO), quiet)
     with doing("Reading the two LoRAs", quiet):

@@ -56,7 +56,8 @@ def pruned(adapter: Adapter, threshold: float) -> Adapter:
     """
     if not 0 <= threshold < 1:
         raise InputError(f"threshold: expected a share from 0 on, under 1, got {threshold}")
-    kept = {name: _relative(lora) > threshold for name, lora in adapter.modules.items()}
+    modules = through(adapter.modules.items(), "Measuring")
+    kept = {name: _relative(lora) > threshold for name, lora in modules}
     small = _smaller(adapter, lambda lora: prune(lora, _relative(lora), threshold))
     try:
         counts = content_ranks(adapter, "")

@@ -12,6 +12,7 @@ import torch
 from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.paper.lowrank import LowRank
+from duolora.progress import through
 
 CONTENT_RANKS = "content_ranks"
 
@@ -54,7 +55,7 @@ def split_parts(adapter: Adapter, file: object) -> tuple[Adapter, Adapter]:
     parted = []
     for part in ("content", "style"):
         modules = {}
-        for name, lora in adapter.modules.items():
+        for name, lora in through(adapter.modules.items(), f"The {part} part"):
             kept = slice(0, counts[name]) if part == "content" else slice(counts[name], lora.rank)
             if lora.up[:, kept].numel():
                 modules[name] = replace(lora, up=lora.up[:, kept], down=lora.down[kept])
@@ -71,7 +72,7 @@ def reweighted(adapter: Adapter, content_weight: float, style_weight: float, fil
     """
     counts = content_ranks(adapter, file)
     modules = {}
-    for name, lora in adapter.modules.items():
+    for name, lora in through(adapter.modules.items(), "Reweighting"):
         weights = torch.full((lora.rank,), float(style_weight))
         weights[: counts[name]] = content_weight
         modules[name] = replace(lora, up=lora.up * weights)

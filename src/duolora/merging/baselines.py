@@ -11,6 +11,7 @@ from torch import Tensor
 from duolora.merging.inputs import Loras, Sources
 from duolora.merging.options import Combine, MergeOptions
 from duolora.paper.lowrank import LowRank, concatenate, svd_basis
+from duolora.progress import through
 
 
 def combined(both: Sources, options: MergeOptions) -> Loras:
@@ -23,7 +24,7 @@ def combined(both: Sources, options: MergeOptions) -> Loras:
     out = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        for name in both.roles:
+        for name in through(both.roles, "Merging"):
             sides = ((both.content, options.content_weight), (both.style, options.style_weight))
             here = [replace(s[name], scale=s[name].scale * weight) for s, weight in sides if name in s]
             out[name] = here[0] if len(here) == 1 else _combined(here, options)

@@ -1,6 +1,6 @@
 """Folding: masks and LoRAs become one ordinary LoRA, exactly."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -9,6 +9,7 @@ from duolora.merging.inputs import Loras, Masks, Sources
 from duolora.merging.options import MergeOptions
 from duolora.paper import ziplora, ziprank
 from duolora.paper.lowrank import LowRank, total
+from duolora.progress import through
 
 Kind = Literal["content", "style"]
 Side = tuple[Loras, Masks, Kind]
@@ -34,7 +35,7 @@ def folded(both: Sources, m_c: Masks, m_s: Masks, options: MergeOptions) -> Fold
         for loras, masks, others, kind in _sides(both, m_c, m_s)
     ]
     names = dict.fromkeys((*both.roles, *parts[0], *parts[1]))
-    found = {name: total([part.get(name) for part in parts]) for name in names}
+    found = {name: total([part.get(name) for part in parts]) for name in through(names, "Merging")}
     modules = {name: lora for name, lora in found.items() if lora is not None}
     return Folded(modules, counted(modules, parts[0]))
 
@@ -43,11 +44,11 @@ def _sides(both: Sources, m_c: Masks, m_s: Masks) -> list[tuple[Loras, Masks, Lo
     return [(both.content, m_c, both.content_unmasked, "content"), (both.style, m_s, both.style_unmasked, "style")]
 
 
-def folded_sides(names: Iterable[str], sides: Sequence[Side], options: MergeOptions) -> Loras:
+def folded_sides(names: Collection[str], sides: Sequence[Side], options: MergeOptions) -> Loras:
     """The masked merge of any number of LoRAs; `names` are the modules in their order."""
     weights = {"content": options.content_weight, "style": options.style_weight}
     out = {}
-    for name in names:
+    for name in through(names, "Folding"):
         here = [(_times(loras[name], weights[kind]), masks[name]) for loras, masks, kind in sides if name in loras]
         covering, gates = [lora for lora, _ in here], [mask.to(lora.up) for lora, mask in here]
         if options.masks in ("output", "input"):

@@ -9,13 +9,14 @@ from torch import Tensor
 from duolora.errors import BaseMismatch, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import ATTENTION, common
-from duolora.merging.options import MaskAxis, MergeOptions
+from duolora.merging.options import MaskAxis, MergeOptions, no_prompt
 from duolora.model.architectures import Architecture, recognised
 from duolora.model.blocks import block_roles
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import initial_masks
 from duolora.paper.lowrank import LowRank, svd_basis
+from duolora.progress import through
 
 Loras = dict[str, LowRank]
 Masks = dict[str, Tensor]
@@ -76,7 +77,9 @@ def parted(targets: Container[str], adapter: Adapter, options: MergeOptions) -> 
     """The modules that may have masks, in the basis in which masks act, and all others as they came."""
     inside = {n: lora for n, lora in adapter.modules.items() if n in targets}
     outside = {n: lora for n, lora in adapter.modules.items() if n not in targets}
-    return {n: svd_basis(x) for n, x in inside.items()} if options.basis == "svd" else inside, outside
+    if options.basis == "svd":
+        inside = {n: svd_basis(x) for n, x in through(inside.items(), "Singular directions")}
+    return inside, outside
 
 
 def first_masks(both: Sources, options: MergeOptions, device: torch.device) -> tuple[Masks, Masks]:
@@ -110,9 +113,7 @@ def prompts_of(
     found = {k: given or adapters[k].metadata.get("prompt") for k, given in (("content", content), ("style", style))}
     chosen = {kind: prompt for kind, prompt in found.items() if isinstance(prompt, str) and prompt.strip()}
     if missing := [kind for kind in found if kind not in chosen]:
-        which = f"{missing[0]} LoRA: its file names" if len(missing) == 1 else "the two LoRAs: their files name"
-        options = " and ".join(f"--{kind}-prompt" for kind in missing)
-        raise InputError(f"{which} no prompt or trigger word; give {options}")
+        raise InputError(no_prompt(missing))
     return Prompts(**chosen, merged=merged or merged_prompt_of(chosen["content"], chosen["style"]))
 
 

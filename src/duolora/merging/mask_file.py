@@ -15,10 +15,8 @@ from duolora.lora.adapter import Adapter, embeddings_of
 from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter, source_hash
-from duolora.lora.read.header import read_header
-from duolora.lora.read.keys import METADATA
+from duolora.lora.read.header import METADATA, json_object, read_header
 from duolora.lora.read.notes import notes_of
-from duolora.lora.read.peft_config import json_object
 from duolora.lora.read.stored import read_tensors
 from duolora.lora.read.unsupported import MASKS
 from duolora.lora.write.atomic import Stage, check_writable, whole_files

@@ -5,10 +5,11 @@ what it can be and where its default comes from. `docs/paper.md` says where the 
 presets of its loss weights are in `WEIGHTS`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from duolora.lora.families import FAMILIES
 from duolora.options import about, option, word
 from duolora.paper.choices import BlockMap, Cycles, Init, Multiplies, Norm, Reduction, Similarity, Variant
 
@@ -268,6 +269,22 @@ def options_of(method: str, **changes: object) -> MergeOptions:
         InputError: there is no such method.
     """
     return replace(METHODS[word("method", method, list(METHODS))], **changes)  # type: ignore[arg-type]
+
+
+def no_base(method: str, found: str) -> str:
+    """What is said where a method trains masks, and nobody names a base; `found` is what the files are for."""
+    plain = ", ".join(name for name, options in METHODS.items() if not options.asks_network)
+    which = found if found in FAMILIES else "a UNet that is not known" if found == "unknown" else f"the UNet of {found}"
+    return (
+        f"base: the LoRAs are for {which}, and {method} trains masks on the base itself; name it with --base (a "
+        f"diffusers folder, a .safetensors checkpoint or a hub id), or take one of {plain}, which need none"
+    )
+
+
+def no_prompt(kinds: Sequence[str]) -> str:
+    """What is said where a method needs the prompts of the LoRAs, and those of these kinds are not known."""
+    which = f"{kinds[0]} LoRA: its file names" if len(kinds) == 1 else "the two LoRAs: their files name"
+    return f"{which} no prompt or trigger word; give {' and '.join(f'--{kind}-prompt' for kind in kinds)}"
 
 
 WEIGHTS: dict[str, dict[str, object]] = {

@@ -7,9 +7,7 @@ from statistics import mean
 from typing import Any
 
 from duolora.lora.parts import CONTENT_RANKS
-from duolora.lora.read.header import read_header
-from duolora.lora.read.keys import METADATA
-from duolora.lora.read.peft_config import json_object
+from duolora.lora.read.header import METADATA, json_object, read_header
 from duolora.lora.read.spelling import module_of
 from duolora.model.blocks import blocks_of
 

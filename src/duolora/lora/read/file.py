@@ -8,11 +8,12 @@ from typing import Any
 
 from duolora.errors import BaseMismatch, FileRefused
 from duolora.lora.adapter import Adapter
-from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, read_header, weights_of
-from duolora.lora.read.keys import adapter_from, metadata_of
+from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, making, read_header, weights_of
+from duolora.lora.read.keys import adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.read.stored import StoredTensors
 from duolora.lora.read.unsupported import refuse_foreign
+from duolora.progress import through
 from duolora.provenance import file_hash
 from duolora.textfiles import read_json
 
@@ -38,7 +39,8 @@ def read_adapter(path: Path, as_stored: bool = False) -> Adapter:
     prefix = PEFT_PREFIX if of_peft else ""
     refuse_foreign([key.removeprefix(prefix) for key in entries], metadata, str(path))
     tensors = StoredTensors(weights, prefix)
-    return adapter_from(tensors if as_stored else dict(tensors), metadata, str(path), as_stored)
+    found = tensors if as_stored else {key: tensors[key] for key in through(tensors, "Reading")}
+    return adapter_from(found, metadata, str(path), as_stored)
 
 
 def read_metadata(path: Path) -> dict[str, object]:
@@ -49,7 +51,7 @@ def read_metadata(path: Path) -> dict[str, object]:
     """
     entries, metadata = read_header(weights_of(path))
     refuse_foreign([key.removeprefix(PEFT_PREFIX) for key in entries], metadata, str(path))
-    return metadata_of(metadata, True, str(path))
+    return making(metadata, str(path))
 
 
 def peft_metadata(config: Path) -> str:

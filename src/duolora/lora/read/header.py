@@ -11,6 +11,7 @@ from typing import Any
 from duolora.errors import FileRefused
 
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+METADATA, VERIFICATION = "duolora", "duolora_verification"
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 _BITS = {
@@ -73,6 +74,42 @@ def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
         raise _damaged(path, "__metadata__: expected texts under names")
     _check(path, entries, size - 8 - length)
     return entries, metadata
+
+
+def making(metadata: Mapping[str, str], file: str) -> dict[str, Any]:
+    """How a LoRA file was made: our own metadata, or the trigger words of another program's header.
+
+    Raises:
+        FileRefused: our own are no JSON object.
+    """
+    words = metadata.get("modelspec.trigger_phrase", "").strip()
+    return json_object(metadata, METADATA, file) or ({"prompt": words} if words else {})
+
+
+def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, Any]:
+    """A JSON object of the header; empty where there is none.
+
+    Raises:
+        FileRefused: it is no JSON object, or has NaN or infinite numbers, which are not valid JSON.
+    """
+    try:
+        value = json.loads(metadata.get(key) or "{}", parse_constant=_no_number, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise FileRefused(f"{file}: {key} in its header is not JSON; download the file again") from error
+    if not isinstance(value, dict):
+        raise FileRefused(f"{file}: {key} in its header: expected an object, got {type(value).__name__}")
+    return value
+
+
+def _finite(text: str) -> float:
+    """A number with a point or an exponent; 1e400 is infinite as a float, and JSON could not say it again."""
+    if not math.isfinite(value := float(text)):
+        raise ValueError(text)
+    return value
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(name)
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:

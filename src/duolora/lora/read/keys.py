@@ -25,8 +25,9 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.families import fitting, narrowed
 from duolora.lora.on_demand import OnDemand
 from duolora.lora.parts import CONTENT_RANKS
+from duolora.lora.read.header import VERIFICATION, json_object, making
 from duolora.lora.read.notes import notes_of
-from duolora.lora.read.peft_config import ADAPTER_METADATA, NETWORK, PeftConfig, json_object, peft_configs
+from duolora.lora.read.peft_config import ADAPTER_METADATA, NETWORK, PeftConfig, peft_configs
 from duolora.lora.read.spelling import module_of, stem_and_side
 from duolora.lora.read.stored import outline
 from duolora.lora.read.transformers import of_transformer, transformer_factors
@@ -34,7 +35,6 @@ from duolora.lora.read.unsupported import refuse_foreign
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import tensors_hash
 
-METADATA, VERIFICATION = "duolora", "duolora_verification"
 BUNDLED = "bundle_emb."
 """How ComfyUI's and kohya's world begins the keys of an embedding inside a LoRA file."""
 _MOST_WORDS = 64
@@ -81,7 +81,10 @@ def adapter_from(
         )
     verification = json_object(metadata, VERIFICATION, file)
     ours = "tensors" in verification and verification["tensors"] == tensors_hash(tensors)
-    said, verified = metadata_of(metadata, ours, file), verification if ours else {}
+    said = making(metadata, file)
+    if not ours:  # programs that rewrite a file copy its header; which directions are the content's is not known then
+        said.pop(CONTENT_RANKS, None)
+    verified = verification if ours else {}
     return Adapter(modules, said, tuple(left_out), verified, notes_of(metadata), families, embeddings)
 
 
@@ -237,15 +240,3 @@ def _refuse_two_strengths(with_alpha: list[str], configs: Mapping[str, PeftConfi
             f"{file}: expected alphas beside the weights or in {ADAPTER_METADATA}, found both, "
             f"the first at {with_alpha[0]}; save it again with the program that made it"
         )
-
-
-def metadata_of(metadata: Mapping[str, str], ours: bool, file: str) -> dict[str, object]:
-    """How the file was made: our own metadata, or the trigger words of another program's header.
-
-    Programs that rewrite a file copy its header. Which directions are the content's is known of our own tensors only.
-    """
-    said = json_object(metadata, METADATA, file)
-    if not ours:
-        said.pop(CONTENT_RANKS, None)
-    words = metadata.get("modelspec.trigger_phrase", "").strip()
-    return said or ({"prompt": words} if words else {})

@@ -5,7 +5,6 @@ scale = alpha / r, or alpha / √r with rsLoRA; the alpha is that of the first p
 the fields of newer versions are not read.
 """
 
-import json
 import math
 import reprlib
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from duolora.errors import FileRefused
+from duolora.lora.read.header import json_object
 from duolora.lora.read.patterns import Matcher, PatternRefused
 
 ADAPTER_METADATA = "lora_adapter_metadata"
@@ -94,29 +94,3 @@ def _no_pattern(where: str, error: PatternRefused) -> FileRefused:
     return FileRefused(
         f"{where}: alpha_pattern: {error}; expected names, (a|b), .* and \\d+; write names in their place"
     )
-
-
-def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, Any]:
-    """A JSON object of the header; empty where there is none.
-
-    Raises:
-        FileRefused: it is no JSON object, or has NaN or infinite numbers, which are not valid JSON.
-    """
-    try:
-        value = json.loads(metadata.get(key) or "{}", parse_constant=_no_number, parse_float=_finite)
-    except (ValueError, RecursionError) as error:
-        raise FileRefused(f"{file}: {key} in its header is not JSON; download the file again") from error
-    if not isinstance(value, dict):
-        raise FileRefused(f"{file}: {key} in its header: expected an object, got {type(value).__name__}")
-    return value
-
-
-def _finite(text: str) -> float:
-    """A number with a point or an exponent; 1e400 is infinite as a float, and JSON could not say it again."""
-    if not math.isfinite(value := float(text)):
-        raise ValueError(text)
-    return value
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(name)

@@ -1,7 +1,11 @@
 """What the keys of a LoRA file say: which module of diffusers' networks, and which of its factors."""
 
+import math
 import re
+from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 from duolora.lora.names import KOHYA_PREFIXES, from_kohya, from_sgm, is_module
 
@@ -53,3 +57,17 @@ def module_of(stem: str) -> str:
     if not is_module(name):
         raise ValueError(name)
     return name
+
+
+def shapes_of(entries: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[int, int]]:
+    """Outputs and inputs of the modules that the tensors in a header are for.
+
+    Raises:
+        ValueError: one of them is for no module of a UNet or of its text encoders.
+    """
+    factors: dict[str, dict[str, list[int]]] = defaultdict(dict)
+    for key, entry in entries.items():
+        stem, side = stem_and_side(key)
+        factors[module_of(stem)][side] = entry["shape"]
+    whole = {name: found for name, found in factors.items() if found.get("up") and found.get("down")}
+    return {name: (found["up"][0], math.prod(found["down"][1:])) for name, found in whole.items()}

@@ -17,7 +17,8 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import mapped
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
-from duolora.lora.read.keys import BUNDLED, METADATA, VERIFICATION, adapter_from
+from duolora.lora.read.header import METADATA, VERIFICATION
+from duolora.lora.read.keys import BUNDLED, adapter_from
 from duolora.lora.verify import TOLERANCE, Verification, identical, verify
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors, uniform
@@ -26,7 +27,7 @@ from duolora.lora.write.kohya import has_kohya_names, kohya_metadata, kohya_tens
 from duolora.lora.write.layout import header_json, laid_out
 from duolora.lora.write.stems import REORDERED
 from duolora.options import DEFAULT_FORMAT, Format
-from duolora.progress import underway
+from duolora.progress import through, underway
 from duolora.provenance import tensors_hash
 
 Writer = Callable[[Adapter, torch.dtype], tuple[dict[str, Tensor], dict[str, str]]]
@@ -91,7 +92,7 @@ def staged_adapter(
         )
         format = "diffusers"
     tensors, header = FORMATS[format](adapter, dtype)
-    for key, value in tensors.items():
+    for key, value in through(tensors.items(), "Checking"):
         if not torch.isfinite(value).all():
             raise DuoLoRAError(f"{path}: {key} is NaN, infinite or too large for {dtype}; nothing was written")
     meant = adapter_from(tensors, header, str(path), as_stored=True)
@@ -113,7 +114,8 @@ def staged_adapter(
     found = _in_diffusers(draft, adapter, found, dtype, path, format)
     if (known := said_of(dtype, expected.error, found.diffusers, written)) != said:
         tensors, _ = FORMATS[format](adapter, dtype)
-        size = stage(path, laid_out(tensors, header | {VERIFICATION: header_json(known)})).stat().st_size
+        with underway("Writing the file"):
+            size = stage(path, laid_out(tensors, header | {VERIFICATION: header_json(known)})).stat().st_size
     for word, vectors in adapter.embeddings.items() if format != "kohya" else ():
         beside = embedding_path(path, word)
         if os.path.lexists(beside) and not os.path.lexists(path):  # else --overwrite was given

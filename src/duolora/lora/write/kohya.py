@@ -50,7 +50,8 @@ def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
 def has_kohya_names(adapter: Adapter) -> bool:
     """Whether it is certain under which of kohya's names programs look for its modules."""
     known = [name for name in adapter.families if FAMILIES[name].kohya]
-    narrow = any(n.endswith(".attn.to_q") and x.d_out not in adapter.family.widths for n, x in adapter.modules.items())
+    shapes = outlines(adapter.modules).items()
+    narrow = any(name.endswith(".attn.to_q") and lora.d_out not in adapter.family.widths for name, lora in shapes)
     if known == ["FLUX.1"] and narrow:  # whose blocks diffusers takes apart at one width only
         return False
     return len(known) == len(adapter.families) and (len(known) == 1 or set(known) <= set(UNETS))
@@ -81,7 +82,7 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
     modules = outlines(adapter.modules).values()
     ranks = {lora.rank for lora in modules}
     alphas = [value for key, value in tensors.items() if key.endswith(".alpha")]
-    prompt = adapter.metadata.get("prompt")
+    prompt, hashed = adapter.metadata.get("prompt"), _weights_hash(tensors)
     version, architecture = adapter.family.kohya or ("", "")
     convolutions = [lora.rank for lora in modules if lora.kernel not in (None, (1, 1))]
     found = {
@@ -90,11 +91,11 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{float(alphas[0]):g}",
-        "sshs_model_hash": _weights_hash(tensors),
+        "sshs_model_hash": hashed,
         "modelspec.sai_model_spec": MODEL_SPEC,
         "modelspec.architecture": architecture,
         "modelspec.title": UNTITLED,
-        "modelspec.hash_sha256": "0x" + _weights_hash(tensors),
+        "modelspec.hash_sha256": f"0x{hashed}",
     }
     if adapter.families[0] == "SDXL":
         found["modelspec.implementation"] = "https://github.com/Stability-AI/generative-models"

@@ -10,8 +10,8 @@ from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.lora.read.file import PEFT_PREFIX, peft_metadata
-from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS
-from duolora.lora.read.keys import METADATA, VERIFICATION, adapter_from
+from duolora.lora.read.header import METADATA, PEFT_CONFIG, PEFT_WEIGHTS, VERIFICATION
+from duolora.lora.read.keys import adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.read.stored import read_tensors
 from duolora.lora.verify import Verification, verify

@@ -13,6 +13,7 @@ import torch
 from duolora.errors import DuoLoRAError
 from duolora.lora.adapter import Adapter
 from duolora.paper.lowrank import LowRank
+from duolora.progress import through
 
 _DOUBLE = {
     "attn.to_q attn.to_k attn.to_v": "img_attn_qkv",
@@ -68,7 +69,7 @@ def stems(adapter: Adapter, family: str) -> dict[str, LowRank]:
     """The modules of a transformer's adapter under kohya's names, without those of text encoders."""
     layers: dict[str, dict[int, LowRank]] = defaultdict(dict)
     counts = {}
-    for name, lora in adapter.modules.items():
+    for name, lora in through(adapter.modules.items(), "Preparing"):
         stem, part, counts[stem] = _stem(name, family)
         layers[stem][part] = lora
     return {f"lora_unet_{stem}": _whole(stem, parts, counts[stem]) for stem, parts in layers.items()}
