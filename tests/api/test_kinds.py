@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -227,31 +228,49 @@ def test_what_does_not_fit_is_refused(family, kind_base, home, loras, tmp_path):
         load_base(tmp_path / "base")
 
 
-def test_float8_keeps_the_blocks_small_and_masks_are_trained_on_them(family, kind_base, home, two, photos, tmp_path):
+@pytest.mark.parametrize("dtype", ["float8", "nf4"])
+def test_blocks_are_kept_small_and_masks_are_trained_on_them(family, kind_base, home, two, photos, tmp_path, dtype):
     """Beside the same base with its weights rounded, and computed in float32."""
     if not kind_base.kind.flow:
-        with pytest.raises(InputError, match="float8 is for the blocks of a transformer, and Stable Diffusion has"):
-            load_base(home, dtype="float8")
+        with pytest.raises(InputError, match=f"{dtype} is for the blocks of a transformer, and Stable Diffusion has"):
+            load_base(home, dtype=dtype)
     if family not in ("FLUX.1", "Z-Image"):
         pytest.skip("one with blocks of two kinds, and one whose last layer is in no block, are enough")
-    eight, plain = load_base(home, dtype="float8", resolution=16), load_base(home, resolution=16)
-    names = {name for name, weight in eight.unet.named_parameters() if weight.dtype == torch.float8_e4m3fn}
+    if dtype == "nf4" and find_spec("bitsandbytes") is None:
+        with pytest.raises(InputError, match="nf4 needs bitsandbytes, which is not installed; pip install"):
+            load_base(home, dtype=dtype)
+        pytest.skip("bitsandbytes is not installed")
+    small, plain = load_base(home, dtype=dtype, resolution=16), load_base(home, resolution=16)
+    kept = torch.float8_e4m3fn if dtype == "float8" else torch.uint8
+    names = {name for name, weight in small.unet.named_parameters() if weight.dtype == kept}
     assert names and all(name.partition(".")[0].endswith(("blocks", "layers", "refiner")) for name in names)
-    plain.unet.load_state_dict({name: value.float() for name, value in eight.unet.state_dict().items()})
+    plain.unet.load_state_dict(widened(small.unet))
+    assert small.lora_shapes() == plain.lora_shapes() and small.weights_hash() != plain.weights_hash()
     options, masks, images = options_of("duolora", steps=2, calibration_images=2), [], []
-    for k, base in enumerate((eight, plain)):
+    for k, base in enumerate((small, plain)):
         out = tmp_path / f"{k}.safetensors"
         done = merge(*two, out, "duolora", base, photos, photos / "1.png", options=options, progress=False)
         masks.append(done.content_masks)
         with applied(base, [two[0]]):
             images.append(sample_images(base, [PROMPT], [3], steps=1))
-    assert eight.dtype == torch.float32 and len({weight.dtype for weight in eight.unet.parameters()}) == 2
+    assert small.dtype == torch.float32 and len({weight.dtype for weight in small.unet.parameters()}) == 2
     for name, mask in masks[0].items():
         torch.testing.assert_close(mask, masks[1][name])
     torch.testing.assert_close(images[0], images[1], rtol=0, atol=1e-4)
     short = TrainOptions(rank=2, steps=1, batch=1)
-    train(photos / "1.png", "a house", tmp_path / "t.safetensors", eight, short, progress=False)
+    train(photos / "1.png", "a house", tmp_path / "t.safetensors", small, short, progress=False)
     assert read_adapter(tmp_path / "t.safetensors").modules.keys() == read_adapter(two[0]).modules.keys()
+
+
+def widened(network: nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a network in float32, whatever they are kept in."""
+    found = {name: value.float() for name, value in network.named_parameters()} | dict(network.named_buffers())
+    for name, weight in network.named_parameters():
+        if (how := getattr(weight, "quant_state", None)) is not None:
+            from bitsandbytes.functional import dequantize_4bit
+
+            found[name] = dequantize_4bit(weight.data, how).float()
+    return {name: found[name] for name in network.state_dict() if name in found}
 
 
 @pytest.mark.parametrize("name", CASES)

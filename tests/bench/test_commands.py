@@ -47,6 +47,20 @@ def test_tuned_settings_reach_other_tables(bench, tmp_path):
     assert [r["options"]["style_weight"] for r in results] == [0.25]
 
 
+def test_a_block_map_is_found_by_encoders(tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red cup in flat style\n\na green house\n")
+    asked = ["bench", "figure3", "--out", tmp_path, "--prompts", tmp_path / "prompts.txt"]
+    asked += ["--count", 3, "--sampling-steps", 1]
+    encoders = ["--content-encoder", "atelier-content", "--style-encoder", "atelier-style"]
+    done = command.run(*asked, *encoders)
+    assert done.exit_code == 0, done.output
+    made = [Path(line) for line in done.stdout.splitlines()]
+    assert [path.name for path in made] == ["curves.png", "images.png", "block_map.json", "blocks.json"]
+    (tmp_path / "prompts.txt").write_text("\n")
+    done = command.run(*asked, *encoders)
+    assert done.exit_code == 1 and "prompts.txt: expected a prompt on each line" in done.stderr
+
+
 def test_a_table_is_run_again_from_its_folder(bench, tmp_path):
     bench("table1", "--dataset", "single", "--row", "naive", "--sample", "5", "--seed", "2")
     said = command.run("bench", "rerun", tmp_path / "table1", "--out", tmp_path / "again", "--workers", 1)

@@ -70,7 +70,7 @@ def test_everything_is_frozen_and_the_vae_stays_float32(base_folder):
     assert [m.dtype for m in modules] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
     assert narrow.encode_prompts(["a cat"]).embeds.dtype == torch.bfloat16
     assert load_base(base_folder, "cpu").unet.dtype == torch.float32
-    with pytest.raises(InputError, match="dtype: expected auto, float32, bfloat16, float16, float8; got int8"):
+    with pytest.raises(InputError, match="dtype: expected auto, float32, bfloat16, float16, float8, nf4; got int8"):
         load_base(base_folder, "cpu", "int8")
 
 

@@ -16,6 +16,7 @@ from duolora.errors import BaseMismatch, InputError, Notice
 from duolora.lora.read.file import read_adapter
 from duolora.model.base import load_base
 from duolora.model.tokens import own_vectors, replaced
+from tiny import tiny_flux, tiny_qwen_image, tiny_sd15, tiny_z_image
 
 OPTIONS = TrainOptions(rank=2, steps=3, batch=1, lr=1e-2, learn_tokens=True)
 
@@ -142,6 +143,20 @@ def test_a_stopped_training_goes_on_with_its_vectors(base, photos, tmp_path):
         train(photos, "a sks cat", tmp_path / "o.safetensors", base, options, False, callback=Stop(), save_every=5)
     again = train(photos, "a sks cat", tmp_path / "o.safetensors", base, options, progress=False, save_every=5)
     assert again.path.read_bytes() == whole.path.read_bytes()
+
+
+@pytest.mark.parametrize("made", [tiny_sd15, tiny_flux, tiny_z_image, tiny_qwen_image])
+def test_other_kinds_of_bases_have_none(made, learnt, photos, tmp_path):
+    """Files have no place for vectors of their text encoders; a file with SDXL's does not fit them either."""
+    made(tmp_path / "tokenizers").save_pretrained(tmp_path / "base")
+    other = load_base(tmp_path / "base", resolution=16)
+    with pytest.raises(
+        InputError, match=f"learn_tokens: expected .* two text encoders are CLIP's, got {other.kind.name}"
+    ):
+        train(photos, "a sks cat", tmp_path / "x.safetensors", other, OPTIONS, progress=False)
+    sks = read_adapter(learnt).embeddings
+    with pytest.raises(BaseMismatch, match="the LoRA was made for another base"), replaced(other.parts, sks):
+        pass
 
 
 def test_without_it_nothing_is_kept_and_without_an_identifier_it_is_refused(base, folder, loras, photos, tmp_path):

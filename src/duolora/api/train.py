@@ -100,6 +100,7 @@ def train(
     word("kind", kind or "content", ("content", "style"))
     loaded, options, files = _opened(base, options, kind or "content", images)
     refuse_unread(loaded.parts, [prompt])
+    tokens = _tokens(loaded, prompt) if options.learn_tokens else {}
     metadata: dict[str, object] = {
         "made_by": "duolora train",
         "base": loaded.name,
@@ -115,7 +116,6 @@ def train(
     pixels = load_images(images, loaded.resolution, fit)
     latents = loaded.encode_images(torch.cat((pixels, pixels.flip(-1))) if options.flip else pixels)
     checkpoint = checkpoint_path(out, metadata)
-    tokens = _tokens(loaded, prompt) if options.learn_tokens else {}
     with _lora(loaded, options) as factors, replaced(loaded.parts, tokens):
         named = {f"{n}.{side}": p for n, pair in factors.items() for side, p in zip(("up", "down"), pair, strict=True)}
         named |= {f"{word}.{key}": rows for word, known in tokens.items() for key, rows in known.items()}

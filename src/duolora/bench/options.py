@@ -174,8 +174,10 @@ class Figure3Options(SamplingOptions):
     prompts: Path | None = option(
         None, "A text file with a prompt on each line, whose images encoders compare with those of the whole network."
     )
-    content_encoder: str = option("dino", "With --prompts: how content is compared.")
-    style_encoder: str = option("csd", "With --prompts: how style is compared, csd or clip.")
+    content_encoder: str = option("dino", "With --prompts: how content is compared; on Atelier atelier-content, too.")
+    style_encoder: str = option(
+        "csd", "With --prompts: how style is compared, csd or clip; on Atelier atelier-style, too."
+    )
     checkpoint: list[str] | None = option(None, "With --prompts: another hub id, folder or file for an encoder.")
     count: int = option(34, "Images for each block group and α, where they are measured.", least=1)
     seed: int = option(0, "The same seed gives the same images.", least=0, most=SEED)

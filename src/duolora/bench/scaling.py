@@ -183,11 +183,13 @@ def dominant(curves: Curves) -> dict[str, str]:
 
 
 def _plot_curves(curves: Curves, path: Path) -> None:
+    from matplotlib import colormaps
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2, sharey=True)
     for axis, what in zip(axes, ("object", "style"), strict=True):
+        axis.set_prop_cycle(color=[colormaps["tab20"](k) for k in range(20)])
         for name, curve in curves.items():
             axis.plot(curve["alpha"], curve[what], marker="o", label=name, lw=2.5 if name.startswith("level") else 1)
         axis.set(title=f"{what} left", xlabel="α", ylim=(-0.03, 1.03))

@@ -23,6 +23,7 @@ from duolora.cli.common import doing, one_line, report
 from duolora.cli.early import check_there
 from duolora.cli.examples import examples
 from duolora.cli.spread import spread
+from duolora.errors import InputError
 from duolora.metrics.named import chosen, named_checkpoints
 from duolora.model.defaults import AUTO, check_base
 from duolora.options import word
@@ -133,6 +134,8 @@ def rerun(
 def _figure3(options: Figure3Options) -> None:
     check_base(options.base)
     lines = () if options.prompts is None else read_lines(options.prompts)
+    if options.prompts is not None and not lines:
+        raise InputError(f"{options.prompts}: expected a prompt on each line, found none")
     with doing(f"Loading {options.base}"):
         from duolora.bench.config import root_of
         from duolora.bench.grids import figure3_of

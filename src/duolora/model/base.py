@@ -6,6 +6,7 @@ Only safetensors are read, and no code that comes with a model is run.
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -32,6 +33,7 @@ from duolora.model.blocks import architecture_of, block_of, layer_shapes, target
 from duolora.model.defaults import FILE as DEFAULTS, BaseChoice as BaseChoice, BaseDefaults, base_path, read_defaults
 from duolora.model.device import (
     FLOAT8,
+    NF4,
     Offload,
     check_offload,
     chosen_checkpointing,
@@ -366,20 +368,35 @@ def _checked_size(resolution: int | None, parts: Pipeline) -> int:
     return resolution or 0
 
 
-def _keep_in_float8(network: Network, kind: Kind) -> None:
-    """Keep the weights of a transformer's blocks in float8; each layer takes its own to the compute dtype for its turn.
+def _keep_small(network: Network, kind: Kind, dtype: str, device: torch.device) -> None:
+    """Keep the weights of a transformer's blocks in float8 or NF4; each layer widens its own for its turn.
 
     Within blocks only: there checkpointing computes anew what a gradient needs, in the compute dtype.
 
     Raises:
-        InputError: the network is a UNet.
+        InputError: the network is a UNet, or NF4 is asked for where bitsandbytes is not installed.
     """
     if kind.network == "unet":
-        raise InputError(f"dtype: float8 is for the blocks of a transformer, and {kind.name} has a UNet; take float16")
-    for block in dict.fromkeys(map(block_of, target_modules(network))):
-        apply_layerwise_casting(
-            network.get_submodule(block), torch.float8_e4m3fn, network.dtype, skip_modules_pattern=("norm",)
-        )
+        raise InputError(f"dtype: {dtype} is for the blocks of a transformer, and {kind.name} has a UNet; take float16")
+    for block in map(network.get_submodule, dict.fromkeys(map(block_of, target_modules(network)))):
+        if dtype == FLOAT8:
+            apply_layerwise_casting(block, torch.float8_e4m3fn, network.dtype, skip_modules_pattern=("norm",))
+        else:
+            _keep_in_nf4(block, network.dtype, device)
+
+
+def _keep_in_nf4(block: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+    try:
+        layers = import_module("bitsandbytes.nn")
+    except ImportError as error:
+        raise InputError("dtype: nf4 needs bitsandbytes, which is not installed; pip install bitsandbytes") from error
+    for name, layer in [*block.named_modules()]:
+        if isinstance(layer, nn.Linear):
+            small = layers.Linear4bit(
+                layer.in_features, layer.out_features, layer.bias is not None, dtype, quant_type=NF4
+            )
+            small.load_state_dict(layer.state_dict())
+            block.set_submodule(name, small.requires_grad_(False).to(device).eval())
 
 
 def load_base(
@@ -397,8 +414,8 @@ def load_base(
         base: `atelier`, a diffusers folder, a single .safetensors checkpoint, or a hub id such as `owner/name`.
         device: where it runs; "auto" is CUDA where there is one.
         dtype: of UNet and text encoders; "auto" is what the base's folder says, else float32 on the CPU, and elsewhere
-            bfloat16 or, on GPUs that are too old for it, float16; "float8" is that with the weights of a transformer's
-            blocks kept in float8, which needs gradient checkpointing and has it.
+            bfloat16 or, on GPUs that are too old for it, float16; "float8" and "nf4" are that with the weights of a
+            transformer's blocks kept in 8 bits, or in 4 by bitsandbytes, with gradient checkpointing.
         config: for a single file, a diffusers folder with the configs and tokenizers; by default SDXL's, SSD-1B's,
             Segmind-Vega's or Stable Diffusion 1.5's own. For a transformer's file, which has none of them, the folder
             gives the text encoders and the VAE, too.
@@ -424,8 +441,8 @@ def load_base(
     parts.vae.to(torch.float32)
     for module in (network, *text_encoders(parts)):
         module.to(kind)
-    if dtype == FLOAT8:
-        _keep_in_float8(network, kind_found)
+    if small := dtype if dtype in (FLOAT8, NF4) else None:
+        _keep_small(network, kind_found, small, where)
     parts.set_progress_bar_config(disable=True)
     with refusing(Path(base)):
         noise_scheduler = parts.scheduler if kind_found.flow else DDPMScheduler.from_config(parts.scheduler.config)
@@ -434,7 +451,7 @@ def load_base(
     offloading = chosen_offload(offload, where, network, [parts.vae, *text_encoders(parts)])
     size = _checked_size(resolution, parts)
     found = Base(str(base), parts, noise_scheduler, where, kind, offloading, defaults, size)
-    if saving or dtype == FLOAT8:
+    if saving or small:
         network.enable_gradient_checkpointing()
     found.pipeline()
     found._as_read = _state(network, parts.vae, *text_encoders(parts))

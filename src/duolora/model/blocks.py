@@ -46,9 +46,9 @@ def architecture_of(network: Any, name: str = "") -> Architecture:
 def layer_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
     """The shape (d_out, d_in) of the weight of every linear layer and convolution, as a matrix, by its path."""
     return {
-        name: (len(module.weight), module.weight[0].numel())
-        for name, module in network.named_modules()
-        if isinstance(module, nn.Linear | nn.Conv2d)
+        name: (m.out_features, m.in_features) if isinstance(m, nn.Linear) else (len(m.weight), m.weight[0].numel())
+        for name, m in network.named_modules()
+        if isinstance(m, nn.Linear | nn.Conv2d)
     }
 
 

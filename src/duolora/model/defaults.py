@@ -50,10 +50,10 @@ class BaseChoice:
 
     base: str = option("atelier", "`atelier`, a diffusers folder, a .safetensors checkpoint, or a hub id.")
     device: str = option("auto", "auto, cpu, cuda, cuda:N or mps.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16", "float8"] = option(
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "float8", "nf4"] = option(
         "auto",
-        "What the base computes in: auto, float32, bfloat16 or float16; float8 is auto, with a transformer's blocks "
-        "kept in float8.",
+        "What the base computes in: auto, float32, bfloat16 or float16; float8 and nf4 are auto, with a transformer's "
+        "blocks kept in 8 bits, or in 4 by bitsandbytes.",
         flag="base-dtype",
     )
     offload: Literal["auto", "none", "model", "sequential"] = option(

@@ -10,8 +10,8 @@ from duolora.errors import InputError
 
 Offload = Literal["none", "model", "sequential"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FLOAT8 = "float8"
-"""As "auto", with the weights of a transformer's blocks kept in float8."""
+FLOAT8, NF4 = "float8", "nf4"
+"""As "auto", with the weights of a transformer's blocks kept in float8, or in 4 bits by bitsandbytes."""
 SMALL_CARD = 20e9
 """Bytes of a GPU's memory, below which activations are computed twice rather than kept."""
 WHOLE, TURNS = 1.6, 1.3
@@ -43,14 +43,14 @@ def chosen_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     Raises:
         InputError: there is none.
     """
-    if dtype in ("auto", FLOAT8):
+    if dtype in ("auto", FLOAT8, NF4):
         if device.type == "cpu":
             return torch.float32
         return torch.float16 if device.type == "cuda" and not _knows_bfloat16(device) else torch.bfloat16
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype not in DTYPES:
-        raise InputError(f"dtype: expected auto, {', '.join((*DTYPES, FLOAT8))}; got {dtype}")
+        raise InputError(f"dtype: expected auto, {', '.join((*DTYPES, FLOAT8, NF4))}; got {dtype}")
     return DTYPES[str(dtype)]
 
 
