@@ -247,6 +247,56 @@ def test_other_programs_names_and_strengths_are_read(case, sides):
     assert len(found.modules) == len(tensors) // 3
 
 
+_ADD, _Z = "transformer_blocks.0.attn.add_{}_proj", "layers.0.attention.to_{}"
+_OUT, _OF_QWEN = "transformer_blocks.0.attn.to_add_out", "transformer_blocks.0.txt_mod.1"
+DOWN_UP, A_B = ("lora_down", "lora_up"), ("lora_A", "lora_B")
+FOREIGN = {
+    "kohya's FLUX.1": ("lora_unet_double_blocks_0_txt_attn_qkv", DOWN_UP, _ADD),
+    "XLabs' FLUX.1": ("double_blocks.0.processor.qkv_lora2", ("down", "up"), _ADD),
+    "BFL's FLUX.1": ("diffusion_model.double_blocks.0.txt_attn.qkv", A_B, _ADD),
+    "ai-toolkit's FLUX.1": (f"transformer.{_OUT}", A_B, _OUT),
+    "OneTrainer's FLUX.1": ("lora_transformer_transformer_blocks_0_attn_to_add_out", DOWN_UP, _OUT),
+    "kohya's Z-Image": ("lora_unet_layers_0_attention_qkv", DOWN_UP, _Z),
+    "ai-toolkit's Z-Image": ("diffusion_model.layers.0.attention.to_q", A_B, _Z.format("q")),
+    "OneTrainer's Z-Image": ("lora_transformer_layers_0_attention_to_v", DOWN_UP, _Z.format("v")),
+    "diffusers' Z-Image": ("transformer.layers.0.feed_forward.w1", A_B, "layers.0.feed_forward.w1"),
+    "musubi's Qwen-Image": ("lora_unet_transformer_blocks_0_txt_mod_1", DOWN_UP, _OF_QWEN),
+    "ai-toolkit's Qwen-Image": (f"diffusion_model.{_OF_QWEN}", A_B, _OF_QWEN),
+    "OneTrainer's Qwen-Image": ("lora_transformer_transformer_blocks_0_txt_mod_1", DOWN_UP, _OF_QWEN),
+    "diffusers' Qwen-Image": (f"transformer.{_OF_QWEN}", A_B, _OF_QWEN),
+}  # fmt: skip
+"""How programs spell a layer, and the module it is; braces are for q, k and v in one."""
+
+
+@pytest.mark.parametrize("case", FOREIGN)
+def test_other_programs_files_are_merged_and_written_back(tmp_path, case):
+    """In diffusers' names and in kohya's; ΔW is both files', to our reader and to diffusers' converters."""
+    (stem, sides, modules), family = FOREIGN[case], case.partition(" ")[2]
+    names = [modules.format(side) for side in "qkv"] if "{}" in modules else [modules]
+    paths, whole = [], 0
+    for seed in (0, 1):
+        x = lora(len(names) * 64, 64, seed=seed, scale=0.5 if sides == DOWN_UP else 1.0)
+        tensors, whole = pair(stem, x, sides), whole + x.delta()
+        if sides != DOWN_UP:
+            del tensors[f"{stem}.alpha"]
+        paths.append(tmp_path / f"{seed}.safetensors")
+        save_file(tensors, paths[-1], {"modelspec.architecture": FAMILIES[family].kohya[1]})
+    expected = dict(zip(names, whole.chunk(len(names)), strict=True))
+    for format in ("diffusers", "kohya"):
+        done = merge(
+            *paths, tmp_path / f"{format}.safetensors", "naive", format=format, dtype="float32", progress=False
+        )
+        assert (done.verification.format, done.verification.diffusers < 1e-6) == (format, True)
+        found = read_adapter(done.path)
+        assert found.families[0] == family and found.modules.keys() == expected.keys()
+        theirs = getattr(lora_pipeline, FAMILIES[family].loader).lora_state_dict(load_file(done.path))
+        for name, delta in expected.items():
+            torch.testing.assert_close(found.modules[name].delta(), delta, rtol=1e-4, atol=1e-5)
+            up, down = (theirs[f"transformer.{name}.lora_{side}.weight"] for side in "BA")
+            alpha = theirs.get(f"transformer.{name}.alpha", len(down))
+            torch.testing.assert_close(up @ down * (alpha / len(down)), delta, rtol=1e-4, atol=1e-5)
+
+
 def test_diffusers_loses_layers_of_kohyas_flux_that_are_outside_of_blocks():
     """It gives them no prefix, and its loader takes only what has one; their alphas are not lost."""
     keys, _ = fused("lora_unet_double_blocks_0_img_attn_proj", H, alpha=2.0)
@@ -357,6 +407,16 @@ def test_two_families_are_not_put_together(flux_pair, tmp_path):
     with pytest.raises(BaseMismatch, match="for Z-Image"):
         inspect(flux_pair[0], other)
     assert not out.exists()
+
+
+def test_a_file_of_sdxl_and_one_of_flux_are_not_put_together(flux_pair, tmp_path):
+    names = ("down_blocks.1.attentions.0.transformer_blocks.1.attn2.to_k", "mid_block.attentions.0.proj_in")
+    (other,) = files(tmp_path, {"xl": Adapter({names[0]: lora(640, 2048), names[1]: lora(1280, 1280)})})
+    for pair_ in ((flux_pair[0], other), (other, flux_pair[0])):
+        with pytest.raises(
+            BaseMismatch, match=r"is a LoRA for (SDXL|FLUX\.1), and .* for (FLUX\.1|SDXL); LoRAs of diff"
+        ):
+            merge(*pair_, tmp_path / "x.safetensors", "naive")
 
 
 def test_what_needs_the_network_or_its_levels_says_so(flux_pair, tmp_path):
