@@ -268,6 +268,7 @@ def room_for(checkpoint: Path | None, say: Callable[[str], None]) -> Iterator["t
         comfy.model_management.unload_all_models()
         comfy.model_management.soft_empty_cache()
         base = duolora.load_base(checkpoint, comfy.model_management.get_torch_device())
+        base.keeps_encoders = False
         base.unet.register_forward_pre_hook(
             lambda *_: comfy.model_management.throw_exception_if_processing_interrupted()
         )
@@ -275,7 +276,8 @@ def room_for(checkpoint: Path | None, say: Callable[[str], None]) -> Iterator["t
         try:
             yield base, Bar(say)
         finally:
-            base.parts.to("cpu")
+            base.release_encoders()
+            base.unet.to("cpu")
             comfy.model_management.soft_empty_cache()
 
 

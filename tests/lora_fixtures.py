@@ -61,4 +61,5 @@ def few_steps() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in (learn, loop, prior_preservation, work):
             patch.setattr(module, "sample_images", partial(sample_images, steps=2))
+        patch.setattr(learn, "CALIBRATION_STEPS", 2)
         yield

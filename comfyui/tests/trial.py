@@ -228,7 +228,7 @@ def compare_weights(work: Path, name: str, patched: Path) -> None:
 def weight_of(base: Any, module: str) -> torch.Tensor:
     """The weight of a module by the name that adapters use."""
     part, _, inside = module.partition(".") if module.startswith("text_encoder") else ("unet", "", module)
-    network = getattr(base.parts, part)
+    network = getattr(base.pipeline(), part)
     if part != "unet" and not hasattr(network, "text_model"):
         inside = inside.removeprefix("text_model.")
     return network.get_submodule(inside).weight

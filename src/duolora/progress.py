@@ -1,5 +1,6 @@
 """How far work has come: shown in bars on stderr, and told to a page or a benchmark that shows it in its own way."""
 
+import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -63,6 +64,12 @@ def counted(steps: range, title: str, progress: bool, of: int | None = None, **h
         for k in steps:
             yield k
             bar.step()
+
+
+def say(line: str, progress: bool) -> None:
+    """A line beside the bars on stderr, if these are to be shown."""
+    if progress:
+        tqdm.write(line, file=sys.stderr)
 
 
 @contextmanager

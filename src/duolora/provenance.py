@@ -70,7 +70,7 @@ def tensor_hash(tensor: Tensor) -> str:
     return hashlib.sha256(_bytes(tensor)).hexdigest()
 
 
-def weights_hash(*networks: nn.Module) -> str:
+def weights_hash(networks: Iterable[nn.Module]) -> str:
     """SHA-256 of all weights of networks, with their names, types and shapes, in hexadecimal.
 
     A LoRA that PEFT has put on them makes no difference.

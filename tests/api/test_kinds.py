@@ -301,7 +301,7 @@ def test_stable_diffusions_prompts_are_the_pipelines(kind_base, family):
     if family != "SD 1.5":
         pytest.skip("see the predictions above")
     encoded = kind_base.encode_prompts(["a cat", ""])
-    expected, empty = kind_base.parts.encode_prompt("a cat", kind_base.device, 1, True)
+    expected, empty = kind_base.pipeline().encode_prompt("a cat", kind_base.device, 1, True)
     torch.testing.assert_close(encoded.embeds, torch.cat((expected, empty)))
     torch.testing.assert_close(kind_base.empty_prompt().embeds, empty)
     assert encoded.pooled.shape == (2, 0) and kind_base.parts.safety_checker is None

@@ -1,7 +1,9 @@
 """Merging: every method ends as a plain LoRA of the strength that its masks say."""
 
 import json
-from functools import cache, partial
+import os
+import shutil
+from functools import cache
 
 import pytest
 import torch
@@ -17,7 +19,10 @@ from duolora.lora.write.file import write_adapter
 from duolora.merging import learn
 from duolora.merging.inputs import merged_prompt_of
 from duolora.merging.options import METHODS, WEIGHTS
+from duolora.model import base as bases
+from duolora.model.base import BaseChoice, load_base
 from duolora.model.blocks import target_modules
+from duolora.model.files import is_read, read_network
 from duolora.model.mount import Mount
 from duolora.model.predict import denoiser
 from duolora.model.sample import sample_images
@@ -89,9 +94,28 @@ def test_count_of_masks_follows_the_axis(base, loras, photos, tmp_path, plain):
 def test_same_seed_same_bytes(base, loras, photos, tmp_path, monkeypatch, plain):
     other = merged(loras, base, tmp_path, "duolora", photos, seed=1)
     assert other.path.read_bytes() != plain("duolora").path.read_bytes()
-    monkeypatch.setattr(learn, "sample_images", partial(sample_images, steps=2))
+    monkeypatch.setattr(learn, "CALIBRATION_STEPS", 2)
     first = merged(loras, base, tmp_path, "duolora").path.read_bytes()
     assert merged(loras, base, tmp_path, "duolora").path.read_bytes() == first
+
+
+def test_calibration_images_are_announced_with_their_cost(base, loras, photos, tmp_path, monkeypatch, capsys):
+    said = []
+
+    def generating(base, prompts, seeds, **how):
+        said.append((len(prompts), how["steps"], capsys.readouterr().err))
+        return torch.zeros(len(prompts), 3, 16, 16)
+
+    monkeypatch.setattr(learn, "sample_images", generating)
+    for images in (None, photos, photos / "1.png"):
+        merge(*loras, tmp_path / "out.safetensors", "duolora", base, images, None, options=quick("duolora"))
+    (n, steps, both), (_, _, second), *one = said
+    assert "for 0 of 2 LoRAs: generating 2 calibration images with each other one, 4 in all of 16 pixels" in both
+    assert (n, steps) == (2, learn.CALIBRATION_STEPS) and f"in {steps} steps each at guidance 5" in both
+    assert "Images are given" not in second
+    assert len(one) == 2 and all("for 1 of 2 LoRAs: generating 2" in line and "2 in all" in line for *_, line in one)
+    merged(loras, base, tmp_path, "duolora")
+    assert "Images are given" not in capsys.readouterr().err, "quiet"
 
 
 def test_naive_merges_know_their_prompts_where_the_files_do(base, loras, tmp_path):
@@ -240,3 +264,43 @@ def test_gates_of_the_denoiser_are_the_adapters(base, loras):
 )
 def test_merged_prompt(content, style, both):
     assert merged_prompt_of(content, style) == both
+
+
+def test_a_merge_reads_of_its_base_what_it_needs_when_it_needs_it(folder, loras, photos, tmp_path, monkeypatch):
+    """Of the networks, all are read one by one for the base's hash, which is remembered for files that are settled."""
+    base = shutil.copytree(folder, tmp_path / "base")
+    for file in base.glob("*/*.safetensors"):
+        os.utime(file, (1e9, 1e9))
+    encoders, read, seen = ("vae", "text_encoder", "text_encoder_2"), [], []
+
+    def noted(parts, name, *given):
+        read.append((name, *(each for each in encoders if is_read(getattr(parts, each)))))
+        read_network(parts, name, *given)
+
+    def stepped(self, step):
+        seen.append([each for each in encoders if is_read(getattr(opened[-1].parts, each))])
+        return original(self, step)
+
+    def loaded(*given):
+        opened.append(load_base(*given))
+        return opened[-1]
+
+    original, opened, made = learn.Learner.step, [], []
+    monkeypatch.setattr(bases, "read_network", noted)
+    monkeypatch.setattr(bases, "load_base", loaded)
+    monkeypatch.setattr(learn.Learner, "step", stepped)
+    for hashed in (encoders, ()):
+        made.append(merged(loras, BaseChoice(str(base), "cpu"), tmp_path, "duolora", photos).path.read_bytes())
+        *before, for_images, first, second = read
+        assert for_images == ("vae",), "alone, and the first"
+        assert (first, second) == (("text_encoder",), ("text_encoder_2", "text_encoder")), "the VAE is given up by then"
+        assert before == [(each,) for each in hashed]
+        read.clear()
+    assert seen == [[]] * 4, "the masks are trained beside the UNet alone"
+    merged(loras, BaseChoice(str(base), "cpu"), tmp_path, "naive", photos)
+    assert read == [] and len(opened) == 2
+    monkeypatch.undo()
+    kept = load_base(base, "cpu")
+    made.append(merged(loras, kept, tmp_path, "duolora", photos).path.read_bytes())
+    assert made[0] == made[1] == made[2]
+    assert all(is_read(getattr(kept.parts, each)) for each in encoders), "the caller's are kept for the next merge"

@@ -122,22 +122,22 @@ def test_a_merge_does_not_go_on_from_one_of_another_lora_of_the_same_shape(base,
 
 
 def test_the_metadata_know_the_weights_of_the_base(base, folder, loras, photos, tmp_path):
-    networks = (base.unet, base.vae, base.parts.text_encoder, base.parts.text_encoder_2)
+    networks = (base.unet, base.vae, *base.text_encoders)
     for one, name in ((base, "one"), (other_weights(folder), "other")):
         metadata = read_adapter(run(one, loras, photos, tmp_path / f"{name}.safetensors", "naive").path).metadata
-        assert (metadata["base_weights"] == weights_hash(*networks)) == (one is base)
+        assert (metadata["base_weights"] == weights_hash(networks)) == (one is base)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_any_weight_of_any_type_changes_the_hash(dtype):
     network = torch.nn.Sequential(torch.nn.Linear(3, 2), torch.nn.BatchNorm1d(2)).to(dtype)
-    same, found = deepcopy(network), weights_hash(network)
-    assert weights_hash(same) == found != weights_hash(same.double())
+    same, found = deepcopy(network), weights_hash([network])
+    assert weights_hash([same]) == found != weights_hash([same.double()])
     for key, value in network.state_dict().items():
         kept = value.clone()
         value.reshape(-1)[-1:].add_(1)
-        assert weights_hash(network) != found, key
+        assert weights_hash([network]) != found, key
         value.copy_(kept)
-    assert weights_hash(network) == found
+    assert weights_hash([network]) == found
     tensor = network[0].weight.detach()
     assert tensor_hash(tensor) != tensor_hash(-tensor)

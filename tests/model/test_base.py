@@ -36,7 +36,8 @@ def edit(path: Path, **changes) -> None:
 
 def same_weights(one, other) -> bool:
     parts = ("unet", "vae", "text_encoder", "text_encoder_2")
-    states = [(getattr(one.parts, p).state_dict(), getattr(other.parts, p).state_dict()) for p in parts]
+    whole = one.pipeline(), other.pipeline()
+    states = [[getattr(each, p).state_dict() for each in whole] for p in parts]
     return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in states)
 
 
@@ -64,7 +65,7 @@ def test_a_folder_of_half_precision_files_alone_is_read(base, copied):
 
 def test_everything_is_frozen_and_the_vae_stays_float32(base_folder):
     narrow = load_base(base_folder, "cpu", "bfloat16")
-    modules = [narrow.unet, narrow.vae, narrow.parts.text_encoder, narrow.parts.text_encoder_2]
+    modules = [narrow.unet, narrow.vae, *narrow.text_encoders]
     assert not any(p.requires_grad for m in modules for p in m.parameters())
     assert not any(m.training for m in modules)
     assert [m.dtype for m in modules] == [torch.bfloat16, torch.float32, torch.bfloat16, torch.bfloat16]
@@ -249,7 +250,7 @@ def test_a_folder_that_lacks_a_weight_is_refused(copied, part, file, key):
 def test_a_single_file_that_lacks_a_weight_is_refused(base_folder, base_file, tmp_path, key):
     path = without(shutil.copy(base_file, tmp_path / "lacking.safetensors"), key)
     with pytest.raises(FileRefused, match="missing"):
-        load_base(path, "cpu", config=base_folder)
+        load_base(path, "cpu", config=base_folder).pipeline()
 
 
 def test_what_is_nowhere_is_said_to_be_nowhere(tmp_path, monkeypatch):
@@ -278,12 +279,12 @@ def test_a_hub_id_is_downloaded_as_safetensors_and_checked(base, base_folder, co
 def test_the_empty_prompt_is_what_guidance_takes(base_folder):
     base = load_base(base_folder)
     empty = base.empty_prompt()
-    _, negative, _, pooled = base.parts.encode_prompt("a cat", do_classifier_free_guidance=True)
+    _, negative, _, pooled = base.pipeline().encode_prompt("a cat", do_classifier_free_guidance=True)
     torch.testing.assert_close(empty.embeds, negative)
     torch.testing.assert_close(empty.pooled, pooled)
     base.parts.register_to_config(force_zeros_for_empty_prompt=not base.parts.config.force_zeros_for_empty_prompt)
     empty = base.empty_prompt()
-    _, negative, _, pooled = base.parts.encode_prompt("a cat", do_classifier_free_guidance=True)
+    _, negative, _, pooled = base.pipeline().encode_prompt("a cat", do_classifier_free_guidance=True)
     torch.testing.assert_close(empty.embeds, negative)
 
 
@@ -330,7 +331,7 @@ def test_the_hash_of_the_weights_is_remembered_by_the_files_unless_they_were_cha
     for file in files:
         os.utime(file, (1e9, 1e9))
     expected, made = load_base(copied).weights_hash(), []
-    monkeypatch.setattr(bases, "weights_hash", lambda *networks: (made.append(1), weights_hash(*networks))[1])
+    monkeypatch.setattr(bases, "weights_hash", lambda networks: (made.append(1), weights_hash(networks))[1])
     again = load_base(copied)
     assert again.weights_hash() == expected and not made, "nothing was hashed again"
     with torch.no_grad():

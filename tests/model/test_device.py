@@ -37,7 +37,7 @@ def test_old_gpus_get_float16(monkeypatch, capability, dtype):
 
 
 def test_offloading_follows_the_free_memory(base_folder, monkeypatch):
-    parts, cuda = load_base(base_folder, "cpu").parts, torch.device("cuda")
+    parts, cuda = load_base(base_folder, "cpu").pipeline(), torch.device("cuda")
     unet, others = placing._bytes(parts.unet), [parts.vae, parts.text_encoder, parts.text_encoder_2]
     whole = unet + sum(map(placing._bytes, others))
     found = []
@@ -90,6 +90,7 @@ def test_offloading_holds_while_it_draws_and_no_longer(base_folder, monkeypatch,
 def test_networks_take_turns_on_the_device(base_folder, monkeypatch):
     """`meta` stands for a GPU: a network that has been there would lose its weights, so only moves are recorded."""
     base, moves = load_base(base_folder, "cpu"), []
+    base.pipeline()
     base.offload = "model"
     for name in ("unet", "vae", "text_encoder", "text_encoder_2"):
         monkeypatch.setattr(getattr(base.parts, name), "to", lambda *a, name=name: moves.append((name, str(a[0]))))

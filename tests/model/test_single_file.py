@@ -56,7 +56,7 @@ def test_a_single_file_is_read_without_the_hub(tmp_path, monkeypatch, no_hub, ar
     found = load_base(path, "cpu")
     assert asked == [architecture]
     for name, part in parts.items():
-        there = getattr(found.parts, name).state_dict()
+        there = getattr(found.pipeline(), name).state_dict()
         assert all(torch.equal(value, there[key]) for key, value in part.state_dict().items())
     assert found.noise_scheduler.config.prediction_type == "epsilon"
     assert found.parts.tokenizer("a cat").input_ids == [49406, 320, 2368, 49407]

@@ -41,7 +41,7 @@ def beside(learnt):
 
 
 def test_vectors_are_trained_and_kept_in_the_bundled_form_or_beside_it(base, learnt, beside):
-    found, own = read_adapter(learnt).embeddings, own_vectors(base.parts, ["sks"])
+    found, own = read_adapter(learnt).embeddings, own_vectors(base.pipeline(), ["sks"])
     assert found.keys() == own.keys() == {"sks"}
     for key in ("clip_l", "clip_g"):
         assert found["sks"][key].shape == own["sks"][key].shape
@@ -59,7 +59,7 @@ def test_the_file_is_read_with_its_tokens_and_the_encoders_stay_as_they_are(base
 
 
 def test_a_word_is_replaced_wherever_its_tokens_stand(base):
-    own = own_vectors(base.parts, ["house"])
+    own = own_vectors(base.pipeline(), ["house"])
     plain = read(base, "a house in a house")
     with replaced(base.parts, own):
         assert torch.equal(read(base, "a house in a house"), plain), "its own vectors change nothing"
@@ -69,7 +69,7 @@ def test_a_word_is_replaced_wherever_its_tokens_stand(base):
     narrow = {"house": {key: rows[:, :1] for key, rows in own["house"].items()}}
     with pytest.raises(BaseMismatch, match=r"house: expected .* made for another base"), replaced(base.parts, narrow):
         pass
-    strange = own_vectors(base.parts, ["", " ".join(["house"] * 200)])
+    strange = own_vectors(base.pipeline(), ["", " ".join(["house"] * 200)])
     with replaced(base.parts, strange):
         assert torch.equal(read(base, "a house in a house"), plain)
     more = {"house": {key: torch.cat((rows, rows)) for key, rows in zeros["house"].items()}}
@@ -80,8 +80,8 @@ def test_a_word_is_replaced_wherever_its_tokens_stand(base):
 def test_diffusers_reads_what_lies_beside(folder, base, learnt, beside):
     other = load_base(folder)
     with applied(base, [learnt]):
-        ours = base.parts.text_encoder(base.parts.tokenizer("a sks cat", return_tensors="pt").input_ids)[0]
-    parts = other.parts
+        ours = base.pipeline().text_encoder(base.pipeline().tokenizer("a sks cat", return_tensors="pt").input_ids)[0]
+    parts = other.pipeline()
     parts.load_textual_inversion(
         {"sks": beside["clip_l"]}, token="<sks>", text_encoder=parts.text_encoder, tokenizer=parts.tokenizer
     )
@@ -120,7 +120,7 @@ def test_words_that_are_none_and_bases_with_one_encoder_are_one_line(base, learn
     found = read_adapter(tmp_path / "x.safetensors")
     assert len(found.embeddings) == 64 and not any("\x1b" in word for word in found.embeddings)
     sks = read_adapter(learnt).embeddings
-    one = SimpleNamespace(tokenizer=base.parts.tokenizer, text_encoder=base.parts.text_encoder)
+    one = SimpleNamespace(tokenizer=base.pipeline().tokenizer, text_encoder=base.pipeline().text_encoder)
     with pytest.raises(BaseMismatch, match="expected a base with two text encoders"), replaced(one, sks):
         pass
 

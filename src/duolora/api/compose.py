@@ -170,7 +170,7 @@ def compose_at_once(
     to = checked_output(out, given, Format, [*paths, path_of(base)])
     adapters = [read_adapter(path) for path in paths]
     said = _prompts(paths, adapters, prompts)
-    loaded = opened(base)
+    loaded = opened(base, once=True)
     for path, adapter in zip(paths, adapters, strict=True):
         check_fits(adapter, loaded.lora_shapes(), path)
     chosen, images = kinds or ["content"] * len(paths), images or [None] * len(paths)

@@ -239,7 +239,7 @@ def _base(asked: MergeInputs, choice: BaseChoice | Base | None) -> Base | Outlin
     """The base; only its outline, where nothing asks the network."""
     if isinstance(choice, BaseChoice) and not asked.options.asks_network:
         return outlined(choice)
-    return None if choice is None else opened(choice)
+    return None if choice is None else opened(choice, once=True)
 
 
 def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | None:

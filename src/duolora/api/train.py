@@ -139,7 +139,7 @@ def _opened(
     name = base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
     options = options or default_options(name, kind)
     check_training(options, base.architecture.shapes if isinstance(base, Base) else shapes_in(name))
-    return opened(base), options, files
+    return opened(base, once=True), options, files
 
 
 def _tokens(base: Base, prompt: str) -> dict[str, dict[str, Tensor]]:
@@ -158,7 +158,7 @@ def _tokens(base: Base, prompt: str) -> dict[str, dict[str, Tensor]]:
         raise InputError(f'prompt: expected an identifier, such as "sks", whose vectors are trained, got {prompt!r}')
     return {
         word: {key: rows.to(base.device).requires_grad_() for key, rows in known.items()}
-        for word, known in own_vectors(base.parts, words).items()
+        for word, known in own_vectors(base.pipeline(), words).items()
     }
 
 

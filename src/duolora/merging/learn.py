@@ -18,9 +18,9 @@ from duolora.model.base import Base
 from duolora.model.images import load_images
 from duolora.model.mount import Axis, Mount
 from duolora.model.predict import NoiseSchedule, Remembering, denoiser, noise_schedule
-from duolora.model.sample import sample_images
+from duolora.model.sample import guidance_of, sample_images
 from duolora.paper.constyle import Prompts, constyle, overall
-from duolora.progress import counted
+from duolora.progress import counted, say
 from duolora.training.callbacks import Callback, wants_preview
 from duolora.training.checkpoint import (
     interruptible,
@@ -33,6 +33,8 @@ from duolora.training.checkpoint import (
 from duolora.training.finite import check_loss, restore_scaling, scaler_for, scaling_of
 
 Images = str | Path | None
+CALIBRATION_STEPS = 15
+"""Denoising steps of a calibration image, which is seen under noise (`docs/log.md`, 2026-11-28)."""
 SAVE_EVERY = 25
 """Steps from one checkpoint to the next."""
 
@@ -72,6 +74,7 @@ def calibration(
     """The latents of the given images or, where there are none, of images that each LoRA generates from its prompt."""
     taught = ((both.content, prompts.content, images[0]), (both.style, prompts.style, images[1]))
     x_c, x_s = latents_of(base, taught, options, progress)
+    base.release_encoders()
     return Calibration(x_c, x_s, prompts)
 
 
@@ -80,14 +83,22 @@ def latents_of(
 ) -> list[Tensor]:
     """For each LoRA with its prompt the latents of its images; those without any are generated with it."""
     seeds = range(options.seed, options.seed + options.calibration_images)
-    found = []
+    found, missing = [], sum(images is None for _, _, images in taught)
+    if missing:
+        say(
+            f"Images are given for {len(taught) - missing} of {len(taught)} LoRAs: generating {len(seeds)} calibration "
+            f"images with each other one, {missing * len(seeds)} in all of {base.resolution} pixels, in "
+            f"{CALIBRATION_STEPS} steps each at guidance {guidance_of(base):g} (--set calibration_images=N)",
+            progress,
+        )
     with Mount(base.unet, [loras for loras, _, _ in taught], "rank", base.device) as plain:
         for own, (_, prompt, images) in zip(plain.owned().split(1), taught, strict=True):
             if images is not None:
                 found.append(base.encode_images(load_images(images, base.resolution)))
             else:
                 with plain.gating(own):
-                    generated = sample_images(base, [prompt] * len(seeds), list(seeds), progress=progress)
+                    prompts = [prompt] * len(seeds)
+                    generated = sample_images(base, prompts, list(seeds), steps=CALIBRATION_STEPS, progress=progress)
                 found.append(base.encode_images(generated))
     return found
 
@@ -191,7 +202,6 @@ def learner(
         row = (row if first is None else row[first]).detach().requires_grad_()
         names = (p.content, p.style, p.merged)
         denoise = Remembering(denoiser(base, mount, names, lambda: row, base.resolution, base.resolution))
-        base.release_encoders()
         penalties = Penalties(mount, both.roles, o)
         optimiser = torch.optim.AdamW([row], lr=o.lr, weight_decay=o.weight_decay)
 

@@ -120,7 +120,7 @@ class MergeOptions:
     lr: float = _training(0.01, "Learning rate of Adam.", section="Sec. 4", above=0)
     seed: int = option(0, "The same seed and inputs give the same file.", topic="training")
     calibration_images: int = _training(
-        8, "How many calibration images are generated with each LoRA when none are given.", least=1
+        4, "How many calibration images are generated with each LoRA when none are given.", least=1
     )
     per_image: bool = _training(
         False,

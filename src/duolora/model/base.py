@@ -41,7 +41,15 @@ from duolora.model.device import (
     chosen_dtype,
     chosen_offload,
 )
-from duolora.model.files import Pipeline, read_outline, read_pipeline, refusing, weight_files
+from duolora.model.files import (
+    Pipeline,
+    is_read,
+    read_network,
+    read_outline,
+    read_pipeline,
+    refusing,
+    weight_files,
+)
 from duolora.model.kind import Kind
 from duolora.model.kinds import kind_of
 from duolora.model.prompts import chunks, tell_unread
@@ -82,9 +90,10 @@ class PromptEmbeds:
 class Base:
     """A base model, frozen: a pipeline of one of the `KINDS` with its noise scheduler for training.
 
-    The VAE is float32 whatever the rest is. VAE and text encoders may wait on the CPU (`release_encoders`); whatever
-    needs them brings them back. With `offload`, networks take turns on the device, and diffusers' own offloading holds
-    while images are generated; while something is trained, the UNet is on the device whole, and alone there.
+    The VAE is float32 whatever the rest is. VAE and text encoders are read when they are first needed; released ones
+    (`release_encoders`) wait on the CPU, or are read again. With `offload`, networks take turns on the device, and
+    diffusers' own offloading holds while images are generated; while something is trained, the UNet is on the device
+    whole, and alone there.
     """
 
     name: str
@@ -97,8 +106,12 @@ class Base:
     """What suits it, by its own folder."""
     size: int = 0
     """Height and width, in pixels, to work at; 0 is what it was made for."""
-    _as_read: frozenset[tuple[int, int]] = field(default_factory=frozenset, repr=False)
-    """The state of its weights as they were read (see `_state`)."""
+    keeps_encoders: bool = True
+    """Whether VAE and text encoders wait on the CPU once they are released, to be used again soon, or are given up."""
+    _config: Path | None = None
+    """For a single file, the folder of its configs."""
+    _as_read: dict[str, frozenset[tuple[int, int]]] = field(default_factory=dict, repr=False)
+    """The state of each network's weights as they were read (see `_state`); of one that was made here there is none."""
 
     @property
     def unet(self) -> Network:
@@ -113,6 +126,7 @@ class Base:
     @property
     def vae(self) -> AutoencoderKL | AutoencoderKLQwenImage:
         """The autoencoder between pixels and latents."""
+        self._read([self.parts.vae])
         return self.parts.vae
 
     @property
@@ -135,20 +149,49 @@ class Base:
 
         Remembered by the files that they were read from, unless they were changed since.
         """
-        networks = (self.unet, *self._encoders())
-        files = weight_files(self.name, self.parts) if _state(*networks) == self._as_read else []
+        files = weight_files(self.name, self.parts) if all(map(self._is_as_read, self._networks())) else []
         if not files:
-            return weights_hash(*networks)
+            return weights_hash(self._one_by_one())
         dtypes = sorted({str(weight.dtype) for weight in self.unet.parameters()})
-        return remembered(files, (str(self.dtype), *dtypes, versions()), lambda: weights_hash(*networks))
+        return remembered(files, (str(self.dtype), *dtypes, versions()), lambda: weights_hash(self._one_by_one()))
+
+    def _networks(self) -> list[nn.Module]:
+        return [self.unet, *self._encoders()]
+
+    def _one_by_one(self) -> Iterator[nn.Module]:
+        """All networks; those that are read for this only are given up again, each before the next."""
+        for network in self._networks():
+            known = is_read(network)
+            self._read([network])
+            yield network
+            if not known:
+                network.to("meta")
 
     def _encoders(self) -> list[nn.Module]:
-        return [self.parts.vae, *self.text_encoders]
+        return [self.parts.vae, *text_encoders(self.parts)]
 
     @property
     def text_encoders(self) -> list[nn.Module]:
         """One of Stable Diffusion's, two of SDXL's, three of Stable Diffusion 3's."""
-        return text_encoders(self.parts)
+        found = text_encoders(self.parts)
+        self._read(found)
+        return found
+
+    def _read(self, wanted: Sequence[nn.Module]) -> None:
+        """Read the weights of those networks that have none yet."""
+        for name in self.kind.networks:
+            network = getattr(self.parts, name)
+            if any(network is one for one in wanted) and not is_read(network):
+                kind = torch.float32 if network is self.parts.vae else self.dtype
+                with underway(f"Reading {name}"):
+                    read_network(self.parts, name, self.name, kind, self._config)
+                network.to(kind)
+                self._as_read[name] = _state(network)
+
+    def _is_as_read(self, network: nn.Module) -> bool:
+        """Whether a network's weights are those of its file, read or not."""
+        name = next(name for name in self.kind.networks if getattr(self.parts, name) is network)
+        return name in self._as_read and (not is_read(network) or _state(network) == self._as_read[name])
 
     def described(self) -> str:
         """The base, and where and how it runs, in one line."""
@@ -158,9 +201,10 @@ class Base:
 
     def _bring(self, *wanted: nn.Module) -> None:
         """Move networks to the device; with offloading the others leave it first."""
+        self._read(wanted)
         if self.offload != "none":
-            for module in (self.unet, *self._encoders()):
-                if all(module is not one for one in wanted):
+            for module in self._networks():
+                if all(module is not one for one in wanted) and is_read(module):
                     module.to("cpu")
         for module in wanted:
             module.to(self.device)
@@ -170,9 +214,12 @@ class Base:
         self._bring(self.unet)
 
     def release_encoders(self) -> None:
-        """Leave the device to the UNet: the VAE and the text encoders go, when it is not the CPU itself."""
-        for module in self._encoders():
-            module.to("cpu")
+        """Leave the device to the UNet: the VAE and the text encoders go to the CPU, or are given up.
+
+        Those whose weights are not in a file, or have changed, are never given up.
+        """
+        for module in filter(is_read, self._encoders()):
+            module.to("cpu" if self.keeps_encoders or not self._is_as_read(module) else "meta")
         self.bring_unet()
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
@@ -186,7 +233,7 @@ class Base:
         if not prompts:
             raise InputError("expected at least one prompt, got none")
         tell_unread(self.parts, prompts)
-        self._bring(*self.text_encoders)
+        self._bring(*text_encoders(self.parts))
         parts = [chunks(self.parts, prompt) for prompt in prompts]
         most = max(map(len, parts))
         texts = [text for part in parts for text in (*part, *[""] * (most - len(part)))]
@@ -214,7 +261,7 @@ class Base:
         height, width = pixels.shape[2:]
         if height % scale or width % scale:
             raise InputError(f"images: height and width must be multiples of {scale}, got {height}×{width}; crop them")
-        self._bring(self.vae)
+        self._bring(self.parts.vae)
         latents = []
         for part in torch.split(pixels, _at_once(height * width)):
             images = part.to(self.device, torch.float32)
@@ -240,7 +287,7 @@ class Base:
     @torch.no_grad()
     def decode(self, latents: Float[Tensor, "n c h w"]) -> Float[Tensor, "n 3 height width"]:
         """Images, about in [-1, 1], of latents as `encode_images` makes them; float32."""
-        self._bring(self.vae)
+        self._bring(self.parts.vae)
         shift, scale = self._scaling
         scaled = latents.to(self.device, torch.float32) / scale + shift
         parts = torch.split(scaled, _at_once(latents.shape[2] * latents.shape[3] * self.parts.vae_scale_factor**2))
@@ -260,8 +307,9 @@ class Base:
         It is this base's own, so a LoRA loaded into it stays in the base until it is unloaded. Where the UNet is
         narrower than float32, ask it for `output_type="latent"` and use `decode`, because the VAE stays float32.
         """
+        self._read(self._encoders())
         if self.offload == "none":
-            self._bring(self.unet, *self._encoders())
+            self._bring(*self._networks())
         return self.parts
 
     @contextmanager
@@ -271,7 +319,7 @@ class Base:
         if self.offload == "model":
             pipeline.enable_model_cpu_offload(device=self.device)
         elif self.offload == "sequential":
-            for module in (self.unet, *self._encoders()):
+            for module in self._networks():
                 module.to("cpu")
             pipeline.enable_sequential_cpu_offload(device=self.device)
         try:
@@ -281,20 +329,20 @@ class Base:
                 pipeline.remove_all_hooks()
 
 
-def opened(base: "str | Path | BaseChoice | Base") -> Base:
-    """The base itself, loaded if it is not yet.
+def opened(base: "str | Path | BaseChoice | Base", once: bool = False) -> Base:
+    """The base itself, loaded if it is not yet; `once` gives up its VAE and text encoders whenever they are released.
 
     Raises:
         DuoLoRAError: as `load_base`.
     """
     if isinstance(base, Base):
         return base
-    if not isinstance(base, BaseChoice):
-        return load_base(base)
+    base = base if isinstance(base, BaseChoice) else BaseChoice(str(base))
     with underway(f"Loading {base.base}", base.announce is not None):
         loaded = load_base(
             base.base, base.device, base.dtype, base.config, base.offload, base.gradient_checkpointing, base.resolution
         )
+    loaded.keeps_encoders = not once
     if base.announce is not None:
         base.announce(loaded.described())
     return loaded
@@ -347,9 +395,9 @@ def lora_shapes(parts: Any) -> dict[str, tuple[int, int]]:
     return shapes
 
 
-def _state(*networks: nn.Module) -> frozenset[tuple[int, int]]:
-    """Which tensors networks have, and how often each was changed in place; moving them to a device changes nothing."""
-    weights = (weight for network in networks for each in (network.parameters(), network.buffers()) for weight in each)
+def _state(network: nn.Module) -> frozenset[tuple[int, int]]:
+    """Which tensors a network has, and how often each was changed in place; moving it to a device changes nothing."""
+    weights = (*network.parameters(), *network.buffers())
     return frozenset((id(weight), weight._version) for weight in weights)
 
 
@@ -433,7 +481,8 @@ def load_base(
     where, defaults = chosen_device(device), read_defaults(str(base))
     saving = chosen_checkpointing(gradient_checkpointing, where)
     kind = chosen_dtype(defaults.dtype if dtype == "auto" else dtype, where)
-    parts = read_pipeline(str(base), kind, None if config is None else Path(config).expanduser())
+    configs = None if config is None else Path(config).expanduser()
+    parts = read_pipeline(str(base), kind, configs, whole=False)
     kind_found = kind_of(parts)
     network = getattr(parts, kind_found.network)
     for module in (network, parts.vae, *text_encoders(parts)):
@@ -450,9 +499,10 @@ def load_base(
         defaults = replace(defaults, guidance=kind_found.guidance)
     offloading = chosen_offload(offload, where, network, [parts.vae, *text_encoders(parts)])
     size = _checked_size(resolution, parts)
-    found = Base(str(base), parts, noise_scheduler, where, kind, offloading, defaults, size)
+    found = Base(str(base), parts, noise_scheduler, where, kind, offloading, defaults, size, _config=configs)
     if saving or small:
         network.enable_gradient_checkpointing()
-    found.pipeline()
-    found._as_read = _state(network, parts.vae, *text_encoders(parts))
+    if offloading == "none":
+        found.bring_unet()
+    found._as_read = {name: _state(getattr(parts, name)) for name in kind_found.networks}
     return found

@@ -4,11 +4,11 @@ import hashlib
 import os
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from types import MappingProxyType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any, Literal, TypeAlias
 
 import diffusers
@@ -49,6 +49,8 @@ Pipeline: TypeAlias = (
     | QwenImagePipeline
 )
 _BEFORE = re.compile(r"((text_model|model|language_model)\.)+")
+_OLDER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+"""Names in VAEs that older versions of diffusers wrote, and today's."""
 UNREAD = {"feature_extractor": None, "image_encoder": None}
 """Parts of folders that nothing here has a use for."""
 UNSAFE = {"safety_checker": None, "requires_safety_checker": False}
@@ -91,8 +93,17 @@ BASES = (
 )
 
 
-def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipeline:
+def read_pipeline(
+    base: str, dtype: torch.dtype, config: Path | None, given: Mapping[str, Any] | None = None, whole: bool = True
+) -> Pipeline:
     """The pipeline that `base` names (see `load_base`), on the CPU.
+
+    Args:
+        base: its name.
+        dtype: of all networks.
+        config: for a single file, a folder with the configs.
+        given: parts that are taken as they are, by their names.
+        whole: whether VAE and text encoders are read, too; without, they have no weights (see `read_network`).
 
     Raises:
         FileRefused: it is there, but unsafe, damaged or of no kind in `KINDS`.
@@ -104,10 +115,34 @@ def read_pipeline(base: str, dtype: torch.dtype, config: Path | None) -> Pipelin
     check_base(base)
     path = base_path(base)
     if os.path.isfile(path):
-        return _from_file(path, dtype, config)
+        return _from_file(path, dtype, config, dict(given or {}), whole)
     elif not os.path.isdir(path):
         path = _downloaded(base)
-    return _from_folder(path, dtype)
+    return _from_folder(path, dtype, dict(given or {}), whole)
+
+
+def read_network(parts: Pipeline, name: str, base: str, dtype: torch.dtype, config: Path | None) -> None:
+    """Read the weights of a network that has none into it; it stays the same object, with its hooks.
+
+    Raises:
+        FileRefused: they are damaged, or not there any more.
+    """
+    place = base_path(base)
+    place = place if os.path.exists(place) else Path(str(parts.config.get("_name_or_path", base)))
+    given = {other: part for other, part in parts.components.items() if other != name}
+    network: torch.nn.Module = getattr(parts, name)
+    read = getattr(read_pipeline(str(place), dtype, config, given), name)
+    for module, found in zip(network.modules(), read.modules(), strict=True):
+        tensors = {key: value for key, value in vars(found).items() if isinstance(value, torch.Tensor)}
+        tensors |= dict(found.named_parameters(recurse=False)) | dict(found.named_buffers(recurse=False))
+        for key, tensor in tensors.items():
+            setattr(module, key, tensor)
+    network.requires_grad_(False).eval()
+
+
+def is_read(network: torch.nn.Module) -> bool:
+    """Whether a network has its weights."""
+    return not any(weight.is_meta for weight in network.parameters())
 
 
 def read_outline(base: str, config: Path | None) -> Any:
@@ -127,20 +162,27 @@ def read_outline(base: str, config: Path | None) -> Any:
         else:
             folder = path if os.path.isdir(path) else _downloaded(base)
             kind = check_folder(folder)
-        with refusing(path), torch.device("meta"):
+        with refusing(path):
             parts = {name: _empty(known, folder / name) for name, known in kind.networks.items() if name != "vae"}
     return type(kind.pipeline.__name__, (SimpleNamespace,), {})(**parts)
 
 
 def _empty(name: str, folder: Path) -> torch.nn.Module:
-    """A network of diffusers or transformers by its class and its folder's config."""
+    """A network of diffusers or transformers by its class and its folder's config, on the meta device."""
     config = _json(folder / "config.json")
-    if hasattr(diffusers, name):
-        found: torch.nn.Module = getattr(diffusers, name).from_config(config)
-    else:
-        known = getattr(transformers, name)
-        found = known(known.config_class.from_dict(config))
+    with torch.device("meta"):
+        if hasattr(diffusers, name):
+            found: torch.nn.Module = getattr(diffusers, name).from_config(config)
+        else:
+            known = getattr(transformers, name)
+            found = known(known.config_class.from_dict(config))
     return found
+
+
+def _unread(kind: Kind, folder: Path, given: dict[str, Any], whole: bool) -> dict[str, Any]:
+    """The parts that are given, and if not the whole is to be read, VAE and text encoders without weights."""
+    encoders = [] if whole else [name for name in kind.networks if name != kind.network]
+    return {name: _empty(kind.networks[name], folder / name) for name in encoders} | given
 
 
 def weights_mark(base: str) -> str | None:
@@ -296,18 +338,20 @@ def _check_configs(folder: Path, kind: Kind, configs: dict[str, dict[str, Any]])
             )
 
 
-def _from_folder(folder: Path, dtype: torch.dtype, given: Mapping[str, Any] = MappingProxyType({})) -> Pipeline:
+def _from_folder(folder: Path, dtype: torch.dtype, given: dict[str, Any], whole: bool) -> Pipeline:
     """The pipeline of a folder, whose denoising network may be given."""
-    kind = check_folder(folder, "encoders" if given else "all")
-    names = [file.name for file in (folder / ("vae" if given else kind.network)).glob("*.safetensors")]
-    variant = "fp16" if all(".fp16" in name for name in names) else None
+    kind = check_folder(folder, "encoders" if given.keys() & {"unet", "transformer"} else "all")
     with refusing(folder):
+        unread = _unread(kind, folder, given, whole)
+        first = next((name for name in (kind.network, *kind.networks) if name not in unread), "none")
+        names = [file.name for file in (folder / first).glob("*.safetensors")]
+        variant = "fp16" if names and all(".fp16" in name for name in names) else None
         parts = kind.pipeline.from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant,
-            **_without(kind), **given,
+            **_without(kind) | unread,
         )  # fmt: skip
-        stored = {name: _stored_keys(folder / name) for name in kind.networks if name.startswith("text_encoder")}
-    return _complete(folder, parts, stored)
+        stored = {name: _stored_keys(folder / name) for name in kind.networks if name != kind.network}
+    return _complete(folder, parts, stored, unread)
 
 
 def _transformer(keys: set[str]) -> Kind | None:
@@ -331,23 +375,25 @@ def _kind_of_file(path: Path, keys: set[str], config: Path | None) -> Kind:
     return kind
 
 
-def _from_file(path: Path, dtype: torch.dtype, config: Path | None) -> Pipeline:
+def _from_file(path: Path, dtype: torch.dtype, config: Path | None, given: dict[str, Any], whole: bool) -> Pipeline:
     keys, schedule = check_single_file(path)
     kind: Any = _kind_of_file(path, keys, config)
     if _transformer(keys) is not None and config is not None:
-        with refusing(path):
-            network = getattr(diffusers, kind.networks[kind.network]).from_single_file(
-                str(path), dtype=dtype, config=str(config), subfolder=kind.network, local_files_only=True
-            )
-        return _from_folder(config, dtype, {kind.network: network})
+        if kind.network not in given:
+            with refusing(path):
+                given[kind.network] = getattr(diffusers, kind.networks[kind.network]).from_single_file(
+                    str(path), dtype=dtype, config=str(config), subfolder=kind.network, local_files_only=True
+                )
+        return _from_folder(config, dtype, given, whole)
     with refusing(path), TemporaryDirectory() as facts:
         if config is None:
             write_configs(Path(facts), architecture_of_keys(keys, path))
+        unread = _unread(kind, config or Path(facts), given, whole)
         parts: Pipeline = kind.pipeline.from_single_file(
-            str(path), dtype=dtype, config=str(config or facts), local_files_only=True, **_without(kind)
+            str(path), dtype=dtype, config=str(config or facts), local_files_only=True, **_without(kind) | unread
         )
         parts.scheduler = type(parts.scheduler).from_config(parts.scheduler.config, **schedule)
-    return _complete(path, parts, {})
+    return _complete(path, parts, {}, unread)
 
 
 def _without(kind: Kind) -> dict[str, Any]:
@@ -355,18 +401,25 @@ def _without(kind: Kind) -> dict[str, Any]:
     return UNREAD | (UNSAFE if kind is SD15 else {})
 
 
-def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]]) -> Pipeline:
+def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]], unread: Collection[str]) -> Pipeline:
     """Refuse a model with weights that were not read: diffusers leaves them empty, transformers makes them up."""
-    for name in kind_of(parts).networks:
-        weights = getattr(parts, name).named_parameters()
-        known = {_bare(key) for key in stored.get(name, ())}
-        if lost := [key for key, value in weights if value.is_meta or (known and _bare(key) not in known)]:
+    kind = kind_of(parts)
+    for name in kind.networks:
+        network, known = getattr(parts, name), {_bare(key) for key in stored.get(name, ())}
+        known.update(map(_bare, getattr(network, "_tied_weights_keys", None) or ()) if known else ())
+        if lost := [
+            key
+            for key, value in network.named_parameters()
+            if (value.is_meta and (name not in unread or name == kind.network)) or (known and _bare(key) not in known)
+        ]:
             raise FileRefused(f"{path}: {name}.{lost[0]} is missing ({len(lost)} in all); download the model again")
     return parts
 
 
 def _bare(key: str) -> str:
-    """The name of a text encoder's weight, without what versions of transformers put before it, or don't."""
+    """The name of an encoder's weight, whatever the versions of transformers and diffusers call it."""
+    for older, name in _OLDER.items():
+        key = key.replace(older, name)
     return _BEFORE.sub("", key)
 
 

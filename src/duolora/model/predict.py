@@ -191,7 +191,7 @@ def mounted_unet(base: Base, mount: Mount, prompts: Sequence[str], height: int, 
     known = tuple(dict.fromkeys(prompts))
     refuse_unread(base.parts, known)
     embeds = base.encode_prompts(known)
-    base.bring_unet()
+    base.release_encoders()
     return MountedUNet(base.unet, mount, known, embeds, base.time_ids(1, height, width))
 
 
