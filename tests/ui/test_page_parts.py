@@ -15,7 +15,7 @@ from duolora.merging.options import METHOD_HELP
 from duolora.paper.lowrank import LowRank
 from duolora.ui.jobs import Job, Jobs, Worker
 from duolora.ui.page import EXAMPLES, Acts, built, example_images, whole
-from duolora.ui.work import Asked, Made, News, Side, prompt_in
+from duolora.ui.work import Asked, Made, News, Side, Wanted, prompt_in
 
 NAME = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
 
@@ -158,7 +158,7 @@ def test_references_are_left_of_every_row_of_a_comparison(acts, tmp_path):
     acts.jobs.start.return_value = job_of({"naive": ["n0", "n1"], "duolora": ["d0", "d1"]})
     made = Made(tmp_path, Asked(Side(), Side()), "a cat", "")
     *_, after = acts.compare(0, made, 2, 0, ["naive", "duolora"], "a cat", 0.5, 1.0)
-    acts.jobs.start.assert_called_once_with("compare", made, ["naive", "duolora"], "a cat", 0.5, 1.0, 2, 0)
+    acts.jobs.start.assert_called_once_with("compare", made, ["naive", "duolora"], Wanted("a cat", 0.5, 1.0, 2))
     references = [(tmp_path / "content" / "0.png", "subject"), (tmp_path / "style" / "0.png", "style")]
     rows = after["side_by_side"]
     assert rows.args[0] == [*references, ("n0", "naive"), ("n1", "naive"), *references, ("d0", "duolora"),

@@ -15,7 +15,7 @@ from duolora.merging.mask_file import read_masks, rebuilt
 from duolora.ui import page, work
 from duolora.ui.jobs import Worker
 from duolora.ui.page import KnownHosts
-from duolora.ui.work import Asked, Side, Studio, check_asked, file_stem, opened, worded
+from duolora.ui.work import Asked, Side, Studio, Wanted, check_asked, file_stem, opened, worded
 
 pytestmark = pytest.mark.usefixtures("few_steps")
 
@@ -56,9 +56,9 @@ def pixels(images):
 
 
 def test_strengths_act_at_once_and_exactly(studio, made):
-    whole = pixels(studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, told))
-    nothing = pixels(studio.generate(made, made.prompt, 0.0, 0.0, 1, 0, told))
-    nearly = pixels(studio.generate(made, made.prompt, 1.0, 0.999999, 1, 0, told))
+    whole = pixels(studio.generate(made, Wanted(made.prompt, count=1), told))
+    nothing = pixels(studio.generate(made, Wanted(made.prompt, 0.0, 0.0, 1), told))
+    nearly = pixels(studio.generate(made, Wanted(made.prompt, 1.0, 0.999999, 1), told))
     assert np.abs(whole - nearly).max() <= 2, "the two parts at full strength are the merge"
     assert np.abs(whole - nothing).max() > 2
     assert made.prompt == "a sks cat in zwx style"
@@ -79,7 +79,7 @@ def test_what_comes_on_the_way_is_named_and_counted_too(monkeypatch):
 def test_generating_can_be_stopped_and_says_how_far_it_is(studio, made, monkeypatch):
     monkeypatch.setattr(work, "EVERY", 0)
     news = []
-    studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, news.append)
+    studio.generate(made, Wanted(made.prompt, count=1), news.append)
     assert [(n.done, n.of) for n in news[1:]] == [(1, 2), (2, 2)]
 
     def stop(news):
@@ -87,8 +87,8 @@ def test_generating_can_be_stopped_and_says_how_far_it_is(studio, made, monkeypa
             raise InputError("stop")
 
     with pytest.raises(InputError, match="stop"):
-        studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, stop)
-    assert np.array_equal(*(pixels(studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, told)) for _ in range(2)))
+        studio.generate(made, Wanted(made.prompt, count=1), stop)
+    assert np.array_equal(*(pixels(studio.generate(made, Wanted(made.prompt, count=1), told)) for _ in range(2)))
 
 
 def test_every_format(studio, made):
@@ -108,17 +108,17 @@ def test_every_format(studio, made):
 
 def test_methods_side_by_side_at_the_same_strengths(studio, made):
     news = []
-    found = studio.compare(made, ["naive", "ziprank"], made.prompt, 1.0, 1.0, 1, 0, news.append)
+    found = studio.compare(made, ["naive", "ziprank"], Wanted(made.prompt, count=1), news.append)
     assert list(found) == ["naive", "ziprank"]
-    assert np.array_equal(pixels(found["ziprank"]), pixels(studio.generate(made, made.prompt, 1.0, 1.0, 1, 0, told)))
+    assert np.array_equal(pixels(found["ziprank"]), pixels(studio.generate(made, Wanted(made.prompt, count=1), told)))
     stages = ["Merging by naive", "Generating by naive", "Generating by ziprank"]
     assert list(dict.fromkeys(n.stage for n in news)) == stages
     again = []
-    none = studio.compare(made, ["naive"], made.prompt, 0.0, 0.0, 1, 0, again.append)
+    none = studio.compare(made, ["naive"], Wanted(made.prompt, 0.0, 0.0, 1), again.append)
     assert {n.stage for n in again} == {"Generating by naive"}, "what was merged is not merged again"
     assert np.abs(pixels(none["naive"]) - pixels(found["naive"])).max() > 2, "the strengths hold here, too"
     with pytest.raises(InputError, match="svd mixes the two LoRAs"):
-        studio.compare(made, ["svd"], made.prompt, 1.0, 0.5, 1, 0, told)
+        studio.compare(made, ["svd"], Wanted(made.prompt, 1.0, 0.5, 1), told)
 
 
 def test_a_finished_merge_is_opened_again_as_it_was(made):
@@ -161,9 +161,9 @@ def test_what_cannot_be_made_is_said_before_any_work(studio, made, folder, photo
         studio.make(asked, tmp_path / "x" / "001", told)
     assert worded(refused.value, asked, tmp_path / "x" / "001").startswith("the style's file broken.safetensors")
     with pytest.raises(InputError, match="words for what to generate"):
-        studio.generate(made, " ", 1.0, 1.0, 1, 0, told)
+        studio.generate(made, Wanted(" "), told)
     with pytest.raises(InputError, match="tick some"):
-        studio.compare(made, [], made.prompt, 1.0, 1.0, 1, 0, told)
+        studio.compare(made, [], Wanted(made.prompt), told)
 
 
 def test_errors_are_in_the_words_of_the_page(tmp_path):

@@ -12,6 +12,7 @@ from typing import Any
 
 from duolora.errors import InputError, Notice
 from duolora.model.kinds import kind_of
+from duolora.model.tokens import token_ids
 
 RARE = 40_000
 """CLIP numbers its tokens by how common they are; identifiers such as "sks" are chosen from the last."""
@@ -43,7 +44,7 @@ def _packed(parts: Any, prompt: str) -> tuple[list[list[str]], list[str]]:
     whole = min(lengths) - 2  # the first token and the last are not the prompt's
     found, room = list[list[str]]([[]]), whole
     for k, word in enumerate(words):
-        size = max(len(_tokens(each, word)) for each in tokenizers)
+        size = max(len(token_ids(each, word)) for each in tokenizers)
         if room < size <= whole and len(found) < most:
             found.append([])
             room = whole
@@ -64,10 +65,6 @@ def _tokenizers(parts: Any) -> list[Any]:
 def _read(parts: Any) -> float:
     """Tokens that are read at most, whatever the tokenizer says."""
     return (hasattr(parts, "transformer") and kind_of(parts).tokens) or inf
-
-
-def _tokens(tokenizer: Any, word: str) -> list[int]:
-    return list(tokenizer(word, add_special_tokens=False).input_ids)
 
 
 def tell_unread(parts: Any, prompts: Sequence[str]) -> None:
@@ -99,7 +96,7 @@ def identifiers(parts: Any, words: Sequence[str]) -> set[str]:
     """The words that no text encoder knows as a common one, as identifiers are, without punctuation."""
     found = set()
     for word in filter(None, map(_bare, words)):
-        tokens = _tokens(parts.tokenizer, word)
+        tokens = token_ids(parts.tokenizer, word)
         if len(tokens) != 1 or tokens[0] >= RARE:
             found.add(word)
     return found

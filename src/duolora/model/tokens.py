@@ -25,7 +25,7 @@ def own_vectors(parts: Any, words: Iterable[str]) -> dict[str, dict[str, Tensor]
     for word, known in found.items():
         for key, (tokenizer, encoder) in ENCODERS.items():
             weight = getattr(parts, encoder).get_input_embeddings().weight
-            known[key] = weight[_ids(getattr(parts, tokenizer), word)].detach().float().clone()
+            known[key] = weight[token_ids(getattr(parts, tokenizer), word)].detach().float().clone()
     return found
 
 
@@ -50,7 +50,7 @@ def replaced(parts: Any, vectors: Vectors) -> Iterator[None]:
             embedding = getattr(parts, encoder).get_input_embeddings()
             table, width = [], embedding.weight.shape[1]
             for word, known in vectors.items():
-                ids, rows = _ids(getattr(parts, tokenizer), word), known[key]
+                ids, rows = token_ids(getattr(parts, tokenizer), word), known[key]
                 if rows.shape[1] != width:
                     raise BaseMismatch(
                         f"{word}: expected vectors of {width} numbers for {key}, found {rows.shape[1]}; the LoRA was "
@@ -71,7 +71,8 @@ def replaced(parts: Any, vectors: Vectors) -> Iterator[None]:
             hook.remove()
 
 
-def _ids(tokenizer: Any, word: str) -> list[int]:
+def token_ids(tokenizer: Any, word: str) -> list[int]:
+    """A word's tokens."""
     return list(tokenizer(word, add_special_tokens=False).input_ids)
 
 

@@ -57,6 +57,37 @@ class _Sample:
     shown: Int[Tensor, " batch"]
 
 
+@dataclass(frozen=True, eq=False)
+class _Trainer:
+    """One training, step by step: each has a backward pass for every task, and trains the optimiser's factors."""
+
+    base: Base
+    schedule: NoiseSchedule
+    tasks: Sequence[Task]
+    options: TrainOptions
+    preserved: ClassImages | None
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+
+    def step(self, step: int, prompts: Sequence[PromptEmbeds]) -> Tensor:
+        """The loss of the images before the step, over all tasks."""
+        options, seen = self.options, list[Tensor]()
+        rng = step_generator(options.seed, step)
+        sample = _sample(self.schedule, self.tasks[0].latents, options, rng)
+        for task, prompt in zip(self.tasks, prompts, strict=True):
+            if len(self.tasks) > 1:
+                self.base.unet.set_adapters(list(task.adapters))
+            some = None if self.preserved is None else self.preserved.some(class_batch(options.batch), rng)
+            loss, changed = _losses(self.base, self.schedule, task, prompt, sample, some, options)
+            check_loss(loss + changed, self.optimiser, step)
+            self.scaler.scale(loss + changed).backward()
+            seen.append(loss.detach())
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.optimiser.zero_grad()
+        return torch.stack(seen).sum()
+
+
 def train_factors(
     base: Base,
     tasks: Sequence[Task],
@@ -75,10 +106,8 @@ def train_factors(
     Raises:
         DuoLoRAError: the loss is no longer finite.
     """
-    schedule, preserved = (
-        noise_schedule(base),
-        class_predictions(base, options.class_prompts, progress=progress) if options.class_prompts else None,
-    )
+    schedule = noise_schedule(base)
+    preserved = class_predictions(base, options.class_prompts, progress=progress) if options.class_prompts else None
     empty = base.empty_prompt()  # number 0, the dropped caption
 
     def read() -> list[PromptEmbeds]:
@@ -88,46 +117,31 @@ def train_factors(
     prompts = read()
     if not options.learn_tokens:
         base.release_encoders()
-    optimiser = optimiser_of(list(factors.values()), options)
+    optimiser, scaler = optimiser_of(list(factors.values()), options), scaler_for(base)
+    trainer = _Trainer(base, schedule, tasks, options, preserved, optimiser, scaler)
     checkpoint = checkpoint if options.optimiser == "adam" else None  # the others keep more than their state says
-    scaler = scaler_for(base)
     scaling = scaling_of(scaler)
     start, losses = 0, list[Tensor]()
     if checkpoint and checkpoint.exists():
         start = load_checkpoint(checkpoint, {**factors, **scaling}, optimiser, options.steps)
         losses = [torch.tensor(loss) for loss in losses_before(checkpoint)]
         restore_scaling(scaler, scaling)
-    steps = counted(range(start, options.steps), "Training", progress, options.steps, leave=True)
     with interruptible() as asked:
-        for step in steps:
-            rng = step_generator(options.seed, step)
+        for step in counted(range(start, options.steps), "Training", progress, options.steps, leave=True):
             prompts = read() if options.learn_tokens else prompts
-            sample, seen = _sample(schedule, tasks[0].latents, options, rng), []
-            for task, prompt in zip(tasks, prompts, strict=True):
-                if len(tasks) > 1:
-                    base.unet.set_adapters(list(task.adapters))
-                some = None if preserved is None else preserved.some(class_batch(options.batch), rng)
-                loss, changed = _losses(base, schedule, task, prompt, sample, some, options)
-                check_loss(loss + changed, optimiser, step)
-                scaler.scale(loss + changed).backward()
-                seen.append(loss.detach())
-            scaler.step(optimiser)
-            scaler.update()
-            optimiser.zero_grad()
+            loss = trainer.step(step, prompts)
             if step % 10 == 0:
-                losses.append(torch.stack(seen).sum())
+                losses.append(loss)
                 if callback is not None:
-                    callback.losses(step + 1, options.steps, {"loss": float(losses[-1])})
+                    callback.losses(step + 1, options.steps, {"loss": float(loss)})
             if callback is not None and wants_preview(callback, step + 1, options.steps):
-                callback.preview(
-                    step + 1, sample_images(base, [tasks[-1].prompt] * 2, [options.seed, options.seed + 1])
-                )
+                images = sample_images(base, [tasks[-1].prompt] * 2, [options.seed, options.seed + 1])
+                callback.preview(step + 1, images)
                 if not options.learn_tokens:
                     base.release_encoders()
             if checkpoint and ((step + 1) % save_every == 0 or asked.is_set()) and step + 1 < options.steps:
-                save_checkpoint(
-                    checkpoint, {**factors, **scaling_of(scaler)}, optimiser, step + 1, [float(loss) for loss in losses]
-                )
+                trained = {**factors, **scaling_of(scaler)}
+                save_checkpoint(checkpoint, trained, optimiser, step + 1, [float(loss) for loss in losses])
             stop_if(asked, step + 1, options.steps, checkpoint)
     check_values(factors.values(), optimiser, options.steps)
     return [float(loss) for loss in losses]

@@ -19,7 +19,7 @@ from duolora.errors import DuoLoRAError, InputError
 from duolora.merging.options import METHOD_HELP, METHODS
 from duolora.options import DEFAULT_FORMAT, Range
 from duolora.ui.jobs import Job, Jobs, Worker
-from duolora.ui.work import COUNT, FORMATS, SIDES, Asked, Made, News, Side, Studio, prompt_in
+from duolora.ui.work import COUNT, FORMATS, SIDES, Asked, Made, News, Side, Studio, Wanted, prompt_in
 
 CSS = """
 footer { display: none !important; }
@@ -255,7 +255,8 @@ class Acts:
                 raise InputError("there is nothing to work with yet; make a LoRA first")
             if sampling is not None:
                 count, seed = whole("images", sampling[0], 1, MOST), whole("first seed", sampling[1], 0, SEEDS)
-                how = (*how, count or COUNT, seed or 0)
+                *others, prompt, content, style = how
+                how = (*others, Wanted(prompt, content, style, count or COUNT, seed or 0))
         except InputError as error:
             return None, {line: bad(error)}
         return (yield from self._followed(self.jobs.start(name, made, *how), line))

@@ -77,6 +77,17 @@ class Asked:
 
 
 @dataclass(frozen=True)
+class Wanted:
+    """Images to generate: their prompt, the strengths of the merge's two parts, how many, and the first seed."""
+
+    prompt: str
+    content: float = 1.0
+    style: float = 1.0
+    count: int = COUNT
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class News:
     """How far the work is."""
 
@@ -249,7 +260,7 @@ class Studio:
         made = self._merged(Made(folder, asked, "", ""), asked.method, tell)
         if made.prompt:
             try:
-                for k, image in enumerate(self.generate(made, made.prompt, 1.0, 1.0, COUNT, 0, tell)):
+                for k, image in enumerate(self.generate(made, Wanted(made.prompt), tell)):
                     (folder / "generated").mkdir(exist_ok=True)
                     image.save(folder / "generated" / f"{k}.png")
             except (BaseMismatch, FileRefused, InputError) as error:
@@ -276,31 +287,26 @@ class Studio:
         text += f"read back, ΔW is off by at most {done.verification.error:.0e} of its size"
         return replace(made, prompt=str(merged.metadata.get("prompt") or ""), text=text)
 
-    def generate(
-        self, made: Made, prompt: str, content: float, style: float, count: int, seed: int, tell: Tell,
-        method: str = "",
-    ) -> list[Image.Image]:  # fmt: skip
+    def generate(self, made: Made, wanted: Wanted, tell: Tell, method: str = "") -> list[Image.Image]:
         """Images with other weights on the two parts of the merge, by its own or another method; nothing is trained.
 
         Raises:
             DuoLoRAError: the prompt is empty, or the merge has no parts that could be reweighted.
         """
-        if not prompt.strip():
+        if not wanted.prompt.strip():
             raise InputError("the prompt: expected words for what to generate, got none")
         merged, base = made.merged(method), self.base(made.asked.base, tell)
-        strengths = [(merged, 1.0)]
-        if (content, style) != (1.0, 1.0):
-            parts = zip(_parts_of(merged, method or made.asked.method), (content, style), strict=True)
+        strengths, asked = [(merged, 1.0)], (wanted.content, wanted.style)
+        if asked != (1.0, 1.0):
+            parts = zip(_parts_of(merged, method or made.asked.method), asked, strict=True)
             strengths = [(path, weight) for path, weight in parts if path.exists()]
         feed = Feed(f"Generating by {method}" if method else "Generating", tell)
         with feed, applied(base, [path for path, _ in strengths], [weight for _, weight in strengths]):
-            found = sample_images(base, [prompt] * count, range(seed, seed + count))
+            seeds = range(wanted.seed, wanted.seed + wanted.count)
+            found = sample_images(base, [wanted.prompt] * wanted.count, seeds)
         return [shown(image) for image in found.clamp(-1, 1)]
 
-    def compare(
-        self, made: Made, methods: Sequence[str], prompt: str, content: float, style: float, count: int, seed: int,
-        tell: Tell,
-    ) -> dict[str, list[Image.Image]]:  # fmt: skip
+    def compare(self, made: Made, methods: Sequence[str], wanted: Wanted, tell: Tell) -> dict[str, list[Image.Image]]:
         """The same prompt, seeds and weights by every method; a merge that is there is not made again.
 
         Raises:
@@ -312,7 +318,7 @@ class Studio:
         for method in methods:
             if not made.merged(method).exists():
                 self._merged(made, method, tell)
-            found[method] = self.generate(made, prompt, content, style, count, seed, tell, method)
+            found[method] = self.generate(made, wanted, tell, method)
         return found
 
     def export(self, made: Made, format: str, content: float, style: float, tell: Tell) -> list[Path]:
