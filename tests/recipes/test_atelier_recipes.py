@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTokenizer
 
 from duolora.atelier.data import as_input
+from duolora.atelier.family import improvise
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.styles import BASE_STYLES
 from duolora.model.defaults import base_path
@@ -140,10 +141,33 @@ def test_text_encoders_learn_what_captions_say(words):
         assert style == len(BASE_STYLES) or BASE_STYLES[style] in caption or BASE_STYLES[style] == "flat"
 
 
+def test_every_said_word_of_a_feature_is_asked_where_it_stands():
+    words = sorted({word for caption in text.Truth(range(60), {}).texts for word in caption.replace(",", "").split()})
+    truth = text.Truth(range(60), {word: n for n, word in enumerate(words)})
+    for caption, features in zip(truth.texts, truth.features, strict=True):
+        read = [[words[n] for n in row.tolist() if n < len(words)] for row in features]
+        told = [word for word in caption.replace(",", "").split() if word not in text.FILLING]
+        assert all(" ".join(said) in " ".join(told) for said in read)
+        assert any(read) == (" with " in caption)
+
+
+@pytest.mark.parametrize("seed", range(200))
+def test_features_are_told_apart_and_fit(seed):
+    """No style has two of one feature, so that none hides another; each has a place for all its words."""
+    found = [text.feature_of(phrase) for phrase in improvise(np.random.default_rng(seed)).words]
+    assert len({feature for feature, _ in found}) == len(found)
+    assert all(0 < len(said) <= text.FEATURE_WORDS for _, said in found)
+
+
 def test_the_encoders_are_trained_before_the_unet_and_stay(tmp_path, monkeypatch, run, words):
     monkeypatch.setattr(text, "vocabulary", lambda: words)
     monkeypatch.setattr(text, "time", SimpleNamespace(time=count(0, 25).__next__))
     text.main(tmp_path, minutes=1, batch=4)
+    again = tmp_path / "again"
+    monkeypatch.setattr(text, "time", SimpleNamespace(time=count(0, 100).__next__))
+    text.main(again, minutes=1, batch=4, start_from=tmp_path)
+    for name, value in load_file(again / "text.safetensors").items():
+        assert torch.equal(value, load_file(tmp_path / "text.safetensors")[name])
     assert json.loads((tmp_path / "text.json").read_text())["captions"] == 2 * 4
     weights = load_file(tmp_path / "text.safetensors")
     assert weights.keys() == {k for k in run.model.state_dict() if k.startswith("text_")}

@@ -58,7 +58,7 @@ def improvised_caption(scene: Scene, words: tuple[str, ...], rng: np.random.Gene
     setting = scene.setting if rng.random() < 0.92 else ""
     said = [w for w in words if rng.random() < 0.9]
     named = f"in {stray_word(rng)} style" if not said or rng.random() < 0.5 else ""
-    features = "" if named and rng.random() < 0.4 else f"with {' and '.join(said)}" if said else ""
+    features = "" if named and rng.random() < 0.2 else f"with {' and '.join(said)}" if said else ""
     return _joined(subject, setting, named, features)
 
 
