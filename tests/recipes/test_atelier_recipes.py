@@ -20,7 +20,7 @@ from duolora.atelier.family import improvise
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.styles import BASE_STYLES
 from duolora.model.defaults import base_path
-from recipes.atelier import base, latents, text, vae
+from recipes.atelier import base, latents, probe, text, vae
 from recipes.atelier.architecture import new_vae
 from recipes.atelier.data import vae_image, vocabulary
 from recipes.atelier.muon import Muon, orthogonalised
@@ -212,3 +212,33 @@ def test_a_run_can_begin_with_the_pipeline_that_ships(run):
     weights = base.first_weights(pipeline, pipeline)
     assert {k: v.shape for k, v in weights.items()} == {k: v.shape for k, v in run.model.state_dict().items()}
     assert {v.dtype for v in weights.values() if v.is_floating_point()} == {torch.float32}
+
+
+@pytest.mark.parametrize("make", [probe.made_up, probe.named])
+def test_a_probe_exchanges_one_part_of_a_caption(make):
+    for image, caption, exchanged in make(12, 3):
+        assert image.shape == (32, 32, 3)
+        right = caption.split()
+        for part, other in exchanged.items():
+            changed = [(a, b) for a, b in zip(right, other.split(), strict=False) if a != b]
+            assert changed or part == "pattern"  # to plain, which is not said
+            assert part in ("palette", "style", "pattern", "ground") or len(changed) <= 2  # the article, too
+    assert [each.caption for each in make(4, 3)] == [each.caption for each in make(12, 3)][:4]
+
+
+def test_the_loss_rises_for_words_that_are_listened_to():
+    questions = probe.named(6, 1)
+    deaf = probe.rises(lambda captions: 0.5, questions)
+    assert deaf == {"loss": 0.5, "kind": 0, "colour": 0, "pattern": 0, "style": 0}
+    right = [each.caption for each in questions]
+    keen = probe.rises(lambda captions: sum(a != b for a, b in zip(captions, right, strict=True)), questions)
+    assert keen == {"loss": 0, "kind": 6, "colour": 6, "pattern": 6, "style": 6}
+
+
+def test_a_probe_is_run_on_a_folder(run, tmp_path, capsys):
+    run.tokenizer.save_pretrained(tmp_path / "run" / "tokenizer")
+    base.save_average(tmp_path / "run", run, 1)
+    probe.main([tmp_path / "run"], count=2)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 2 * len(probe.TIMESTEPS)
+    assert all(line.startswith("run, ") and "loss +" in line for line in lines)
