@@ -13,7 +13,7 @@ from duolora.api.compose import compose, compose_at_once
 from duolora.api.convert import convert
 from duolora.api.generate import applied
 from duolora.api.merge import merge, options_of
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
 from duolora.lora.verify import relative_error
@@ -161,6 +161,8 @@ def test_squeezing_says_what_it_loses(whole, tmp_path):
         convert(whole, out, energy=1.5)
     with pytest.raises(InputError, match="rank: expected at least 1"):
         convert(whole, out, rank=0)
+    with pytest.warns(Notice, match="rank: 100000 leaves nothing out, since the file's highest is"):
+        convert(whole, out, rank=100_000)
     with pytest.raises(InputError, match="threshold: expected a share"):
         convert(whole, out, threshold=1.0)
 

@@ -1,5 +1,6 @@
 """Smaller files: directions left out, and the error that this makes, known exactly."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -7,8 +8,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused, InputError, Notice
 from duolora.lora.adapter import Adapter
+from duolora.lora.on_demand import outlines
 from duolora.lora.parts import CONTENT_RANKS, content_ranks
 from duolora.lora.verify import norm, relative_error
 from duolora.paper.lowrank import LowRank, prune, svd_basis
@@ -35,6 +37,9 @@ def squeezed(adapter: Adapter, rank: int | None = None, energy: float | None = N
         raise InputError(f"rank: expected at least 1, got {rank}")
     if energy is not None and not 0 < energy <= 1:
         raise InputError(f"energy: expected a share over 0, up to 1, got {energy}")
+    highest = max(lora.rank for lora in outlines(adapter.modules).values())
+    if rank is not None and rank >= highest:
+        warnings.warn(f"rank: {rank} leaves nothing out, since the file's highest is {highest}", Notice, stacklevel=2)
 
     def cut(lora: LowRank) -> LowRank | None:
         basis = svd_basis(lora)
