@@ -9,7 +9,7 @@ from duolora.model.defaults import BaseChoice
 from duolora.options import option
 
 Captions = Literal["class", "paper"]
-BaseDtype = Literal["auto", "float32", "bfloat16", "float16"]
+BaseDtype = Literal["auto", "float32", "bfloat16", "float16", "float8", "nf4"]
 Offload = Literal["auto", "none", "model", "sequential"]
 Checkpointing = Literal["auto", "on", "off"]
 SEED = 2**32 - 1
@@ -77,7 +77,9 @@ class SamplingOptions:
     guidance: float | None = option(None, "Classifier-free guidance; 1 is none  [the base's own].", least=0)
     resolution: int | None = option(None, "Height and width of images in pixels  [what the base was made for].")
     device: str = option("auto", "auto, cpu, cuda or mps.")
-    base_dtype: BaseDtype = option("auto", "What the base computes in: auto, float32, bfloat16 or float16.")
+    base_dtype: BaseDtype = option(
+        "auto", "What the base computes in: auto, float32, bfloat16 or float16; float8 and nf4 as for `duolora merge`."
+    )
     offload: Offload = option(
         "auto", "auto, none, model (networks take turns on the device) or sequential (layers do: slow)."
     )
