@@ -132,7 +132,12 @@ def test_a_merge_carries_along_whose_its_sources_are(written, tmp_path, no_base,
 
 @pytest.mark.parametrize("kind", ["folder", "file"])
 def test_of_a_named_base_only_the_configs_are_read(kind, folder, base, loras, of_vega, tmp_path, monkeypatch):
-    monkeypatch.setattr(verb, "opened", lambda found: found if found is base else pytest.fail("weights were read"))
+
+    def given(found, once):
+        """A base that is in memory already; weights are not read for it."""
+        return found if found is base else pytest.fail("weights were read")
+
+    monkeypatch.setattr(verb, "opened", given)
     choice = BaseChoice(str(folder))
     if kind == "file":
         path = save_single_file(base.parts, tmp_path / "base.safetensors")
