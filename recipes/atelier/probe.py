@@ -29,10 +29,11 @@ from duolora.atelier.styles import BASE_STYLES, KEEP_PATTERN
 from recipes.atelier import latents
 from recipes.atelier.architecture import new_scheduler
 from recipes.atelier.base import TextToImage
-from recipes.atelier.text import feature_of
+from recipes.atelier.text import FEATURES, feature_of
 
 TIMESTEPS = (500, 700, 900)
 ONE_OBJECT = (1.0, 0.0, 0.0, 0.0)
+PALETTE, GROUND = map(list(FEATURES).index, ("palette", "ground"))
 
 
 class Question(NamedTuple):
@@ -50,12 +51,12 @@ def made_up(count: int, seed: int) -> list[Question]:
         scene, style = sample_scene(rng, BASE_OBJECTS, BASE_STYLES, ONE_OBJECT), improvise(rng)
         parts = {feature_of(phrase)[0]: phrase for phrase in style.words}
         kind = scene.objects[0].kind
-        if not {0, 1} <= parts.keys() or style.keeps_colour:
+        if not {PALETTE, GROUND} <= parts.keys() or style.keeps_colour:
             continue
-        others = {n: tuple(_repainted(w, rng) if w == parts[n] else w for w in style.words) for n in (0, 1)}
+        others = {n: tuple(_repainted(w, rng) if w == parts[n] else w for w in style.words) for n in (PALETTE, GROUND)}
         exchanged = {
-            "palette": _told(kind, others[0]),
-            "ground": _told(kind, others[1]),
+            "palette": _told(kind, others[PALETTE]),
+            "ground": _told(kind, others[GROUND]),
             "object": _told(_other(kind, BASE_OBJECTS, rng), style.words),
         }
         found.append(Question(render(scene, style), _told(kind, style.words), exchanged))

@@ -98,8 +98,8 @@ class Reader(nn.Module):
         features = self.features(read[:, len(SLOTS) : -1]).unflatten(-1, (FEATURE_WORDS, -1))
         pooled_features = self.pooled_features(pooled).view_as(features)
         for answers in (features, pooled_features):
-            each = F.cross_entropy(answers.flatten(0, 2), truth.features.flatten(), reduction="none")
-            loss += each.view_as(truth.features).sum((1, 2)).mean()
+            told = F.cross_entropy(answers.flatten(0, 2), truth.features.flatten(), reduction="sum")
+            loss += told / len(pooled)
         for answers, right in zip(
             self.places(read[:, : len(SLOTS)]).split(ANSWERS, -1), truth.places.unbind(-1), strict=True
         ):
