@@ -10,6 +10,7 @@ from duolora.api import train
 from duolora.bench.cells import cell as cells, lora, pairs
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.pairs import sample_suite, suite
+from duolora.bench.cells.scores import Scoring
 from duolora.bench.config import CONFIG, Config, config_of, marked, prepared, read_config, write_config
 from duolora.bench.options import TableOptions
 from duolora.bench.report.runs import read_runs
@@ -175,6 +176,16 @@ def test_a_narrower_table_does_not_replace_a_finished_one(tmp_path):
     few = replace(wide, cases=pairs[:1])
     beside = {folder_for(narrow, folder), folder_for(few, folder), folder_for(replace(wide, cases=pairs[1:]), folder)}
     assert len(beside) == 3 and all(place.name.startswith("table1-") for place in beside)
+    others = [
+        replace(wide, table=replace(table, datasets=table.datasets[:1])),
+        replace(wide, seed=1),
+        replace(wide, table=replace(table, rows=tuple(replace(r, changes={"lr": 0.5}) for r in table.rows))),
+        replace(wide, scoring=Scoring(("dino",), {})),
+    ]
+    assert folder not in {folder_for(each, folder) for each in others[:3]}, "other sets, seeds or options are another"
+    write_config(folder, replace(others[3], scoring=Scoring(("dino", "csd-s"), {})))
+    assert folder_for(others[3], folder) != folder, "with fewer metrics"
+    write_config(folder, wide)
     assert folder_for(few, folder) in beside, "the same table has the same place"
 
 

@@ -190,6 +190,21 @@ def test_rows_are_those_that_are_finished_or_named_in_any_case(run, tmp_path):
     assert read_key(where).rows == ("DuoLoRA", "ZipLoRA", "naive")
 
 
+def test_without_two_of_the_papers_rows_all_finished_merges_are_asked_about(run, tmp_path):
+    for method, label in (("blora", "B-LoRA, own block"), ("ziplora", "ZipLoRA, inputs"), ("naive", "PEFT svd")):
+        for path in (run.parent / "cells").glob(f"*/{method}-*/result.json"):
+            found = json.loads(path.read_text())
+            path.write_text(json.dumps(found | {"row": found["row"] | {"label": label, "changes": {"seed": 9}}}))
+    lines = json.loads((run / "table.json").read_text())
+    names = ["PEFT svd", "B-LoRA, own block", "ZipLoRA, inputs", "DuoLoRA"]
+    renamed = [line | {"row": name} for line, name in zip(lines, names, strict=True)]
+    (run / "table.json").write_text(json.dumps(renamed))
+    _, where = make([run], tmp_path / "study")
+    assert sorted(read_key(where).rows) == sorted(names)
+    with pytest.raises(InputError, match="got PEFT svd, of the finished .*B-LoRA, own block; "):
+        make([run], tmp_path / "one", ["peft-SVD"])
+
+
 def test_references_are_as_large_as_answers_and_nothing_looks_chosen(run, tmp_path):
     page, _ = make([run], tmp_path)
     style = page.read_text("utf-8")

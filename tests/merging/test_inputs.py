@@ -2,8 +2,9 @@
 
 import torch
 
-from duolora.merging.inputs import Sources, first_masks
-from duolora.merging.options import MergeOptions
+from duolora.lora.adapter import Adapter
+from duolora.merging.inputs import Sources, first_masks, parted
+from duolora.merging.options import MergeOptions, options_of
 from duolora.paper.lowrank import LowRank
 
 RANK = 400
@@ -17,3 +18,11 @@ def test_first_masks_by_default_have_the_thresholds_of_table_8():
     v = (v - v.min()) / (v.max() - v.min())
     assert torch.equal(m_c["x"], (v > 0.0).float()) and torch.equal(m_s["x"], (v > 0.1).float())
     assert m_c["x"].sum() == RANK - 1 > m_s["x"].sum()
+
+
+def test_singular_directions_are_sought_only_where_masks_act_on_them():
+    adapter = Adapter({"x": LowRank(torch.randn(4, 2), torch.randn(2, 3))})
+    for method, same in (("svd", True), ("ties", True), ("dare_ties", True), ("ziprank", False)):
+        inside, _ = parted({"x"}, adapter, options_of(method))
+        assert (inside["x"] is adapter.modules["x"]) == same
+        torch.testing.assert_close(inside["x"].delta(), adapter.modules["x"].delta())

@@ -32,7 +32,7 @@ from duolora.model.tokens import replaced
 from duolora.options import Export, Written, check
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
-from duolora.progress import shown
+from duolora.progress import shown, underway
 from duolora.provenance import tensor_hash, versions
 from duolora.training.callbacks import Callback
 from duolora.training.checkpoint import checkpoint_path
@@ -73,6 +73,8 @@ class Read:
 
     content: Adapter
     style: Adapter
+    hashes: tuple[str, str]
+    """SHA-256 of either."""
     base: Base | Outline | None
     architecture: Architecture
     notes: dict[str, str]
@@ -192,7 +194,9 @@ def _read(asked: MergeInputs) -> Read:
     """The two files, and the base where a step needs one or the caller names one."""
     content, style = read_adapter(asked.content), read_adapter(asked.style)
     common([(asked.content, content.families), (asked.style, style.families)])
-    _remark(asked, content, style)
+    with underway("Hashing the files"):
+        hashes = source_hash(asked.content), source_hash(asked.style)
+    _remark(asked, content, style, hashes)
     try:
         prompts = _prompts(asked, content, style)
     except InputError as missing:
@@ -205,12 +209,12 @@ def _read(asked: MergeInputs) -> Read:
             check_fits(adapter, shapes, path)
     architecture = architecture_of_files(content, style) if base is None else base.architecture
     notes = carried({"content": content, "style": style})
-    return Read(content, style, base, architecture, notes, prompts)
+    return Read(content, style, hashes, base, architecture, notes, prompts)
 
 
-def _remark(asked: MergeInputs, content: Adapter, style: Adapter) -> None:
+def _remark(asked: MergeInputs, content: Adapter, style: Adapter, hashes: tuple[str, str]) -> None:
     """Warn of two files that are one, and of files that seem to be exchanged."""
-    if source_hash(asked.content) == source_hash(asked.style):
+    if hashes[0] == hashes[1]:
         warnings.warn(f"{asked.content} and {asked.style} are the same LoRA", Notice, stacklevel=4)
     elif content.metadata.get("kind") == "style" and style.metadata.get("kind") != "style":
         warnings.warn(
@@ -281,8 +285,8 @@ def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
         **made_for,
         "options": asdict(asked.options),
         "versions": versions(),
-        "content": source_hash(asked.content),
-        "style": source_hash(asked.style),
+        "content": found.hashes[0],
+        "style": found.hashes[1],
         "files": [asked.content.name, asked.style.name],
         **({"left_out": list(found.left_out)} if found.left_out else {}),
         **said,

@@ -115,17 +115,21 @@ def run_table(
     return Ran(text, lines, folder, failed, cells)
 
 
+def _measured(config: Config) -> set[str]:
+    """What a table has: rows with what they change, data sets, pairs and metrics."""
+    rows = (json.dumps([row.label, described(row)], sort_keys=True) for row in config.table.rows)
+    metrics = () if config.scoring is None else config.scoring.metrics
+    return {*rows, *config.table.datasets, *(case.name for case in config.cases), *metrics}
+
+
 def folder_for(config: Config, folder: Path) -> Path:
-    """Where a table is written: in its folder, or beside it where a table with more rows or pairs is there already."""
+    """Where a table is written: in its folder, or beside it where one is that has other or more rows, pairs or sets."""
     try:
         there = read_config(folder)
     except InputError:
         return folder
-    rows, pairs = (
-        ({row.label for row in each.table.rows} for each in (config, there)),
-        ({case.name for case in each.cases} for each in (config, there)),
-    )
-    if all(new >= old for new, old in (rows, pairs)) and config.settings.said() == there.settings.said():
+    same = (config.seed, config.settings.said()) == (there.seed, there.settings.said())
+    if same and _measured(config) >= _measured(there):
         return folder
     narrower = json.dumps(asdict(config), sort_keys=True, default=str)
     return folder.with_name(f"{folder.name}-{hashlib.sha256(narrower.encode()).hexdigest()[:8]}")

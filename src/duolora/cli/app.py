@@ -1,16 +1,16 @@
 """The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import replace
-from importlib.metadata import version
+from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
+from typer.main import get_group
 
 from duolora.cli import evaluate as scores, files
-from duolora.cli.bench import bench
 from duolora.cli.common import (
     JsonOption,
     OverwriteOption,
@@ -69,6 +69,26 @@ class _Configured(TyperGroup):
         return super().invoke(ctx)
 
 
+class _Benchmarks(TyperGroup):
+    """`bench`, whose many commands are made when one of them is asked for, since that takes as long as all others."""
+
+    @property
+    def commands(self) -> MutableMapping[str, Any]:
+        """The commands by name."""
+        return _benchmarks()
+
+    @commands.setter
+    def commands(self, given: MutableMapping[str, Any]) -> None:
+        """Leave out what click begins with, which is nothing."""
+
+
+@cache
+def _benchmarks() -> MutableMapping[str, Any]:
+    from duolora.cli.bench import bench
+
+    return get_group(bench).commands
+
+
 app = typer.Typer(
     name="duolora",
     cls=_Configured,
@@ -112,7 +132,9 @@ def _two(files: Sequence[Path], content: Path | None, style: Path | None) -> tup
 
 def _version(asked: bool) -> bool:
     if asked:
-        typer.echo(f"duolora {version('duolora')}")
+        import duolora
+
+        typer.echo(f"duolora {duolora.__version__}")
         raise typer.Exit()
     return asked
 
@@ -406,6 +428,18 @@ def ui(
 
 for command in (scores.evaluate, files.convert, files.compose, files.inspect):
     app.command(epilog=examples(command.__name__))(command)
-app.add_typer(bench, name="bench")
+app.add_typer(
+    typer.Typer(
+        cls=_Benchmarks,
+        no_args_is_help=True,
+        help="""Run a table or figure of the paper, on Atelier or photos.
+
+    A table is a folder of cells (a pair, a method, a seed). What is finished is never run again, so a stopped run
+    goes on when the same command is given; LoRAs are shared by all tables in `--out`. On two CPU cores a pair takes
+    about two minutes for its LoRAs and half a minute for each trained method: begin with `--pairs 1`.
+    """,
+    ),
+    name="bench",
+)
 app.add_typer(scores.datasets)
 app.add_typer(scores.checkpoints)

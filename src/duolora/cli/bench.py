@@ -33,15 +33,7 @@ if TYPE_CHECKING:
     from duolora.bench.config import Config
 
 T = TypeVar("T")
-bench = typer.Typer(
-    no_args_is_help=True,
-    help="""Run a table or figure of the paper, on Atelier or photos.
-
-    A table is a folder of cells (a pair, a method, a seed). What is finished is never run again, so a stopped run
-    goes on when the same command is given; LoRAs are shared by all tables in `--out`. On two CPU cores a pair takes
-    about two minutes for its LoRAs and half a minute for each trained method: begin with `--pairs 1`.
-    """,
-)
+bench = typer.Typer(rich_markup_mode=None)
 
 
 def _command(

@@ -33,6 +33,7 @@ def check_inputs(loras: Iterable[Path], *others: Path | None, base: str | None =
         read_header(weights_of(path))
     for place in others:
         if place is not None:
+            check_there("an image or a folder of images", place)
             from duolora.model.image_files import images_of
 
             images_of(place)

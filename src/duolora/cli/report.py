@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from duolora.bench.report.folders import run_folders
 from duolora.cli.common import JsonOption, doing, one_line, report as said
 from duolora.cli.early import check_there
 from duolora.cli.examples import examples
@@ -29,6 +30,7 @@ def report(
     """
     with one_line():
         check_there(RUNS, *folders)
+        run_folders(folders)
         with doing("Reading the runs"):
             from duolora.bench.report.page import report as run
 
@@ -45,7 +47,9 @@ def make(
     out: Annotated[Path, typer.Option(help="Folder for questionnaire.html and key.json.")],
     row: Annotated[
         list[str] | None,
-        typer.Option(help="A method to compare; may be given several times  [the paper's four, if finished]."),
+        typer.Option(
+            help="A method to compare; may be given several times  [those of the paper's four that are finished]."
+        ),
     ] = None,
     each: Annotated[int, typer.Option(help="Questions for every pair.")] = 1,
     seed: Annotated[int, typer.Option(help="Which images are asked about.")] = 0,
@@ -56,6 +60,7 @@ def make(
     """
     with one_line():
         check_there(RUNS, *folders)
+        run_folders(folders)
         with doing("Reading the runs"):
             from duolora.bench.study.study import make as run, read_key
 

@@ -8,6 +8,7 @@ family fits both.
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
 
 from duolora.errors import BaseMismatch
 from duolora.lora.names import TEXT_ENCODERS, is_module
@@ -190,11 +191,6 @@ FAMILIES: dict[str, Family] = {
 }  # fmt: skip
 """By the names that people know them by; the likelier first."""
 UNETS = tuple(name for name, family in FAMILIES.items() if family.network == "unet")
-_PATTERNS = {
-    name: re.compile(family.modules.replace("[.]N", r"[.]\d{1,3}"), re.ASCII)
-    for name, family in FAMILIES.items()
-    if family.modules
-}
 ATTENTION = re.compile(
     rf".+[._](?:attn\w*|attention|self_attention|cross_attention)[.](?:{_JOINT}|to_(?:gate|kv|query|key|value|qkv_mlp_proj)"
     r"|to_out|to_[qkv]_t|to_out_t|out_layer)"
@@ -227,6 +223,13 @@ _SAID = {
 """How what a header says of its base begins, in small letters."""
 
 
+@cache
+def _patterns() -> dict[str, re.Pattern[str]]:
+    """What the modules of each transformer are called; compiled when it is first asked for, since that takes long."""
+    named = {name: family.modules.replace("[.]N", r"[.]\d{1,3}") for name, family in FAMILIES.items()}
+    return {name: re.compile(modules, re.ASCII) for name, modules in named.items() if modules}
+
+
 def fitting(shapes: Shapes) -> tuple[str, ...]:
     """The families whose networks can have all these modules, the likeliest first; none where no family has them."""
     inside = {name: shape for name, shape in shapes.items() if name.partition(".")[0] not in TEXT_ENCODERS}
@@ -235,7 +238,7 @@ def fitting(shapes: Shapes) -> tuple[str, ...]:
         return _unets(shapes)
     found = [
         name
-        for name, pattern in _PATTERNS.items()
+        for name, pattern in _patterns().items()
         if all(map(pattern.fullmatch, inside)) and spoken <= set(FAMILIES[name].encoders)
     ]
     found = [name for name in found if FAMILIES[name].unless not in found]

@@ -77,7 +77,7 @@ def parted(targets: Container[str], adapter: Adapter, options: MergeOptions) -> 
     """The modules that may have masks, in the basis in which masks act, and all others as they came."""
     inside = {n: lora for n, lora in adapter.modules.items() if n in targets}
     outside = {n: lora for n, lora in adapter.modules.items() if n not in targets}
-    if options.basis == "svd":
+    if options.basis == "svd" and options.combine == "masks":
         inside = {n: svd_basis(x) for n, x in through(inside.items(), "Singular directions")}
     return inside, outside
 

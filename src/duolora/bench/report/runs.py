@@ -10,10 +10,11 @@ from typing import Any
 from duolora.bench.cells.cell import Cell, described
 from duolora.bench.cells.lora import Lora
 from duolora.bench.config import problem_of
+from duolora.bench.report.folders import run_folders
 from duolora.bench.tables.render import COSTS, LABELS
 from duolora.bench.tables.rows import TABLES, Table, row_of
 from duolora.bench.tables.tuning import TUNING
-from duolora.errors import FileRefused, InputError
+from duolora.errors import FileRefused
 from duolora.textfiles import read_json
 
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError)
@@ -92,21 +93,7 @@ def read_runs(folders: Sequence[Path]) -> list[Run]:
         InputError: a folder holds neither `table.json` nor `curves.json`, and none of those in it does.
         FileRefused: one of their files is damaged.
     """
-    found: dict[Path, Run] = {}
-    for folder in (Path(f).expanduser() for f in folders):
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
-        runs = [path for path in (folder, *inside) if _is_run(path)]
-        if not runs:
-            raise InputError(
-                f"{folder}: expected a run's folder with table.json or curves.json in it, or a folder of such; found "
-                "none; give the folder that `duolora bench` printed"
-            )
-        found |= {path.resolve(): read_run(path) for path in runs}
-    return list(found.values())
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "table.json").is_file() or (path / "curves.json").is_file()
+    return list({path.resolve(): read_run(path) for path in run_folders(folders)}.values())
 
 
 def read_run(folder: Path) -> Run:

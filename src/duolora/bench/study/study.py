@@ -97,7 +97,7 @@ def make(
         folders: finished runs.
         out: the folder, made if need be.
         rows: the methods to compare, by their labels in the tables or their names; by default those of `ROWS` that are
-            finished.
+            finished or, where fewer than two are, all finished merges.
         each: questions for every pair.
         seed: which images are asked about, and the random names.
 
@@ -110,9 +110,9 @@ def make(
     where, rng = Path(out).expanduser(), Random(seed)
     runs = read_runs([Path(folder) for folder in folders])
     known = {cell.row: str(cell.result.get("row", {}).get("method", "")) for run in runs for cell in _drawn(run)}
-    rows = [matched(row, known) for row in rows] or [row for row in ROWS if row in known]
+    rows = [matched(row, known) for row in rows] or _by_default(known)
     if len(set(rows)) < 2:
-        found = f"{', '.join(rows) or 'none'}; finished are {', '.join(known) or 'none'}"
+        found = f"{'; '.join(rows) or 'none'}, of the finished {'; '.join(known) or 'none'}"
         raise InputError(f"rows: expected at least two different methods to compare, got {found}")
     cases = _complete(runs, rows)
     bases = {run.base for run in runs}
@@ -155,6 +155,12 @@ def make(
     return written(where / "questionnaire.html", page), written(kept, text)
 
 
+def _by_default(known: Mapping[str, str]) -> list[str]:
+    """Of the finished rows those of the paper's study or, where there are not two, all that are made by a method."""
+    papers = [row for row in ROWS if row in known]
+    return papers if len(papers) > 1 else [row for row, method in known.items() if method]
+
+
 def _complete(runs: Sequence[Run], rows: Sequence[str]) -> dict[str, dict[str, Measured]]:
     """The cells of the pairs on which all the methods are finished."""
     found: dict[str, dict[str, Measured]] = {}
@@ -163,8 +169,10 @@ def _complete(runs: Sequence[Run], rows: Sequence[str]) -> dict[str, dict[str, M
             found.setdefault(cell.case, {})[cell.row] = cell
     complete = {case: {row: cells[row] for row in rows} for case, cells in found.items() if len(cells) == len(rows)}
     if not complete:
-        known = ", ".join(dict.fromkeys(cell.row for run in runs for cell in run.cells)) or "none with images"
-        raise InputError(f"rows: expected pairs on which {', '.join(rows)} are all finished; found {known}")
+        known = "; ".join(dict.fromkeys(cell.row for run in runs for cell in run.cells)) or "none with images"
+        raise InputError(
+            f"rows: expected pairs on which all of these are finished: {'; '.join(rows)}; found some of {known}"
+        )
     return complete
 
 

@@ -47,7 +47,7 @@ def matched(asked: str, known: Mapping[str, str]) -> str:
     found = {_plain(method): label for label, method in reversed([*known.items()]) if method}
     found |= {_plain(label): label for label in known}
     if (label := found.get(_plain(asked))) is None:
-        raise InputError(f"rows: expected some of {', '.join(known)}; got {asked!r}")
+        raise InputError(f"rows: expected some of {'; '.join(known)}; got {asked!r}")
     return label
 
 

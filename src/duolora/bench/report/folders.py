@@ -1,0 +1,29 @@
+"""Where finished runs are; nothing heavy is imported to say that there are none."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from duolora.errors import InputError
+
+
+def run_folders(folders: Sequence[Path]) -> list[Path]:
+    """The folders of finished runs: of these, and of those inside them.
+
+    Raises:
+        InputError: a folder holds neither `table.json` nor `curves.json`, and none of those in it does.
+    """
+    found: list[Path] = []
+    for folder in (Path(f).expanduser() for f in folders):
+        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        runs = [path for path in (folder, *inside) if _is_run(path)]
+        if not runs:
+            raise InputError(
+                f"{folder}: expected a run's folder with table.json or curves.json in it, or a folder of such; found "
+                "none; give the folder that `duolora bench` printed"
+            )
+        found += runs
+    return found
+
+
+def _is_run(path: Path) -> bool:
+    return (path / "table.json").is_file() or (path / "curves.json").is_file()
