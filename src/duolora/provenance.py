@@ -26,12 +26,12 @@ def file_hash(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def sampled_hash(path: Path, blocks: int = 256, size: int = 4096) -> str:
+def sampled_hash(path: Path) -> str:
     """SHA-256 of a file's length and of blocks spread evenly over it, in hexadecimal: quick for weights of any size.
 
     Two trainings of a network differ in nearly every number, so the blocks tell them apart.
     """
-    length = path.stat().st_size
+    length, blocks, size = path.stat().st_size, 256, 4096
     found = hashlib.sha256(str(length).encode())
     with path.open("rb") as file:
         for start in range(0, length, max(size, length // blocks)):

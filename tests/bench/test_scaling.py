@@ -35,10 +35,10 @@ def test_one_changes_nothing_and_zero_removes_attention():
 @torch.no_grad()
 def test_scaling_is_scaling_the_projection():
     unet, inputs = tiny_unet(), tiny_inputs()
-    with scaled(unet, ["up_blocks.0"], 0.3, ("attn2",)):
+    with scaled(unet, ["up_blocks.0"], 0.3):
         hooked = unet(**inputs)[0]
     for name, parameter in unet.named_parameters():
-        if name.startswith("up_blocks.0") and "attn2.to_out.0" in name:
+        if name.startswith("up_blocks.0") and "to_out.0" in name:
             parameter.mul_(0.3)
     torch.testing.assert_close(unet(**inputs)[0], hooked)
 

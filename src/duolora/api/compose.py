@@ -169,15 +169,10 @@ def compose_at_once(
             raise InputError(f"{name}: expected {len(paths)}, one for each file, got {len(each)}")
     to = checked_output(out, given, Format, [*paths, path_of(base)])
     adapters = [read_adapter(path) for path in paths]
-    said = _prompts(paths, adapters, prompts)
+    taught = _taught(paths, adapters, prompts, kinds, images)
     loaded = opened(base, once=True)
     for path, adapter in zip(paths, adapters, strict=True):
         check_fits(adapter, loaded.lora_shapes(), path)
-    chosen, images = kinds or ["content"] * len(paths), images or [None] * len(paths)
-    taught = [
-        Taught(adapter, prompt, word("kinds", kind, get_args(Kind)), found)
-        for adapter, prompt, kind, found in zip(adapters, said, chosen, images, strict=True)
-    ]
     together = given.get("merged_prompt") or ", ".join(each.prompt for each in taught)
     with replaced(loaded.parts, embeddings_of(*adapters)):
         modules = merged_at_once(loaded, taught, options, given.get("progress", True))
@@ -204,12 +199,19 @@ def one_shot_options(kinds: Sequence[str], **changes: object) -> MergeOptions:
     return options_of("oneshot", **(plain | changes))
 
 
-def _prompts(paths: Sequence[Path], adapters: Sequence[Adapter], given: Sequence[str]) -> list[str]:
-    """The trigger prompt of each LoRA: as given, or from the files' metadata."""
-    found = []
-    for path, adapter, prompt in zip(paths, adapters, given or [""] * len(paths), strict=True):
+def _taught(
+    paths: Sequence[Path],
+    adapters: Sequence[Adapter],
+    prompts: Sequence[str],
+    kinds: Sequence[str],
+    images: Sequence[str | Path | None],
+) -> list[Taught]:
+    """Each LoRA with its trigger prompt, as given or from its file's metadata, what it is for, and its images."""
+    count, found = len(paths), []
+    given = (prompts or [""] * count, kinds or ["content"] * count, images or [None] * count)
+    for path, adapter, prompt, kind, shown in zip(paths, adapters, *given, strict=True):
         said = prompt or adapter.metadata.get("prompt")
         if not isinstance(said, str) or not said.strip():
             raise InputError(f"{path}: its file names no prompt or trigger word; give one for each file with --prompt")
-        found.append(said)
+        found.append(Taught(adapter, said, word("kinds", kind, get_args(Kind)), shown))
     return found

@@ -157,9 +157,9 @@ def table(rows: dict[Job, dict[str, float | None]], pair: Pair) -> str:
     return "\n".join([*said, "", markdown(head, lines)]) + "\n"
 
 
-def comparison(pair: Pair, generated: dict[Job, torch.Tensor], columns: int = 8, scale: int = 4) -> Image.Image:
+def comparison(pair: Pair, generated: dict[Job, torch.Tensor]) -> Image.Image:
     """References on the left, one row for each job, named, and with its prompt where that is not the merged one."""
-    cell, gap = SIZE * scale, 4
+    cell, gap, columns = SIZE * 4, 4, 8
     left, label = cell + 3 * gap, 190
     sheet = Image.new("RGB", (left + label + columns * (cell + gap), len(generated) * (cell + gap) + 28), "white")
     brush, font = ImageDraw.Draw(sheet), ImageFont.load_default(16)

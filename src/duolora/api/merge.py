@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Unpack
 
@@ -170,24 +171,7 @@ def merge(
         metadata = _metadata(asked, found, both)
         masked = _masks(asked, found, both, metadata)
         done = _write(asked, found, masked, _fold(asked, both, masked.trained), metadata)
-    trained = masked.trained
-    return Merged(
-        path=done.paths[0],
-        verification=done.verification,
-        trainable=trained.trainable if masked.checkpoint else 0,
-        mean_change=trained.mean_change,
-        seconds=time.perf_counter() - started,
-        losses=trained.losses,
-        content_masks=trained.content_masks,
-        style_masks=trained.style_masks,
-        left_out=(
-            *found.left_out,
-            *untold(found.content, asked.output.format),
-            *untold(found.style, asked.output.format),
-        ),
-        unmasked=len(unmasked(both, asked.options)),
-        paths=done.paths,
-    )
+    return _merged(asked, found, both, masked, done, time.perf_counter() - started)
 
 
 def _read(asked: MergeInputs) -> Read:
@@ -337,3 +321,21 @@ def _write(asked: MergeInputs, found: Read, masked: Masked, merged: Folded, meta
     if masked.checkpoint is not None:
         masked.checkpoint.unlink(missing_ok=True)
     return done
+
+
+def _merged(asked: MergeInputs, found: Read, both: Sources, masked: Masked, done: Exported, seconds: float) -> Merged:
+    """What the caller is told of the finished merge."""
+    trained, untaken = masked.trained, (untold(each, asked.output.format) for each in (found.content, found.style))
+    return Merged(
+        path=done.paths[0],
+        verification=done.verification,
+        trainable=trained.trainable if masked.checkpoint else 0,
+        mean_change=trained.mean_change,
+        seconds=seconds,
+        losses=trained.losses,
+        content_masks=trained.content_masks,
+        style_masks=trained.style_masks,
+        left_out=(*found.left_out, *chain.from_iterable(untaken)),
+        unmasked=len(unmasked(both, asked.options)),
+        paths=done.paths,
+    )

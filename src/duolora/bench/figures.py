@@ -24,7 +24,7 @@ def ranks(masks: Mapping[str, Mapping[str, Tensor]], threshold: float) -> dict[s
     }
 
 
-def figure4(cells: Sequence[Cell], out: Path, threshold: float = THRESHOLD) -> Path:
+def figure4(cells: Sequence[Cell], out: Path) -> Path:
     """How often each rank occurs in each block, in the content and in the style masks of many merges.
 
     Writes `ranks.png`, a panel for each block, and `ranks.csv`: block, its role, adapter, rank, and how many modules of
@@ -39,7 +39,7 @@ def figure4(cells: Sequence[Cell], out: Path, threshold: float = THRESHOLD) -> P
     counts: dict[tuple[str, str, str], Counter[int]] = {}
     for cell in kept:
         role = roles(cell.loaded.unet, cell.options.block_map)
-        for side, found in ranks(read_masks(cell.folder / MASKS).masks, threshold).items():
+        for side, found in ranks(read_masks(cell.folder / MASKS).masks, THRESHOLD).items():
             for name, rank in found.items():
                 counts.setdefault((block_of(name), role[name], side), Counter())[rank] += 1
     out.mkdir(parents=True, exist_ok=True)
@@ -49,11 +49,11 @@ def figure4(cells: Sequence[Cell], out: Path, threshold: float = THRESHOLD) -> P
         writer = csv.writer(file)
         writer.writerow(["block", "role", "adapter", "rank", "modules"])
         writer.writerows([*key, rank, number] for key in keys for rank, number in sorted(counts[key].items()))
-    _plot_ranks({key: counts[key] for key in keys}, len(kept), threshold, out / "ranks.png")
+    _plot_ranks({key: counts[key] for key in keys}, len(kept), out / "ranks.png")
     return out / "ranks.png"
 
 
-def _plot_ranks(counts: Mapping[tuple[str, str, str], Counter[int]], merges: int, threshold: float, path: Path) -> None:
+def _plot_ranks(counts: Mapping[tuple[str, str, str], Counter[int]], merges: int, path: Path) -> None:
     from matplotlib.figure import Figure
 
     panels = list(dict.fromkeys(key[:2] for key in counts))
@@ -69,5 +69,5 @@ def _plot_ranks(counts: Mapping[tuple[str, str, str], Counter[int]], merges: int
         axis.set(title=f"{block}\n({role})", xlabel="rank")
     axes[0][0].set_ylabel("share of modules")
     axes[0][0].legend(fontsize=8)
-    figure.suptitle(f"entries above {threshold:g}, {merges} merges", fontsize=9)
+    figure.suptitle(f"entries above {THRESHOLD:g}, {merges} merges", fontsize=9)
     figure.savefig(path, dpi=130)

@@ -131,7 +131,7 @@ def _blocks(curves: Curves, groups: Mapping[str, tuple[str, ...]]) -> dict[str, 
     return {kind: [*groups[name]] for kind, name in dominant(curves).items()}
 
 
-def block_map(curves: Curves, groups: Mapping[str, tuple[str, ...]], margin: float = MARGIN) -> dict[str, Role]:
+def block_map(curves: Curves, groups: Mapping[str, tuple[str, ...]]) -> dict[str, Role]:
     """Which LoRA leads in the blocks of each of the smallest groups, as `merge` takes it (`--set block_map=FILE`).
 
     By what is lost of object and of style on average over the α below 1, each divided by the most that any group
@@ -142,7 +142,7 @@ def block_map(curves: Curves, groups: Mapping[str, tuple[str, ...]], margin: flo
     of_object, of_style = (_shares({name: _lost(curves[name], what) for name in names}) for what in ("object", "style"))
     for name in names:
         more = of_object[name] - of_style[name]
-        role: Role = "content" if more > margin else "style" if more < -margin else "neutral"
+        role: Role = "content" if more > MARGIN else "style" if more < -MARGIN else "neutral"
         found |= dict.fromkeys(groups[name], role)
     return found
 
@@ -235,12 +235,11 @@ def _consecutive(blocks: Sequence[str]) -> dict[str, tuple[str, ...]]:
 
 
 @contextmanager
-def scaled(network: nn.Module, blocks: Sequence[str], alpha: float, attention: Sequence[str] = ()) -> Iterator[None]:
+def scaled(network: nn.Module, blocks: Sequence[str], alpha: float) -> Iterator[None]:
     """Multiply by `alpha` what the attention of these blocks adds; on leaving the network is what it was.
 
     As the projection behind an attention is linear, this scales its weight (and bias), and what a norm makes of it
-    where there is one (Z-Image). `attention` picks some by their last names, such as `attn2` for a UNet's
-    cross-attention.
+    where there is one (Z-Image).
 
     Raises:
         InputError: a block has no attention.
@@ -250,11 +249,7 @@ def scaled(network: nn.Module, blocks: Sequence[str], alpha: float, attention: S
     handles = []
     try:
         for block in blocks:
-            names = [
-                name
-                for name in found
-                if f"{name}.".startswith(f"{block}.") and (not attention or name.rpartition(".")[2] in attention)
-            ]
+            names = [name for name in found if f"{name}.".startswith(f"{block}.")]
             if not names:
                 raise InputError(f"{block}: expected a block of the network with attention, found none")
             for name in names:

@@ -62,11 +62,11 @@ class _Configured(TyperGroup):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
-        """Run a command, with the file's options for defaults."""
-        if ctx.params.get("config") is not None:
-            with one_line():
+        """Run a command, with the file's options for defaults; what a person can act on is told in one line."""
+        with one_line():
+            if ctx.params.get("config") is not None:
                 ctx.default_map = options_of_file(Path(ctx.params["config"]), self.commands)
-        return super().invoke(ctx)
+            return super().invoke(ctx)
 
 
 class _Benchmarks(TyperGroup):
@@ -413,17 +413,16 @@ def ui(
 
     Train, merge, reweight, compare and download.
     """
-    with one_line():
-        check_folder(folder)
-        check_base(base)
-        check_place(host, port)
-        if not password and not is_local(host):
-            typer.echo(f"duolora: {printable(host)}: whoever reaches it can use the page, read all that is made there "
-                       "and have any base on this machine loaded; --password keeps others out", err=True)  # fmt: skip
-        with doing("Opening the page"):
-            from duolora.ui.page import serve
+    check_folder(folder)
+    check_base(base)
+    check_place(host, port)
+    if not password and not is_local(host):
+        typer.echo(f"duolora: {printable(host)}: whoever reaches it can use the page, read all that is made there "
+                   "and have any base on this machine loaded; --password keeps others out", err=True)  # fmt: skip
+    with doing("Opening the page"):
+        from duolora.ui.page import serve
 
-        serve(folder, base, host, port, password)
+    serve(folder, base, host, port, password)
 
 
 for command in (scores.evaluate, files.convert, files.compose, files.inspect):

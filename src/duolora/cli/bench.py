@@ -19,7 +19,7 @@ from duolora.bench.options import (
 from duolora.bench.tables.rows import ALL, MULTI, TABLES, Table, matched
 from duolora.bench.tables.tuning import TUNING
 from duolora.cli import report as reports
-from duolora.cli.common import doing, one_line, report
+from duolora.cli.common import doing, report
 from duolora.cli.early import check_there
 from duolora.cli.examples import examples
 from duolora.cli.spread import spread
@@ -115,12 +115,11 @@ def rerun(
 
     Prompts are the same, too. Give another `--out` to measure anew.
     """
-    with one_line():
-        check_there("a table's config; give the folder of one", folder / "config.json")
-        with doing(f"Loading what {folder} needs"):
-            from duolora.bench.config import read_config
+    check_there("a table's config; give the folder of one", folder / "config.json")
+    with doing(f"Loading what {folder} needs"):
+        from duolora.bench.config import read_config
 
-        _run(read_config(folder), RunOptions(out=out, workers=workers, ray=ray, as_json=as_json))
+    _run(read_config(folder), RunOptions(out=out, workers=workers, ray=ray, as_json=as_json))
 
 
 def _figure3(options: Figure3Options) -> None:

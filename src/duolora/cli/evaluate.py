@@ -11,7 +11,6 @@ from duolora.cli.common import (
     SeedOption,
     check_device,
     doing,
-    one_line,
     printable,
     report,
 )
@@ -48,19 +47,16 @@ def evaluate(
 
     With the checkpoints and transforms behind each number.
     """
-    with one_line():
-        check_inputs((), generated, content, style)
-        check_device(device)
-        given = {"content": content, "style": style, "prompt": prompt or prompts}
-        names, places = chosen(metrics, [each for each in given if given[each]]), named_checkpoints(checkpoint or [])
-        with doing("Loading the metrics", quiet):
-            from duolora.api.evaluate import evaluate as run, prompts_of
+    check_inputs((), generated, content, style)
+    check_device(device)
+    given = {"content": content, "style": style, "prompt": prompt or prompts}
+    names, places = chosen(metrics, [each for each in given if given[each]]), named_checkpoints(checkpoint or [])
+    with doing("Loading the metrics", quiet):
+        from duolora.api.evaluate import evaluate as run, prompts_of
 
-        asked = prompts_of(prompt, prompts)
-        done = run(
-            generated, content, style, asked, names, places, device=device, cache=not no_cache, progress=not quiet
-        )
-        report(as_json, done.table(), **done.facts())
+    asked = prompts_of(prompt, prompts)
+    done = run(generated, content, style, asked, names, places, device=device, cache=not no_cache, progress=not quiet)
+    report(as_json, done.table(), **done.facts())
 
 
 checkpoints = typer.Typer(name="checkpoints", no_args_is_help=True, help="Checkpoints of the metrics' encoders.")
@@ -77,14 +73,13 @@ def convert(
 
     Nothing in it is executed: it is read as tensors only, in a process of its own, and then loaded as a check.
     """
-    with one_line():
-        word("checkpoint", name, list(DEFAULTS))
-        check_there("CSD's pickle, or a folder with pytorch_model.bin", source)
-        with doing("Loading"):
-            from duolora.metrics.pickled import convert as run
+    word("checkpoint", name, list(DEFAULTS))
+    check_there("CSD's pickle, or a folder with pytorch_model.bin", source)
+    with doing("Loading"):
+        from duolora.metrics.pickled import convert as run
 
-        path = run(name, source.expanduser(), out.expanduser())
-        report(as_json, f"{path}: use it by --checkpoint {name}={path}", path=path)
+    path = run(name, source.expanduser(), out.expanduser())
+    report(as_json, f"{path}: use it by --checkpoint {name}={path}", path=path)
 
 
 datasets = typer.Typer(
@@ -103,22 +98,21 @@ def check(
 
     Exit status 1 if anything is.
     """
-    with one_line():
-        from duolora.metrics.datasets.dataset import problems
-        from duolora.metrics.datasets.layouts import read_dataset
+    from duolora.metrics.datasets.dataset import problems
+    from duolora.metrics.datasets.layouts import read_dataset
 
-        found = read_dataset(folder, layout)
-        missing = problems(found)
-        images = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
-        held = f"{len(found.contents)} contents, {len(found.styles)} styles, {images} images"
-        report(
-            as_json,
-            "\n".join([f"{folder}: {found.layout}; {held}; {len(missing)} problems", *missing]),
-            layout=found.layout, contents=list(found.contents), styles=list(found.styles), images=images,
-            problems=missing,
-        )  # fmt: skip
-        if missing:
-            raise typer.Exit(1)
+    found = read_dataset(folder, layout)
+    missing = problems(found)
+    images = sum(len(c.images) for c in (*found.contents.values(), *found.styles.values()))
+    held = f"{len(found.contents)} contents, {len(found.styles)} styles, {images} images"
+    report(
+        as_json,
+        "\n".join([f"{folder}: {found.layout}; {held}; {len(missing)} problems", *missing]),
+        layout=found.layout, contents=list(found.contents), styles=list(found.styles), images=images,
+        problems=missing,
+    )  # fmt: skip
+    if missing:
+        raise typer.Exit(1)
 
 
 @datasets.command(epilog=examples("datasets pairs"))
@@ -147,41 +141,38 @@ def pairs(
 
     So that it can be run again on exactly the same.
     """
-    with one_line():
-        from duolora.metrics.datasets.layouts import read_dataset
-        from duolora.metrics.datasets.manifests import PROMPT, Manifest, choose_pairs, write_manifest
+    from duolora.metrics.datasets.layouts import read_dataset
+    from duolora.metrics.datasets.manifests import PROMPT, Manifest, choose_pairs, write_manifest
 
-        if prompt and own_prompts:
-            raise InputError("--own-prompts: expected these or --prompt, got both")
-        subjects, others = read_dataset(contents), read_dataset(styles)
-        sides = [{name: each.images for name, each in side.items()} for side in (subjects.contents, others.styles)]
-        named, styled = ([name for name, images in side.items() if images] for side in sides)
-        for option, folder, found, other in (
-            ("--contents", contents, named, subjects.styles), ("--styles", styles, styled, others.contents)
-        ):  # fmt: skip
-            if not found:
-                held = f", but {len(other)} of the other kind; are the two exchanged?" if other else ""
-                raise InputError(f"{option} {folder}: expected {option[2:]} with images, found none{held}")
-        chosen = choose_pairs(named, styled, count, seed)
-        said = _words(words or [], {*subjects.contents, *others.styles})
-        concepts = [subjects.contents[pair.content] for pair in chosen]
-        for pair, concept in zip(chosen, concepts, strict=True):
-            concept.in_words(concept.words, said, "content")
-            others.styles[pair.style].in_words(others.styles[pair.style].style, said, "style")
-        asked = () if own_prompts else tuple(prompt or [PROMPT])
-        seeds = tuple(range(num))
-        write_manifest(out, Manifest(out.stem, chosen, asked, seeds, subjects.layout, others.layout, said))
-        images = num * sum(len(asked or concept.fitting() or [PROMPT]) for concept in concepts)
-        typer.echo(f"{out}: {len(chosen)} pairs, {num} images of each prompt; {images} images for each row of a table")
-        if own_prompts:
-            own = {prompt for concept in concepts for prompt in concept.prompts}
-            left = own - {prompt for concept in concepts for prompt in concept.fitting()}
-            typer.echo(f"{len(left)} of {len(own)} prompts name another style, matter or colour, and are left out")
-        if absent := [name for side in sides for name, images in side.items() if not images]:
-            left_out = printable(", ".join(absent))
-            typer.echo(
-                f"left out, for lack of images: {left_out}; `duolora datasets check` says what is missing", err=True
-            )
+    if prompt and own_prompts:
+        raise InputError("--own-prompts: expected these or --prompt, got both")
+    subjects, others = read_dataset(contents), read_dataset(styles)
+    sides = [{name: each.images for name, each in side.items()} for side in (subjects.contents, others.styles)]
+    named, styled = ([name for name, images in side.items() if images] for side in sides)
+    for option, folder, found, other in (
+        ("--contents", contents, named, subjects.styles), ("--styles", styles, styled, others.contents)
+    ):  # fmt: skip
+        if not found:
+            held = f", but {len(other)} of the other kind; are the two exchanged?" if other else ""
+            raise InputError(f"{option} {folder}: expected {option[2:]} with images, found none{held}")
+    chosen = choose_pairs(named, styled, count, seed)
+    said = _words(words or [], {*subjects.contents, *others.styles})
+    concepts = [subjects.contents[pair.content] for pair in chosen]
+    for pair, concept in zip(chosen, concepts, strict=True):
+        concept.in_words(concept.words, said, "content")
+        others.styles[pair.style].in_words(others.styles[pair.style].style, said, "style")
+    asked = () if own_prompts else tuple(prompt or [PROMPT])
+    seeds = tuple(range(num))
+    write_manifest(out, Manifest(out.stem, chosen, asked, seeds, subjects.layout, others.layout, said))
+    images = num * sum(len(asked or concept.fitting() or [PROMPT]) for concept in concepts)
+    typer.echo(f"{out}: {len(chosen)} pairs, {num} images of each prompt; {images} images for each row of a table")
+    if own_prompts:
+        own = {prompt for concept in concepts for prompt in concept.prompts}
+        left = own - {prompt for concept in concepts for prompt in concept.fitting()}
+        typer.echo(f"{len(left)} of {len(own)} prompts name another style, matter or colour, and are left out")
+    if absent := [name for side in sides for name, images in side.items() if not images]:
+        left_out = printable(", ".join(absent))
+        typer.echo(f"left out, for lack of images: {left_out}; `duolora datasets check` says what is missing", err=True)
 
 
 def _words(given: list[str], known: set[str]) -> dict[str, str]:

@@ -12,7 +12,6 @@ from duolora.cli.common import (
     QuietOption,
     chosen,
     doing,
-    one_line,
     printable,
     report,
     tell_images,
@@ -50,26 +49,25 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Write a LoRA in another format, strength or size, verified."""
-    with one_line():
-        check_output(out, format, dtype, Export, (file, content, style), overwrite)
-        check_inputs([path for path in (file, content, style) if path is not None])
-        with doing(f"Reading {file}", quiet):
-            from duolora.api.convert import convert as run
-            from duolora.progress import shown
+    check_output(out, format, dtype, Export, (file, content, style), overwrite)
+    check_inputs([path for path in (file, content, style) if path is not None])
+    with doing(f"Reading {file}", quiet):
+        from duolora.api.convert import convert as run
+        from duolora.progress import shown
 
-        with shown(not quiet):
-            done = run(
-                file, out, format, dtype, overwrite, content=content, style=style, content_weight=content_weight,
-                style_weight=style_weight, threshold=threshold, energy=energy, rank=rank,
-            )  # fmt: skip
-        text = f"{' and '.join(map(str, done.paths))}: {verified(done.verification)}{_not_carried(done.left_out)}"
-        facts = {"paths": done.paths, "left_out": done.left_out, **verification_facts(done.verification)}
-        if done.lost is not None:
-            worst = max(done.lost.errors, key=done.lost.errors.__getitem__)
-            text += f"\nmade smaller: ΔW has lost {done.lost.whole:.2%} of its size, most in {worst}"
-            text += f" ({done.lost.errors[worst]:.2%})"
-            facts["lost"] = {"whole": done.lost.whole, "modules": done.lost.errors}
-        report(as_json, text, **facts)
+    with shown(not quiet):
+        done = run(
+            file, out, format, dtype, overwrite, content=content, style=style, content_weight=content_weight,
+            style_weight=style_weight, threshold=threshold, energy=energy, rank=rank,
+        )  # fmt: skip
+    text = f"{' and '.join(map(str, done.paths))}: {verified(done.verification)}{_not_carried(done.left_out)}"
+    facts = {"paths": done.paths, "left_out": done.left_out, **verification_facts(done.verification)}
+    if done.lost is not None:
+        worst = max(done.lost.errors, key=done.lost.errors.__getitem__)
+        text += f"\nmade smaller: ΔW has lost {done.lost.whole:.2%} of its size, most in {worst}"
+        text += f" ({done.lost.errors[worst]:.2%})"
+        facts["lost"] = {"whole": done.lost.whole, "modules": done.lost.errors}
+    report(as_json, text, **facts)
 
 
 @spread
@@ -159,15 +157,14 @@ def inspect(
 
     Base, dialect, rank and trigger words, then ranks and energy by block, its metadata, what two files have in common.
     """
-    with one_line():
-        check_inputs([file, *([] if other is None else [other])])
-        with doing(f"Reading {file}", quiet):
-            from duolora.api.inspect import inspect as run
-            from duolora.progress import shown
+    check_inputs([file, *([] if other is None else [other])])
+    with doing(f"Reading {file}", quiet):
+        from duolora.api.inspect import inspect as run
+        from duolora.progress import shown
 
-        with shown(not quiet):
-            facts = run(file, other, plot)
-        report(as_json, "" if as_json else printed(facts), **facts)
+    with shown(not quiet):
+        facts = run(file, other, plot)
+    report(as_json, "" if as_json else printed(facts), **facts)
 
 
 def printed(facts: dict[str, Any], indent: int = 0) -> str:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from duolora.bench.report.folders import run_folders
-from duolora.cli.common import JsonOption, doing, one_line, report as said
+from duolora.cli.common import JsonOption, doing, report as said
 from duolora.cli.early import check_there
 from duolora.cli.examples import examples
 
@@ -28,14 +28,13 @@ def report(
 
     Tables, plots, images, metadata.
     """
-    with one_line():
-        check_there(RUNS, *folders)
-        run_folders(folders)
-        with doing("Reading the runs"):
-            from duolora.bench.report.page import report as run
+    check_there(RUNS, *folders)
+    run_folders(folders)
+    with doing("Reading the runs"):
+        from duolora.bench.report.page import report as run
 
-        path = run(folders, out, title)
-        said(as_json, f"{path}: {path.stat().st_size / 1e6:.1f} MB", path=path, bytes=path.stat().st_size)
+    path = run(folders, out, title)
+    said(as_json, f"{path}: {path.stat().st_size / 1e6:.1f} MB", path=path, bytes=path.stat().st_size)
 
 
 study = typer.Typer(no_args_is_help=True, help="A blind questionnaire from finished runs, and Table 6.")
@@ -58,16 +57,15 @@ def make(
 
     The key stays with you.
     """
-    with one_line():
-        check_there(RUNS, *folders)
-        run_folders(folders)
-        with doing("Reading the runs"):
-            from duolora.bench.study.study import make as run, read_key
+    check_there(RUNS, *folders)
+    run_folders(folders)
+    with doing("Reading the runs"):
+        from duolora.bench.study.study import make as run, read_key
 
-        page, key = run(folders, out, row or (), each, seed)
-        count = len(read_key(key).questions)
-        typer.echo(f"{page}: {count} questions, {page.stat().st_size / 1e6:.1f} MB; give this to people")
-        typer.echo(f"{key}: keep this; it says which image is whose")
+    page, key = run(folders, out, row or (), each, seed)
+    count = len(read_key(key).questions)
+    typer.echo(f"{page}: {count} questions, {page.stat().st_size / 1e6:.1f} MB; give this to people")
+    typer.echo(f"{key}: keep this; it says which image is whose")
 
 
 @study.command(epilog=examples("bench study score"))
@@ -80,13 +78,12 @@ def score(
 
     Who was chosen how often, with intervals, and how far people agree.
     """
-    with one_line():
-        check_there("the key.json that `study make` wrote", key)
-        check_there("answers that people sent back", *answers)
-        with doing("Reading the answers"):
-            from dataclasses import asdict
+    check_there("the key.json that `study make` wrote", key)
+    check_there("answers that people sent back", *answers)
+    with doing("Reading the answers"):
+        from dataclasses import asdict
 
-            from duolora.bench.study.study import score as run
+        from duolora.bench.study.study import score as run
 
-        done = run(answers, key)
-        said(as_json, done.table(), **asdict(done))
+    done = run(answers, key)
+    said(as_json, done.table(), **asdict(done))

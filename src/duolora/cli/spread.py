@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import typer
 
-from duolora.cli.common import one_line
 from duolora.options import Range, choices, hints, told, word
 
 
@@ -50,11 +49,10 @@ def spread(command: Callable[..., object]) -> Callable[..., object]:
         parameters += [_parameter(of, one, changes) for one in shown]
 
     def call(**given: Any) -> None:
-        with one_line():
-            for name, (of, shown, partly) in parts.items():
-                values = {one.name: _value(of, one, given.pop(_called(one, "_"))) for one in shown}
-                given[name] = {k: v for k, v in values.items() if v is not None} if partly else of(**values)
-            command(**given)
+        for name, (of, shown, partly) in parts.items():
+            values = {one.name: _value(of, one, given.pop(_called(one, "_"))) for one in shown}
+            given[name] = {k: v for k, v in values.items() if v is not None} if partly else of(**values)
+        command(**given)
 
     call.__name__, call.__doc__ = command.__name__, command.__doc__
     call.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]

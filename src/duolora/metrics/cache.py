@@ -46,9 +46,7 @@ class Cache:
             write_whole(self._path(embedder, content), file.getvalue())
 
 
-def embed_files(
-    embedder: Embedder, files: Sequence[Path], cache: Cache | None = None, batch: int = BATCH
-) -> Float[Tensor, "n d"]:
+def embed_files(embedder: Embedder, files: Sequence[Path], cache: Cache | None = None) -> Float[Tensor, "n d"]:
     """Embeddings of image files, in their order; files of the same bytes are embedded once.
 
     Raises:
@@ -64,8 +62,8 @@ def embed_files(
         if found is not None:
             rows[content] = found
     wanted = list({h: path for h, path in zip(hashes, files, strict=True) if h not in rows}.items())
-    for start in range(0, len(wanted), batch):
-        part = wanted[start : start + batch]
+    for start in range(0, len(wanted), BATCH):
+        part = wanted[start : start + BATCH]
         made = embedder([read_image(path) for _, path in part])
         for (content, _), row in zip(part, made, strict=True):
             rows[content] = row

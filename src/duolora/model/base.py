@@ -250,13 +250,8 @@ class Base:
         return PromptEmbeds(torch.zeros_like(empty.embeds), torch.zeros_like(empty.pooled))
 
     @torch.no_grad()
-    def encode_images(
-        self, pixels: Float[Tensor, "n 3 height width"], generator: torch.Generator | None = None
-    ) -> Float[Tensor, "n c h w"]:
-        """Latents of images in [-1, 1], less the VAE's shift and times its scaling factor, float32.
-
-        The mean of the posterior; with a (CPU) generator a sample of it, which is the same on any device.
-        """
+    def encode_images(self, pixels: Float[Tensor, "n 3 height width"]) -> Float[Tensor, "n c h w"]:
+        """Latents of images in [-1, 1], the posterior's mean less the VAE's shift times its scaling factor, float32."""
         scale = self.parts.vae_scale_factor * self.kind.patch
         height, width = pixels.shape[2:]
         if height % scale or width % scale:
@@ -265,11 +260,7 @@ class Base:
         latents = []
         for part in torch.split(pixels, _at_once(height * width)):
             images = part.to(self.device, torch.float32)
-            posterior = self.vae.encode(images[:, :, None] if self.kind.video else images).latent_dist
-            latents.append(posterior.mean)
-            if generator is not None:
-                noise = torch.randn(posterior.mean.shape, generator=generator).to(self.device)
-                latents[-1] = posterior.mean + posterior.std * noise
+            latents.append(self.vae.encode(images[:, :, None] if self.kind.video else images).latent_dist.mean)
         found = torch.cat(latents)
         shift, scale = self._scaling
         return ((found[:, :, 0] if self.kind.video else found) - shift) * scale

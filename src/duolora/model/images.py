@@ -13,6 +13,9 @@ from duolora.errors import InputError
 from duolora.model.defaults import FITS
 from duolora.model.image_files import image_paths, read_image
 
+GAP = 2
+"""Pixels between the images of a sheet."""
+
 
 def load_image(path: Path, size: int, fit: str = "crop") -> Float[Tensor, "3 size size"]:
     """An image (see `read_image`) as RGB in [-1, 1], made a square as `FITS` says.
@@ -51,25 +54,25 @@ def as_pixels(images: Iterable[Image.Image]) -> Float[Tensor, "n 3 h w"]:
     )
 
 
-def tiled(rows: Sequence[Sequence[Image.Image]], gap: int = 2) -> Image.Image:
+def tiled(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
     """Images of one size laid out in rows on white."""
     width, height = rows[0][0].size
-    sheet = Image.new("RGB", (max(map(len, rows)) * (width + gap) - gap, len(rows) * (height + gap) - gap), "white")
+    sheet = Image.new("RGB", (max(map(len, rows)) * (width + GAP) - GAP, len(rows) * (height + GAP) - GAP), "white")
     for y, row in enumerate(rows):
         for x, image in enumerate(row):
-            sheet.paste(image, (x * (width + gap), y * (height + gap)))
+            sheet.paste(image, (x * (width + GAP), y * (height + GAP)))
     return sheet
 
 
-def untiled(sheet: Image.Image, rows: int, gap: int = 2) -> list[list[Image.Image]]:
+def untiled(sheet: Image.Image, rows: int) -> list[list[Image.Image]]:
     """The square images of a sheet with so many rows, as `tiled` laid them out.
 
     Raises:
         InputError: it is no such sheet.
     """
-    side, rest = divmod(sheet.height + gap, rows)
-    columns, over = divmod(sheet.width + gap, side)
+    side, rest = divmod(sheet.height + GAP, rows)
+    columns, over = divmod(sheet.width + GAP, side)
     if rest or over or not columns:
-        raise InputError(f"expected {rows} rows of square images with {gap} pixels between, found {sheet.size}")
+        raise InputError(f"expected {rows} rows of square images with {GAP} pixels between, found {sheet.size}")
     corners = [[(x * side, y * side) for x in range(columns)] for y in range(rows)]
-    return [[sheet.crop((x, y, x + side - gap, y + side - gap)) for x, y in row] for row in corners]
+    return [[sheet.crop((x, y, x + side - GAP, y + side - GAP)) for x, y in row] for row in corners]

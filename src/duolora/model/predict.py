@@ -92,19 +92,9 @@ class NoiseSchedule:
         """The two conversions that the paper's losses need."""
         return Process(self.add_noise, self.predict_x0)
 
-    def sample_timesteps(
-        self, n: int, generator: torch.Generator | None = None, low: int = 0, high: int | None = None
-    ) -> Int[Tensor, " n"]:
-        """Timesteps sampled uniformly from low ≤ t < high (default: all) by a CPU generator, so the same on any device.
-
-        Raises:
-            InputError: the range is empty or leaves the training timesteps.
-        """
-        last = len(self.alpha)
-        high = last if high is None else high
-        if not 0 <= low < high <= last:
-            raise InputError(f"timesteps: expected 0 ≤ low < high ≤ {last}, got low {low} and high {high}")
-        return torch.randint(low, high, (n,), generator=generator).to(self.alpha.device)
+    def sample_timesteps(self, n: int, generator: torch.Generator) -> Int[Tensor, " n"]:
+        """Timesteps sampled uniformly from all by a CPU generator, so the same on any device."""
+        return torch.randint(len(self.alpha), (n,), generator=generator).to(self.alpha.device)
 
 
 def noise_schedule(base: Base) -> NoiseSchedule:

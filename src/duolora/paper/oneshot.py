@@ -25,6 +25,7 @@ from duolora.paper.layer_prior import equation_1
 
 TOLERANCE = 1e-9
 BISECTIONS = 60
+ITERATIONS = 20_000
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,9 +98,7 @@ def _projected(v: Tensor, step: Tensor, p: Problem, upper: float) -> Tensor:
     return torch.where(inactive[:, None], free, at(high))
 
 
-def solve(
-    p: Problem, upper: float, start: Float[Tensor, "n R"] | None = None, iterations: int = 20_000
-) -> Float[Tensor, "n R"]:
+def solve(p: Problem, upper: float) -> Float[Tensor, "n R"]:
     """The masks of all n modules, by accelerated proximal gradient steps with restarts.
 
     Each direction has its own step, 1 / (2 L H_ii) with L the largest eigenvalue of H scaled to a unit diagonal. In the
@@ -111,9 +110,9 @@ def solve(
     root = diagonal.rsqrt()
     L = torch.linalg.eigvalsh(root[:, :, None] * p.H * root[:, None, :]).amax(-1).clamp(min=1.0)
     step = 0.5 / (L[:, None] * diagonal)
-    m = y = (torch.ones_like(p.b) if start is None else start.double()).clamp(0, upper)
+    m = y = torch.ones_like(p.b).clamp(0, upper)
     age = torch.ones_like(p.lam)
-    for _ in range(iterations):
+    for _ in range(ITERATIONS):
         gradient = 2 * (p.H @ y[..., None])[..., 0] - 2 * p.b + p.c
         new = _projected(y - step * gradient, step, p, upper)
         turned = ((y - new) * (new - m) / step).sum(-1) > 0

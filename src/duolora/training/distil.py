@@ -86,7 +86,7 @@ def student_of(teacher: UNet2DConditionModel, shape: str) -> UNet2DConditionMode
     return student.to(teacher.device)
 
 
-def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device, teacher: Path = TEACHER) -> Path:
+def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device) -> Path:
     """Distil a base into `folder`, going on from its checkpoint if there is one; returns the pipeline's folder.
 
     The name tells shape, steps and teacher apart; a finished one is returned as it is.
@@ -96,17 +96,17 @@ def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device,
     """
     if recipe.steps < 1 or recipe.images < 1 or recipe.batch < 1:
         raise InputError(f"distil: expected steps, images and batch above 0, got {recipe}")
-    mark = file_hash(teacher / "unet" / "diffusion_pytorch_model.safetensors")
+    mark = file_hash(TEACHER / "unet" / "diffusion_pytorch_model.safetensors")
     out = folder / f"atelier-{shape}-{recipe.steps}-{mark[:8]}"
     if out.exists():
         return out
-    base = load_base(teacher, device, "float32")
+    base = load_base(TEACHER, device, "float32")
     student = student_of(base.unet, shape).requires_grad_(True).train()
     checkpoint = checkpoint_path(out, asdict(recipe) | {"shape": shape, "teacher": mark})
     _learn(base, student, recipe, checkpoint, shape)
     part = out.with_name(f".{out.name}.part")
     rmtree(part, ignore_errors=True)
-    copytree(teacher, part, ignore=ignore_patterns("unet"))
+    copytree(TEACHER, part, ignore=ignore_patterns("unet"))
     student.half().save_pretrained(part / "unet", safe_serialization=True)
     os.replace(part, out)
     checkpoint.unlink(missing_ok=True)

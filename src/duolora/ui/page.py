@@ -430,10 +430,10 @@ def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> tuple[Any,
     return images, words, lora
 
 
-def _gallery(gr: Any, label: str, id: str, columns: int = 4) -> Any:
+def _gallery(gr: Any, label: str, id: str) -> Any:
     """Images, of which nothing is to be seen as long as there are none."""
     return gr.Gallery(
-        label=label, columns=columns, fit_columns=False, object_fit="contain", elem_id=id, format="png",
+        label=label, columns=4, fit_columns=False, object_fit="contain", elem_id=id, format="png",
         interactive=False, visible=False, buttons=["fullscreen"],
     )  # fmt: skip
 

@@ -36,6 +36,8 @@ COUNT = 4
 EVERY = 0.5
 """Seconds from one word of how far the work is to the next; each brings the newest previews."""
 SIDES = {"content": "subject", "style": "style"}
+ENLARGED = 256
+"""Pixels that an image has at least, as it is shown."""
 RECORD = "made.json"
 
 
@@ -189,10 +191,10 @@ class Feed:
         self.tell(news)
 
 
-def shown(image: Tensor, least: int = 256) -> Image.Image:
+def shown(image: Tensor) -> Image.Image:
     """An image as people see it: small ones enlarged without smoothing."""
     found = as_image(image)
-    times = max(1, least // max(found.size))
+    times = max(1, ENLARGED // max(found.size))
     return found.resize((found.width * times, found.height * times), Image.Resampling.NEAREST)
 
 

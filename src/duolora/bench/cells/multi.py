@@ -21,6 +21,8 @@ from duolora.metrics.datasets.dataset import SUBJECT
 from duolora.model.images import as_image, as_pixels
 
 ONE = f"a {SUBJECT}"
+MOST = 4
+"""Groups of each number of subjects."""
 T = TypeVar("T", Case, PhotoPair)
 
 
@@ -122,7 +124,7 @@ def _placed(subjects: Sequence[str]) -> str:
     return " and ".join(f"{subject} {place[0]}" for subject, place in zip(subjects, places, strict=True))
 
 
-def photo_groups(pairs: Sequence[PhotoPair], number: int, most: int = 4) -> list[PhotoGroup]:
+def photo_groups(pairs: Sequence[PhotoPair], number: int) -> list[PhotoGroup]:
     """Groups of `number` of the first four subjects, each with one of the pairs' styles in turn."""
     first: dict[str, PhotoPair] = {}
     for pair in pairs:
@@ -133,11 +135,11 @@ def photo_groups(pairs: Sequence[PhotoPair], number: int, most: int = 4) -> list
     ]
     return [
         PhotoGroup(tuple(replace(pair, style=pairs[k % len(pairs)].style) for pair in chosen))
-        for k, chosen in enumerate(islice(combinations(named, number), most))
+        for k, chosen in enumerate(islice(combinations(named, number), MOST))
     ]
 
 
-def groups(cases: Sequence[Case], number: int, most: int = 4) -> list[Group]:
+def groups(cases: Sequence[Case], number: int) -> list[Group]:
     """Groups of `number` subjects out of four of a data set, each with one of its styles in turn.
 
     The four are of as many kinds as there are, and so is each group; subjects of one kind differ in colour or pattern.
@@ -148,7 +150,7 @@ def groups(cases: Sequence[Case], number: int, most: int = 4) -> list[Group]:
     kinds = [len({subjects[i].pair.kind for i in chosen}) for chosen in chances]
     mixed = (chosen for chosen, n in zip(chances, kinds, strict=True) if n == max(kinds))
     found = []
-    for k, chosen in enumerate(islice(mixed, most)):
+    for k, chosen in enumerate(islice(mixed, MOST)):
         style = cases[k % len(cases)]
         shared = {name: getattr(style.pair, name) for name in ("style", "shown", "shown_colour")}
         members = []

@@ -103,22 +103,18 @@ def read_run(folder: Path) -> Run:
         FileRefused: one of its files is damaged.
     """
     with undamaged(folder):
-        return _run(folder)
-
-
-def _run(folder: Path) -> Run:
-    about = _json(folder / "run.json") if (folder / "run.json").exists() else {}
-    name = str(about.get("table", folder.name))
-    curves = _curves(_json(folder / "curves.json")) if (folder / "curves.json").exists() else None
-    known = TABLES | {"tuning": TUNING}
-    title = known[name].title if name in known else name
-    lines: tuple[Line, ...] = ()
-    if (folder / "table.json").exists():
-        lines = tuple(_line(entry, folder) for entry in _json(folder / "table.json"))
-    elif curves is not None:
-        title = "Figure 3: what is still generated as the attention of some blocks is turned down"
-    cells = _cells(folder.parent / "cells", name, about, {line.row for line in lines})
-    return Run(name, title, folder, ", ".join(about.get("bases", ("atelier",))), about, lines, tuple(cells), curves)
+        about = _json(folder / "run.json") if (folder / "run.json").exists() else {}
+        name = str(about.get("table", folder.name))
+        curves = _curves(_json(folder / "curves.json")) if (folder / "curves.json").exists() else None
+        known = TABLES | {"tuning": TUNING}
+        title = known[name].title if name in known else name
+        lines: tuple[Line, ...] = ()
+        if (folder / "table.json").exists():
+            lines = tuple(_line(entry, folder) for entry in _json(folder / "table.json"))
+        elif curves is not None:
+            title = "Figure 3: what is still generated as the attention of some blocks is turned down"
+        cells = _cells(folder.parent / "cells", name, about, {line.row for line in lines})
+        return Run(name, title, folder, ", ".join(about.get("bases", ("atelier",))), about, lines, tuple(cells), curves)
 
 
 def _json(path: Path) -> Any:

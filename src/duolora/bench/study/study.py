@@ -7,7 +7,7 @@ with whoever runs the study.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from random import Random
@@ -109,56 +109,57 @@ def make(
         raise InputError(f"each: expected at least one question for every pair, got {each}")
     where, rng = Path(out).expanduser(), Random(seed)
     runs = read_runs([Path(folder) for folder in folders])
-    known = {cell.row: str(cell.result.get("row", {}).get("method", "")) for run in runs for cell in _drawn(run)}
-    rows = [matched(row, known) for row in rows] or _by_default(known)
-    if len(set(rows)) < 2:
-        found = f"{'; '.join(rows) or 'none'}, of the finished {'; '.join(known) or 'none'}"
-        raise InputError(f"rows: expected at least two different methods to compare, got {found}")
+    rows = _compared(runs, rows)
     cases = _complete(runs, rows)
     bases = {run.base for run in runs}
     if len(bases) > 1:
         raise InputError(f"expected runs on one base, got {', '.join(sorted(bases))}; make a study for each")
-    questions, shown = [], []
-    for case, cells in cases.items():
-        sheets = {row: _images(cell) for row, cell in cells.items()}
-        budget = OPTIONS // len(rows)
-        fewest = min(map(len, sheets.values()))
-        for image in rng.sample(range(fewest), min(each, fewest)):
-            names = {f"{rng.getrandbits(48):012x}": row for row in rows}
-            prompt = _prompts(next(iter(cells.values())), image, fewest)
-            question = Question(f"{rng.getrandbits(48):012x}", case, prompt, image, names)
-            questions.append(question)
-            options = [
-                {"name": name, "image": data_uri(_opened(sheets[row][image]), SIDE, budget)}
-                for name, row in names.items()
-            ]
-            rng.shuffle(options)
-            shown.append(_shown(question, cells, options))
+    asked = [one for case, cells in cases.items() for one in _questions(case, cells, each, rng)]
+    questions, shown = tuple(question for question, _ in asked), [entry for _, entry in asked]
     rng.shuffle(shown)
-    facts = json.dumps([seed, list(rows), [asdict(q) for q in questions]], sort_keys=True)
-    key = Key(
-        hashlib.sha256(facts.encode()).hexdigest()[:12],
-        seed,
-        bases.pop(),
-        tuple(rows),
-        tuple(questions),
-        runs[0].published,
-    )
-    page = (
-        environment("duolora.bench.study")
-        .get_template("study.html.j2")
-        .render(study=key.study, questions=shown, no_choice=NONE)
-    )
+    facts = json.dumps([seed, rows, [asdict(q) for q in questions]], sort_keys=True)
+    study = hashlib.sha256(facts.encode()).hexdigest()[:12]
+    key = Key(study, seed, bases.pop(), tuple(rows), questions, runs[0].published)
+    template = environment("duolora.bench.study").get_template("study.html.j2")
+    page = template.render(study=study, questions=shown, no_choice=NONE)
     kept, text = where / "key.json", json.dumps(asdict(key), indent=1) + "\n"
     if kept.exists() and kept.read_text("utf-8") != text:
         raise InputError(f"{kept}: the key of another study, which its answers need; name another folder")
     return written(where / "questionnaire.html", page), written(kept, text)
 
 
+def _compared(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
+    """The labels of the methods to compare: those that were asked for, or some that are finished."""
+    known = {cell.row: str(cell.result.get("row", {}).get("method", "")) for run in runs for cell in _drawn(run)}
+    rows = [matched(row, known) for row in asked] or _by_default(known)
+    if len(set(rows)) < 2:
+        found = f"{'; '.join(rows) or 'none'}, of the finished {'; '.join(known) or 'none'}"
+        raise InputError(f"rows: expected at least two different methods to compare, got {found}")
+    return rows
+
+
 def _by_default(known: Mapping[str, str]) -> list[str]:
     """Of the finished rows those of the paper's study or, where there are not two, all that are made by a method."""
     papers = [row for row in ROWS if row in known]
     return papers if len(papers) > 1 else [row for row, method in known.items() if method]
+
+
+def _questions(
+    case: str, cells: Mapping[str, Measured], each: int, rng: Random
+) -> Iterator[tuple[Question, dict[str, Any]]]:
+    """So many questions of a pair for the key, each with what the page shows of it."""
+    sheets = {row: _images(cell) for row, cell in cells.items()}
+    fewest = min(map(len, sheets.values()))
+    for image in rng.sample(range(fewest), min(each, fewest)):
+        names = {f"{rng.getrandbits(48):012x}": row for row in cells}
+        prompt = _prompts(next(iter(cells.values())), image, fewest)
+        question = Question(f"{rng.getrandbits(48):012x}", case, prompt, image, names)
+        options = [
+            {"name": name, "image": data_uri(_opened(sheets[row][image]), SIDE, OPTIONS // len(cells))}
+            for name, row in names.items()
+        ]
+        rng.shuffle(options)
+        yield question, _shown(question, cells, options)
 
 
 def _complete(runs: Sequence[Run], rows: Sequence[str]) -> dict[str, dict[str, Measured]]:
