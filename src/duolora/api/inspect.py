@@ -191,6 +191,7 @@ def _cosines(one: Mapping[str, LowRank], other: Mapping[str, LowRank], share: bo
             raise FileRefused(f"{name}: expected one shape in both files, found two; they are for different bases")
 
     def cosine(names: Iterable[str]) -> float | None:
+        """The cosine over these modules, taken as one vector."""
         names = list(names)
         product = sum(inner(one[n], other[n]) for n in names if n in one and n in other)
         pair = (other, other) if share else (one, other)

@@ -58,6 +58,7 @@ def by_classifier(count: int, seed: int) -> Measure:
         return sum(a == b for a, b in zip(found, asked, strict=True)) / count
 
     def seen(images: Tensor) -> tuple[float, float]:
+        """The shares of images with the object, and with the style, that they were asked for."""
         said = classify(classifier, images)
         return share(said.object, kinds), share(said.style, styles)
 
@@ -77,6 +78,7 @@ def by_encoders(
     wanted = [(encoder, encoder(whole)) for encoder in (content, style)]
 
     def seen(images: Tensor) -> tuple[float, float]:
+        """The mean cosines of images to those of the whole network, by content and by style."""
         shown = _images(images)
         near = [float(matched(encoder(shown), known).mean().clamp(0, 1)) for encoder, known in wanted]
         return near[0], near[1]
@@ -174,6 +176,7 @@ def dominant(curves: Curves) -> dict[str, str]:
     finest = _finest(curves)
 
     def lean(name: str, to: str, other: str) -> float:
+        """How much a group loses of `to`, times its share in what it loses of both."""
         mine, rest = max(_lost(curves[name], to), 0.0), max(_lost(curves[name], other), 0.0)
         return mine * mine / (mine + rest) if mine else 0.0
 

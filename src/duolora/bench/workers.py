@@ -62,6 +62,7 @@ def run_all(
     bar = tqdm(total=len(jobs), desc=title, disable=not progress)
 
     def show() -> None:
+        """Put what each process says behind the bar."""
         said = (line.value.decode(errors="replace") for line in lines)
         bar.set_postfix_str(", ".join(filter(None, said)))
 
@@ -76,6 +77,7 @@ def _hear(line: Any) -> None:
     """Let this process write into the line, which others read, how far its work is; without a lock, so none is left."""
 
     def write(title: str, done: int, of: int) -> None:
+        """Say in the line how far the work is."""
         line.value = f"{title} {done}/{of}".encode()[: WORDS - 1]
 
     tell(write)
@@ -126,6 +128,7 @@ def _in_processes(
     count = len(lines)
 
     def process(number: int) -> ProcessPoolExecutor:
+        """A process of its share of the cores, one of the GPUs, and a line."""
         threads = max(1, (os.cpu_count() or 1) // count)
         device = devices[number % len(devices)] if devices else None
         return ProcessPoolExecutor(1, multiprocessing.get_context("spawn"), _prepare, (threads, device, lines[number]))
@@ -135,6 +138,7 @@ def _in_processes(
         free.put((number, process(number)))
 
     def done(job: Job) -> str:
+        """Do a job in the next free process, begun anew if it dies; returns the error, if there was one."""
         number, own = free.get()
         try:
             for _ in range(TRIES):

@@ -42,6 +42,7 @@ def _command(
     """A command whose options are the fields of a dataclass; `known` ends its help."""
 
     def call(options: T) -> None:
+        """Run it, once every file and folder that was given is there."""
         for option, value in vars(options).items():
             if option != "out":
                 found = value if isinstance(value, list) else [value]
@@ -54,6 +55,7 @@ def _command(
 
 def _table(name: str, table: Table) -> None:
     def run(options: TableOptions) -> None:
+        """Check what was chosen, then load what the table needs, and run it."""
         for row in options.row or []:
             matched(row, {each.label: each.method for each in table.rows})
         check_base(getattr(options, "base", AUTO))

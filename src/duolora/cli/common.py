@@ -91,6 +91,7 @@ def _told() -> Iterator[None]:
             file: TextIO | None = None,
             line: str | None = None,
         ) -> None:
+            """`warnings.showwarning` for notices of this package; all others go on as they would."""
             if not issubclass(category, Notice):
                 others(message, category, filename, lineno, file, line)
             elif str(message) not in seen:

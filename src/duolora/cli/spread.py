@@ -49,6 +49,7 @@ def spread(command: Callable[..., object]) -> Callable[..., object]:
         parameters += [_parameter(of, one, changes) for one in shown]
 
     def call(**given: Any) -> None:
+        """Gather the options into their dataclasses, and run the command."""
         for name, (of, shown, partly) in parts.items():
             values = {one.name: _value(of, one, given.pop(_called(one, "_"))) for one in shown}
             given[name] = {k: v for k, v in values.items() if v is not None} if partly else of(**values)

@@ -42,6 +42,7 @@ def squeezed(adapter: Adapter, rank: int | None = None, energy: float | None = N
         warnings.warn(f"rank: {rank} leaves nothing out, since the file's highest is {highest}", Notice, stacklevel=2)
 
     def cut(lora: LowRank) -> LowRank | None:
+        """The strongest directions of a module, by SVD; None where none is left."""
         basis = svd_basis(lora)
         squares = basis.up.double().square().sum(0).square()
         kept = min(_count(squares, energy), rank or basis.rank)

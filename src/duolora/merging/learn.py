@@ -206,6 +206,7 @@ def learner(
         optimiser = torch.optim.AdamW([row], lr=o.lr, weight_decay=o.weight_decay)
 
         def preview() -> Tensor:
+            """Two images of the merged prompt with the masks as they are now."""
             with mount.gating(row.detach()[None]):
                 images = sample_images(base, [p.merged] * 2, [o.seed, o.seed + 1])
             base.release_encoders()

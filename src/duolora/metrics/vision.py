@@ -81,6 +81,7 @@ def load_clip(source: str, transform: Transform, device: torch.device, progress:
         return network.visual_projection(network.vision_model(pixel_values=pixels).pooler_output)
 
     def texts(words: list[str]) -> Float[Tensor, "n d"]:
+        """Projected embeddings of texts; what CLIP cannot read of one is told."""
         for ids in tokenizer(words).input_ids:
             if rest := tokenizer.decode(ids[longest - 1 :], skip_special_tokens=True).strip():
                 line = f"prompt: longer than CLIP reads; {reprlib.repr(rest)} counts for nothing"

@@ -51,6 +51,7 @@ def sample_images(
     bar = Steps("Generating", len(starts) * steps, progress=progress)
 
     def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Diffusers' callback at the end of a step: move the bar, and prepare the next step."""
         bar.step()
         if before_step is not None and step + 1 < steps:
             before_step((step + 1) / steps)

@@ -212,6 +212,7 @@ def _serve(studio: Callable[[], Any], pipe: Any, halt: Any) -> None:
     made = studio()
 
     def tell(news: News) -> None:
+        """Send news to the page, unless the work is to stop."""
         if halt.is_set():
             raise Stopped(STOPPED)
         pipe.send_bytes(pickle.dumps(("news", news)))

@@ -118,6 +118,7 @@ class _Page:
         self.first = {(cell.dataset, cell.row): self._anchor(cell) for cell in reversed(run.cells)}
 
     def view(self) -> dict[str, Any]:
+        """The run as the template's variables."""
         run = self.run
         return {
             "anchor": self.anchor, "title": run.title, "base": run.base,

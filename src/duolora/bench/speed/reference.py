@@ -59,6 +59,7 @@ class DenseUNet:
 
     def _forward(self, name: str, linear: nn.Linear) -> Callable[[Tensor], Tensor]:
         def forward(x: Tensor) -> Tensor:
+            """The layer's output by W + Σ_k ΔW_k(mask), summed anew at every call."""
             weight: Tensor = linear.weight
             for loras, masks in self.using:
                 if name in loras:

@@ -118,6 +118,7 @@ def peak(setting: Setting, method: str, way: Way, steps: int = 2) -> dict[str, f
     Floor(made, METHODS[method]).warm()
 
     def work() -> None:
+        """The steps whose memory is measured."""
         with way_of(way, made, METHODS[method]) as learning:
             for step in range(steps):
                 learning.step(step)

@@ -113,6 +113,7 @@ def with_blora(table: Table, content: tuple[str, ...], style: tuple[str, ...]) -
     known, other = blora_rows(), blora_rows(content, style)
 
     def changed(row: Row) -> Row:
+        """The row on the other blocks, if it is one of B-LoRA's."""
         for old, new in zip(known, other, strict=True):
             if (row.group or row.label) == old.label:
                 return replace(row, changes={**row.changes, **new.changes}, blocks=new.blocks)

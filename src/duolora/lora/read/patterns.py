@@ -78,6 +78,11 @@ class _Parser:
     depth: int = 0
 
     def whole(self) -> _Node:
+        """The pattern as a tree.
+
+        Raises:
+            PatternRefused: it cannot be read to its end.
+        """
         found = self._choice()
         if self.at < len(self.text):
             raise PatternRefused("a ) that closes nothing")

@@ -116,6 +116,7 @@ def whole_files() -> Iterator[Stage]:
     drafts: dict[Path, tuple[Path, IO[bytes]]] = {}
 
     def stage(path: Path, pieces: Pieces) -> Path:
+        """Write a draft beside `path`, locked, so that nobody takes it for a left-over one; returns it."""
         draft = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")  # readers go by the suffix
         with _refusing(path):
             path.parent.mkdir(parents=True, exist_ok=True)
