@@ -7,25 +7,34 @@ from duolora.errors import FileRefused
 
 MASKS = "duolora_masks"
 """The header's key of a file that holds masks only (see `merging.mask_file`)."""
-_CHECKPOINT = re.compile(r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.")
-_OTHER_KINDS = {
-    "a DoRA": re.compile(r"dora_scale|lora_magnitude_vector"),
-    "a LoHa": re.compile(r"\.hada_[wt]\d"),
-    "a LoKr": re.compile(r"\.lokr_[wt]\d"),
-    "an OFT adapter": re.compile(r"\.oft_(?:blocks|diag|R)\b"),
-    "a GLoRA": re.compile(r"\.[ab][12]\.weight$"),
-    "an (IA)³": re.compile(r"\.on_input$"),
-    "a file of whole differences": re.compile(r"\.(?:diff|[wb]_norm)$"),
-    "a LoRA with biases": re.compile(r"\.lora_(?:B|up)\.(?:\w+\.)?bias$"),
+_KINDS = {
+    "a DoRA": r"dora_scale|lora_magnitude_vector",
+    "a LoHa": r"\.hada_[wt]\d",
+    "a LoKr": r"\.lokr_[wt]\d",
+    "an OFT adapter": r"\.oft_(?:blocks|diag|R)\b",
+    "a GLoRA": r"\.[ab][12]\.weight$",
+    "an (IA)³": r"\.on_input$",
+    "a file of whole differences": r"\.(?:diff|[wb]_norm)$",
+    "a LoRA with biases": r"\.lora_(?:B|up)\.(?:\w+\.)?bias$",
 }
-_ZIPLORA = re.compile(r"\.lora\.weight$")
-_CONTROL = re.compile(r"^lora_controlnet$|(?:query|key)_norm\.scale$|\.norm_(?:added_)?[qk]\.weight$")
-_OTHER_BASES = {
-    "the T5 text encoder": re.compile(r"^lora_te3_|^text_encoder_3\.|^text_encoders\.t5xxl"),
-    "PixArt or a similar network": re.compile(r"adaln_single\.emb\.(?:resolution|aspect)"),
-    "Stable Cascade": re.compile(r"^lora_prior_"),
+_BASES = {
+    "the T5 text encoder": r"^lora_te3_|^text_encoder_3\.|^text_encoders\.t5xxl",
+    "PixArt or a similar network": r"adaln_single\.emb\.(?:resolution|aspect)",
+    "Stable Cascade": r"^lora_prior_",
 }
 """Networks whose LoRAs diffusers does not load."""
+_FOREIGN = (
+    *((p, f"makes it {kind}; expected a plain LoRA; convert it to one first") for kind, p in _KINDS.items()),
+    (r"\.lora\.weight$", "makes it a merge by ziplora-pytorch, which holds whole weights and no factors; expected a "
+     "plain LoRA; merge its two LoRAs again with `duolora merge --method ziplora`"),
+    (r"^lora_controlnet$|(?:query|key)_norm\.scale$|\.norm_(?:added_)?[qk]\.weight$", "makes it a control LoRA, which "
+     "changes what the network is given; expected a plain LoRA; load it beside the merge"),
+    *((p, f"belongs to {base}, of which diffusers loads no LoRA; expected one for SDXL, Stable Diffusion or a "
+       "transformer that diffusers has") for base, p in _BASES.items()),
+    (r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.", "belongs to a whole "
+     "model; expected a LoRA; a whole model goes in as the base"),
+)  # fmt: skip
+"""What keys that match say of their file, the first that is found."""
 
 
 def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) -> None:
@@ -36,27 +45,9 @@ def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) 
             f"{file}: expected a LoRA, found the masks of a merge only; rebuild it with `duolora convert {file} "
             "--content FILE --style FILE --out FILE`"
         )
-    for kind, pattern in _OTHER_KINDS.items():
-        for key in filter(pattern.search, keys):
-            raise FileRefused(f"{file}: {key} makes it {kind}; expected a plain LoRA; convert it to one first")
-    for key in filter(_ZIPLORA.search, keys):
-        raise FileRefused(
-            f"{file}: {key} makes it a merge by ziplora-pytorch, which holds whole weights and no factors; expected a "
-            "plain LoRA; merge its two LoRAs again with `duolora merge --method ziplora`"
-        )
-    for key in filter(_CONTROL.search, keys):
-        raise FileRefused(
-            f"{file}: {key} makes it a control LoRA, which changes what the network is given; expected a plain LoRA; "
-            "load it beside the merge"
-        )
-    for base, pattern in _OTHER_BASES.items():
-        for key in filter(pattern.search, keys):
-            raise FileRefused(
-                f"{file}: {key} belongs to {base}, of which diffusers loads no LoRA; expected one for SDXL, "
-                "Stable Diffusion or a transformer that diffusers has"
-            )
-    for key in filter(_CHECKPOINT.search, keys):
-        raise FileRefused(f"{file}: {key} belongs to a whole model; expected a LoRA; a whole model goes in as the base")
+    for pattern, why in _FOREIGN:
+        if key := next(filter(re.compile(pattern).search, keys), None):
+            raise FileRefused(f"{file}: {key} {why}")
     if not any("lora" in key.lower() for key in keys):
         example = f", such as {keys[0]}" if keys else ""
         raise FileRefused(f"{file}: expected keys of a LoRA, found none among {len(keys)}{example}; give a LoRA file")
