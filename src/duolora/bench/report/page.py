@@ -22,7 +22,7 @@ from duolora.bench.report.ranks import Ranks, mean_ranks, metadata_of, ranks_of
 from duolora.bench.report.runs import Line, Measured, Run, read_runs, undamaged
 from duolora.bench.tables.rows import ALONE, TABLES
 from duolora.errors import FileRefused, InputError
-from duolora.model.image_files import SUFFIXES, read_image
+from duolora.model.image_files import images_in, read_image
 from duolora.model.images import untiled
 from duolora.textfiles import write_whole
 
@@ -222,9 +222,8 @@ class _Page:
     def _references(self, cell: Measured) -> list[dict[str, Any]]:
         found = []
         for job in cell.loras:
-            images = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
             link = self._link(job.path) if job.path.exists() else ""
-            found.append({"title": job.kind, "images": [embedded(p) for p in images], "link": link})
+            found.append({"title": job.kind, "images": [embedded(p) for p in images_in(job.images)], "link": link})
         return found
 
     def _cell(self, cell: Measured) -> dict[str, Any]:

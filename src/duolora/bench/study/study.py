@@ -22,7 +22,7 @@ from duolora.bench.report.runs import Measured, Run, read_runs
 from duolora.bench.study.agreement import counted, fleiss_kappa, shares
 from duolora.bench.tables.rows import matched
 from duolora.errors import FileRefused, InputError, reason
-from duolora.model.image_files import SUFFIXES, image_paths, read_image
+from duolora.model.image_files import image_paths, images_in, read_image
 from duolora.model.images import untiled
 from duolora.textfiles import markdown, read_json
 
@@ -212,7 +212,7 @@ def _shown(question: Question, cells: Mapping[str, Measured], options: list[dict
     """What the page shows of a question: nothing that says which method is which."""
     references: dict[str, list[str]] = {}
     for job in next(iter(cells.values())).loras:
-        files = sorted(p for p in job.images.iterdir() if p.suffix in SUFFIXES) if job.images.is_dir() else []
+        files = images_in(job.images)
         known = references.setdefault("subject" if job.kind == "content" else "style", [])
         shown = [embedded(file, SIDE, REFERENCES // 2 // max(1, len(files))) for file in files]
         known += [image for image in shown if image not in known]
