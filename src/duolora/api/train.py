@@ -1,6 +1,6 @@
 """Train a LoRA on a few images (Sec. 4, "Implementation details"): one verb, one file out."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -89,30 +89,12 @@ def train(
     Raises:
         DuoLoRAError: an image, the prompt, the base or the output path cannot be used.
     """
-    out, kind, fit = Path(out).expanduser(), given.get("kind"), given.get("fit", "crop")
-    save_every = given.get("save_every", SAVE_EVERY)
-    if not prompt.strip():
-        raise InputError("prompt: expected words that say what the images show, got none")
-    check_out(out, [path_of(base)], given.get("overwrite", True))
-    word("fit", fit, list(FITS))
-    if save_every < 1:
-        raise InputError(f"save_every: expected 1 or more steps, got {save_every}")
-    word("kind", kind or "content", ("content", "style"))
-    loaded, options, files = _opened(base, options, kind or "content", images)
+    out, fit, save_every = Path(out).expanduser(), given.get("fit", "crop"), given.get("save_every", SAVE_EVERY)
+    _check(prompt, out, base, given)
+    loaded, options, files = _opened(base, options, given.get("kind") or "content", images)
     refuse_unread(loaded.parts, [prompt])
     tokens = _tokens(loaded, prompt) if options.learn_tokens else {}
-    metadata: dict[str, object] = {
-        "made_by": "duolora train",
-        "base": loaded.name,
-        "base_weights": loaded.weights_hash(),
-        "prompt": prompt,
-        "options": asdict(options),
-        "fit": fit,
-        "resolution": loaded.resolution,
-        **({} if kind is None else {"kind": kind}),
-        "images": [file_hash(path) for path in files],
-        "versions": versions(),
-    }
+    metadata = _metadata(loaded, prompt, options, files, given)
     pixels = load_images(images, loaded.resolution, fit)
     latents = loaded.encode_images(torch.cat((pixels, pixels.flip(-1))) if options.flip else pixels)
     checkpoint = checkpoint_path(out, metadata)
@@ -127,6 +109,40 @@ def train(
     verification = write_adapter(out, Adapter(modules, metadata, notes=size, embeddings=embeddings))
     checkpoint.unlink(missing_ok=True)
     return Trained(out, verification, losses)
+
+
+def _check(prompt: str, out: Path, base: str | BaseChoice | Base, given: TrainKeywords) -> None:
+    """Refuse what cannot be, before anything is read.
+
+    Raises:
+        InputError: there is no prompt, or a choice or the output path cannot be used.
+    """
+    if not prompt.strip():
+        raise InputError("prompt: expected words that say what the images show, got none")
+    check_out(out, [path_of(base)], given.get("overwrite", True))
+    word("fit", given.get("fit", "crop"), list(FITS))
+    if (save_every := given.get("save_every", SAVE_EVERY)) < 1:
+        raise InputError(f"save_every: expected 1 or more steps, got {save_every}")
+    word("kind", given.get("kind") or "content", ("content", "style"))
+
+
+def _metadata(
+    base: Base, prompt: str, options: TrainOptions, files: Sequence[Path], given: TrainKeywords
+) -> dict[str, object]:
+    """What the file says of its making."""
+    kind = given.get("kind")
+    return {
+        "made_by": "duolora train",
+        "base": base.name,
+        "base_weights": base.weights_hash(),
+        "prompt": prompt,
+        "options": asdict(options),
+        "fit": given.get("fit", "crop"),
+        "resolution": base.resolution,
+        **({} if kind is None else {"kind": kind}),
+        "images": [file_hash(path) for path in files],
+        "versions": versions(),
+    }
 
 
 def _opened(
