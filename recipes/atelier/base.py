@@ -1,21 +1,25 @@
 """Train Atelier's UNet from nothing, or go on: `python -m recipes.atelier.base --help`.
 
-Every step's images are rendered for it, so none is seen twice. The latents are exact (`latents.py`), so that no VAE is
-needed. On a CPU, two processes of one thread each average their gradients (`torchrun --nproc-per-node 2 -m …`); on a
-GPU, one process trains in bfloat16 while the other cores render.
+The latents are exact (`latents.py`), so that no VAE is needed. On a CPU every step's images are rendered for it, so
+that none is seen twice, and two processes of one thread each average their gradients (by `torchrun`, see README.md).
+A GPU outruns the cores beside it: one process trains compiled and in bfloat16 on what they have rendered so far.
 
 The learning rate is constant, then falls to nothing over the last part (`--cooling`). What the constant part reached
 stays in `steady.safetensors`, from which a longer run goes on.
 """
 
+import itertools
 import json
+import math
+import mmap
+import multiprocessing
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from shutil import copytree
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -25,16 +29,17 @@ import typer
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, IterableDataset
 from transformers import CLIPTokenizer
 
-from duolora.atelier.data import as_input
 from duolora.atelier.scene import SIZE
 from recipes.atelier import latents
 from recipes.atelier.architecture import new_scheduler, new_unet
 from recipes.atelier.data import base_poses
 from recipes.atelier.muon import Muon
 from recipes.atelier.text import TextEncoders
+
+POOL = 1_200_000
+"""The most scenes that are rendered for a GPU: 15 GB in four poses."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +54,7 @@ class Recipe:
     """Of everything else."""
     dropped: float = 0.1
     """The chance that an image is shown without its caption."""
-    noisy: float = 1.5
+    noisy: float = 2.0
     """1 draws timesteps evenly; more favours the noisy ones, at which shapes are decided."""
     average: float = 0.998
     """What the averaged weights keep of themselves in a step."""
@@ -73,26 +78,82 @@ class TextToImage(TextEncoders):
         time_ids = torch.tensor([[SIZE, SIZE, 0, 0, SIZE, SIZE]], device=noisy.device).expand(len(noisy), -1)
         condition = {"text_embeds": pooled * shown, "time_ids": time_ids.to(noisy.dtype)}
         embeds = states * shown[..., None]
-        return self.unet(noisy, timesteps, embeds, added_cond_kwargs=condition, return_dict=False)[0]
+        with torch.autocast("cuda", torch.bfloat16, enabled=noisy.is_cuda):
+            return self.unet(noisy, timesteps, embeds, added_cond_kwargs=condition, return_dict=False)[0]
 
 
-class Rendered(IterableDataset):  # type: ignore[type-arg]
-    """Batches of images in several poses, bytes (n, poses, 32, 32, 3), and their captions, without end.
+class Rendered:
+    """Batches of images in several poses, bytes (n, poses, 32, 32, 3), and their captions' tokens, without end.
 
-    No two processes or workers render the same.
+    No two processes render the same, with `first` and `apart` chosen so.
     """
 
-    def __init__(self, batch: int, poses: int, first: int, apart: int) -> None:
-        self.batch, self.poses, self.first, self.apart = batch, poses, first, apart
+    def __init__(self, tokenizer: CLIPTokenizer, batch: int, poses: int, first: int, apart: int) -> None:
+        self.tokenizer, self.batch, self.poses, self.first, self.apart = tokenizer, batch, poses, first, apart
 
-    def __iter__(self) -> Iterator[tuple[Tensor, list[str]]]:
-        worker = torch.utils.data.get_worker_info()
-        number, of = (worker.id, worker.num_workers) if worker else (0, 1)
-        seed, step = self.first + number * self.apart, self.apart * of
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        seed = self.first
         while True:
-            made = [base_poses(seed + k * step, self.poses) for k in range(self.batch)]
-            seed += self.batch * step
-            yield torch.from_numpy(np.stack([pixels for pixels, _ in made])), [text for _, text in made]
+            made = [base_poses(seed + k * self.apart, self.poses) for k in range(self.batch)]
+            seed += self.batch * self.apart
+            texts = [text for _, text in made]
+            tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+            yield torch.from_numpy(np.stack([pixels for pixels, _ in made])), tokens
+
+
+class Pool:
+    """Batches drawn from what other processes have rendered so far, while they render more, until it is full.
+
+    An image is drawn several times, each time with another pose in front. Its processes are forked: make one before
+    CUDA is used.
+    """
+
+    def __init__(self, tokenizer: CLIPTokenizer, recipe: Recipe, scenes: int, first: int, processes: int) -> None:
+        self.batch, self.tokenizer, self.poses = recipe.batch, tokenizer, recipe.poses
+        self.first, self.processes = first, processes
+        shape = (processes, scenes // processes)
+        self.pixels = shared(np.uint8, *shape, recipe.poses, SIZE, SIZE, 3)
+        self.tokens = shared(np.int64, *shape, tokenizer.model_max_length)
+        self.counts = shared(np.int64, processes)
+        fork = multiprocessing.get_context("fork")
+        for number in range(processes):
+            fork.Process(target=self._render, args=(number,), daemon=True).start()
+
+    def _render(self, number: int) -> None:
+        os.nice(10)
+        torch.set_num_threads(1)
+        made = Rendered(self.tokenizer, 16, self.poses, self.first + number, self.processes)
+        for pixels, tokens in made:
+            place = int(self.counts[number])
+            if place + len(pixels) > self.pixels.shape[1]:
+                return
+            self.pixels[number, place : place + len(pixels)] = pixels
+            self.tokens[number, place : place + len(pixels)] = tokens
+            self.counts[number] += len(pixels)
+
+    def on(self, device: torch.device) -> Iterator[tuple[Tensor, Tensor]]:
+        """Batches without end, from a copy on the device that follows what is rendered."""
+        while self.counts.min() * self.processes < 4 * self.batch:
+            time.sleep(0.1)
+        pixels, tokens = torch.empty_like(self.pixels, device=device), torch.empty_like(self.tokens, device=device)
+        copied = [0] * self.processes
+        for step in itertools.count():
+            if step % 20 == 0:
+                ready = self.counts.tolist()
+                for number, (old, new) in enumerate(zip(copied, ready, strict=True)):
+                    pixels[number, old:new] = self.pixels[number, old:new].to(device)
+                    tokens[number, old:new] = self.tokens[number, old:new].to(device)
+                copied, counts = ready, torch.tensor(ready, device=device)
+            number = torch.randint(self.processes, (self.batch,), device=device)
+            place = (torch.rand(self.batch, device=device) * counts[number]).long()
+            drawn = pixels[number, place]
+            yield drawn.roll(int(torch.randint(drawn.shape[1], ())), 1), tokens[number, place]
+
+
+def shared(kind: type[np.generic], *shape: int) -> Tensor:
+    """Zeros that processes forked later share; memory is taken as they are written."""
+    size = math.prod(shape) * np.dtype(kind).itemsize
+    return torch.from_numpy(np.frombuffer(mmap.mmap(-1, size), kind).reshape(shape))
 
 
 def optimisers_of(model: nn.Module, recipe: Recipe) -> list[torch.optim.Optimizer]:
@@ -150,36 +211,38 @@ class Run:
 
     def __init__(self, recipe: Recipe, tokenizer: CLIPTokenizer, device: torch.device) -> None:
         torch.manual_seed(recipe.seed)
-        self.recipe, self.tokenizer, self.device = recipe, tokenizer, device
+        self.recipe, self.device = recipe, device
         self.model = TextToImage(tokenizer).to(device)
         self.average = {k: v.detach().clone() for k, v in self.model.state_dict().items()}
         self.optimisers = optimisers_of(self.model, recipe)
         self.rates = [[group["lr"] for group in o.param_groups] for o in self.optimisers]
-        self.predict: Any = torch.compile(self.model) if device.type == "cuda" else self.model
+        if device.type == "cuda":
+            torch.set_float32_matmul_precision("high")
+            self.model.unet.compile(dynamic=False)
         self.alphas = new_scheduler().alphas_cumprod.to(device)
         self.step = self.seen = 0
 
-    def loss(self, pixels: Tensor, texts: list[str], rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The velocity's squared error for each image, and its timestep.
+    def loss(self, pixels: Tensor, tokens: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The velocity's squared error for each image, and its timestep; all on the device, `rng` too.
 
         The image is shown in its first pose. What it should be denoised to is the mean of all its poses, each by how
         likely it makes the noisy image: the same in expectation as the first pose alone, with far less noise in it
         where noise hides the pose (Xu, Tong and Jaakkola: Stable target field, 2023).
         """
-        count, cuda = len(texts), self.device.type == "cuda"
-        poses = latents.encode(as_input(pixels.flatten(0, 1).numpy()).to(self.device)).unflatten(0, (count, -1))
-        tokens = self.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
-        spread = 1 - ((torch.rand(1, generator=rng) + torch.arange(count) / count) % 1) ** self.recipe.noisy
-        timesteps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1).to(self.device)
-        noise = torch.randn(poses[:, 0].shape, generator=rng).to(self.device)
-        dropped = (torch.rand(count, generator=rng) < self.recipe.dropped).to(self.device)
+        count, device = len(tokens), self.device
+        images = pixels.flatten(0, 1).permute(0, 3, 1, 2).float() / 127.5 - 1
+        poses = latents.encode(images).unflatten(0, (count, -1))
+        even = torch.rand(1, generator=rng, device=device) + torch.arange(count, device=device) / count
+        spread = 1 - (even % 1) ** self.recipe.noisy
+        timesteps = (spread * len(self.alphas)).long().clamp(max=len(self.alphas) - 1)
+        noise = torch.randn(poses[:, 0].shape, generator=rng, device=device)
+        dropped = torch.rand(count, generator=rng, device=device) < self.recipe.dropped
         signal, spoil = (a[timesteps, None, None, None] for a in (self.alphas.sqrt(), (1 - self.alphas).sqrt()))
         noisy = signal * poses[:, 0] + spoil * noise
         distance = (noisy[:, None] - signal[:, None] * poses).square().sum((2, 3, 4)) / spoil.square()[:, :, 0, 0]
         clean = (poses * (-distance / 2).softmax(1)[:, :, None, None, None]).sum(1)
         target = signal * (noisy - signal * clean) / spoil - spoil * clean
-        with torch.autocast("cuda", torch.bfloat16, enabled=cuda):
-            predicted = self.predict(noisy, timesteps, tokens.to(self.device), dropped)
+        predicted = self.model(noisy, timesteps, tokens, dropped)
         return F.mse_loss(predicted.float(), target, reduction="none").mean((1, 2, 3)), timesteps
 
     def update(self, factor: float) -> None:
@@ -199,9 +262,8 @@ class Run:
             optimiser.zero_grad()
         self.step += 1
         keep = min(self.recipe.average, (1 + self.step) / (10 + self.step))
-        state = self.model.state_dict()
-        floating = [k for k, v in state.items() if v.is_floating_point()]
-        torch._foreach_lerp_([self.average[k] for k in floating], [state[k] for k in floating], 1 - keep)
+        trained = [(n, p) for n, p in self.model.named_parameters() if p.requires_grad]
+        torch._foreach_lerp_([self.average[n] for n, _ in trained], [p.detach() for _, p in trained], 1 - keep)
 
 
 def main(
@@ -231,24 +293,23 @@ def main(
     if world > 1:
         dist.barrier()
     recipe = Recipe(batch=batch, poses=poses, muon_lr=muon_lr, adam_lr=adam_lr, seed=seed)
-    device = torch.device("cuda" if cuda else "cpu")
-    run = Run(recipe, CLIPTokenizer.from_pretrained(out / "tokenizer"), device)
+    tokenizer = CLIPTokenizer.from_pretrained(out / "tokenizer")
     steady = out / "steady.safetensors"
+    first = first_seed(recipe, steady) + rank
+    device = torch.device("cuda" if cuda else "cpu")
+    batches: Iterable[tuple[Tensor, Tensor]] = Rendered(tokenizer, batch, poses, first, world)
+    if cuda:
+        batches = Pool(tokenizer, recipe, POOL, first, max(1, len(os.sched_getaffinity(0)) - 3)).on(device)
+    run = Run(recipe, tokenizer, device)
     if steady.exists():
         load_state(steady, run)
     else:
         weights = first_weights(text, start_from)
         run.model.load_state_dict(weights, strict=start_from is not None)
         run.average = {k: v.detach().clone() for k, v in run.model.state_dict().items()}
-    first = (recipe.seed * 1000 + run.step) * 10_000_000 + rank
-    workers = len(os.sched_getaffinity(0)) - 1 if cuda else 0
-    ahead = 4 if workers else None
-    loader = DataLoader(
-        Rendered(batch, recipe.poses, first, world), batch_size=None, num_workers=workers, prefetch_factor=ahead
-    )
-    rng, log = torch.Generator().manual_seed(first), Log(out / f"log.{rank}.jsonl", started)
+    rng, log = torch.Generator(device).manual_seed(first), Log(out / f"log.{rank}.jsonl", started, device)
     saved, begun = time.time(), run.step
-    for pixels, texts in loader:
+    for pixels, tokens in batches:
         done = torch.tensor((time.time() - started) / (60 * minutes))
         if world > 1:
             dist.broadcast(done, 0)
@@ -257,7 +318,7 @@ def main(
         factor = min(1.0, (run.step - begun + 1) / (150 if begun == 0 else 30)) * min(
             1.0, max(0.0, (1 - float(done)) / cooling)
         )
-        each, timesteps = run.loss(pixels, texts, rng)
+        each, timesteps = run.loss(pixels, tokens, rng)
         each.mean().backward()
         run.update(factor)
         run.seen += batch * world
@@ -272,6 +333,15 @@ def main(
     if rank == 0:
         save_average(out, run, world)
     print(f"{run.step} steps, {run.seen} images", flush=True)
+
+
+def first_seed(recipe: Recipe, steady: Path) -> int:
+    """Of the images that are rendered from a state on: none that it has seen."""
+    step = 0
+    if steady.exists():
+        with safe_open(steady, "pt") as file:
+            step = int(file.metadata()["step"])
+    return (recipe.seed * 1000 + step) * 10_000_000
 
 
 def first_weights(text: Path, start_from: Path | None) -> dict[str, Tensor]:
@@ -304,15 +374,15 @@ def save_average(out: Path, run: Run, world: int) -> None:
 class Log:
     """Mean losses of each quarter of the noise levels, and images a second, as lines of JSON."""
 
-    def __init__(self, path: Path, started: float) -> None:
+    def __init__(self, path: Path, started: float, device: torch.device) -> None:
         self.path, self.started = path, started
-        self.sums, self.counts = torch.zeros(4), torch.zeros(4)
+        self.sums, self.counts = torch.zeros(4, device=device), torch.zeros(4, device=device)
 
     def add(self, losses: Tensor, noise: Tensor) -> None:
         """The losses of a step, at noise levels from 0 to 1."""
-        quarter = (noise.cpu() * 4).long()
-        self.sums.index_add_(0, quarter, losses.detach().cpu())
-        self.counts.index_add_(0, quarter, torch.ones(len(losses)))
+        quarter = (noise * 4).long()
+        self.sums.index_add_(0, quarter, losses.detach())
+        self.counts.index_add_(0, quarter, torch.ones_like(losses))
 
     def write(self, step: int, seen: int, factor: float) -> None:
         """A line, and begin anew."""

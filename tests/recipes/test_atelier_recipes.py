@@ -2,6 +2,7 @@
 
 import json
 import re
+import time
 from functools import cache
 from itertools import count
 from pathlib import Path
@@ -86,7 +87,7 @@ def test_the_decoder_learns():
 @given(st.integers(4, 40), st.integers(4, 40), st.integers(0, 99))
 def test_muon_brings_singular_values_near_one(rows, columns, seed):
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
-    values = torch.linalg.svdvals(orthogonalised(matrix))
+    values = torch.linalg.svdvals(orthogonalised(matrix[None]))[0]
     large = torch.linalg.svdvals(matrix / matrix.norm()) > 0.02
     assert (values[large] > 0.5).all()
     assert (values < 1.3).all()
@@ -111,23 +112,41 @@ def run(tokenizer):
     return base.Run(base.Recipe(batch=2, poses=3), tokenizer, torch.device("cpu"))
 
 
-def test_the_mean_of_poses_is_the_usual_target_where_noise_hides_nothing(run):
+def test_the_mean_of_poses_is_the_usual_target_where_noise_hides_nothing(run, tokenizer):
     """With one pose the target is the usual one; more poses change it only at timesteps at which they are in doubt."""
-    pixels, texts = next(iter(base.Rendered(8, 4, 0, 1)))
+    pixels, tokens = next(iter(base.Rendered(tokenizer, 8, 4, 0, 1)))
     with torch.no_grad():
-        several, timesteps = run.loss(pixels, texts, torch.Generator().manual_seed(3))
-        usual, _ = run.loss(pixels[:, :1], texts, torch.Generator().manual_seed(3))
+        several, timesteps = run.loss(pixels, tokens, torch.Generator().manual_seed(3))
+        usual, _ = run.loss(pixels[:, :1], tokens, torch.Generator().manual_seed(3))
     quiet = timesteps < 300
     assert quiet.any()
     torch.testing.assert_close(several[quiet], usual[quiet], rtol=1e-3, atol=1e-3)
     assert (several - usual)[~quiet].abs().max() > 1e-3
 
 
-def test_processes_never_render_the_same():
-    first, second = (next(iter(base.Rendered(6, 1, rank, 2)))[0] for rank in (0, 1))
-    again = next(iter(base.Rendered(6, 1, 0, 2)))[0]
+def test_processes_never_render_the_same(tokenizer):
+    first, second = (next(iter(base.Rendered(tokenizer, 6, 1, rank, 2)))[0] for rank in (0, 1))
+    again = next(iter(base.Rendered(tokenizer, 6, 1, 0, 2)))[0]
     assert torch.equal(first, again)
     assert not {image.numpy().tobytes() for image in first} & {image.numpy().tobytes() for image in second}
+
+
+def told_images(batches):
+    for pixels, tokens in batches:
+        yield from zip(pixels, map(tuple, tokens.tolist()), strict=True)
+
+
+def test_a_pool_draws_what_was_rendered_in_any_pose_until_it_is_full(tokenizer):
+    pool = base.Pool(tokenizer, base.Recipe(batch=8, poses=2), 64, 3, 2)
+    batches = pool.on(torch.device("cpu"))
+    next(batches)
+    while pool.counts.sum() < 64:
+        time.sleep(0.01)
+    rendered = [next(iter(base.Rendered(tokenizer, 32, 2, first, 2))) for first in (3, 4)]
+    made = {(pose.numpy().tobytes(), told) for image, told in told_images(rendered) for pose in image}
+    shown = {(image[0].numpy().tobytes(), told) for image, told in told_images(next(batches) for _ in range(60))}
+    assert shown <= made
+    assert len(shown) > len(made) / 2
 
 
 def test_text_encoders_learn_what_captions_say(words):
@@ -175,11 +194,11 @@ def test_the_encoders_are_trained_before_the_unet_and_stay(tmp_path, monkeypatch
     assert all(p.requires_grad for p in run.model.unet.parameters())
 
 
-def test_a_run_goes_on_from_its_state(run, tmp_path):
+def test_a_run_goes_on_from_its_state(run, tokenizer, tmp_path):
     def steps(number):
         for _ in range(number):
-            pixels, texts = next(iter(base.Rendered(2, 3, run.step * 100, 1)))
-            run.loss(pixels, texts, torch.Generator().manual_seed(run.step))[0].mean().backward()
+            pixels, tokens = next(iter(base.Rendered(tokenizer, 2, 3, run.step * 100, 1)))
+            run.loss(pixels, tokens, torch.Generator().manual_seed(run.step))[0].mean().backward()
             run.update(1.0)
 
     steps(1)
@@ -235,8 +254,8 @@ def test_the_loss_rises_for_words_that_are_listened_to():
     assert keen == {"loss": 0, "kind": 6, "colour": 6, "pattern": 6, "style": 6}
 
 
-def test_a_probe_is_run_on_a_folder(run, tmp_path, capsys):
-    run.tokenizer.save_pretrained(tmp_path / "run" / "tokenizer")
+def test_a_probe_is_run_on_a_folder(run, tokenizer, tmp_path, capsys):
+    tokenizer.save_pretrained(tmp_path / "run" / "tokenizer")
     base.save_average(tmp_path / "run", run, 1)
     probe.main([tmp_path / "run"], count=2)
     lines = capsys.readouterr().out.splitlines()
