@@ -38,7 +38,7 @@ def pipeline_of(base: Path, vae: Path) -> StableDiffusionXLPipeline:
 
 DEFAULTS = {
     "training": {"rank": 16, "steps": 250, "batch": 4, "lr": 1e-3, "caption_dropout": 0.1},
-    "style_training": {"flip": True, "steps": 150, "class_prompts": []},
+    "style_training": {"flip": True},
     "guidance": 3.0,
     "dtype": "float32",
 }
