@@ -21,7 +21,7 @@ from duolora.atelier.family import improvise
 from duolora.atelier.objects import BASE_OBJECTS
 from duolora.atelier.styles import BASE_STYLES
 from duolora.model.defaults import base_path
-from recipes.atelier import base, latents, probe, text, vae
+from recipes.atelier import base, latents, probe, rendered, text, vae
 from recipes.atelier.architecture import new_vae
 from recipes.atelier.data import vae_image, vocabulary
 from recipes.atelier.muon import Muon, orthogonalised
@@ -114,7 +114,7 @@ def run(tokenizer):
 
 def test_the_mean_of_poses_is_the_usual_target_where_noise_hides_nothing(run, tokenizer):
     """With one pose the target is the usual one; more poses change it only at timesteps at which they are in doubt."""
-    pixels, tokens = next(iter(base.Rendered(tokenizer, 8, 4, 0, 1)))
+    pixels, tokens = next(iter(rendered.Rendered(tokenizer, 8, 4, 0, 1)))
     with torch.no_grad():
         several, timesteps = run.loss(pixels, tokens, torch.Generator().manual_seed(3))
         usual, _ = run.loss(pixels[:, :1], tokens, torch.Generator().manual_seed(3))
@@ -125,8 +125,8 @@ def test_the_mean_of_poses_is_the_usual_target_where_noise_hides_nothing(run, to
 
 
 def test_processes_never_render_the_same(tokenizer):
-    first, second = (next(iter(base.Rendered(tokenizer, 6, 1, rank, 2)))[0] for rank in (0, 1))
-    again = next(iter(base.Rendered(tokenizer, 6, 1, 0, 2)))[0]
+    first, second = (next(iter(rendered.Rendered(tokenizer, 6, 1, rank, 2)))[0] for rank in (0, 1))
+    again = next(iter(rendered.Rendered(tokenizer, 6, 1, 0, 2)))[0]
     assert torch.equal(first, again)
     assert not {image.numpy().tobytes() for image in first} & {image.numpy().tobytes() for image in second}
 
@@ -136,14 +136,14 @@ def told_images(batches):
         yield from zip(pixels, map(tuple, tokens.tolist()), strict=True)
 
 
-def test_a_pool_draws_what_was_rendered_in_any_pose_until_it_is_full(tokenizer):
-    pool = base.Pool(tokenizer, base.Recipe(batch=8, poses=2), 64, 3, 2)
+def test_a_pool_samples_what_was_rendered_in_any_pose_until_it_is_full(tokenizer):
+    pool = rendered.Pool(tokenizer, 8, 2, 64, 3, 2)
     batches = pool.on(torch.device("cpu"))
     next(batches)
     while pool.counts.sum() < 64:
         time.sleep(0.01)
-    rendered = [next(iter(base.Rendered(tokenizer, 32, 2, first, 2))) for first in (3, 4)]
-    made = {(pose.numpy().tobytes(), told) for image, told in told_images(rendered) for pose in image}
+    batch = [next(iter(rendered.Rendered(tokenizer, 32, 2, first, 2))) for first in (3, 4)]
+    made = {(pose.numpy().tobytes(), told) for image, told in told_images(batch) for pose in image}
     shown = {(image[0].numpy().tobytes(), told) for image, told in told_images(next(batches) for _ in range(60))}
     assert shown <= made
     assert len(shown) > len(made) / 2
@@ -197,7 +197,7 @@ def test_the_encoders_are_trained_before_the_unet_and_stay(tmp_path, monkeypatch
 def test_a_run_goes_on_from_its_state(run, tokenizer, tmp_path):
     def steps(number):
         for _ in range(number):
-            pixels, tokens = next(iter(base.Rendered(tokenizer, 2, 3, run.step * 100, 1)))
+            pixels, tokens = next(iter(rendered.Rendered(tokenizer, 2, 3, run.step * 100, 1)))
             run.loss(pixels, tokens, torch.Generator().manual_seed(run.step))[0].mean().backward()
             run.update(1.0)
 
