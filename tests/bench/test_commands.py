@@ -33,7 +33,7 @@ def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def test_tuned_settings_reach_other_tables(bench, tmp_path):
-    rows = ["naive: default", "naive: content_weight 1, style_weight 0.5"]
+    rows = ["naive: default", "naive: content_weight 1 style_weight 0.5"]
     said = bench("tuning", *(word for row in rows for word in ("--row", row)))
     path = tmp_path / "tuning" / "tuned.json"
     best = json.loads(path.read_text())["best"]["naive"]

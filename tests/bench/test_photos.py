@@ -34,12 +34,12 @@ PAIR = Pair("robot", "red", "plain", "woodcut", "house")
 NAIVE = Row("naive", "naive")
 PROMPTS = ("a {subject} in {style}", "a {subject} on a beach in {style}")
 ROWS = (
-    "base, no LoRA",
+    "base (no LoRA)",
     "content LoRA alone",
     "style LoRA alone",
-    "style LoRA, class prompt",
+    "style LoRA (class prompt)",
     "naive",
-    "B-LoRA, own block",
+    "B-LoRA (own block)",
     "K-LoRA",
 )
 plain_draw = cells.sample_images
@@ -117,9 +117,9 @@ def test_a_table_from_photos_to_report(bench, places, dino):
     bench("table1", *bench.given, *bench.scored, *rows)
     assert stamps(out, "*.safetensors", "*.png", "result.json") == before
     generated_before = stamps(out, "*.safetensors", "*.png")
-    bench("table3", *bench.given, "--metrics", "dino", *bench.scored[2:], "--row", "base, no LoRA")
+    bench("table3", *bench.given, "--metrics", "dino", *bench.scored[2:], "--row", "base (no LoRA)")
     assert stamps(out, "*.safetensors", "*.png") == generated_before
-    floor, _ = results["base, no LoRA"]
+    floor, _ = results["base (no LoRA)"]
     assert set(json.loads((floor / "result.json").read_text())["similarity"]) == {"dino"}, "scored anew, generated once"
 
     shown = report([out / "table1"], places / "report.html").read_text()
@@ -158,7 +158,7 @@ def test_several_subjects_on_photos(bench, places):
     Image.fromarray(rendered([PAIR.style_scene(1)])[0]).save(places / "contents" / "cat" / "0.png")
     pairs = tuple(Pairing(name, "woodcut") for name in ("robot", "cat"))
     write_manifest(places / "pairs.json", Manifest("mine", pairs, PROMPTS, (3,)))
-    said = bench("table4", *bench.given, *bench.scored, "--row", "naive", "--row", "base, no LoRA")
+    said = bench("table4", *bench.given, *bench.scored, "--row", "naive", "--row", "base (no LoRA)")
     assert "### multi2" in said and "multi3" not in said
     results = [json.loads(path.read_text()) for path in (places / "out").rglob("result.json")]
     assert {result["prompts"][0] for result in results} == {

@@ -24,8 +24,8 @@ def result(both: float, **cost: float) -> dict:
 
 SCORED = {"similarity": dict.fromkeys(SIMILARITY, 0.4)}
 RESULTS = [
-    Result("several", "p", "base, no LoRA", result(0.0)),
-    Result("several", "q", "base, no LoRA", result(0.2)),
+    Result("several", "p", "base (no LoRA)", result(0.0)),
+    Result("several", "q", "base (no LoRA)", result(0.2)),
     Result(
         "several",
         "p",
@@ -36,7 +36,7 @@ RESULTS = [
     Result("several", "p", "oracle", result(0.8)),
     Result("several", "q", "oracle", result(1.0)),
 ]
-LABELS = ["base, no LoRA", "naive", "missing", "oracle"]
+LABELS = ["base (no LoRA)", "naive", "missing", "oracle"]
 
 
 def test_interval_holds_the_mean_and_narrows_with_pairs():
@@ -58,7 +58,7 @@ def test_summary_averages_over_pairs():
 
 
 def test_all_data_sets_together_are_of_rows_that_are_whole():
-    other = [Result("single", "r", row, result(0.6)) for row in ("base, no LoRA", "oracle")]
+    other = [Result("single", "r", row, result(0.6)) for row in ("base (no LoRA)", "oracle")]
     assert pooled([*RESULTS, *other]) == [
         Result("all", pair, row, measured) for _, pair, row, measured in [*RESULTS, *other] if row != "naive"
     ]
@@ -112,7 +112,7 @@ def test_files_hold_every_row(tmp_path):
     assert "| 0 | 350.0 | 0.000 | 2 | 1.0 |" in text
     with (tmp_path / "table.csv").open() as file:
         rows = list(csv.DictReader(file))
-    assert [row["row"] for row in rows] == ["base, no LoRA", "naive", "oracle"]
+    assert [row["row"] for row in rows] == ["base (no LoRA)", "naive", "oracle"]
     assert float(rows[1]["both"]) == pytest.approx(0.5)
     assert float(rows[1]["gap_low"]) <= float(rows[1]["gap"]) <= float(rows[1]["gap_high"])
     assert float(rows[1]["atelier-content"]) == pytest.approx(0.4)

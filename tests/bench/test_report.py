@@ -44,11 +44,12 @@ def run(tmp_path):
     folder.mkdir(parents=True)
     case = suite()[0]
     lines = [
-        line("base, no LoRA", [0.0, 0.0, 0.0], [0.125, 0.0, 0.25], [0.0, 0.0, 0.0]),
+        line("base (no LoRA)", [0.0, 0.0, 0.0], [0.125, 0.0, 0.25], [0.0, 0.0, 0.0]),
         line("naive", [0.9, 0.8, 1.0], [0.5, 0.4, 0.6], [0.45, 0.3, 0.6]),
     ]
     (folder / "table.json").write_text(json.dumps(lines))
     about = {"table": "table1", "seed": 0, "cases": [case.name], "versions": {"torch": "9.9"}}
+    about |= {"rows": {"base (no LoRA)": NAIVE | {"label": "", "how": "floor"}, "naive": NAIVE | {"label": ""}}}
     about |= {"failed": {"a-cell": "Traceback\nValueError: <script>alert(1)</script>"}}
     (folder / "run.json").write_text(json.dumps(about))
     cell = tmp_path / "out" / "cells" / case.name / "naive-12345678-0"

@@ -16,10 +16,11 @@ from duolora.bench.options import TableOptions
 from duolora.bench.report.runs import read_runs
 from duolora.bench.run import cells_of, folder_for, run_table
 from duolora.bench.tables.render import SIMILARITY
-from duolora.bench.tables.rows import CLASS_PROMPT, TABLES, Row, Table, blora_rows
+from duolora.bench.tables.rows import CLASS_PROMPT, TABLES, Row, Table, blora_rows, matched
 from duolora.bench.tables.tuning import TUNING
 from duolora.errors import InputError
 from duolora.lora.read.file import read_adapter
+from duolora.merging.options import METHODS
 from duolora.model.defaults import BaseChoice, BaseDefaults, read_defaults
 
 ROWS = (
@@ -189,12 +190,24 @@ def test_a_narrower_table_does_not_replace_a_finished_one(tmp_path):
     assert folder_for(few, folder) in beside, "the same table has the same place"
 
 
+def test_row_names_can_stand_in_a_list():
+    tables = {**TABLES, "tuning": TUNING, "blora": Table("", blora_rows(("a",), ("b",)))}
+    wrong = {row.label for name, table in tables.items() for row in table.rows if {*row.label} & {*",;|"}}
+    assert not wrong
+    lists = [[row.label for row in table.rows] for table in TABLES.values()]
+    assert all(matched(label.upper(), dict.fromkeys(labels, "")) == label for labels in lists for label in labels)
+
+
 def test_rows_are_named_in_any_case_or_by_their_methods(tmp_path):
     def rows(*labels):
         return [row.label for row in prepared(TABLES["table1"], tmp_path, TableOptions(row=list(labels))).rows]
 
     assert rows("duolora", "ZIPLORA") == ["ZipLoRA", "DuoLoRA"]
     assert rows("ziprank-prior") == ["ZipRank + layer prior"]
+    assert rows("B-LoRA, own block", "style lora class prompt") == ["style LoRA (class prompt)", "B-LoRA (own block)"]
+    for method in METHODS:
+        (label,) = rows(method)
+        assert {row.label: row.method for row in TABLES["table1"].rows}[label] == method
     with pytest.raises(InputError, match="rows: expected some of .*DuoLoRA.*; got 'nosuch'"):
         rows("nosuch")
 

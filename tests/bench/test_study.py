@@ -191,17 +191,17 @@ def test_rows_are_those_that_are_finished_or_named_in_any_case(run, tmp_path):
 
 
 def test_without_two_of_the_papers_rows_all_finished_merges_are_asked_about(run, tmp_path):
-    for method, label in (("blora", "B-LoRA, own block"), ("ziplora", "ZipLoRA, inputs"), ("naive", "PEFT svd")):
+    for method, label in (("blora", "B-LoRA (own block)"), ("ziplora", "ZipLoRA (inputs)"), ("naive", "PEFT svd")):
         for path in (run.parent / "cells").glob(f"*/{method}-*/result.json"):
             found = json.loads(path.read_text())
             path.write_text(json.dumps(found | {"row": found["row"] | {"label": label, "changes": {"seed": 9}}}))
     lines = json.loads((run / "table.json").read_text())
-    names = ["PEFT svd", "B-LoRA, own block", "ZipLoRA, inputs", "DuoLoRA"]
+    names = ["PEFT svd", "B-LoRA (own block)", "ZipLoRA (inputs)", "DuoLoRA"]
     renamed = [line | {"row": name} for line, name in zip(lines, names, strict=True)]
     (run / "table.json").write_text(json.dumps(renamed))
     _, where = make([run], tmp_path / "study")
     assert sorted(read_key(where).rows) == sorted(names)
-    with pytest.raises(InputError, match="got PEFT svd, of the finished .*B-LoRA, own block; "):
+    with pytest.raises(InputError, match=r"got PEFT svd; finished are .*B-LoRA \(own block\), "):
         make([run], tmp_path / "one", ["peft-SVD"])
 
 

@@ -89,7 +89,7 @@ def test_other_blocks_for_blora(tmp_path):
     content, style = ("down_blocks.1",), ("up_blocks.1.attentions.0",)
     here = with_blora(TABLES["table1"], content, style)
     there = {row.label: row for row in here.rows}
-    filtered, both, own = (there[label] for label in ("B-LoRA (filter)", "B-LoRA", "B-LoRA, own block"))
+    filtered, both, own = (there[label] for label in ("B-LoRA (filter)", "B-LoRA", "B-LoRA (own block)"))
     assert filtered.changes == {"block_map": {"down_blocks.1": "content", "up_blocks.1.attentions.0": "style"}}
     assert not filtered.blocks
     assert both.blocks == {"content": content + style, "style": content + style}
@@ -112,7 +112,7 @@ def test_blocks_are_those_of_the_file_or_of_figure_3(tmp_path):
         row = next(
             r
             for r in prepared(TABLES["table1"], tmp_path, TableOptions(blora=given)).rows
-            if r.label == "B-LoRA, own block"
+            if r.label == "B-LoRA (own block)"
         )
         assert row.blocks["content"] == (expected,)
     with pytest.raises(InputError, match=r"none\.json"):

@@ -107,7 +107,7 @@ def _trained_and_merged(
         Job("base", pair.merged_prompt),
         Job("content LoRA", pair.content_prompt, files["content"]),
         Job("style LoRA", pair.style_prompt, files["style"]),
-        Job("style LoRA, class prompt", pair.class_prompt, files["style"]),
+        Job("style LoRA (class prompt)", pair.class_prompt, files["style"]),
     ]
     for method in tqdm(SHOWN, "Methods", disable=not progress):
         done = merge(

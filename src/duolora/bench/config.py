@@ -216,7 +216,7 @@ def _on_photos(
     shown = for_photos(table, datasets or known, twins)
     if lost := [row.label for row in table.rows if row.how == "pair" and not twins]:
         warnings.warn(
-            f"{'; '.join(lost)}: left out, as it learns from the photos' twins in the style; give them with --twins",
+            f"{', '.join(lost)}: left out, as it learns from the photos' twins in the style; give them with --twins",
             Notice,
             stacklevel=2,
         )
@@ -247,6 +247,6 @@ def prepared(table: Table, root: Path, options: TableOptions, bases: Sequence[st
     rows = {matched(row, known) for row in options.row or []}
     kept = [row for row in table.rows if not rows or row.label in rows]
     if getattr(options, "loras", None) and (own := [row.label for row in kept if row.blocks]):
-        warnings.warn(f"{'; '.join(own)}: left out, as LoRAs of their own are trained for them", Notice, stacklevel=2)
+        warnings.warn(f"{', '.join(own)}: left out, as LoRAs of their own are trained for them", Notice, stacklevel=2)
         kept = [row for row in kept if not row.blocks]
     return replace(table, rows=tuple(kept))

@@ -75,7 +75,7 @@ def _table(name: str, table: Table) -> None:
     kind: type[TableOptions] = DistilledOptions if name == "table5" else PhotoOptions
     known = f"Data sets: {', '.join(table.datasets)}.\n\n"
     if table is not TUNING:  # which has a hundred
-        rows = "; ".join(row.label for row in table.rows)
+        rows = ", ".join(row.label for row in table.rows)
         known += f"Rows, for --row in any case and without signs, or by their methods: {rows}.\n\n"
     _command(kind, run, name, f"{table.title}.", example, known)
 

@@ -20,7 +20,7 @@ from duolora.bench.report.paper_numbers import paper_base, printed
 from duolora.bench.report.plots import Point, bars, colour, curves, scatter
 from duolora.bench.report.ranks import Ranks, mean_ranks, metadata_of, ranks_of
 from duolora.bench.report.runs import Line, Measured, Run, read_runs, undamaged
-from duolora.bench.tables.rows import ALONE, TABLES
+from duolora.bench.tables.rows import ALONE
 from duolora.errors import FileRefused, InputError
 from duolora.model.image_files import images_in, read_image
 from duolora.model.images import untiled
@@ -113,8 +113,7 @@ class _Page:
     def __init__(self, run: Run, index: int, home: Path) -> None:
         self.run, self.home, self.anchor = run, home, f"run{index}-{_slug(run.name)}"
         self.numbers = {row: k + 1 for k, row in enumerate(run.rows)}
-        hows = {row.label: row.how for row in TABLES[run.name].rows} if run.name in TABLES else {}
-        self.apart = {label for label, how in hows.items() if how in ("floor", *ALONE)}
+        self.apart = {row for row, said in run.about.get("rows", {}).items() if said["how"] in ("floor", *ALONE)}
         self.first = {(cell.dataset, cell.row): self._anchor(cell) for cell in reversed(run.cells)}
 
     def view(self) -> dict[str, Any]:

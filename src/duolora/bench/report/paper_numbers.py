@@ -47,7 +47,7 @@ PAPER: dict[str, dict[str, dict[str, Printed]]] = {
     },
     "table3": {
         "ZipLoRA": {"several": _three(0.53, 0.65, 0.41)},
-        "DuoLoRA, output masks": {"several": _three(0.57, 0.73, 0.50)},
+        "DuoLoRA (output masks)": {"several": _three(0.57, 0.73, 0.50)},
     },
     "table4": {
         "naive": {"multi2": _three(.38, .63, .35), "multi3": _three(.35, .56, .30), "multi4": _three(.28, .55, .25)},
@@ -56,16 +56,16 @@ PAPER: dict[str, dict[str, dict[str, Printed]]] = {
     },
     "table7": {
         "ZipRank": {"several": _three(0.53, 0.64, 0.42)},
-        "init 0.1/0.0, prior 0.1": {"several": _three(0.56, 0.65, 0.43)},
-        "init 0.75/0.5, prior 0": {"several": _three(0.57, 0.64, 0.41)},
-        "init 1.0/0.75, prior 0": {"several": _three(0.53, 0.64, 0.42)},
-        "init 0.75/0.5, prior 0.1": {"several": _three(0.50, 0.64, 0.44)},
-        "init 1.0/0.75, prior 0.1": {"several": _three(0.47, 0.64, 0.43)},
+        "init 0.1/0.0 prior 0.1": {"several": _three(0.56, 0.65, 0.43)},
+        "init 0.75/0.5 prior 0": {"several": _three(0.57, 0.64, 0.41)},
+        "init 1.0/0.75 prior 0": {"several": _three(0.53, 0.64, 0.42)},
+        "init 0.75/0.5 prior 0.1": {"several": _three(0.50, 0.64, 0.44)},
+        "init 1.0/0.75 prior 0.1": {"several": _three(0.47, 0.64, 0.43)},
     },
     "table8": {
         "ZipRank": {"several": _three(0.530, 0.647, 0.424)},
         "+ init": {"several": _three(0.560, 0.652, 0.435)},
-        "+ init, nuclear norm, sparsity": {"several": _three(0.542, 0.670, 0.458)},
+        "+ init + nuclear norm + sparsity": {"several": _three(0.542, 0.670, 0.458)},
         "+ style cycle": {"several": _three(0.507, 0.704, 0.519)},
         "+ both cycles": {"several": _three(0.560, 0.693, 0.482)},
     },

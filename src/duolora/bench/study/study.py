@@ -133,7 +133,7 @@ def _compared(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
     known = {cell.row: str(cell.result.get("row", {}).get("method", "")) for run in runs for cell in _drawn(run)}
     rows = [matched(row, known) for row in asked] or _by_default(known)
     if len(set(rows)) < 2:
-        found = f"{'; '.join(rows) or 'none'}, of the finished {'; '.join(known) or 'none'}"
+        found = f"{', '.join(rows) or 'none'}; finished are {', '.join(known) or 'none'}"
         raise InputError(f"rows: expected at least two different methods to compare, got {found}")
     return rows
 
@@ -170,9 +170,9 @@ def _complete(runs: Sequence[Run], rows: Sequence[str]) -> dict[str, dict[str, M
             found.setdefault(cell.case, {})[cell.row] = cell
     complete = {case: {row: cells[row] for row in rows} for case, cells in found.items() if len(cells) == len(rows)}
     if not complete:
-        known = "; ".join(dict.fromkeys(cell.row for run in runs for cell in run.cells)) or "none with images"
+        known = ", ".join(dict.fromkeys(cell.row for run in runs for cell in run.cells)) or "none with images"
         raise InputError(
-            f"rows: expected pairs on which all of these are finished: {'; '.join(rows)}; found some of {known}"
+            f"rows: expected pairs on which all of these are finished: {', '.join(rows)}; found some of {known}"
         )
     return complete
 

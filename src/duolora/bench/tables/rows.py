@@ -47,7 +47,7 @@ def matched(asked: str, known: Mapping[str, str]) -> str:
     found = {_plain(method): label for label, method in reversed([*known.items()]) if method}
     found |= {_plain(label): label for label in known}
     if (label := found.get(_plain(asked))) is None:
-        raise InputError(f"rows: expected some of {'; '.join(known)}; got {asked!r}")
+        raise InputError(f"rows: expected some of {', '.join(known)}; got {asked!r}")
     return label
 
 
@@ -82,9 +82,9 @@ class Table:
 ALL = ("several", "single", "crossed", "everyday")
 MULTI = {"multi2": 2, "multi3": 3, "multi4": 4}
 """Data sets of several subjects in one style, made of those of `several`."""
-FLOOR, ORACLE = Row("base, no LoRA", how="floor"), Row("oracle", how="oracle")
+FLOOR, ORACLE = Row("base (no LoRA)", how="floor"), Row("oracle", how="oracle")
 CONTENT, STYLE = Row("content LoRA alone", how="content"), Row("style LoRA alone", how="style")
-CLASS_PROMPT = Row("style LoRA, class prompt", how="class")
+CLASS_PROMPT = Row("style LoRA (class prompt)", how="class")
 ALONE = {"content": "content", "style": "style", "class": "style", "oracle": "oracle"}
 """The LoRA that a row generates with, where it is one alone."""
 
@@ -104,7 +104,7 @@ def blora_rows(content: tuple[str, ...] = BLORA[0], style: tuple[str, ...] = BLO
     return (
         Row("B-LoRA (filter)", "blora", changes),
         Row("B-LoRA", "blora", changes, blocks={"content": both, "style": both}),
-        Row("B-LoRA, own block", "naive", blocks={"content": content, "style": style}),
+        Row("B-LoRA (own block)", "naive", blocks={"content": content, "style": style}),
     )
 
 
@@ -158,7 +158,7 @@ _OPEN: tuple[tuple[str, dict[str, object]], ...] = (
 
 _VARIANTS = Table(
     "Variants where the paper is open, on the tuning pairs",
-    (FLOOR, *(Row(f"DuoLoRA, {label}", "duolora", changes) for label, changes in _OPEN), ORACLE),
+    (FLOOR, *(Row(f"DuoLoRA ({label})", "duolora", changes) for label, changes in _OPEN), ORACLE),
     ("tuning",),
 )
 
@@ -179,8 +179,8 @@ _ONESHOT = Table(
         *(_oneshot(f"off role {w:g}", off_role=w) for w in (0.3, 0.1, 0.0)),
         _oneshot("prior 0.3", lambda_layer_prior=0.3),
         _oneshot("hinge 1", lambda_layer_prior=1.0, sparsity=0.0),
-        *(Row(f"ZipRank, {n} from one-shot", "ziprank", {"init": "oneshot", "steps": n}) for n in (5, 20)),
-        *(Row(f"ZipRank, {n} from ones", "ziprank", {"steps": n}) for n in (5, 20)),
+        *(Row(f"ZipRank ({n} from one-shot)", "ziprank", {"init": "oneshot", "steps": n}) for n in (5, 20)),
+        *(Row(f"ZipRank ({n} from ones)", "ziprank", {"steps": n}) for n in (5, 20)),
     ),
     ("tuning",),
 )
@@ -198,7 +198,7 @@ _METHODS = (
     Row("PEFT dare_ties", "dare_ties"),
     Row("K-LoRA", how="klora"),
     Row("ZipLoRA", "ziplora"),
-    Row("ZipLoRA, inputs", "ziplora", {"masks": "input"}),
+    Row("ZipLoRA (inputs)", "ziplora", {"masks": "input"}),
     Row("ZipRank", "ziprank"),
     Row("ZipRank + layer prior", "ziprank-prior"),
     Row("DuoLoRA", "duolora"),
@@ -218,7 +218,7 @@ TABLES: dict[str, Table] = {
     ),
     "table3": Table(
         "Table 3: the same number of parameters",
-        (FLOOR, Row("ZipLoRA", "ziplora"), Row("DuoLoRA, output masks", "duolora", {"masks": "output"}), ORACLE),
+        (FLOOR, Row("ZipLoRA", "ziplora"), Row("DuoLoRA (output masks)", "duolora", {"masks": "output"}), ORACLE),
     ),
     "table4": Table(
         "Table 4: several subjects in one style",
@@ -240,7 +240,7 @@ TABLES: dict[str, Table] = {
             Row("ZipRank", "ziprank", {"lambda_layer_prior": 0.1}),
             *(
                 Row(
-                    f"init {c}/{s}, prior {w}",
+                    f"init {c}/{s} prior {w}",
                     "ziprank-prior",
                     {"T_content": c, "T_style": s, "lambda_layer_prior": w},
                 )
@@ -256,9 +256,9 @@ TABLES: dict[str, Table] = {
             FLOOR,
             Row("ZipRank", "ziprank"),
             Row("+ init", "ziprank", {"init": "ones"}),
-            Row("+ init, nuclear norm", "ziprank-prior", {"sparsity": 0.0}),
-            Row("+ init, sparsity", "ziprank-prior", {"prior_lambda": 0.0}),
-            Row("+ init, nuclear norm, sparsity", "ziprank-prior"),
+            Row("+ init + nuclear norm", "ziprank-prior", {"sparsity": 0.0}),
+            Row("+ init + sparsity", "ziprank-prior", {"prior_lambda": 0.0}),
+            Row("+ init + nuclear norm + sparsity", "ziprank-prior"),
             Row("+ style cycle", "duolora", {"cycles": "style"}),
             Row("+ both cycles", "duolora"),
             ORACLE,

@@ -62,17 +62,17 @@ GRIDS: dict[str, Settings] = {
     "split by role": _STRONGER,
     "B-LoRA (filter)": _STRONGER,
     "B-LoRA": _STRONGER,
-    "B-LoRA, own block": _STRONGER,
+    "B-LoRA (own block)": _STRONGER,
     "PEFT svd": _UNEVEN,
     "PEFT ties": _weakened(density=(0.5, 0.9)),
     "PEFT dare_ties": _weakened(density=(0.5, 0.9)),
     "K-LoRA": _each("k", 16, 64, 1024),
     "ZipLoRA": _ZIPLORA,
-    "ZipLoRA, inputs": _ZIPLORA,
+    "ZipLoRA (inputs)": _ZIPLORA,
     "ZipRank": _weakened(lr=_LR),
     "ZipRank + layer prior": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), *_LAMBDAS),
     "DuoLoRA": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), {"lambda_cycle": 0.01, "lr": 0.03}, *_LAMBDAS),
-    "DuoLoRA, output masks": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), *_LAMBDAS),
+    "DuoLoRA (output masks)": (*_weakened(lambda_layer_prior=_PRIOR, lr=_LR), *_LAMBDAS),
     "one-shot (ours)": (*_each("off_role", 1.0, 0.3, 0.1), {"content_weight": 0.7}, {"content_weight": 0.5}),
 }
 """For each row of Tables 1 and 3 the settings that are tried, the default first."""
@@ -81,7 +81,7 @@ GRIDS: dict[str, Settings] = {
 def _settings(row: Row) -> list[Row]:
     rows = []
     for changes in GRIDS.get(row.label, ()):
-        said = ", ".join(f"{name} {value:g}" for name, value in changes.items()) or "default"
+        said = " ".join(f"{name} {value:g}" for name, value in changes.items()) or "default"
         rows.append(replace(row, label=f"{row.label}: {said}", changes={**row.changes, **changes}, group=row.label))
     return rows
 
