@@ -76,6 +76,8 @@ def test_defaults_in_the_help_are_the_real_ones():
     for name in ("rank", "steps", "batch", "lr", "caption_dropout"):
         assert flat(f"[{getattr(paper, name):g}, or the base's own]") in train
         assert flat(told(TrainOptions, name)) in train
+    for name in ("steps", "content_weight", "style_weight"):
+        assert flat(f"[{getattr(MergeOptions(), name):g}, or the method's own]") in flat(shown("merge"))
     assert flat(f"[{GUIDANCE:g}, or the base's own]") in flat(shown("generate"))
 
 

@@ -64,3 +64,12 @@ def test_density_matters(both):
 def test_best_of_rank_is_exact_where_it_can_be():
     delta = lora(5, rank=2).delta()
     torch.testing.assert_close(best_of_rank(delta, 2).delta(), delta)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 9), st.integers(0, 9))
+def test_best_of_rank_is_nearest_and_balanced(rows, columns, rank, known):
+    lora = LowRank(torch.randn(rows, known), torch.randn(known, columns))
+    s = torch.linalg.svdvals(lora.delta().double())
+    kept = best_of_rank(lora.delta(), rank)
+    torch.testing.assert_close((lora.delta() - kept.delta()).norm().double(), s[rank:].norm(), atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(kept.up.norm(dim=0), kept.down.norm(dim=1), atol=1e-4, rtol=1e-3)

@@ -267,7 +267,10 @@ def merge(
             f"  [by the files; none for {', '.join(name for name, o in METHODS.items() if not o.asks_network)}]."
         ),
     ] = None,
-    changed: Annotated[dict[str, Any], Changes(MergeOptions, ("content_weight", "style_weight", "steps"))],
+    changed: Annotated[
+        dict[str, Any],
+        Changes(MergeOptions, ("content_weight", "style_weight", "steps"), default=", or the method's own"),
+    ],
     content_images: Annotated[
         Path | None, typer.Option(help="Images of the subject, cropped about the centre  [generated with its LoRA].")
     ] = None,

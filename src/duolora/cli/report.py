@@ -47,7 +47,8 @@ def make(
     row: Annotated[
         list[str] | None,
         typer.Option(
-            help="A method to compare; may be given several times  [those of the paper's four that are finished]."
+            help="A method to compare, in any case; may be given several times  [the paper's four, of them what is"
+            " finished; every finished merge if that is fewer than two]."
         ),
     ] = None,
     each: Annotated[int, typer.Option(help="Questions for every pair.")] = 1,

@@ -47,10 +47,18 @@ def agreed(deltas: Sequence[Float[Tensor, "d_out d_in"]], how: Combine, density:
 
 
 def best_of_rank(delta: Float[Tensor, "d_out d_in"], rank: int) -> LowRank:
-    """The LoRA of that rank that is nearest to a dense update (Eckart-Young)."""
-    u, s, v_t = torch.linalg.svd(delta.double(), full_matrices=False)
-    root = s[:rank].sqrt()
-    return LowRank((u[:, :rank] * root).float(), (root[:, None] * v_t[:rank]).float())
+    """The LoRA of that rank that is nearest to a dense update (Eckart-Young).
+
+    Its shorter side's directions are eigenvectors of ΔW·ΔWᵀ, which take a fraction of an SVD's time.
+    """
+    if delta.shape[0] > delta.shape[1]:
+        turned = best_of_rank(delta.T, rank)
+        return LowRank(turned.down.T, turned.up.T)
+    exact = delta.double()
+    u = torch.linalg.eigh(exact @ exact.T).eigenvectors.flip(1)[:, :rank]
+    v = u.T @ exact
+    root = v.norm(dim=1).sqrt().clamp(min=torch.finfo(v.dtype).tiny)
+    return LowRank((u * root).float(), (v / root[:, None]).float())
 
 
 def cut(lora: LowRank, rank: int) -> LowRank:
