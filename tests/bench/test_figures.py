@@ -13,7 +13,7 @@ from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.multi import groups
 from duolora.bench.cells.pairs import suite
 from duolora.bench.figures import figure4
-from duolora.bench.grids import SHOWN, SIDE, figure3_of, figure_of
+from duolora.bench.grids import SHOWN, SIDE, Line, figure3_of, figure_of, labelled
 from duolora.bench.scaling import ALPHAS, block_map, by_classifier, dominant, figure3
 from duolora.bench.tables.rows import TABLES, read_blocks
 from duolora.errors import InputError
@@ -49,6 +49,11 @@ def test_curves_and_images(tmp_path, monkeypatch):
     content, style = read_blocks(tmp_path / "blocks.json")
     assert content != style
     assert {*content, *style} <= curves.keys()
+
+
+def test_labels_have_greek_letters():
+    sheets = [labelled([Line("", {f"{letter} = 1": Image.new("RGB", (9, 9))})]) for letter in "αλ"]
+    assert sheets[0].tobytes() != sheets[1].tobytes()
 
 
 def test_images_of_any_prompt_with_any_blocks_turned_down(tmp_path, monkeypatch):

@@ -233,6 +233,7 @@ def test_the_check_says_what_is_missing(dreambooth):
         path.unlink()
     found = problems(read_dataset(dreambooth))
     assert any("no such folder of subject backpack" in line for line in found)
+    assert "backpack: no images" not in found, "which its folder's line says"
     assert any("00.jpg: not a readable image" in line for line in found)
     assert "cat: no images" in found
 

@@ -95,8 +95,10 @@ def figure3_of(
 
 def labelled(lines: Sequence[Line]) -> Image.Image:
     """The rows as one sheet; an image that a row lacks is left white."""
+    from matplotlib import get_data_path  # whose font has Greek letters, unlike Pillow's
+
     columns = list(dict.fromkeys(name for line in lines for name in line.images))
-    gap, head, font = 4, 22, ImageFont.load_default(13)
+    gap, head, font = 4, 22, ImageFont.truetype(Path(get_data_path(), "fonts", "ttf", "DejaVuSans.ttf"), 11)
     sheet = Image.new("RGB", (len(columns) * (SIDE + gap), head + len(lines) * (SIDE + head + gap)), "white")
     brush = ImageDraw.Draw(sheet)
     for x, name in enumerate(columns):

@@ -83,9 +83,9 @@ class Dataset:
 
 def problems(dataset: Dataset) -> list[str]:
     """What is missing or damaged, one line each; every image is read."""
-    found = list(dataset.missing)
+    found, named = list(dataset.missing), {Path(line.partition(": ")[0]).stem for line in dataset.missing}
     for concept in (*dataset.contents.values(), *dataset.styles.values()):
-        if not concept.images:
+        if not concept.images and concept.name not in named:
             found.append(f"{concept.name}: no images")
         for path in concept.images:
             try:
