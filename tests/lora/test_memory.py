@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from io import BytesIO
 
 import pytest
 import torch
@@ -9,8 +10,11 @@ from safetensors.torch import load
 
 from duolora.api.compose import compose
 from duolora.api.convert import convert
+from duolora.api.merge import merge
+from duolora.errors import DuoLoRAError
+from duolora.lora import on_demand
 from duolora.lora.adapter import Adapter
-from duolora.lora.on_demand import OnDemand, in_float32, mapped, outlines, renamed
+from duolora.lora.on_demand import OnDemand, in_float32, mapped, outlines, renamed, spooled
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.stored import DTYPES, read_tensors
 from duolora.lora.write import file as writer
@@ -54,7 +58,7 @@ def test_a_file_that_becomes_shorter_while_it_is_read_is_refused(tmp_path, monke
         read_adapter(path)
 
 
-@pytest.mark.parametrize("verb, total", [("compose", 6.0), ("convert", 2.0)])
+@pytest.mark.parametrize("verb, total", [("compose", 6.0), ("convert", 2.0), ("naive", 4.0), ("svd", 4.0)])
 def test_a_file_is_written_module_by_module(tmp_path, monkeypatch, verb, total):
     """No more than one module of the sources is in memory at once, and none of the file's while diffusers loads it."""
     alive, most = weakref.WeakSet(), []
@@ -68,18 +72,23 @@ def test_a_file_is_written_module_by_module(tmp_path, monkeypatch, verb, total):
             alive.add(self)
             most.append(len(alive))
 
-    def error(path, meant, dtype):
+    def error(path, meant, dtype, ours):
         gc.collect()
         assert not alive
-        return error_in_diffusers(path, meant, dtype)
+        return error_in_diffusers(path, meant, dtype, ours)
 
     monkeypatch.setattr(LowRank, "__post_init__", counted)
     monkeypatch.setattr(writer, "error_in_diffusers", error)
     out = tmp_path / "all.safetensors"
     files = [tmp_path / f"{name}.safetensors" for name in "abc"]
-    compose(files, out, [1.0, 1.0, 1.0]) if verb == "compose" else convert(files[0], out)
+    if verb == "compose":
+        compose(files, out, [1.0, 1.0, 1.0])
+    elif verb == "convert":
+        convert(files[0], out)
+    else:
+        merge(files[0], files[1], out, verb, progress=False)
     assert 5 <= max(most) <= 5 + 3 * 3, "the five that diffusers loads; of one, three sources thrice"
-    assert torch.allclose(read_adapter(out).modules[MODULE].delta(), torch.full((8, 8), total))
+    assert torch.allclose(read_adapter(out).modules[MODULE].delta(), torch.full((8, 8), total), rtol=1e-3)
 
 
 def several(count: int) -> dict[str, LowRank]:
@@ -107,3 +116,23 @@ def test_modules_on_demand_are_those_of_the_file(tmp_path):
     assert lazy[MODULE].up.dtype == torch.float16 and lazy[MODULE] is not lazy[MODULE]
     with pytest.raises(KeyError):
         lazy["nothing"]
+
+
+def test_modules_that_take_long_are_made_once_and_come_back_as_they_were(monkeypatch):
+    rng = torch.Generator().manual_seed(0)
+    given = {
+        "a": LowRank(torch.randn(4, 2, generator=rng), torch.randn(2, 6, generator=rng), 0.5),
+        "b": LowRank(torch.randn(6, 3, generator=rng).T[:, :2], torch.randn(2, 18, generator=rng).half(), 2.0, (3, 3)),
+    }
+    kept = spooled(iter(given.items()))
+    for name in ("b", "a", "b"):
+        assert torch.equal(kept[name].up, given[name].up) and torch.equal(kept[name].down, given[name].down.float())
+        assert (kept[name].scale, kept[name].kernel) == (given[name].scale, given[name].kernel)
+
+    class Full(BytesIO):
+        def write(self, data):
+            raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(on_demand, "TemporaryFile", Full)
+    with pytest.raises(DuoLoRAError, match="No space left on device; free some space there, or name another place by"):
+        spooled(given.items())

@@ -22,7 +22,7 @@ def both() -> Sources:
 
 
 def test_svd_of_full_rank_is_the_weighted_sum(both):
-    out = combined(both, MergeOptions(combine="svd", content_weight=0.3))
+    out = dict(combined(both, MergeOptions(combine="svd", content_weight=0.3)))
     expected = 0.3 * both.content["x"].delta() + both.style["x"].delta()
     torch.testing.assert_close(out["x"].delta(), expected)
     torch.testing.assert_close(out["c"].delta(), 0.3 * both.content["c"].delta())
@@ -30,7 +30,7 @@ def test_svd_of_full_rank_is_the_weighted_sum(both):
 
 
 def test_svd_cuts_to_the_nearest_of_its_rank(both):
-    out = combined(both, MergeOptions(combine="svd", rank=2))["x"]
+    out = dict(combined(both, MergeOptions(combine="svd", rank=2)))["x"]
     u, s, v = torch.linalg.svd(both.content["x"].delta() + both.style["x"].delta())
     assert out.rank == 2
     torch.testing.assert_close(out.delta(), u[:, :2] @ s[:2].diag() @ v[:2])
@@ -50,14 +50,14 @@ def test_agreeing_updates_at_full_density_are_averaged(seed):
 
 def test_the_same_seed_drops_the_same(both):
     def drawn(seed: int) -> torch.Tensor:
-        return combined(both, MergeOptions(combine="dare_ties", seed=seed))["x"].delta()
+        return dict(combined(both, MergeOptions(combine="dare_ties", seed=seed)))["x"].delta()
 
     assert drawn(1).equal(drawn(1))
     assert not drawn(1).equal(drawn(2))
 
 
 def test_density_matters(both):
-    few, many = (combined(both, MergeOptions(combine="ties", density=d))["x"].delta() for d in (0.2, 0.9))
+    few, many = (dict(combined(both, MergeOptions(combine="ties", density=d)))["x"].delta() for d in (0.2, 0.9))
     assert not torch.allclose(few, many)
 
 

@@ -13,6 +13,7 @@ import torch
 from duolora.errors import InputError, Notice
 from duolora.lora.adapter import Adapter, embeddings_of
 from duolora.lora.families import common
+from duolora.lora.on_demand import in_float32, mapped, spooled
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
@@ -176,7 +177,7 @@ def merge(
 
 def _read(asked: MergeInputs) -> Read:
     """The two files, and the base where a step needs one or the caller names one."""
-    content, style = read_adapter(asked.content), read_adapter(asked.style)
+    content, style = _adapter(asked, asked.content), _adapter(asked, asked.style)
     common([(asked.content, content.families), (asked.style, style.families)])
     with underway("Hashing the files"):
         hashes = source_hash(asked.content), source_hash(asked.style)
@@ -194,6 +195,14 @@ def _read(asked: MergeInputs) -> Read:
     architecture = architecture_of_files(content, style) if base is None else base.architecture
     notes = carried({"content": content, "style": style})
     return Read(content, style, hashes, base, architecture, notes, prompts)
+
+
+def _adapter(asked: MergeInputs, path: Path) -> Adapter:
+    """One of the files; where no network holds them, modules are read one at a time, as each is merged."""
+    if asked.options.asks_network:
+        return read_adapter(path)
+    adapter = read_adapter(path, as_stored=True)
+    return replace(adapter, modules=mapped(adapter.modules, in_float32))
 
 
 def _remark(asked: MergeInputs, content: Adapter, style: Adapter, hashes: tuple[str, str]) -> None:
@@ -304,7 +313,7 @@ def _trained_from(base: Base, data: Calibration) -> Metadata:
 def _fold(asked: MergeInputs, both: Sources, trained: TrainedMasks) -> Folded:
     """Masks and LoRAs as one ordinary LoRA."""
     if asked.options.combine != "masks":
-        return Folded(combined(both, asked.options) | unmasked(both, asked.options))
+        return Folded(spooled(chain(combined(both, asked.options), unmasked(both, asked.options).items())))
     return folded(both, trained.content_masks, trained.style_masks, asked.options)
 
 

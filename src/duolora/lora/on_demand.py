@@ -1,9 +1,20 @@
 """Modules of a LoRA that are made anew whenever they are asked for, so that never all of them are in memory."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
+from ctypes import CDLL
 from dataclasses import dataclass, replace
+from tempfile import TemporaryFile, gettempdir
+from typing import TypeVar
 
+import torch
+from torch import Tensor
+
+from duolora.errors import DuoLoRAError
 from duolora.paper.lowrank import LowRank
+from duolora.progress import through
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -32,6 +43,57 @@ class OnDemand(Mapping[str, LowRank]):
 def outlines(modules: Mapping[str, LowRank]) -> Mapping[str, LowRank]:
     """The modules as far as shapes, ranks and scales are concerned; their values may be missing."""
     return modules.outlines if isinstance(modules, OnDemand) else modules
+
+
+def sketched(lora: LowRank) -> LowRank:
+    """The same module without values."""
+    return replace(lora, up=lora.up.to("meta"), down=lora.down.to("meta"))
+
+
+def spooled(made: Iterable[tuple[str, LowRank]]) -> OnDemand:
+    """Modules that take long to make: each is made once, and kept in float32 in a file without a name.
+
+    Raises:
+        DuoLoRAError: the disk is full.
+    """
+    file, found, places = TemporaryFile(), dict[str, LowRank](), dict[str, int]()  # noqa: SIM115 - closed with its reader
+    for name, lora in made:
+        found[name], places[name] = sketched(in_float32(lora)), file.tell()
+        try:
+            for factor in (lora.up, lora.down):
+                file.write(factor.detach().float().cpu().contiguous().numpy().data)
+        except OSError as error:
+            raise DuoLoRAError(
+                f"{gettempdir()}: {error.strerror}; free some space there, or name another place by TMPDIR"
+            ) from error
+
+    def read(like: Tensor) -> Tensor:
+        """The next factor, of the shape of this one."""
+        data = bytearray(4 * like.numel())
+        file.readinto(data)
+        return torch.frombuffer(data, dtype=torch.float32).reshape(like.shape)
+
+    def module(name: str) -> LowRank:
+        """One module, read back."""
+        file.seek(places[name])
+        like = found[name]
+        return replace(like, up=read(like.up), down=read(like.down))
+
+    return OnDemand(found, module)
+
+
+def one_by_one(items: Collection[T], what: str) -> Iterator[T]:
+    """Modules or their names with a count, for whoever keeps little of each: memory that is free is given back."""
+    for k, item in enumerate(through(items, what)):
+        if k % 50 == 0:
+            give_back()
+        yield item
+
+
+def give_back() -> None:
+    """Return freed memory to the system; glibc keeps it where small pieces in use lie between the large free ones."""
+    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
+        CDLL(None).malloc_trim(0)
 
 
 def in_float32(lora: LowRank) -> LowRank:

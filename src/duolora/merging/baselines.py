@@ -1,6 +1,6 @@
 """Merges without masks: PEFT's own ways to combine, applied to the true ΔW of each module, with scales and all."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -8,27 +8,25 @@ from jaxtyping import Float
 from peft.utils.merge_utils import dare_ties, ties
 from torch import Tensor
 
-from duolora.merging.inputs import Loras, Sources
+from duolora.lora.on_demand import one_by_one
+from duolora.merging.inputs import Sources
 from duolora.merging.options import Combine, MergeOptions
 from duolora.paper.lowrank import LowRank, concatenate, svd_basis
-from duolora.progress import through
 
 
-def combined(both: Sources, options: MergeOptions) -> Loras:
+def combined(both: Sources, options: MergeOptions) -> Iterator[tuple[str, LowRank]]:
     """One LoRA for every module that either of the two covers; what only one covers is taken as it is, reweighted.
 
     svd        the sum, cut to `rank` singular directions
     ties       the largest `density` of each ΔW, their majority sign elected, the agreeing entries added
     dare_ties  the same after dropping entries at random and scaling the others up
     """
-    out = {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(options.seed)
-        for name in through(both.roles, "Merging"):
+        for name in one_by_one(both.roles, "Merging"):
             sides = ((both.content, options.content_weight), (both.style, options.style_weight))
             here = [replace(s[name], scale=s[name].scale * weight) for s, weight in sides if name in s]
-            out[name] = here[0] if len(here) == 1 else _combined(here, options)
-    return out
+            yield name, here[0] if len(here) == 1 else _combined(here, options)
 
 
 def _combined(loras: Sequence[LowRank], options: MergeOptions) -> LowRank:

@@ -4,16 +4,19 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from duolora.lora.on_demand import OnDemand, one_by_one, outlines, sketched
 from duolora.lora.parts import counted
 from duolora.merging.inputs import Loras, Masks, Sources
 from duolora.merging.options import MergeOptions
 from duolora.paper import ziplora, ziprank
-from duolora.paper.lowrank import LowRank, total
+from duolora.paper.lowrank import LowRank, concatenate, total
 from duolora.progress import through
 
 Kind = Literal["content", "style"]
 Side = tuple[Loras, Masks, Kind]
 """A LoRA, its masks, and which of the two weights and of the two policies for the rest are its own."""
+Rest = tuple[Loras, Kind]
+"""The modules of a LoRA that have no masks, and whose they are."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,38 +29,46 @@ class Folded:
 
 
 def folded(both: Sources, m_c: Masks, m_s: Masks, options: MergeOptions) -> Folded:
-    """The masked merge, each part folded once; modules with nothing left are left out.
+    """The masked merge, each module folded whenever it is asked for; modules with nothing left are left out.
 
     Modules without masks go through by the policy `options.unmasked`.
     """
-    parts = [
-        folded_sides(both.roles, [(loras, masks, kind)], options) | unmasked_of([(others, kind)], options)
-        for loras, masks, others, kind in _sides(both, m_c, m_s)
-    ]
-    names = dict.fromkeys((*both.roles, *parts[0], *parts[1]))
-    found = {name: total([part.get(name) for part in parts]) for name in through(names, "Merging")}
-    modules = {name: lora for name, lora in found.items() if lora is not None}
-    return Folded(modules, counted(modules, parts[0]))
+    sides: tuple[Side, Side] = (both.content, m_c, "content"), (both.style, m_s, "style")
+    others: tuple[Rest, Rest] = (both.content_unmasked, "content"), (both.style_unmasked, "style")
+
+    def parts(name: str) -> list[LowRank | None]:
+        """What is left of a module in either LoRA."""
+        if name in both.roles:
+            return [_folded(name, [side], options) for side in sides]
+        return [total(_unmasked(name, [other], options)) for other in others]
+
+    found: dict[str, LowRank] = {}
+    content: dict[str, LowRank] = {}
+    for name in one_by_one(dict.fromkeys((*both.roles, *both.content_unmasked, *both.style_unmasked)), "Merging"):
+        if (whole := total(here := parts(name))) is not None:
+            found[name] = sketched(whole)
+        if here[0] is not None:
+            content[name] = sketched(here[0])
+
+    def made(name: str) -> LowRank:
+        """The module, of which something is left."""
+        return concatenate([part for part in parts(name) if part is not None])
+
+    return Folded(OnDemand(found, made), counted(found, content))
 
 
-def _sides(both: Sources, m_c: Masks, m_s: Masks) -> list[tuple[Loras, Masks, Loras, Kind]]:
-    return [(both.content, m_c, both.content_unmasked, "content"), (both.style, m_s, both.style_unmasked, "style")]
-
-
-def folded_sides(names: Collection[str], sides: Sequence[Side], options: MergeOptions) -> Loras:
+def folded_sides(names: Collection[str], sides: Sequence[Side], options: MergeOptions) -> dict[str, LowRank]:
     """The masked merge of any number of LoRAs; `names` are the modules in their order."""
-    weights = {"content": options.content_weight, "style": options.style_weight}
-    out = {}
-    for name in through(names, "Folding"):
-        here = [(_times(loras[name], weights[kind]), masks[name]) for loras, masks, kind in sides if name in loras]
-        covering, gates = [lora for lora, _ in here], [mask.to(lora.up) for lora, mask in here]
-        if options.masks in ("output", "input"):
-            left = ziplora.fold(covering, gates, options.masks)
-        else:
-            left = ziprank.fold(covering, gates, options.threshold, options.binary)
-        if left is not None:
-            out[name] = left
-    return out
+    found = {name: _folded(name, sides, options) for name in through(names, "Folding")}
+    return {name: lora for name, lora in found.items() if lora is not None}
+
+
+def _folded(name: str, sides: Sequence[Side], options: MergeOptions) -> LowRank | None:
+    here = [(_weighted(loras[name], kind, options), masks[name]) for loras, masks, kind in sides if name in loras]
+    covering, gates = [lora for lora, _ in here], [mask.to(lora.up) for lora, mask in here]
+    if options.masks in ("output", "input"):
+        return ziplora.fold(covering, gates, options.masks)
+    return ziprank.fold(covering, gates, options.threshold, options.binary)
 
 
 def unmasked(both: Sources, options: MergeOptions) -> Loras:
@@ -65,16 +76,19 @@ def unmasked(both: Sources, options: MergeOptions) -> Loras:
     return unmasked_of([(both.content_unmasked, "content"), (both.style_unmasked, "style")], options)
 
 
-def unmasked_of(sides: Sequence[tuple[Loras, Kind]], options: MergeOptions) -> Loras:
+def unmasked_of(sides: Sequence[Rest], options: MergeOptions) -> Loras:
     """The same of any number of LoRAs."""
-    weights = {"content": options.content_weight, "style": options.style_weight}
+    bare = [(outlines(loras), kind) for loras, kind in sides]
+    names = dict.fromkeys(name for loras, _ in bare for name in loras)
+    left = {name: concatenate(kept) for name in names if (kept := _unmasked(name, bare, options))}
+    return OnDemand(left, lambda name: concatenate(_unmasked(name, sides, options)))
+
+
+def _unmasked(name: str, sides: Sequence[Rest], options: MergeOptions) -> list[LowRank]:
     keep = {"sum": ("content", "style"), "content": ("content",), "style": ("style",), "drop": ()}[options.unmasked]
-    found: dict[str, list[LowRank]] = {}
-    for loras, kind in sides:
-        for name, lora in loras.items() if kind in keep else ():
-            found.setdefault(name, []).append(_times(lora, weights[kind]))
-    return {name: left for name, loras in found.items() if (left := total(loras)) is not None}
+    return [_weighted(loras[name], kind, options) for loras, kind in sides if kind in keep and name in loras]
 
 
-def _times(lora: LowRank, weight: float) -> LowRank:
+def _weighted(lora: LowRank, kind: Kind, options: MergeOptions) -> LowRank:
+    weight = {"content": options.content_weight, "style": options.style_weight}[kind]
     return replace(lora, scale=lora.scale * weight)

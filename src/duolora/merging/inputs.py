@@ -9,6 +9,7 @@ from torch import Tensor
 from duolora.errors import BaseMismatch, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import ATTENTION, common
+from duolora.lora.on_demand import OnDemand, one_by_one, outlines, renamed, spooled
 from duolora.merging.options import MaskAxis, MergeOptions, no_prompt
 from duolora.model.architectures import Architecture, recognised
 from duolora.model.blocks import block_roles
@@ -16,9 +17,8 @@ from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import initial_masks
 from duolora.paper.lowrank import LowRank, svd_basis
-from duolora.progress import through
 
-Loras = dict[str, LowRank]
+Loras = Mapping[str, LowRank]
 Masks = dict[str, Tensor]
 
 
@@ -62,7 +62,7 @@ def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
     """
     families = common([("the content LoRA", content.families), ("the style LoRA", style.families)])
     shapes: dict[str, tuple[int, int]] = {}
-    for name, lora in (*content.modules.items(), *style.modules.items()):
+    for name, lora in (*outlines(content.modules).items(), *outlines(style.modules).items()):
         shape = (lora.d_out, lora.d_in)
         if shapes.setdefault(name, shape) != shape:
             raise BaseMismatch(
@@ -75,10 +75,13 @@ def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
 
 def parted(targets: Container[str], adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
     """The modules that may have masks, in the basis in which masks act, and all others as they came."""
-    inside = {n: lora for n, lora in adapter.modules.items() if n in targets}
-    outside = {n: lora for n, lora in adapter.modules.items() if n not in targets}
+    inside, outside = (
+        renamed(adapter.modules, {name: name for name in adapter.modules if (name in targets) is masked})
+        for masked in (True, False)
+    )
     if options.basis == "svd" and options.combine == "masks":
-        inside = {n: svd_basis(x) for n, x in through(inside.items(), "Singular directions")}
+        turned = ((name, svd_basis(lora)) for name, lora in one_by_one(inside.items(), "Singular directions"))
+        inside = spooled(turned) if isinstance(inside, OnDemand) else dict(turned)
     return inside, outside
 
 
@@ -89,7 +92,7 @@ def first_masks(both: Sources, options: MergeOptions, device: torch.device) -> t
     rng = torch.Generator().manual_seed(options.seed)
     m_c, m_s = {}, {}
     for name, role in both.roles.items():
-        n_c, n_s = (_width(loras.get(name), options.masks) for loras in (both.content, both.style))
+        n_c, n_s = (_width(outlines(loras).get(name), options.masks) for loras in (both.content, both.style))
         first = initial_masks(n_c, n_s, role, options.T_content, options.T_style, options.init, rng)
         share = options.neutral if role == "neutral" else 1.0
         m_c[name], m_s[name] = (share * m.to(device) for m in first)

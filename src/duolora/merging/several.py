@@ -48,4 +48,4 @@ def merged_at_once(base: Base, taught: Sequence[Taught], options: MergeOptions, 
     folding = [(loras, m, each.kind) for each, (loras, _), m in zip(taught, sides, masks, strict=True)]
     covered = [name for name in found_roles if any(name in loras for loras, _ in sides)]
     others = [(unmasked, each.kind) for each, (_, unmasked) in zip(taught, sides, strict=True)]
-    return folded_sides(covered, folding, options) | unmasked_of(others, options)
+    return {**folded_sides(covered, folding, options), **unmasked_of(others, options)}

@@ -8,6 +8,7 @@ from typing import Any
 
 from duolora.errors import BaseMismatch, FileRefused
 from duolora.lora.adapter import Adapter
+from duolora.lora.on_demand import outlines
 from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, making, read_header, weights_of
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
@@ -74,7 +75,7 @@ def check_fits(adapter: Adapter, shapes: Mapping[str, tuple[int, int]], path: Pa
         BaseMismatch: the first module that is not.
     """
     advice = "the LoRA was made for another base; name that one with --base"
-    for name, lora in adapter.modules.items():
+    for name, lora in outlines(adapter.modules).items():
         if name not in shapes:
             raise BaseMismatch(f"{path}: {name}: expected a layer of the base, found no such; {advice}")
         expected, found = tuple(shapes[name]), (lora.d_out, lora.d_in)

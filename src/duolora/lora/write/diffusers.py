@@ -13,18 +13,17 @@ from torch import Tensor
 
 from duolora.lora.adapter import Adapter
 from duolora.lora.names import TEXT_ENCODERS
-from duolora.lora.on_demand import mapped, outlines
+from duolora.lora.on_demand import mapped, one_by_one, outlines
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.write.layout import header_json
 from duolora.paper.lowrank import LowRank
-from duolora.progress import through
 
 
 def diffusers_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors under diffusers' names, in `dtype`, on the CPU, each in storage of its own."""
     spoken = {name.partition(".")[0] for name in adapter.modules if ".self_attn." in name}
     tensors = {}
-    for name, lora in through(adapter.modules.items(), "Writing"):
+    for name, lora in one_by_one(adapter.modules.items(), "Writing"):
         encoder = name.partition(".")[0]
         prefix = "" if encoder in TEXT_ENCODERS else f"{adapter.family.network}."
         # diffusers cannot tell what a text encoder's file is, by its new names, where no attention is in it

@@ -26,8 +26,9 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.families import Family
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.lora.on_demand import outlines
+from duolora.lora.read.file import read_adapter
 from duolora.lora.read.peft_config import NETWORK
-from duolora.lora.verify import relative_error
+from duolora.lora.verify import identical, relative_error
 from duolora.paper.lowrank import LowRank
 from duolora.progress import through, underway
 
@@ -72,21 +73,25 @@ def _pipeline(family: Family, components: Mapping[str, Mapping[str, LowRank]]) -
     return pipeline
 
 
-def error_in_diffusers(path: Path, meant: Adapter, dtype: torch.dtype) -> float:
+def error_in_diffusers(path: Path, meant: Adapter, dtype: torch.dtype, ours: float) -> float:
     """The largest ‖ΔW_loaded − ΔW‖ / ‖ΔW‖ of any module, once diffusers has loaded the file.
 
-    `dtype` is that of its factors, and of the layers that they are loaded on.
+    `dtype` is that of its factors, and of the layers that they are loaded on; `ours` is the error of the file as we
+    read it, which is not measured again where diffusers gives the very same numbers.
 
     Raises:
         ReadingFailed: diffusers, PEFT or transformers raise something, or leave modules out.
     """
     try:
         with underway("Loading it as diffusers does"):
-            found = loaded_by_diffusers(path, meant, dtype).modules
+            loaded = loaded_by_diffusers(path, meant, dtype)
     except Exception as error:  # whatever they raise, the answer is that they cannot load it
         raise ReadingFailed(reason(error)[:200]) from error
+    found = loaded.modules
     if missing := sorted(meant.modules.keys() - found.keys()):
         raise ReadingFailed(f"{missing[0]} is left out, {len(missing)} modules in all")
+    if identical(read_adapter(path, as_stored=True), loaded):
+        return ours
     return max(relative_error(lora, found[name]) for name, lora in through(meant.modules.items(), "Verifying"))
 
 

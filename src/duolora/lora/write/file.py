@@ -4,8 +4,6 @@ import os
 import re
 import warnings
 from collections.abc import Callable
-from contextlib import suppress
-from ctypes import CDLL
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +12,7 @@ from torch import Tensor
 
 from duolora.errors import DuoLoRAError, InputError, Notice
 from duolora.lora.adapter import Adapter
-from duolora.lora.on_demand import mapped
+from duolora.lora.on_demand import give_back, mapped
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.header import METADATA, VERIFICATION
@@ -110,7 +108,7 @@ def staged_adapter(
     back = read_adapter(draft, as_stored=True)
     found = replace(expected, size=size) if identical(meant, back) else verify(adapter, back, dtype, path, size)
     del tensors, meant, back
-    _give_back()  # before diffusers holds the file, too
+    give_back()  # before diffusers holds the file, too
     found = _in_diffusers(draft, adapter, found, dtype, path, format)
     if (known := said_of(dtype, expected.error, found.diffusers, written)) != said:
         tensors, _ = FORMATS[format](adapter, dtype)
@@ -122,12 +120,6 @@ def staged_adapter(
             raise InputError(f"{beside}: there is a file already; name another output, or move it away")
         stage(beside, laid_out({key: rows.contiguous() for key, rows in vectors.items()}, {}))
     return replace(found, size=size, format=format)
-
-
-def _give_back() -> None:
-    """Return freed memory to the system; glibc keeps it where small pieces in use lie between the large free ones."""
-    with suppress(AttributeError, OSError, TypeError):  # other systems have no such function
-        CDLL(None).malloc_trim(0)
 
 
 def embedding_path(path: Path, word: str) -> Path:
@@ -143,7 +135,7 @@ def _in_diffusers(
     kohya's files may hold parts of text encoders that diffusers does not understand; they are for other programs.
     """
     try:
-        error = error_in_diffusers(draft, adapter, dtype)
+        error = error_in_diffusers(draft, adapter, dtype, found.error)
     except ReadingFailed as failure:
         if format != "kohya":
             raise DuoLoRAError(

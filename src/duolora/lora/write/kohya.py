@@ -15,13 +15,12 @@ from torch import Tensor
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import FAMILIES, UNETS
 from duolora.lora.names import TEXT_ENCODERS, kohya_names
-from duolora.lora.on_demand import outlines, renamed
+from duolora.lora.on_demand import one_by_one, outlines, renamed
 from duolora.lora.read.notes import UNTITLED, plain
 from duolora.lora.write.diffusers import alpha, stored_factors
 from duolora.lora.write.layout import data_of
 from duolora.lora.write.stems import stems
 from duolora.paper.lowrank import LowRank
-from duolora.progress import through
 
 MODEL_SPEC = "1.0.1"
 _WIDTHS = {
@@ -39,7 +38,7 @@ _WIDTHS = {
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, and alphas in float32, under kohya's names."""
     tensors, common = {}, _common_alpha(outlines(adapter.modules))
-    for stem, stored in through(_stems(adapter).items(), "Writing"):
+    for stem, stored in one_by_one(_stems(adapter).items(), "Writing"):
         lora = _with_alpha(stored, common)
         up, down = stored_factors(lora, dtype)
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
