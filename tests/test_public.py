@@ -23,7 +23,11 @@ def test_a_type_checker_sees_what_a_program_gets():
 @pytest.mark.parametrize("name", duolora.__all__)
 def test_every_public_name_is_there(name):
     assert getattr(duolora, name) is not None
-    assert name in dir(duolora)
+
+
+def test_completion_offers_the_public_names_alone():
+    assert {name for name in dir(duolora) if not name.startswith("__")} == {*duolora.__all__} - {"__version__"}
+    assert "__version__" in dir(duolora)
 
 
 def test_nothing_heavy_is_imported_before_it_is_asked_for():

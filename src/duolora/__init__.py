@@ -70,5 +70,5 @@ if not TYPE_CHECKING:  # to a type checker, any other name is a mistake
         return getattr(import_module(_HOMES[name]), name)
 
     def __dir__() -> list[str]:
-        """The public names, for completion."""
-        return sorted({*globals(), *__all__})
+        """The public names alone, for completion."""
+        return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

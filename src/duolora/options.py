@@ -22,6 +22,8 @@ Export = Literal["kohya", "diffusers", "uniform", "split", "split-diffusers", "p
 """How a merge is written: as one file, as its two parts, as a folder of PEFT's, or as its masks."""
 FileDtype = Literal["float32", "float16", "bfloat16", "fp32", "fp16", "bf16"]
 """What the numbers of a file are."""
+Plot = Literal[".png", ".pdf", ".svg"]
+"""How the name of a plot ends."""
 
 
 class Written(TypedDict, total=False):
@@ -129,6 +131,33 @@ def told(options: Any, name: str) -> str:
     """What an option does, with the section of the paper that it comes from."""
     said = _field(options, name).metadata
     return f"{said['help'].removesuffix('.')} ({said['section']})." if said["section"] else str(said["help"])
+
+
+def check_weights(weights: Sequence[float] | None, count: int) -> list[float]:
+    """The weights of so many LoRA files, by default 1 each.
+
+    Raises:
+        InputError: they are not as many, or not finite.
+    """
+    found = [1.0] * count if weights is None else list(weights)
+    if len(found) != count or not all(map(isfinite, found)):
+        said = ", ".join(f"{weight:g}" for weight in found) or "none"
+        raise InputError(
+            f"weights: expected {count} finite number{'s' * (count != 1)}, one for each LoRA file, got {said}"
+        )
+    return found
+
+
+def check_smaller(threshold: float | None, energy: float | None, rank: int | None) -> None:
+    """Refuse measures by which no LoRA can be made smaller.
+
+    Raises:
+        InputError: the first of them.
+    """
+    shares = {"threshold": (threshold, Range(0, below=1)), "energy": (energy, Range(above=0, most=1))}
+    for name, (value, span) in (shares | {"rank": (rank, Range(1))}).items():
+        if value is not None and not span.holds(value):
+            raise InputError(f"{name}: expected a number{span}, got {value:g}")
 
 
 def check(options: Any) -> None:

@@ -157,13 +157,13 @@ def test_squeezing_says_what_it_loses(whole, tmp_path):
             assert max(lora.rank for lora in small.modules.values()) <= given["rank"]
     done = convert(whole, out, dtype="float32", energy=0.7)
     assert all(error**2 <= 0.3 + 1e-6 for error in done.lost.errors.values())
-    with pytest.raises(InputError, match="energy: expected a share"):
+    with pytest.raises(InputError, match="energy: expected a number above 0 and at most 1, got 1.5"):
         convert(whole, out, energy=1.5)
-    with pytest.raises(InputError, match="rank: expected at least 1"):
+    with pytest.raises(InputError, match="rank: expected a number, 1 or more, got 0"):
         convert(whole, out, rank=0)
     with pytest.warns(Notice, match="rank: 100000 leaves nothing out, since the file's highest is"):
         convert(whole, out, rank=100_000)
-    with pytest.raises(InputError, match="threshold: expected a share"):
+    with pytest.raises(InputError, match="threshold: expected a number from 0 to below 1"):
         convert(whole, out, threshold=1.0)
 
 

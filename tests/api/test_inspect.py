@@ -80,7 +80,7 @@ def test_masks_are_summed_up_and_drawn(both, tmp_path):
     assert (tmp_path / "p" / "masks.png").read_bytes().startswith(b"\x89PNG")
     inspect(both, plot=tmp_path / "p" / "both.png")
     assert (tmp_path / "p" / "both.png").stat().st_size > 5000
-    with pytest.raises(InputError, match=r"expected an image, one of \.png"):
+    with pytest.raises(InputError, match=r"plot: expected one of \.png"):
         inspect(both, plot=tmp_path / "p.txt")
     with pytest.raises(InputError, match="holds masks only"):
         inspect(masks, both)

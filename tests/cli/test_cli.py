@@ -224,7 +224,9 @@ def test_numbers_that_nothing_can_be_made_with_are_one_line(photos, tmp_path):
     refused([*told, "--steps", 0], "steps: expected a whole number, 1 or more, got 0")
     refused([*told, "--num", 0], "num: expected a whole number, 1 or more, got 0")
     refused([*told, "--guidance", "nan"], "guidance: expected a finite number, 0 or more, got nan")
-    refused([*told, "--lora", none, "--weight", "inf"], "weights: expected finite numbers, got inf")
+    refused(
+        [*told, "--lora", none, "--weight", "inf"], "weights: expected 1 finite number, one for each LoRA file, got inf"
+    )
     assert not (tmp_path / "p").exists()
 
 

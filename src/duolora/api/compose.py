@@ -1,6 +1,5 @@
 """Several LoRAs in one file: their weighted sum, exact, by concatenation (Sec. 3.5)."""
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +19,7 @@ from duolora.merging.options import MergeOptions, options_of
 from duolora.merging.several import Taught, merged_at_once
 from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.model.tokens import replaced
-from duolora.options import Format, Written, check, word
+from duolora.options import Format, Written, check, check_weights, word
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.progress import through
 from duolora.provenance import versions
@@ -56,7 +55,9 @@ def compose(
         DuoLoRAError: an input cannot be used; nothing is written then.
     """
     paths = [Path(path).expanduser() for path in loras]
-    chosen = _weights(paths, weights)
+    if len(paths) < 2:
+        raise InputError(f"expected at least two LoRA files to compose, got {len(paths)}")
+    chosen = check_weights(weights, len(paths))
     to = checked_output(out, written, Format, paths)
     adapters = [read_adapter(path, as_stored=True) for path in through(paths, "Reading")]
     families = common(zip(paths, (adapter.families for adapter in adapters), strict=True))
@@ -112,15 +113,6 @@ def _sum(sources: Sequence[tuple[Mapping[str, LowRank], float]], name: str) -> L
 
 def _notes(adapters: Sequence[Adapter]) -> dict[str, str]:
     return carried({f"LoRA {k}": adapter for k, adapter in enumerate(adapters, 1)})
-
-
-def _weights(paths: Sequence[Path], weights: Sequence[float] | None) -> list[float]:
-    if len(paths) < 2:
-        raise InputError(f"expected at least two LoRA files to compose, got {len(paths)}")
-    chosen = [1.0] * len(paths) if weights is None else list(weights)
-    if len(chosen) != len(paths) or not all(math.isfinite(weight) for weight in chosen):
-        raise InputError(f"weights: expected {len(paths)} finite numbers, one for each file, got {chosen}")
-    return chosen
 
 
 class ComposeKeywords(Written, total=False):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from duolora.api.generated import check_list, first_number, write_list
-from duolora.errors import BaseMismatch, InputError, reason
+from duolora.errors import BaseMismatch, reason
 from duolora.lora.adapter import embeddings_of
 from duolora.lora.read.file import check_fits, read_adapter, read_metadata
 from duolora.lora.write.atomic import check_folder, whole_files
@@ -21,7 +21,7 @@ from duolora.model.images import as_image
 from duolora.model.prompts import identifiers, refuse_unread, unread
 from duolora.model.sample import sample_images
 from duolora.model.tokens import replaced
-from duolora.options import several
+from duolora.options import check_weights, several
 from duolora.provenance import versions
 
 
@@ -67,7 +67,8 @@ def generate(
     prompts, loras = several(prompts), several(loras)
     steps, guidance, weights = given.get("steps", STEPS), given.get("guidance"), given.get("weights")
     progress = given.get("progress", True)
-    check_sampling(prompts, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weights)
+    check_sampling(prompts, Sampling(num, steps, Sampling.guidance if guidance is None else guidance))
+    check_weights(weights, len(loras))
     folder = new_folder(out)
     check_list(folder)
     loaded = opened(base)
@@ -138,9 +139,7 @@ def applied(base: Base, loras: Sequence[str | Path], weights: Sequence[float] | 
         DuoLoRAError: a file cannot be read or does not fit the base.
         InputError: there are more or fewer weights than files.
     """
-    weights = [1.0] * len(loras) if weights is None else list(weights)
-    if len(weights) != len(loras):
-        raise InputError(f"weights: expected {len(loras)}, one for each LoRA file, got {len(weights)}")
+    weights = check_weights(weights, len(loras))
     shapes = base.lora_shapes()
     files = [Path(path).expanduser() for path in loras]
     adapters = [read_adapter(file) for file in files]

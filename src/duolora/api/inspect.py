@@ -5,7 +5,7 @@ import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from duolora.errors import FileRefused, InputError
 from duolora.lora.adapter import Adapter
@@ -17,6 +17,7 @@ from duolora.lora.verify import inner, norm
 from duolora.merging.mask_file import MaskFile, is_mask_file, read_masks
 from duolora.model.architectures import PROJECTION, recognised
 from duolora.model.blocks import blocks_of
+from duolora.options import Plot, word
 from duolora.paper.lowrank import LowRank, svd_basis
 from duolora.progress import through, underway
 from duolora.provenance import file_hash
@@ -60,6 +61,8 @@ def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path 
     Raises:
         DuoLoRAError: a file cannot be used.
     """
+    if plot is not None:
+        word("plot", Path(plot).suffix.lower(), get_args(Plot))
     path = Path(file).expanduser()
     weights = weights_of(path)
     if is_mask_file(path):

@@ -45,7 +45,7 @@ from duolora.model.defaults import (
     check_sampling,
     read_defaults,
 )
-from duolora.options import DEFAULT_FORMAT, Export, told, word
+from duolora.options import DEFAULT_FORMAT, Export, check_weights, told, word
 from duolora.textfiles import read_lines
 from duolora.training.options import TrainOptions, check_training, training_of
 
@@ -389,7 +389,8 @@ def generate(
     as_json: JsonOption = False,
 ) -> None:
     """Generate images from prompts, with or without LoRA files."""
-    check_sampling(prompt, Sampling(num, steps, Sampling.guidance if guidance is None else guidance), weight)
+    check_sampling(prompt, Sampling(num, steps, Sampling.guidance if guidance is None else guidance))
+    check_weights(weight, len(lora or ()))
     check_folder(out)
     check_inputs(lora or ())
     base = chosen(base, quiet)

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import typer
 
@@ -23,7 +23,7 @@ from duolora.cli.set_option import assigned
 from duolora.cli.spread import Without, spread
 from duolora.errors import InputError
 from duolora.model.defaults import BaseChoice
-from duolora.options import DEFAULT_FORMAT, Export, Format, word
+from duolora.options import DEFAULT_FORMAT, Export, Format, Plot, check_smaller, check_weights, word
 
 _FORMATS = "kohya (for every program), diffusers, uniform (for old diffusers), split or split-diffusers (two files)"
 FormatOption = Annotated[str, typer.Option("--format", help=f"{_FORMATS}, peft (a folder) or masks.")]
@@ -49,6 +49,7 @@ def convert(
     as_json: JsonOption = False,
 ) -> None:
     """Write a LoRA in another format, strength or size, verified."""
+    check_smaller(threshold, energy, rank)
     check_output(out, format, dtype, Export, (file, content, style), overwrite)
     check_inputs([path for path in (file, content, style) if path is not None])
     with doing(f"Reading {file}", quiet):
@@ -119,6 +120,7 @@ def compose(
     check_output(out, format, dtype, Format, files, overwrite)
     asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt, "--set": option}
     _check_asked(method, asked, weight)
+    check_weights(weight, len(files))
     check_inputs(files, *(images or ()), base=base.base if method == "oneshot" else None)
     with doing(f"Reading {len(files)} files", quiet):
         from duolora.api.compose import compose as run, compose_at_once, one_shot_options
@@ -157,6 +159,8 @@ def inspect(
 
     Base, dialect, rank and trigger words, then ranks and energy by block, its metadata, what two files have in common.
     """
+    if plot is not None:
+        word("--plot", plot.suffix.lower(), get_args(Plot))
     check_inputs([file, *([] if other is None else [other])])
     with doing(f"Reading {file}", quiet):
         from duolora.api.inspect import inspect as run

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from duolora.errors import FileRefused, InputError, Notice
+from duolora.errors import FileRefused, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import outlines
 from duolora.lora.parts import CONTENT_RANKS, content_ranks
 from duolora.lora.verify import norm, relative_error
+from duolora.options import check_smaller
 from duolora.paper.lowrank import LowRank, prune, svd_basis
 from duolora.progress import through
 
@@ -33,10 +34,7 @@ def squeezed(adapter: Adapter, rank: int | None = None, energy: float | None = N
     Raises:
         InputError: the rank or the share is impossible.
     """
-    if rank is not None and rank < 1:
-        raise InputError(f"rank: expected at least 1, got {rank}")
-    if energy is not None and not 0 < energy <= 1:
-        raise InputError(f"energy: expected a share over 0, up to 1, got {energy}")
+    check_smaller(None, energy, rank)
     highest = max(lora.rank for lora in outlines(adapter.modules).values())
     if rank is not None and rank >= highest:
         warnings.warn(f"rank: {rank} leaves nothing out, since the file's highest is {highest}", Notice, stacklevel=2)
@@ -60,8 +58,7 @@ def pruned(adapter: Adapter, threshold: float) -> Adapter:
     Raises:
         InputError: the threshold is no share.
     """
-    if not 0 <= threshold < 1:
-        raise InputError(f"threshold: expected a share from 0 on, under 1, got {threshold}")
+    check_smaller(threshold, None, None)
     modules = through(adapter.modules.items(), "Measuring")
     kept = {name: _relative(lora) > threshold for name, lora in modules}
     small = _smaller(adapter, lambda lora: prune(lora, _relative(lora), threshold))

@@ -4,7 +4,6 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from importlib import resources
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,7 +30,7 @@ class Sampling:
     guidance: float = option(GUIDANCE, "Classifier-free guidance; 1 is none.", least=0)
 
 
-def check_sampling(prompts: Sequence[str], how: Sampling, weights: Sequence[float] | None = None) -> None:
+def check_sampling(prompts: Sequence[str], how: Sampling) -> None:
     """Refuse prompts without words, and numbers that no image can be generated with.
 
     Raises:
@@ -40,8 +39,6 @@ def check_sampling(prompts: Sequence[str], how: Sampling, weights: Sequence[floa
     if not prompts or not all(prompt.strip() for prompt in prompts):
         raise InputError("prompt: expected words for what to generate, got none")
     check(how)
-    if not all(map(isfinite, weights or ())):
-        raise InputError(f"weights: expected finite numbers, got {', '.join(map(str, weights or ()))}")
 
 
 @dataclass(frozen=True)
