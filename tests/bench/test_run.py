@@ -204,6 +204,12 @@ def test_rows_are_named_in_any_case_or_by_their_methods(tmp_path):
 
     assert rows("duolora", "ZIPLORA") == ["ZipLoRA", "DuoLoRA"]
     assert rows("ziprank-prior") == ["ZipRank + layer prior"]
+    assert rows("oracle", "floor", "class", "klora") == [
+        "base (no LoRA)",
+        "style LoRA (class prompt)",
+        "K-LoRA",
+        "oracle",
+    ]
     assert rows("B-LoRA, own block", "style lora class prompt") == ["style LoRA (class prompt)", "B-LoRA (own block)"]
     for method in METHODS:
         (label,) = rows(method)

@@ -243,7 +243,7 @@ def prepared(table: Table, root: Path, options: TableOptions, bases: Sequence[st
     found = options.blora or root / "figure3" / "blocks.json"
     if options.blora is not None or found.exists():
         table = with_blora(table, *read_blocks(found))
-    known = {row.label: row.method for row in table.rows}
+    known = {row.label: row.name for row in table.rows}
     rows = {matched(row, known) for row in options.row or []}
     kept = [row for row in table.rows if not rows or row.label in rows]
     if getattr(options, "loras", None) and (own := [row.label for row in kept if row.blocks]):

@@ -57,7 +57,7 @@ def _table(name: str, table: Table) -> None:
     def run(options: TableOptions) -> None:
         """Check what was chosen, then load what the table needs, and run it."""
         for row in options.row or []:
-            matched(row, {each.label: each.method for each in table.rows})
+            matched(row, {each.label: each.name for each in table.rows})
         check_base(getattr(options, "base", AUTO))
         if isinstance(options, PhotoOptions) and options.photos:
             chosen(options.metrics, ("content", "style", "prompt"))
@@ -76,7 +76,8 @@ def _table(name: str, table: Table) -> None:
     known = f"Data sets: {', '.join(table.datasets)}.\n\n"
     if table is not TUNING:  # which has a hundred
         rows = ", ".join(row.label for row in table.rows)
-        known += f"Rows, for --row in any case and without signs, or by their methods: {rows}.\n\n"
+        plain = ", ".join(["", *(row.how for row in table.rows if row.how != "merge")])
+        known += f"Rows, for --row in any case and without signs, or by their methods{plain}: {rows}.\n\n"
     _command(kind, run, name, f"{table.title}.", example, known)
 
 

@@ -114,9 +114,8 @@ class Cell:
         measured = [described(self.row), options, self.problem.about(self.row)]
         measured += [how] if (how := self.settings.said()) else []
         about = json.dumps(measured, sort_keys=True)
-        name = self.row.method if merged else self.row.how
         mark = hashlib.sha256(about.encode()).hexdigest()[:8]
-        return self.out / "cells" / self.problem.name / f"{name}-{mark}-{self.seed}"
+        return self.out / "cells" / self.problem.name / f"{self.row.name}-{mark}-{self.seed}"
 
     @property
     def options(self) -> MergeOptions:

@@ -130,7 +130,8 @@ def make(
 
 def _compared(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
     """The labels of the methods to compare: those that were asked for, or some that are finished."""
-    known = {cell.row: str(cell.result.get("row", {}).get("method", "")) for run in runs for cell in _drawn(run)}
+    about = {cell.row: cell.result.get("row", {}) for run in runs for cell in _drawn(run)}
+    known = {label: str(row.get("method") or row.get("how", "")) for label, row in about.items()}
     rows = [matched(row, known) for row in asked] or _by_default(known)
     if len(set(rows)) < 2:
         found = f"{', '.join(rows) or 'none'}; finished are {', '.join(known) or 'none'}"

@@ -33,13 +33,18 @@ class Row:
     group: str = ""
     """In the tuning table the label of the row, in other tables, whose best setting is sought."""
 
+    @property
+    def name(self) -> str:
+        """Its method, or what stands in a method's place."""
+        return self.method if self.how == "merge" else self.how
+
 
 def matched(asked: str, known: Mapping[str, str]) -> str:
     """The label of a row, or the name of its method, that was asked for, whatever its case and signs.
 
     Args:
         asked: what somebody has written.
-        known: the method of each label.
+        known: the name (`Row.name`) of each label.
 
     Raises:
         InputError: there is no such row.
