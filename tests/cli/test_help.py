@@ -136,6 +136,13 @@ def test_the_version_is_said():
     assert (done.exit_code, done.stdout) == (0, f"duolora {version('duolora')}\n")
 
 
+def test_a_command_ends_with_its_last_line_and_collects_no_garbage_after_it():
+    code = "import atexit, gc, sys; atexit.register(lambda: print(gc.get_freeze_count())); "
+    code += "from duolora.cli import main; sys.argv = ['duolora', '--version']; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout.splitlines()[-1]) > 10_000
+
+
 def test_shells_can_complete():
     assert "--install-completion" in shown()
 

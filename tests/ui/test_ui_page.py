@@ -7,6 +7,8 @@ import io
 import re
 import subprocess
 import sys
+import time
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -35,13 +37,19 @@ sys.stdin.read()
 
 
 @pytest.fixture(scope="module")
-def url(tmp_path_factory):
-    """The address of the page."""
+def served(tmp_path_factory):
+    """The page's process, and its address."""
     folder = str(tmp_path_factory.mktemp("ui"))
     command = [sys.executable, "-c", SERVER, folder]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as server:
-        yield server.stdout.readline().strip()
+        yield server, server.stdout.readline().strip()
         server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def url(served):
+    """The address of the page."""
+    return served[1]
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +77,17 @@ def shown(page, gallery, count, before=()):
             return found
         page.wait_for_timeout(500 * (k + 1))
     raise AssertionError(f"{gallery}: the images have not changed")
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="no /proc")
+def test_a_page_on_which_nothing_is_done_rests(served):
+    def awoken():
+        stati = Path(f"/proc/{served[0].pid}/task").glob("*/status")
+        return sum(int(count) for one in stati for count in re.findall(r"\nvoluntary\w+:\s+(\d+)", one.read_text()))
+
+    before = awoken()
+    time.sleep(3)
+    assert awoken() - before < 3 * 90, "of Gradio's own accord about a thousand times a second"
 
 
 def test_from_images_to_a_file(url, images, tmp_path):

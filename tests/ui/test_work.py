@@ -208,7 +208,7 @@ def test_the_page_does_not_answer_to_names_that_others_point_here(host):
 
 def test_the_page_is_served_with_a_bound_and_to_known_hosts_only(tmp_path, monkeypatch):
     given, shown = {}, MagicMock()
-    shown.queue().launch = lambda **options: given.update(options) or (None, "http://127.0.0.1", None)
+    shown.launch = lambda **options: given.update(options) or (None, "http://127.0.0.1", None)
     for name, made in (
         ("gradio", MagicMock),
         ("Worker", lambda *_: MagicMock(spec=Worker)),

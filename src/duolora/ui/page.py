@@ -51,6 +51,8 @@ MOST, SEEDS = 16, 2**32 - 1
 LARGEST_UPLOAD = "2gb"
 """Of one file; an SDXL LoRA of rank 256 has 1.4 GB."""
 EXAMPLES = (PAIR, sample_pair(3))
+RESTS = 0.05
+"""Seconds after which an idle page looks for work; Gradio does so after 0.001, which took 8 % of a busy core."""
 READ_ADDRESS = "() => new URLSearchParams(location.search).get('job') || ''"
 WRITE_ADDRESS = "number => { history.replaceState(null, '', number ? '?job=' + number : location.pathname) }"
 Changes = dict[Any, Any]
@@ -128,8 +130,10 @@ def serve(
     worker.start()
     page = built(gr, Jobs(worker, folder), base)
     fonts = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
+    page.queue()
+    page._queue.sleep_when_free = page._queue.progress_update_sleep_when_free = RESTS
     try:
-        _, url, _ = page.queue().launch(
+        _, url, _ = page.launch(
             server_name=host, server_port=port, share=False, quiet=True, show_error=True, ssr_mode=False,
             footer_links=[], run_history=False, prevent_thread_lock=True, allowed_paths=[str(folder)],
             max_file_size=LARGEST_UPLOAD, app_kwargs={"middleware": [Middleware(KnownHosts, host=host)]},
