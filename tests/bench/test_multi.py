@@ -1,6 +1,9 @@
 """Several subjects in one style: groups, crops, and a classifier that looks at each place."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 
 from duolora.atelier.classifier import load_classifier
@@ -9,7 +12,10 @@ from duolora.atelier.pairs import IDENTIFIERS
 from duolora.atelier.scene import Scene, render, sample_item
 from duolora.bench.cells.multi import crops, group_truth, groups
 from duolora.bench.cells.pairs import suite
-from duolora.bench.tables.rows import FLOOR
+from duolora.bench.config import Config
+from duolora.bench.run import cells_of
+from duolora.bench.tables.rows import FLOOR, TABLES
+from duolora.errors import InputError
 
 SEVERAL = [case for case in suite() if case.dataset == "several"]
 KINDS = {case.pair.kind for case in SEVERAL}
@@ -25,6 +31,12 @@ def test_groups_name_every_subject_differently():
             assert len({(c.pair.style, c.pair.shown, c.style_seed) for c in group.subjects}) == 1
             assert all(word in group.asked(FLOOR)[0] for word in identifiers)
     assert {case.pair.identifier for g in groups(SEVERAL, 2) for case in g.subjects} == set(IDENTIFIERS)
+
+
+def test_too_few_subjects_are_one_line():
+    for cases in ((), tuple(SEVERAL[:3])):
+        with pytest.raises(InputError, match=r"expected pairs of multi4 \(4 different subjects\), got none"):
+            cells_of(Config("figure10", TABLES["figure10"], cases), Path("x"))
 
 
 def test_the_classifier_sees_each_subject_at_its_place():

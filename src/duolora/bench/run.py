@@ -52,7 +52,8 @@ def cells_of(config: Config, root: Path, base: str = "atelier") -> list[Cell]:
         for row in config.table.rows:
             cells += [Cell(root, problem, row, config.seed, base, config.scoring, config.settings) for problem in found]
     if not cells:
-        raise InputError(f"expected pairs of {', '.join(config.table.datasets)}, got none")
+        sets = [f"{x} ({MULTI[x]} different subjects)" if x in MULTI else x for x in config.table.datasets]
+        raise InputError(f"expected pairs of {', '.join(sets)}, got none")
     return cells
 
 
