@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from duolora.api.train import TrainOptions, train
+from duolora.lora.write import file as writer
 from duolora.merging import learn
 from duolora.model.base import Base, load_base
 from duolora.model.images import as_image
@@ -62,4 +63,12 @@ def few_steps() -> Iterator[None]:
         for module in (learn, loop, prior_preservation, work):
             patch.setattr(module, "sample_images", partial(sample_images, steps=2))
         patch.setattr(learn, "CALIBRATION_STEPS", 2)
+        yield
+
+
+@pytest.fixture(scope="module")
+def unloaded() -> Iterator[None]:
+    """Files are not loaded by diffusers as they are written, which takes half of that and is tested in `lora/`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writer, "error_in_diffusers", lambda *_: 0.0)
         yield

@@ -24,6 +24,7 @@ from duolora.model.blocks import target_modules
 from duolora.model.sample import sample_images
 from duolora.paper.lowrank import LowRank, concatenate
 
+pytestmark = pytest.mark.usefixtures("unloaded")
 FEED_FORWARD = "down_blocks.1.attentions.0.transformer_blocks.0.ff.net.2"
 CONV, TEXT = "down_blocks.0.resnets.0.conv1", "text_encoder.text_model.encoder.layers.0.mlp.fc1"
 

@@ -1,6 +1,5 @@
 """kill −9 at random moments: the old file or the new one, never half of one; training goes on to the same bytes."""
 
-import multiprocessing
 import os
 import random
 import signal
@@ -19,6 +18,7 @@ from duolora.lora.write.file import write_adapter
 from duolora.merging import learn
 from duolora.model.base import load_base
 from duolora.paper.lowrank import LowRank
+from processes import FORKED
 
 KILLS = int(os.environ.get("DUOLORA_KILLS", "4"))
 """At how many moments the writer is killed; 20 and more in the long run.
@@ -26,10 +26,8 @@ KILLS = int(os.environ.get("DUOLORA_KILLS", "4"))
 Training and merging are killed at a quarter as many; in the long run merging at all of them, into one file and into
 two.
 """
-OPTIONS = TrainOptions(rank=2, steps=30, batch=1, lr=1e-3)
-SAVE_EVERY = 5
-CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["duolora.api.train", "duolora.api.merge"])
+OPTIONS = TrainOptions(rank=2, steps=15, batch=1, lr=1e-3)
+SAVE_EVERY = 3
 
 
 def one_of(number: int) -> Adapter:
@@ -53,7 +51,7 @@ def train_once(photos: Path, out: Path, folder: Path) -> None:
 def merge_once(loras: tuple[Path, Path], photos: Path, out: Path, folder: Path, format: str) -> None:
     torch.set_num_threads(1)
     learn.SAVE_EVERY = SAVE_EVERY
-    options = options_of("ziprank-prior", steps=15)
+    options = options_of("ziprank-prior", steps=9)
     base = load_base(folder)
     merge(*loras, out, "ziprank-prior", base, photos, photos, options=options, progress=False, format=format)
 
@@ -73,7 +71,7 @@ def waited(path: Path, process) -> None:
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     path, rng, adapters = tmp_path / "a.safetensors", random.Random(0), [one_of(0), one_of(1)]
     for _ in range(KILLS):
-        process = CONTEXT.Process(target=write_forever, args=(path,))
+        process = FORKED.Process(target=write_forever, args=(path,))
         process.start()
         waited(path, process)
         killed(process, rng.uniform(0, 0.4))
@@ -86,17 +84,17 @@ def test_a_killed_writer_leaves_a_whole_file(tmp_path):
 def test_killed_training_goes_on_to_the_same_bytes(folder, photos, tmp_path):
     started = time.perf_counter()
     runs = [tmp_path / "whole" / "a.safetensors", tmp_path / "parts" / "a.safetensors"]
-    process = CONTEXT.Process(target=train_once, args=(photos, runs[0], folder))
+    process = FORKED.Process(target=train_once, args=(photos, runs[0], folder))
     process.start()
     process.join()
     length, rng = time.perf_counter() - started, random.Random(1)
     for _ in range(max(1, KILLS // 4)):
-        process = CONTEXT.Process(target=train_once, args=(photos, runs[1], folder))
+        process = FORKED.Process(target=train_once, args=(photos, runs[1], folder))
         process.start()
         killed(process, rng.uniform(0.3, 0.95) * length)
         if runs[1].exists():
             break
-    process = CONTEXT.Process(target=train_once, args=(photos, runs[1], folder))
+    process = FORKED.Process(target=train_once, args=(photos, runs[1], folder))
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -111,7 +109,7 @@ def test_a_killed_merge_leaves_the_old_file_or_none_and_goes_on_to_the_same_byte
 ):
     started = time.perf_counter()
     whole, out = tmp_path / "whole" / "a.safetensors", tmp_path / "parts" / "a.safetensors"
-    process = CONTEXT.Process(target=merge_once, args=(loras, photos, whole, folder, format))
+    process = FORKED.Process(target=merge_once, args=(loras, photos, whole, folder, format))
     process.start()
     process.join()
     assert process.exitcode == 0
@@ -122,13 +120,13 @@ def test_a_killed_merge_leaves_the_old_file_or_none_and_goes_on_to_the_same_byte
     for kill in range(KILLS if KILLS >= 20 else max(1, KILLS // 4)):
         for name, data in ({} if kill % 2 else old).items():
             (out.parent / name).write_bytes(data)
-        process = CONTEXT.Process(target=merge_once, args=(loras, photos, out, folder, format))
+        process = FORKED.Process(target=merge_once, args=(loras, photos, out, folder, format))
         process.start()
         killed(process, rng.uniform(0.2, 1.0) * length)
         for name in finished:
             path = out.parent / name
             assert not path.exists() or path.read_bytes() in (finished[name], old[name])
-    process = CONTEXT.Process(target=merge_once, args=(loras, photos, out, folder, format))
+    process = FORKED.Process(target=merge_once, args=(loras, photos, out, folder, format))
     process.start()
     process.join()
     assert process.exitcode == 0

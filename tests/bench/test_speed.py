@@ -15,9 +15,22 @@ from duolora.bench.speed.growth import growth, slope
 from duolora.bench.speed.speed import TRAINED, WAYS, peak, scene_of, timed, way_of
 from duolora.errors import InputError
 from duolora.merging.options import METHODS
+from duolora.model.architectures import ARCHITECTURES, known_architectures
+from duolora.model.blocks import target_modules
 
 SMALL = ["--base", "vega-random", "--width", "4", "--resolution", "64", "--rank", "2", "--dtype", "bfloat16"]
 SETTING = Setting("vega-random", 2, 64, "cpu", "float32", 4)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shallow():
+    """Vega's UNet with one layer in a block and one transformer block in a layer, since a step costs by the module."""
+    known_architectures()  # which is kept, and so must not be made of this one
+    up = [[1, 1], [1, 1], 0]
+    depths = {"transformer_layers_per_block": [0, [1], [1]], "reverse_transformer_layers_per_block": up}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(ARCHITECTURES, "segmind-vega", ARCHITECTURES["segmind-vega"] | {"layers_per_block": 1} | depths)
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +39,7 @@ def made():
     return scene_of(SETTING)
 
 
-def test_command_writes_what_it_measured(tmp_path, monkeypatch):
+def test_command_writes_what_it_measured(tmp_path, monkeypatch, made):
     monkeypatch.setitem(floor.SIDE, "cpu", 64)
     turns = ["--steps", "1", "--repeats", "1", "--method", "duolora", "--no-memory", "--quiet"]
     done = run("bench", "speed", "--out", tmp_path, *SMALL, *turns)
@@ -37,7 +50,7 @@ def test_command_writes_what_it_measured(tmp_path, monkeypatch):
     new, cached = row["seconds"]["ours"], row["seconds"]["cached"]
     assert row["new_samples"] == 0.25 and row["seconds_in_a_merge"] == pytest.approx(0.25 * new + 0.75 * cached)
     assert row["to_floor"] == pytest.approx(row["seconds"]["ours"] / row["seconds"]["floor"])
-    assert row["trainable"] == 15_360 // 32 and row["samples"] == 8
+    assert row["trainable"] == 2 * 2 * len(target_modules(made.base.unet)) and row["samples"] == 8
     assert {"commit", "versions", "hardware", "seed", "clock", "matrix_rate"} <= found.keys()
     assert "| duolora |" in done.output
 

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from jobs_by_name import named
@@ -22,6 +23,7 @@ from duolora.bench.workers import run_all
 from duolora.errors import InputError
 from duolora.model.defaults import BaseDefaults
 from duolora.model.sample import sample_images
+from processes import FORKED
 
 
 @pytest.fixture(params=[None, "local"], ids=["processes", "ray"])
@@ -88,16 +90,17 @@ class QuickCell(Cell):
 
 def test_every_cell_is_finished_though_a_worker_is_killed(tmp_path, monkeypatch):
     monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
+    monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: FORKED))
     table = [QuickCell(tmp_path, suite()[0], row) for row in (FLOOR, Row("naive", "naive"))]
     for job in table[1].needs():
         job.train()
     assert not measured(table, 2, False)
     assert all(cell.done for cell in table)
     assert len(list((tmp_path / "loras").iterdir())) == 2
-    workers = set((tmp_path / "workers").read_text().split())
-    assert (tmp_path / "killed").read_text() in workers
-    assert str(os.getpid()) not in workers
-    assert len(workers) == 3, "two, and another in the place of the one that was killed"
+    seen = set((tmp_path / "workers").read_text().split())
+    assert (tmp_path / "killed").read_text() in seen
+    assert str(os.getpid()) not in seen
+    assert len(seen) == 3, "two, and another in the place of the one that was killed"
     stamps = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")}
     assert not measured(table, 2, False)
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.*")} == stamps

@@ -15,6 +15,7 @@ from duolora.merging import learn
 from duolora.model.base import load_base
 from duolora.provenance import tensor_hash, weights_hash
 
+pytestmark = pytest.mark.usefixtures("unloaded")
 STEPS, SAVED, STOP = 4, 2, 3
 """Of all updates, the one after which a checkpoint is written, and the one that is stopped."""
 

@@ -11,6 +11,7 @@ import torch
 from duolora.errors import DuoLoRAError, InputError
 from duolora.ui.jobs import Jobs, Stopped, Worker
 from duolora.ui.work import Asked, Made, News, Side
+from processes import FORKED
 
 IMAGES = Side((Path("a.png"),), "a cat")
 
@@ -41,9 +42,11 @@ class Odd:
 
 @pytest.fixture(scope="module")
 def worker():
-    made = Worker(Odd, patience=0.5)
-    yield made
-    made.end()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("duolora.ui.jobs.get_context", lambda _: FORKED)
+        made = Worker(Odd, patience=0.5)
+        yield made
+        made.end()
 
 
 @pytest.fixture
