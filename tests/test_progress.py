@@ -1,6 +1,6 @@
 """How far work has come is shown where somebody asks, and told where somebody listens."""
 
-from duolora.progress import Steps, counted, shown, tell, through
+from duolora.progress import counted, counting, shown, tell, through
 
 
 def test_steps_are_counted_on_stderr_where_they_are_to_be_shown(capsys):
@@ -14,8 +14,8 @@ def test_steps_are_told_to_whoever_listens():
     tell(lambda *step: said.append(step))
     try:
         list(counted(range(3, 5), "Training", False, 5))
-        with Steps("Generating", 2) as steps:
-            steps.step()
+        with counting("Generating", 2) as step:
+            step()
     finally:
         tell(None)
     list(counted(range(2), "Training", False))

@@ -4,6 +4,7 @@ import sys
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import count
 from threading import Event, Thread
 from typing import TypeVar
 
@@ -33,37 +34,29 @@ def tell(hear: Hear | None) -> None:
     _HEARD.set(hear)
 
 
-class Steps:
-    """Steps of some work, counted in a bar if it is to be shown; enter it, and call `step` after each."""
+@contextmanager
+def counting(title: str, of: int, done: int = 0, progress: bool = False, **how: object) -> Iterator[Callable[[], None]]:
+    """Steps of some work, counted in a bar if it is to be shown; call what it yields after each. `how` is for tqdm."""
+    counts = count(done + 1)
+    with tqdm(total=of, initial=done, desc=title, disable=not progress, **{"leave": False, **how}) as bar:
 
-    def __init__(self, title: str, of: int, done: int = 0, progress: bool = False, **how: object) -> None:
-        """`how` is for tqdm."""
-        self.title, self.of, self.done = title, of, done
-        self._bar = tqdm(total=of, initial=done, desc=title, disable=not progress, **{"leave": False, **how})
+        def step() -> None:
+            """One more is done."""
+            bar.update()
+            number = next(counts)
+            if hear := _HEARD.get():
+                hear(title, number, of)
 
-    def __enter__(self) -> "Steps":
-        """Show the bar."""
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        """Take it away."""
-        self._bar.close()
-
-    def step(self) -> None:
-        """One more is done."""
-        self.done += 1
-        self._bar.update()
-        if hear := _HEARD.get():
-            hear(self.title, self.done, self.of)
+        yield step
 
 
-def counted(steps: range, title: str, progress: bool, of: int | None = None, **how: object) -> Iterator[int]:
+def counted(numbers: range, title: str, progress: bool, of: int | None = None, **how: object) -> Iterator[int]:
     """The numbers of steps, each counted once it is done; `of` is how many there are with those done before."""
-    done = 0 if of is None else of - len(steps)
-    with Steps(title, done + len(steps), done, progress, **how) as bar:
-        for k in steps:
+    done = 0 if of is None else of - len(numbers)
+    with counting(title, done + len(numbers), done, progress, **how) as step:
+        for k in numbers:
             yield k
-            bar.step()
+            step()
 
 
 def say(line: str, progress: bool) -> None:

@@ -1,13 +1,17 @@
 """Where a file came from: hashes of its sources and the versions that made it."""
 
 import hashlib
+import os
+import platform
 import re
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import torch
 from platformdirs import user_cache_path
@@ -38,6 +42,12 @@ def sampled_hash(path: Path) -> str:
             file.seek(start)
             found.update(file.read(size))
     return found.hexdigest()
+
+
+def sampled_hashes(folder: Path, files: Iterable[Path]) -> str:
+    """SHA-256 of the `sampled_hash` of files with their paths in a folder, in hexadecimal."""
+    lines = [f"{file.relative_to(folder)} {sampled_hash(file)}" for file in files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def remembered(files: Sequence[Path], about: object, made: Callable[[], str]) -> str:
@@ -76,16 +86,17 @@ def weights_hash(networks: Iterable[nn.Module]) -> str:
     A LoRA that PEFT has put on them makes no difference.
     """
     named = (item for network in networks for item in network.state_dict().items())
-    return _hash((name.replace(".base_layer.", "."), tensor) for name, tensor in named if ".lora_" not in name)
+    return named_hash((name.replace(".base_layer.", "."), tensor) for name, tensor in named if ".lora_" not in name)
 
 
 def tensors_hash(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of all tensors of a file, with their names, types and shapes, in hexadecimal."""
-    return _hash((name, tensors[name]) for name in through(sorted(tensors), "Hashing"))
+    return named_hash((name, tensors[name]) for name in through(sorted(tensors), "Hashing"))
 
 
-def _hash(named: Iterable[tuple[str, Tensor]]) -> str:
-    found = hashlib.sha256()
+def named_hash(named: Iterable[tuple[str, Tensor]], before: str = "") -> str:
+    """SHA-256 of tensors with their names, types and shapes, behind some text, in hexadecimal."""
+    found = hashlib.sha256(before.encode())
     for name, tensor in named:
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode("utf-8", "backslashreplace"))
         found.update(_bytes(tensor))
@@ -106,3 +117,21 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def facts(device: str, seed: int) -> dict[str, Any]:
+    """Where and with what a measurement was made."""
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else platform.machine()
+    hardware = {"device": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    return {"commit": _commit(), "versions": versions(), "hardware": hardware, "seed": seed}
+
+
+def _commit() -> str | None:
+    """The commit of the working tree that this file is in, with a mark if it was changed; None outside one."""
+    here = Path(__file__).parent
+    try:
+        asked = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+        done = subprocess.run(asked, cwd=here, capture_output=True, text=True, timeout=10, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout.strip() or None

@@ -148,7 +148,7 @@ def test_a_prediction_is_the_pipelines_own(kind_base):
     noise = torch.cat([torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1)])
     encoded = kind_base.encode_prompts(prompts)
     with torch.no_grad():
-        found = predict(kind_base.unet, noise, t.round().long().repeat(2) - 1, encoded, kind_base.time_ids(1, 16, 16))
+        found = predict(kind_base.unet, noise, t.round().long().repeat(2) - 1, encoded, kind_base.time_ids())
     expected = (noise - kind_base.kind.unpacked(left, 8)) / (t / 1000)
     torch.testing.assert_close(t.round(), t)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
@@ -197,7 +197,7 @@ def test_prompts_of_any_length_stand_beside_each_other(kind_base):
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([300])
     with torch.no_grad():
         found = [
-            predict(kind_base.unet, x, t, each.rows(torch.tensor([row])), kind_base.time_ids(1, 16, 16))
+            predict(kind_base.unet, x, t, each.rows(torch.tensor([row])), kind_base.time_ids())
             for each, row in ((alone, 0), (beside, 0), (after, 1))
         ]
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)

@@ -123,6 +123,7 @@ def test_naive_merges_know_their_prompts_where_the_files_do(base, loras, tmp_pat
     assert metadata["prompt"] == "a sks cat in zwx style"
 
 
+@pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize("preset", WEIGHTS)
 def test_presets_matter(base, loras, photos, tmp_path, preset, plain):
     other = read_adapter(merged(loras, base, tmp_path, "duolora", photos, **WEIGHTS[preset]).path).modules
@@ -130,6 +131,7 @@ def test_presets_matter(base, loras, photos, tmp_path, preset, plain):
     assert any(n not in other or not torch.equal(modules[n].delta(), other[n].delta()) for n in modules)
 
 
+@pytest.mark.usefixtures("unloaded")
 @pytest.mark.parametrize(
     ("method", "change"),
     [
@@ -245,7 +247,7 @@ def test_gates_of_the_denoiser_are_the_adapters(base, loras):
     masks = [{n: torch.ones(x.rank) for n, x in a.items()} for a in (content, style)]
     prompts = ["a cat", "a house"]
     with Mount(base.unet, [content, style]) as mount:
-        denoise = denoiser(base, mount, prompts, lambda: mount.flat(masks), base.resolution, base.resolution)
+        denoise = denoiser(base, mount, prompts, lambda: mount.flat(masks))
         x = torch.randn(2, 4, base.unet.config.sample_size, base.unet.config.sample_size)
         t = torch.tensor([10, 500])
         content_only = denoise(x, t, prompts, ["content", "content"])

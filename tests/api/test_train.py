@@ -22,6 +22,7 @@ from duolora.model.blocks import target_modules
 from duolora.model.defaults import read_defaults
 from duolora.training.checkpoint import load_checkpoint, save_checkpoint
 
+pytestmark = pytest.mark.usefixtures("unloaded")
 OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)
 
 
@@ -166,7 +167,7 @@ def test_checkpoint_holds_tensors_and_optimiser(tmp_path):
     save_checkpoint(tmp_path / "c.safetensors", {"v": value}, optimiser, 1)
     step(value, optimiser)
     other, its_optimiser = fresh()
-    assert load_checkpoint(tmp_path / "c.safetensors", {"v": other}, its_optimiser, 2) == 1
+    assert load_checkpoint(tmp_path / "c.safetensors", {"v": other}, its_optimiser, 2) == (1, [])
     step(other, its_optimiser)
     assert torch.equal(value, other)
 
@@ -262,7 +263,7 @@ def test_checkpoints_with_any_damage_are_refused_or_are_as_they_were(tmp_path):
         with torch.no_grad():
             value.fill_(7)
         try:
-            assert load_checkpoint(path, {"v": value}, optimiser, 2) == 1
+            assert load_checkpoint(path, {"v": value}, optimiser, 2) == (1, [0.25])
         except FileRefused as error:
             refused += 1
             assert "\n" not in str(error) and torch.equal(value, torch.full((3,), 7.0))
@@ -272,7 +273,7 @@ def test_checkpoints_with_any_damage_are_refused_or_are_as_they_were(tmp_path):
         assert all(torch.equal(held, state[key]) for key, held in optimiser.state_dict()["state"][0].items())
     assert refused > 0.9 * CASES
     path.write_bytes(whole)
-    assert load_checkpoint(path, {"v": value}, optimiser, 2) == 1 and torch.equal(value, at)
+    assert load_checkpoint(path, {"v": value}, optimiser, 2) == (1, [0.25]) and torch.equal(value, at)
 
 
 def test_a_full_disk_at_a_checkpoint_is_one_line_and_keeps_the_last_one(tmp_path, monkeypatch):

@@ -8,12 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from duolora.bench import figures, grids, scaling
+from duolora.bench import grids, scaling
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.multi import groups
 from duolora.bench.cells.pairs import suite
-from duolora.bench.figures import figure4
-from duolora.bench.grids import SHOWN, SIDE, Line, figure3_of, figure_of, labelled
+from duolora.bench.grids import SHOWN, SIDE, Line, figure3_of, figure4, figure_of, labelled
 from duolora.bench.scaling import ALPHAS, block_map, by_classifier, dominant, figure3
 from duolora.bench.tables.rows import TABLES, read_blocks
 from duolora.errors import InputError
@@ -92,7 +91,7 @@ def test_the_dominant_blocks_are_the_finest_that_lose_much_of_one_subject():
 @pytest.mark.parametrize("threshold", [0.0, 0.5])
 def test_ranks_count_what_is_above_the_threshold(threshold):
     masks = {"content": {"x": torch.tensor([0.0, 0.4, -0.9])}, "style": {"x": torch.ones(2)}}
-    found = figures.ranks(masks, threshold)
+    found = grids.ranks(masks, threshold)
     assert found == {"content": {"x": 2 if threshold == 0 else 1}, "style": {"x": 2}}
 
 

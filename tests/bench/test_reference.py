@@ -7,9 +7,8 @@ import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline
 
 from duolora.api.merge import options_of
-from duolora.bench.speed.random_base import RandomBase, random_lora
 from duolora.bench.speed.reference import reference
-from duolora.bench.speed.scenes import Scene
+from duolora.bench.speed.scenes import RandomBase, Scene, random_lora
 from duolora.errors import InputError
 from duolora.merging.inputs import Sources, first_masks
 from duolora.merging.learn import Calibration, learner

@@ -16,8 +16,7 @@ from duolora.bench.cells.pairs import suite
 from duolora.bench.report.page import report
 from duolora.bench.report.paper_numbers import PAPER, printed
 from duolora.bench.report.plots import Point, frontier, scatter, spans
-from duolora.bench.report.ranks import mean_ranks, ranks_of
-from duolora.bench.report.runs import read_runs
+from duolora.bench.report.runs import mean_ranks, ranks_of, read_runs
 from duolora.bench.tables.render import Result, summary, write_pairs
 from duolora.bench.tables.rows import Row
 from duolora.errors import FileRefused, InputError

@@ -68,7 +68,7 @@ def test_the_study_of_any_base_ends_in_a_map_for_it(tmp_path, monkeypatch, made)
     made(tmp_path / "tokenizers").save_pretrained(tmp_path / "base")
     base = load_base(tmp_path / "base", resolution=16)
     groups, x, t = block_groups(base.unet), torch.randn(1, 4, 8, 8), torch.tensor([499])
-    asked = base.unet, x, t, base.encode_prompts(["a cat"]), base.time_ids(1, 16, 16)
+    asked = base.unet, x, t, base.encode_prompts(["a cat"]), base.time_ids()
     with torch.no_grad():
         plain = predict(*asked)
         for blocks in groups.values():

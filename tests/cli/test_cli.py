@@ -15,7 +15,7 @@ from duolora.cli.common import one_line
 from duolora.cli.set_option import assigned
 from duolora.errors import InputError
 from duolora.merging.options import MergeOptions
-from duolora.training import loop as module
+from duolora.training import checkpoint as module
 
 
 def refused(arguments, message):

@@ -12,9 +12,9 @@ from peft import LoraConfig
 from peft.utils import get_peft_model_state_dict
 
 from duolora.errors import FileRefused
+from duolora.lora.names import shapes_of
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import adapter_from
-from duolora.lora.read.spelling import shapes_of
 from duolora.paper.lowrank import LowRank
 from tiny import tiny_unet
 

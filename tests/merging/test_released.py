@@ -31,7 +31,7 @@ def slowly(base, both, data, steps):
         masks.append({name: torch.ones(rank, requires_grad=True) for name, rank in ranks.items()})
     weights, schedule = dict(base.unet.named_parameters()), noise_schedule(base)
     prompts = base.encode_prompts([PROMPTS.content, PROMPTS.style, PROMPTS.merged])
-    size = base.time_ids(1, base.resolution, base.resolution)
+    size = base.time_ids()
 
     def predicted(x, t, prompt, content, style):
         changed = {}

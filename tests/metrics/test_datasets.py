@@ -7,8 +7,7 @@ import pytest
 
 from command import run
 from duolora.errors import FileRefused, InputError
-from duolora.metrics.datasets.dataset import Concept, problems
-from duolora.metrics.datasets.layouts import read_dataset
+from duolora.metrics.datasets.dataset import Concept, problems, read_dataset
 from duolora.metrics.datasets.manifests import Manifest, Pairing, choose_pairs, lacking, read_manifest, write_manifest
 from patterns import pattern
 

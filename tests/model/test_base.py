@@ -106,7 +106,7 @@ def test_images_of_an_odd_size_are_refused(base):
 
 
 def test_time_ids_and_resolution(base):
-    assert base.time_ids(2, 16, 24).tolist() == [[16, 24, 0, 0, 16, 24]] * 2
+    assert base.time_ids().tolist() == [[16, 16, 0, 0, 16, 16]]
     assert base.resolution == 16
 
 

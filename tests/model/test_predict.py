@@ -93,7 +93,7 @@ def mounted(base):
     mount = Mount(base.unet, adapters)
     row = torch.rand(mount.columns, generator=torch.Generator().manual_seed(0))
     masks = [{k: m.clone().requires_grad_() for k, m in part.items()} for part in mount.unflat(row)]
-    return mount, masks, denoiser(base, mount, [*PROMPTS, PROMPTS[0]], lambda: mount.flat(masks), 16, 16)
+    return mount, masks, denoiser(base, mount, [*PROMPTS, PROMPTS[0]], lambda: mount.flat(masks))
 
 
 def noisy(n):
@@ -118,7 +118,7 @@ def test_a_mixed_call_equals_separate_ones_with_the_masks_put_in_by_hand(base, m
     with mount, torch.no_grad():
         mixed = denoise(x, t, prompt, GATES)
         for i, gate in enumerate(GATES):
-            conditions = {"text_embeds": embeds.pooled[[i]], "time_ids": base.time_ids(1, 16, 16)}
+            conditions = {"text_embeds": embeds.pooled[[i]], "time_ids": base.time_ids()}
             with mount.gating(mount.flat(by_hand[gate])[None]):
                 expected = base.unet(x[[i]], t[[i]], embeds.embeds[[i]], added_cond_kwargs=conditions).sample
             torch.testing.assert_close(mixed[[i]], expected, rtol=1e-4, atol=1e-5)
@@ -159,13 +159,13 @@ def test_unknown_prompts_and_gates_are_named(base, mounted):
     with pytest.raises(InputError, match="got 'nothing'"):
         denoise.predict(x, t, ["nothing"], mount.owned()[:1])
     with pytest.raises(ValueError, match="two adapters"):
-        denoiser(base, Mount(base.unet, []), PROMPTS, lambda: torch.zeros(0), 16, 16)
+        denoiser(base, Mount(base.unet, []), PROMPTS, lambda: torch.zeros(0))
 
 
 def test_a_prompt_that_is_called_like_a_gate_is_still_a_prompt(base, mounted):
     mount, masks, denoise = mounted
     x, t = noisy(1)
-    fresh = denoiser(base, mount, ["content"], lambda: mount.flat(masks), 16, 16)
+    fresh = denoiser(base, mount, ["content"], lambda: mount.flat(masks))
     with mount, torch.no_grad():
         named = denoise(x, t, ["content"], ["content"])
         torch.testing.assert_close(named, fresh.predict(x, t, ["content"], mount.owned()[:1]))

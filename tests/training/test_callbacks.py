@@ -11,8 +11,7 @@ from duolora.api.merge import merge, options_of
 from duolora.api.train import TrainOptions, train
 from duolora.errors import InputError
 from duolora.model.images import load_image
-from duolora.training.callbacks import SavedPreviews
-from duolora.training.tensorboard import event_log
+from duolora.training.callbacks import SavedPreviews, event_log
 
 OPTIONS = TrainOptions(rank=2, steps=12, batch=1, lr=1e-2)
 pytestmark = pytest.mark.usefixtures("few_steps")

@@ -8,8 +8,7 @@ import torch
 from duolora.api.merge import merge, options_of
 from duolora.api.train import TrainOptions, train
 from duolora.errors import DuoLoRAError, FileRefused
-from duolora.training.checkpoint import load_checkpoint, save_checkpoint
-from duolora.training.finite import check_loss
+from duolora.training.checkpoint import check_loss, load_checkpoint, save_checkpoint
 
 OPTIONS = TrainOptions(rank=2, steps=230, batch=1, lr=1e12)
 

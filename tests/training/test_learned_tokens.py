@@ -15,7 +15,7 @@ from duolora.api.train import TrainOptions, train
 from duolora.errors import BaseMismatch, InputError, Notice
 from duolora.lora.read.file import read_adapter
 from duolora.model.base import load_base
-from duolora.model.tokens import own_vectors, replaced
+from duolora.model.prompts import own_vectors, replaced
 from tiny import tiny_flux, tiny_qwen_image, tiny_sd15, tiny_z_image
 
 OPTIONS = TrainOptions(rank=2, steps=3, batch=1, lr=1e-2, learn_tokens=True)

@@ -26,7 +26,7 @@ def told(base, adapter, prompts):
     stays = class_predictions(base, prompts)
     names = [prompts[int(k)] for k in stays.prompt]
     with Mount(base.unet, [adapter.modules], "rank", base.device) as mount, torch.no_grad():
-        unet = mounted_unet(base, mount, prompts, base.resolution, base.resolution)
+        unet = mounted_unet(base, mount, prompts)
         own = mount.owned()
         return [unet.predict(stays.noisy, stays.t, names, row[None]) for row in (own[0], torch.zeros_like(own[0]))]
 

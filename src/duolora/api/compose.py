@@ -18,7 +18,7 @@ from duolora.merging.fold import Kind
 from duolora.merging.options import MergeOptions, options_of
 from duolora.merging.several import Taught, merged_at_once
 from duolora.model.base import Base, BaseChoice, opened, path_of
-from duolora.model.tokens import replaced
+from duolora.model.prompts import replaced
 from duolora.options import Format, Written, check, check_weights, word
 from duolora.paper.lowrank import LowRank, concatenate
 from duolora.progress import through

@@ -18,9 +18,8 @@ from duolora.lora.write.diffusers import diffusers_tensors, uniform
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.defaults import STEPS, Sampling, check_sampling
 from duolora.model.images import as_image
-from duolora.model.prompts import identifiers, refuse_unread, unread
+from duolora.model.prompts import identifiers, refuse_unread, replaced, unread
 from duolora.model.sample import sample_images
-from duolora.model.tokens import replaced
 from duolora.options import check_weights, several
 from duolora.provenance import versions
 

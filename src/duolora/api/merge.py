@@ -30,7 +30,7 @@ from duolora.model.base import Base, BaseChoice, Outline, opened, outlined, path
 from duolora.model.blocks import block_of
 from duolora.model.defaults import AUTO
 from duolora.model.predict import noise_schedule
-from duolora.model.tokens import replaced
+from duolora.model.prompts import replaced
 from duolora.options import Export, Written, check
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts

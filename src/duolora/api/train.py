@@ -21,8 +21,7 @@ from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.model.defaults import FITS, read_defaults
 from duolora.model.image_files import image_paths
 from duolora.model.images import load_images
-from duolora.model.prompts import identifiers, refuse_unread
-from duolora.model.tokens import own_vectors, replaced
+from duolora.model.prompts import identifiers, own_vectors, refuse_unread, replaced
 from duolora.model.unets import SDXL
 from duolora.options import word
 from duolora.paper.lowrank import LowRank

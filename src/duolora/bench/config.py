@@ -23,7 +23,7 @@ from duolora.model.architectures import shapes_in
 from duolora.model.device import chosen_device
 from duolora.model.files import weights_mark
 from duolora.options import parsed, word
-from duolora.provenance import known_hash, sampled_hash
+from duolora.provenance import known_hash, sampled_hashes
 from duolora.textfiles import read_json, write_json
 from duolora.training.distil import SHAPES, DistilRecipe, distil
 from duolora.training.options import TrainOptions, check_training
@@ -177,8 +177,7 @@ def loras_mark(folder: Path) -> str:
     files = sorted(path for kind in ("contents", "styles") for path in (folder / kind).glob("*.safetensors"))
     if not files:
         raise InputError(f"{folder}: expected contents/NAME.safetensors and styles/NAME.safetensors, found none")
-    marks = [f"{file.relative_to(folder)} {sampled_hash(file)}" for file in files]
-    return hashlib.sha256("\n".join(marks).encode()).hexdigest()
+    return sampled_hashes(folder, files)
 
 
 def smaller_bases(out: Path, steps: int) -> dict[str, str]:

@@ -15,12 +15,12 @@ from duolora.bench.cells.lora import Lora
 from duolora.bench.cells.multi import groups, photo_groups
 from duolora.bench.cells.photos import PhotoPair
 from duolora.bench.config import Config, marked, read_config, root_of, write_config
-from duolora.bench.record import facts
 from duolora.bench.tables.render import NOTE, Result, note_of, pooled, render, summary, write_pairs
 from duolora.bench.tables.rows import ALL, MULTI
 from duolora.bench.workers import crowd, run_all
 from duolora.errors import InputError, Notice
 from duolora.model.files import is_small, published_base
+from duolora.provenance import facts
 from duolora.textfiles import write_json
 
 

@@ -234,8 +234,7 @@ def train(
     with doing(f"Loading {base.base}", quiet):
         from duolora.api.train import train as run
         from duolora.progress import shown
-        from duolora.training.callbacks import SavedPreviews
-        from duolora.training.tensorboard import event_log
+        from duolora.training.callbacks import SavedPreviews, event_log
 
     with event_log(tensorboard, PREVIEWS) as log, shown(not quiet):
         previews = out.expanduser().with_suffix(".previews")
@@ -323,7 +322,7 @@ def merge(
     with doing("Reading the two LoRAs", quiet):
         from duolora.api.merge import merge as merged
         from duolora.model.blocks import formatted
-        from duolora.training.tensorboard import event_log
+        from duolora.training.callbacks import event_log
 
     with event_log(tensorboard, PREVIEWS) as log:
         done = merged(

@@ -10,8 +10,8 @@ from typing import Any, get_args
 
 from duolora.errors import InputError, reason
 from duolora.lora.families import common, fitting, narrowed
+from duolora.lora.names import shapes_of
 from duolora.lora.read.header import making, read_header, weights_of
-from duolora.lora.read.spelling import shapes_of
 from duolora.lora.write.atomic import check_export
 from duolora.merging.options import METHODS, ONLY, no_base, no_prompt
 from duolora.model.architectures import PROJECTION, recognised

@@ -98,8 +98,7 @@ def check(
 
     Exit status 1 if anything is.
     """
-    from duolora.metrics.datasets.dataset import problems
-    from duolora.metrics.datasets.layouts import read_dataset
+    from duolora.metrics.datasets.dataset import problems, read_dataset
 
     found = read_dataset(folder, layout)
     missing = problems(found)
@@ -141,7 +140,7 @@ def pairs(
 
     So that it can be run again on exactly the same.
     """
-    from duolora.metrics.datasets.layouts import read_dataset
+    from duolora.metrics.datasets.dataset import read_dataset
     from duolora.metrics.datasets.manifests import PROMPT, Manifest, choose_pairs, write_manifest
 
     if prompt and own_prompts:

@@ -15,14 +15,13 @@ from torch import Tensor, nn
 
 from duolora.errors import InputError
 from duolora.merging.fold import Kind
-from duolora.merging.inputs import Loras, Masks, Sources
+from duolora.merging.inputs import Loras, Masks
 from duolora.merging.options import MergeOptions
 from duolora.model.base import Base
 from duolora.model.mount import Mount
 from duolora.model.predict import MountedUNet, NoiseSchedule, mounted_unet, noise_schedule
 from duolora.paper import oneshot
 from duolora.paper.choices import Role
-from duolora.paper.constyle import Prompts
 from duolora.progress import counted
 from duolora.training.checkpoint import step_generator
 
@@ -79,11 +78,6 @@ class Grams:
         return {name: total / self._samples.clamp(min=1)[:, None, None] for name, total in self._sums.items()}
 
 
-def pair_of(both: Sources, x_c: Tensor, x_s: Tensor, prompts: Prompts) -> tuple[Part, Part]:
-    """Content and style, with their latents."""
-    return Part(both.content, "content", x_c, prompts.content), Part(both.style, "style", x_s, prompts.style)
-
-
 @torch.no_grad()
 def one_shot(
     base: Base, parts: Sequence[Part], roles: Mapping[str, Role], options: MergeOptions, progress: bool = False
@@ -96,7 +90,7 @@ def one_shot(
     if options.norm != "diag":
         raise InputError(f"norm: the one-shot merge needs 'diag', got {options.norm!r}")
     with Mount(base.unet, [part.loras for part in parts], "rank", base.device) as mount:
-        unet = mounted_unet(base, mount, [part.prompt for part in parts], base.resolution, base.resolution)
+        unet = mounted_unet(base, mount, [part.prompt for part in parts])
         grams = _calibrated(unet, noise_schedule(base), parts, options, progress)
         return mount.unflat(_solved(mount, grams, [part.kind for part in parts], roles, options))
 

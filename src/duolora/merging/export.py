@@ -36,15 +36,6 @@ def untold(adapter: Adapter, format: Export) -> tuple[str, ...]:
     return tuple(f"{BUNDLED}{word}" for word in adapter.embeddings) if format == "peft" else ()
 
 
-def dtype_of(name: str) -> torch.dtype:
-    """The dtype of this name.
-
-    Raises:
-        InputError: there is none.
-    """
-    return DTYPES[word("dtype", name, list(DTYPES))]
-
-
 @dataclass(frozen=True)
 class Output:
     """Where and how a result is written."""
@@ -61,7 +52,7 @@ def checked_output(out: str | Path, given: Written, formats: Any, inputs: Iterab
         InputError: there is no such format or dtype, or `out` cannot be written, is an input or may not be replaced.
     """
     path, format = Path(out).expanduser(), word("format", given.get("format", DEFAULT_FORMAT), get_args(formats))
-    dtype = dtype_of(given.get("dtype", "float16"))
+    dtype = DTYPES[word("dtype", given.get("dtype", "float16"), list(DTYPES))]
     check_export(path, format, inputs, given.get("overwrite", True))
     return Output(path, format, dtype)
 

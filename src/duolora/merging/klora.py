@@ -4,7 +4,7 @@
     content if  Σ top-K |ΔW_c|  ≥  γ S(t) Σ top-K |ΔW_s|,  else style         t from 0 (noise) to 1 (image)
 
 Ratios of three times their mean or more are outliers, which γ leaves out. α = 1.5 and β = 0.85 α are the default of the
-authors' program; its other pattern has no "mod α", and β = 0.5. K may also be given. As the choice changes from step to
+authors' program. K may also be given. As the choice changes from step to
 step, no one LoRA file can hold it: this baseline exists at sampling time only.
 """
 
@@ -56,9 +56,9 @@ def ratio_of(ratios: Sequence[float]) -> float:
     return fmean([ratio for ratio in ratios if ratio < OUTLIER * mean] or [mean])
 
 
-def strength_at(t: float, alpha: float = ALPHA, beta: float = BETA, modulo: bool = True) -> float:
+def strength_at(t: float) -> float:
     """S(t), which the style's sums are multiplied by at the share t of the sampling that is done."""
-    return (alpha * t + beta) % alpha if modulo else alpha * t + beta
+    return (ALPHA * t + BETA) % ALPHA
 
 
 def _rank(lora: LowRank | None) -> int:
@@ -69,38 +69,22 @@ def _top(magnitudes: Tensor, k: int) -> float:
     return float(magnitudes.flatten().topk(min(k, magnitudes.numel())).values.sum())
 
 
-class Chooser:
-    """The base's UNet under K-LoRA; call it with the share of the sampling that is done, before each step."""
-
-    def __init__(self, mount: Mount, scores: Scores, strength: Callable[[float], float]) -> None:
-        self._mount, self._scores, self._strength = mount, scores, strength
-        self._gate = ExitStack()
-
-    def __call__(self, t: float) -> None:
-        """Choose anew in every module."""
-        self._gate.close()
-        masks: list[dict[str, Tensor]] = self._mount.unflat(self._mount.owned().sum(0))
-        for name in masks[0].keys() | masks[1].keys():
-            content = self._scores.content_wins(name, self._strength(t))
-            for mask, wins in ((masks[0], content), (masks[1], not content)):
-                if name in mask:
-                    mask[name] = mask[name] * float(wins)
-        self._gate.enter_context(self._mount.gating(self._mount.flat(masks)[None]))
-
-    def close(self) -> None:
-        """Leave the bare base behind."""
-        self._gate.close()
-
-
 @contextmanager
-def klora(
-    base: Base, both: Sources, alpha: float = ALPHA, beta: float = BETA, k: int | None = None, modulo: bool = True
-) -> Iterator[Chooser]:
-    """K-LoRA on a base; hand the chooser to `sample_images` as `before_step`."""
-    with Mount(base.unet, [both.content, both.style], "rank", base.device) as mount:
-        chooser = Chooser(mount, scores(both, k), lambda t: strength_at(t, alpha, beta, modulo))
-        try:
-            chooser(0.0)
-            yield chooser
-        finally:
-            chooser.close()
+def klora(base: Base, both: Sources, k: int | None = None) -> Iterator[Callable[[float], None]]:
+    """K-LoRA on a base; hand what it yields to `sample_images` as `before_step`."""
+    found = scores(both, k)
+    with Mount(base.unet, [both.content, both.style], "rank", base.device) as mount, ExitStack() as gate:
+
+        def choose(t: float) -> None:
+            """Choose anew in every module, once the share t of the sampling is done."""
+            gate.close()
+            masks = mount.unflat(mount.owned().sum(0))
+            for name in masks[0].keys() | masks[1].keys():
+                content = found.content_wins(name, strength_at(t))
+                for mask, wins in ((masks[0], content), (masks[1], not content)):
+                    if name in mask:
+                        mask[name] = mask[name] * float(wins)
+            gate.enter_context(mount.gating(mount.flat(masks)[None]))
+
+        choose(0.0)
+        yield choose

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from duolora.errors import InputError
-from duolora.merging.closed_form import one_shot, pair_of
+from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.inputs import Loras, Masks, Sources, first_masks
 from duolora.merging.options import MergeOptions
 from duolora.merging.penalties import Penalties
@@ -20,17 +20,9 @@ from duolora.model.mount import Axis, Mount
 from duolora.model.predict import NoiseSchedule, Remembering, denoiser, noise_schedule
 from duolora.model.sample import guidance_of, sample_images
 from duolora.paper.constyle import Prompts, constyle, overall
-from duolora.progress import counted, say
+from duolora.progress import say
 from duolora.training.callbacks import Callback, wants_preview
-from duolora.training.checkpoint import (
-    interruptible,
-    load_checkpoint,
-    losses_before,
-    save_checkpoint,
-    step_generator,
-    stop_if,
-)
-from duolora.training.finite import check_loss, restore_scaling, scaler_for, scaling_of
+from duolora.training.checkpoint import Training, check_loss, scaler_for, step_generator
 
 Images = str | Path | None
 CALIBRATION_STEPS = 15
@@ -201,7 +193,7 @@ def learner(
         first = tied(mount) if o.tied else None
         row = (row if first is None else row[first]).detach().requires_grad_()
         names = (p.content, p.style, p.merged)
-        denoise = Remembering(denoiser(base, mount, names, lambda: row, base.resolution, base.resolution))
+        denoise = Remembering(denoiser(base, mount, names, lambda: row))
         penalties = Penalties(mount, both.roles, o)
         optimiser = torch.optim.AdamW([row], lr=o.lr, weight_decay=o.weight_decay)
 
@@ -232,32 +224,26 @@ def learn(
     """
     o = options
     if o.init == "oneshot" and o.masks == "rank":
-        m_c, m_s = one_shot(base, pair_of(both, data.x_c, data.x_s, data.prompts), both.roles, o, progress)
+        content = Part(both.content, "content", data.x_c, data.prompts.content)
+        style = Part(both.style, "style", data.x_s, data.prompts.style)
+        m_c, m_s = one_shot(base, (content, style), both.roles, o, progress)
     else:
         m_c, m_s = first_masks(both, o, base.device)
-    losses: list[dict[str, float]] = []
     images = max(len(data.x_c), len(data.x_s))
     total = math.ceil(o.steps / images) if o.per_image else o.steps
-    with learner(base, both, o, data, m_c, m_s) as learning, interruptible() as asked:
-        row, scaler, (m_c, m_s) = learning.row.detach(), learning.scaler, learning.masks
-        masks, scaling = {"masks": learning.row}, scaling_of(scaler)
+    with learner(base, both, o, data, m_c, m_s) as learning:
+        row, (m_c, m_s) = learning.row.detach(), learning.masks
         begun = torch.ones_like(row) if o.init == "oneshot" else row.clone()
-        start = 0
-        if checkpoint and checkpoint.exists():
-            start = load_checkpoint(checkpoint, masks | scaling, learning.optimiser, total)
-            losses = losses_before(checkpoint)
-            restore_scaling(scaler, scaling)
-        for step in counted(range(start, total), "Merging", progress, total):
-            terms = learning.step(step)
-            if step % 10 == 0 or step + 1 == total:
-                losses.append({"step": step, **{k: float(v) for k, v in terms.items()}})
-                if callback is not None:
-                    callback.losses(step + 1, total, {k: v for k, v in losses[-1].items() if k != "step"})
-                    callback.masks(step + 1, {"content": m_c, "style": m_s})
-            if callback is not None and wants_preview(callback, step + 1, total):
-                callback.preview(step + 1, learning.preview())
-            if checkpoint and ((step + 1) % SAVE_EVERY == 0 or asked.is_set()) and step + 1 < total:
-                save_checkpoint(checkpoint, masks | scaling_of(scaler), learning.optimiser, step + 1, losses)
-            stop_if(asked, step + 1, total, checkpoint)
-    change = float((row - begun).abs().mean())
-    return TrainedMasks(m_c, m_s, change, losses)
+        training = Training({"masks": learning.row}, learning.optimiser, learning.scaler, [], checkpoint)
+        with training.steps("Merging", total, SAVE_EVERY, progress) as left:
+            for step in left:
+                seen = learning.step(step)
+                if step % 10 == 0 or step + 1 == total:
+                    terms = {name: float(term) for name, term in seen.items()}
+                    training.losses.append({"step": step, **terms})
+                    if callback is not None:
+                        callback.losses(step + 1, total, terms)
+                        callback.masks(step + 1, {"content": m_c, "style": m_s})
+                if callback is not None and wants_preview(callback, step + 1, total):
+                    callback.preview(step + 1, learning.preview())
+    return TrainedMasks(m_c, m_s, float((row - begun).abs().mean()), training.losses)

@@ -15,10 +15,9 @@ from duolora.lora.adapter import Adapter, embeddings_of
 from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import read_adapter, source_hash
-from duolora.lora.read.header import METADATA, json_object, read_header
+from duolora.lora.read.header import MASKS, METADATA, json_object, read_header
 from duolora.lora.read.notes import notes_of
 from duolora.lora.read.stored import read_tensors
-from duolora.lora.read.unsupported import MASKS
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.layout import header_json, laid_out
 from duolora.merging.fold import folded

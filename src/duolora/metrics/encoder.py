@@ -14,6 +14,7 @@ from duolora.errors import InputError
 from duolora.metrics.similarity import normalised
 from duolora.metrics.transforms import Transform
 from duolora.progress import counted
+from duolora.provenance import named_hash
 
 BATCH = 32
 Items = Sequence[Image.Image] | Sequence[str]
@@ -94,9 +95,4 @@ class NetworkEmbedder:
 
 def fingerprint(weights: Mapping[str, Tensor], tokens: str = "") -> str:
     """SHA-256 over the names, shapes and values of the weights, whatever file they came from, and over the tokens."""
-    found = hashlib.sha256(tokens.encode())
-    for name in sorted(weights):
-        value = weights[name].detach().cpu().contiguous()
-        found.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        found.update(value.flatten().view(torch.uint8).numpy().data)
-    return found.hexdigest()
+    return named_hash(sorted(weights.items()), tokens)

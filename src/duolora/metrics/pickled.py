@@ -17,13 +17,8 @@ SECONDS = 600
 """After which reading a pickle is given up."""
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 BESIDE = (
-    "config.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
+    "config.json", "vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json",
+)  # fmt: skip
 """What belongs to a folder in transformers' layout besides its weights."""
 
 

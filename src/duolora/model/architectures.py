@@ -17,6 +17,7 @@ from typing import Any
 from duolora.errors import InputError
 from duolora.model.base_check import check_configs
 from duolora.model.defaults import base_path
+from duolora.options import word
 from duolora.textfiles import read_json
 
 Shapes = Mapping[str, tuple[int, int]]
@@ -75,8 +76,7 @@ def unet_config(name: str, width: int | None = None) -> dict[str, Any]:
     Raises:
         InputError: there is no such architecture, or the width is not even.
     """
-    if name not in ARCHITECTURES:
-        raise InputError(f"architecture: expected one of {', '.join(ARCHITECTURES)}, got {name!r}")
+    word("architecture", name, list(ARCHITECTURES))
     if width is None:
         return dict(ARCHITECTURES[name])
     if width < 2 or width % 2:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, get_args
 
 import torch
 from diffusers import (
@@ -35,7 +35,6 @@ from duolora.model.device import (
     FLOAT8,
     NF4,
     Offload,
-    check_offload,
     chosen_checkpointing,
     chosen_device,
     chosen_dtype,
@@ -53,6 +52,7 @@ from duolora.model.files import (
 from duolora.model.kind import Kind
 from duolora.model.kinds import kind_of
 from duolora.model.prompts import chunks, tell_unread
+from duolora.options import word
 from duolora.progress import underway
 from duolora.provenance import remembered, versions, weights_hash
 
@@ -228,7 +228,7 @@ class Base:
         """The prompts in the vectors of both text encoders, in the UNet's dtype; warns of words that are not read.
 
         Long prompts are read in chunks where the base allows, the others filled up with empty ones; the pooled vector
-        is the first chunk's. Gradients reach nothing but learned tokens (see `tokens`).
+        is the first chunk's. Gradients reach nothing but learned tokens (see `prompts`).
         """
         if not prompts:
             raise InputError("expected at least one prompt, got none")
@@ -286,11 +286,10 @@ class Base:
             return torch.cat([self.vae.decode(part[:, :, None], return_dict=False)[0][:, :, 0] for part in parts])
         return torch.cat([self.vae.decode(part, return_dict=False)[0] for part in parts])
 
-    def time_ids(self, n: int, height: int, width: int) -> Float[Tensor, "n 6"]:
-        """SDXL's size conditions of n uncropped images: original size, corner, target size; others ignore them."""
-        return torch.tensor([[height, width, 0, 0, height, width]], device=self.device, dtype=torch.float32).repeat(
-            n, 1
-        )
+    def time_ids(self) -> Float[Tensor, "1 6"]:
+        """SDXL's size conditions of an uncropped image: original size, corner, target size; others ignore them."""
+        side = float(self.resolution)
+        return torch.tensor([[side, side, 0.0, 0.0, side, side]], device=self.device)
 
     def pipeline(self) -> Pipeline:
         """The whole pipeline, with the base's own sampler; on the device, unless `sampling` offloads it.
@@ -468,7 +467,7 @@ def load_base(
         FileRefused: it is there, but unsafe, damaged or of no kind in `KINDS`.
         InputError: it is not there, or an argument cannot be used.
     """
-    check_offload(offload)
+    word("offload", offload, ("auto", *get_args(Offload)))
     where, defaults = chosen_device(device), read_defaults(str(base))
     saving = chosen_checkpointing(gradient_checkpointing, where)
     kind = chosen_dtype(defaults.dtype if dtype == "auto" else dtype, where)

@@ -23,6 +23,7 @@ from duolora.errors import InputError
 from duolora.lora.families import ATTENTION
 from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import PROJECTION, Architecture
+from duolora.options import word
 from duolora.paper.choices import BlockMap, Role
 
 
@@ -141,15 +142,13 @@ def _longest(table: Mapping[str, Role], name: str) -> Role:
 
 def _checked(prefix: str, role: str, names: list[str]) -> Role:
     """The role that a user's table gives to a block, once it is certain that there are such a role and such a block."""
-    known: dict[str, Role] = {name: name for name in get_args(Role)}
-    if role not in known:
-        raise InputError(f"block map: {prefix}: expected one of {', '.join(known)}, got {role!r}")
+    known: Role = word(f"block map: {prefix}", role, get_args(Role))
     if not any(_begins(name, prefix) for name in names):
         raise InputError(
             f"block map: {prefix}: expected the beginning of an attention module's path, such as "
             f"{block_of(names[0]) if names else 'down_blocks.1'}; the UNet has no such"
         )
-    return known[role]
+    return known
 
 
 _BLOCKS = ("blocks", "layers", "noise_refiner", "context_refiner")

@@ -46,22 +46,13 @@ def chosen_dtype(dtype: str | torch.dtype, device: torch.device) -> torch.dtype:
     if dtype in ("auto", FLOAT8, NF4):
         if device.type == "cpu":
             return torch.float32
-        return torch.float16 if device.type == "cuda" and not _knows_bfloat16(device) else torch.bfloat16
+        old = device.type == "cuda" and torch.cuda.get_device_capability(device) < (8, 0)
+        return torch.float16 if old else torch.bfloat16
     if isinstance(dtype, torch.dtype) and dtype in DTYPES.values():
         return dtype
     if dtype not in DTYPES:
         raise InputError(f"dtype: expected auto, {', '.join((*DTYPES, FLOAT8, NF4))}; got {dtype}")
     return DTYPES[str(dtype)]
-
-
-def check_offload(offload: str) -> None:
-    """Make sure, before any weight is read, that there is such a way of offloading.
-
-    Raises:
-        InputError: there is none.
-    """
-    if offload not in (known := ("auto", *get_args(Offload))):
-        raise InputError(f"offload: expected one of {', '.join(known)}, got {offload!r}")
 
 
 def chosen_offload(offload: str, device: torch.device, network: nn.Module, encoders: Sequence[nn.Module]) -> Offload:
@@ -90,10 +81,6 @@ def chosen_checkpointing(gradient_checkpointing: str, device: torch.device) -> b
     if gradient_checkpointing != "auto":
         return gradient_checkpointing == "on"
     return device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < SMALL_CARD
-
-
-def _knows_bfloat16(device: torch.device) -> bool:
-    return torch.cuda.get_device_capability(device) >= (8, 0)
 
 
 def _bytes(network: nn.Module) -> int:

@@ -1,6 +1,5 @@
 """Where base models come from, and what is refused before a weight of them is read."""
 
-import hashlib
 import os
 import re
 import reprlib
@@ -37,7 +36,7 @@ from duolora.model.sd3 import SD3
 from duolora.model.sdxl import architecture_of_keys, write_configs
 from duolora.model.unets import SD15, SDXL as SDXL_KIND
 from duolora.model.z_image import Z_IMAGE
-from duolora.provenance import known_hash, sampled_hash
+from duolora.provenance import known_hash, sampled_hashes
 from duolora.textfiles import read_json
 
 Pipeline: TypeAlias = (
@@ -189,8 +188,7 @@ def weights_mark(base: str) -> str | None:
     """A quick hash of a base's weight files, in hexadecimal; None for a hub id, or where no such file is."""
     place = base_path(base)
     files = [place] if os.path.isfile(place) else sorted(place.glob("*/*.safetensors"))
-    marks = [f"{file.relative_to(place)} {sampled_hash(file)}" for file in files]
-    return hashlib.sha256("\n".join(marks).encode()).hexdigest() if marks else None
+    return sampled_hashes(place, files) if files else None
 
 
 def weight_files(base: str, parts: Pipeline) -> list[Path]:

@@ -128,16 +128,9 @@ def _named(path: Path) -> str:
 
 
 _UNREADABLE = (
-    UnidentifiedImageError,
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    struct.error,
+    UnidentifiedImageError, OSError, SyntaxError, ValueError, TypeError, LookupError, OverflowError, struct.error,
     zlib.error,
-)
+)  # fmt: skip
 """All that Pillow raises for damaged files."""
 
 

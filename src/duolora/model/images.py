@@ -12,6 +12,7 @@ from torch import Tensor
 from duolora.errors import InputError
 from duolora.model.defaults import FITS
 from duolora.model.image_files import image_paths, read_image
+from duolora.options import word
 
 GAP = 2
 """Pixels between the images of a sheet."""
@@ -24,15 +25,13 @@ def load_image(path: Path, size: int, fit: str = "crop") -> Float[Tensor, "3 siz
         FileRefused: the file is not an image, or is damaged.
         InputError: there is no such fit.
     """
-    image = read_image(path)
+    image, fit = read_image(path), word("fit", fit, list(FITS))
     if fit == "crop":
         image = ImageOps.fit(image, (size, size), Image.Resampling.LANCZOS)
     elif fit == "pad":
         image = ImageOps.pad(image, (size, size), Image.Resampling.LANCZOS, "white")
-    elif fit == "resize":
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
     else:
-        raise InputError(f"fit: expected one of {', '.join(FITS)}, got {fit!r}")
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 127.5 - 1
 
 

@@ -176,13 +176,13 @@ class MountedDenoise(MountedUNet):
         return self.predict(x, t, prompt, self.gate_table()[self._index(tuple(gate), GATES)])
 
 
-def mounted_unet(base: Base, mount: Mount, prompts: Sequence[str], height: int, width: int) -> MountedUNet:
-    """A base's UNet with its mounted adapters; the prompts are encoded here, once. Height and width are in pixels."""
+def mounted_unet(base: Base, mount: Mount, prompts: Sequence[str]) -> MountedUNet:
+    """A base's UNet with its mounted adapters; the prompts are encoded here, once."""
     known = tuple(dict.fromkeys(prompts))
     refuse_unread(base.parts, known)
     embeds = base.encode_prompts(known)
     base.release_encoders()
-    return MountedUNet(base.unet, mount, known, embeds, base.time_ids(1, height, width))
+    return MountedUNet(base.unet, mount, known, embeds, base.time_ids())
 
 
 @dataclass(eq=False)
@@ -220,17 +220,15 @@ def denoiser(
     mount: Mount,
     prompts: Sequence[str],
     merged: Callable[[], Float[Tensor, " columns"]],
-    height: int,
-    width: int,
 ) -> MountedDenoise:
     """The `Denoise` of a base whose UNet carries a content and a style adapter; `merged` gives the merged gate row.
 
-    The prompts are encoded here, once; height and width are the images', in pixels.
+    The prompts are encoded here, once.
 
     Raises:
         ValueError: the mount does not hold two adapters.
     """
     if mount.adapters != 2:
         raise ValueError(f"expected a mount of two adapters, content and style, got {mount.adapters}")
-    m = mounted_unet(base, mount, prompts, height, width)
+    m = mounted_unet(base, mount, prompts)
     return MountedDenoise(m.unet, mount, m.prompts, m.embeds, m.time_ids, merged, mount.owned())

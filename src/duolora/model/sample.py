@@ -10,7 +10,7 @@ from torch import Tensor
 from duolora.model.base import Base
 from duolora.model.defaults import STEPS
 from duolora.model.prompts import chunks, tell_unread
-from duolora.progress import Steps
+from duolora.progress import counting
 
 MOST = 16
 PIXELS, PIXELS_OFFLOADED = 4 * 1024**2, 1024**2
@@ -48,16 +48,15 @@ def sample_images(
     generated, conditions = [], _conditions(base, prompts)
     batch = batch or images_at_once(base.resolution, base.offload)
     starts = range(0, len(prompts), batch)
-    bar = Steps("Generating", len(starts) * steps, progress=progress)
+    with counting("Generating", len(starts) * steps, progress=progress) as count, base.sampling() as pipeline:
 
-    def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Diffusers' callback at the end of a step: move the bar, and prepare the next step."""
-        bar.step()
-        if before_step is not None and step + 1 < steps:
-            before_step((step + 1) / steps)
-        return tensors
+        def after_step(_: object, step: int, timestep: object, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+            """Diffusers' callback at the end of a step: move the bar, and prepare the next step."""
+            count()
+            if before_step is not None and step + 1 < steps:
+                before_step((step + 1) / steps)
+            return tensors
 
-    with bar, base.sampling() as pipeline:
         for i in starts:
             if before_step is not None:
                 before_step(0.0)

@@ -9,8 +9,9 @@ import json
 import os
 import reprlib
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event, current_thread, main_thread
 from typing import Any
@@ -21,8 +22,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from duolora.errors import DuoLoRAError, FileRefused, reason
+from duolora.model.base import Base
+from duolora.progress import counted
 from duolora.provenance import tensors_hash
-from duolora.training.finite import check_values
 
 
 def step_generator(seed: int, step: int) -> torch.Generator:
@@ -47,17 +49,6 @@ def interruptible() -> Iterator[Event]:
         yield asked
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def stop_if(asked: Event, done: int, of: int, checkpoint: Path | None) -> None:
-    """End the work if Ctrl-C was pressed, saying what is kept.
-
-    Raises:
-        KeyboardInterrupt: it was.
-    """
-    if asked.is_set():
-        kept = "nothing is kept" if checkpoint is None else "the same command goes on from there"
-        raise KeyboardInterrupt(f"stopped after {done} of {of} steps; {kept}")
 
 
 def checkpoint_path(out: Path, metadata: Mapping[str, object]) -> Path:
@@ -100,8 +91,10 @@ def save_checkpoint(
         ) from error
 
 
-def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, steps: int) -> int:
-    """Copy a checkpoint into `tensors` and the optimiser, in place; returns how many of `steps` were done.
+def load_checkpoint(
+    path: Path, tensors: Mapping[str, Tensor], optimiser: torch.optim.Optimizer, steps: int
+) -> tuple[int, list[Any]]:
+    """Copy a checkpoint into `tensors` and the optimiser, in place; how many of `steps` were done, and the losses.
 
     Raises:
         FileRefused: it is damaged, or of another run; nothing is changed then.
@@ -118,22 +111,56 @@ def load_checkpoint(path: Path, tensors: Mapping[str, Tensor], optimiser: torch.
             raise ValueError("its tensors are not those of this run")
         if not all(torch.isfinite(value).all() for value in values.values()):
             raise ValueError("it holds NaN or infinite values")
-        state = _optimiser_state(stored, optimiser)
+        state, losses = _optimiser_state(stored, optimiser), list(progress["losses"])
     with torch.no_grad():
         for key, value in tensors.items():
             value.copy_(values[key])
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
-    return step
+    return step, losses
 
 
-def losses_before(path: Path) -> list[Any]:
-    """The losses in a checkpoint, as `save_checkpoint` was given them.
+@dataclass(frozen=True, eq=False)
+class Training:
+    """What is trained, and all that a checkpoint keeps of it; `losses` are added to as it goes on."""
 
-    Raises:
-        FileRefused: it is damaged.
-    """
-    with _refusing(path), safe_open(path, "pt") as file:
-        return list(_progress(file)["losses"])
+    tensors: Mapping[str, Tensor]
+    optimiser: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    losses: list[Any]
+    checkpoint: Path | None
+
+    @contextmanager
+    def steps(self, title: str, of: int, every: int, progress: bool, **bar: object) -> Iterator[Iterator[int]]:
+        """The numbers of the steps that are left of so many, each counted; `bar` is for tqdm.
+
+        A checkpoint is written after `every` steps, and when Ctrl-C is pressed, with which the work ends.
+
+        Raises:
+            FileRefused: the checkpoint that is there is damaged, or of another run.
+            KeyboardInterrupt: Ctrl-C was pressed; it says what is kept.
+        """
+        start, path = 0, self.checkpoint
+        if path is not None and path.exists():
+            scaling = _scaling_of(self.scaler)
+            start, known = load_checkpoint(path, {**self.tensors, **scaling}, self.optimiser, of)
+            self.losses.extend(known)
+            for scale, tracker in (values.tolist() for values in scaling.values()):
+                state = self.scaler.state_dict() | {"scale": scale, "_growth_tracker": int(tracker)}
+                self.scaler.load_state_dict(state)
+
+        def left(asked: Event) -> Iterator[int]:
+            for step in counted(range(start, of), title, progress, of, **bar):
+                yield step
+                done = step + 1
+                if path is not None and (done % every == 0 or asked.is_set()) and done < of:
+                    kept = {**self.tensors, **_scaling_of(self.scaler)}
+                    save_checkpoint(path, kept, self.optimiser, done, self.losses)
+                if asked.is_set():
+                    what = "nothing is kept" if path is None else "the same command goes on from there"
+                    raise KeyboardInterrupt(f"stopped after {done} of {of} steps; {what}")
+
+        with interruptible() as asked:
+            yield left(asked)
 
 
 @contextmanager
@@ -176,3 +203,42 @@ def _optimiser_state(stored: Mapping[str, Tensor], optimiser: torch.optim.Optimi
                 raise ValueError("its optimiser is not that of this run")
             state.setdefault(int(number), {})[entry] = tensor
     return state
+
+
+def check_loss(loss: Tensor, optimiser: torch.optim.Optimizer, step: int) -> None:
+    """Stop where the loss of a step, counted from 0, is NaN or infinite.
+
+    Raises:
+        DuoLoRAError: it is; the message names the learning rate.
+    """
+    if not torch.isfinite(loss.detach()).all():
+        raise _diverged(f"the loss is {float(loss.detach().sum())}", optimiser, step)
+
+
+def check_values(values: Iterable[Tensor], optimiser: torch.optim.Optimizer, steps: int) -> None:
+    """Stop where what was trained in so many steps holds NaN or infinite values.
+
+    Raises:
+        DuoLoRAError: it does; the message names the learning rate.
+    """
+    if not all(torch.isfinite(value.detach()).all() for value in values):
+        raise _diverged("what is trained is no longer finite", optimiser, steps - 1)
+
+
+def _diverged(what: str, optimiser: torch.optim.Optimizer, step: int) -> DuoLoRAError:
+    lr = optimiser.param_groups[0]["lr"]
+    return DuoLoRAError(
+        f"step {step + 1}: {what}: training has diverged and was stopped; give a lower learning rate than "
+        f"{float(lr):g}, by --lr in `train`, by --set lr=… in `merge`"
+    )
+
+
+def scaler_for(base: Base) -> torch.amp.GradScaler:
+    """Gradient scaling, without which most gradients are 0 in float16; without effect on another base."""
+    return torch.amp.GradScaler(base.device.type, enabled=base.dtype == torch.float16)
+
+
+def _scaling_of(scaler: torch.amp.GradScaler) -> dict[str, Tensor]:
+    """The state of gradient scaling for a checkpoint; nothing where there is none."""
+    state = scaler.state_dict()
+    return {"gradient scaling": torch.tensor([state["scale"], state["_growth_tracker"]])} if state else {}

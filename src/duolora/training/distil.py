@@ -26,8 +26,9 @@ from duolora.atelier.data import as_input, base_image
 from duolora.errors import InputError
 from duolora.model.base import Base, load_base
 from duolora.model.predict import noise_schedule
+from duolora.options import word
 from duolora.provenance import file_hash
-from duolora.training.checkpoint import checkpoint_path, load_checkpoint, save_checkpoint, step_generator
+from duolora.training.checkpoint import Training, checkpoint_path, scaler_for, step_generator
 
 SHAPES = ("ssd1b", "vega")
 TEACHER = Path(str(files("duolora.atelier").joinpath("weights", "base")))
@@ -58,8 +59,7 @@ def smaller_config(config: Mapping[str, Any], shape: str) -> dict[str, Any]:
     Raises:
         InputError: there is no such shape.
     """
-    if shape not in SHAPES:
-        raise InputError(f"shape: expected one of {', '.join(SHAPES)}, got {shape!r}")
+    word("shape", shape, SHAPES)
     layers, depths = config["layers_per_block"], config["transformer_layers_per_block"]
     depths = [depths] * len(config["down_block_types"]) if isinstance(depths, int) else list(depths)
     with_attention = [
@@ -118,16 +118,15 @@ def _learn(base: Base, student: UNet2DConditionModel, recipe: DistilRecipe, chec
     latents, texts = _rendered(base, range(recipe.seed * 10_000_000, recipe.seed * 10_000_000 + recipe.images))
     optimiser = torch.optim.AdamW(student.parameters(), lr=recipe.lr, betas=(0.9, 0.99), weight_decay=1e-2)
     tensors = student.state_dict()
-    start = load_checkpoint(checkpoint, tensors, optimiser, recipe.steps) if checkpoint.exists() else 0
-    for step in tqdm(range(start, recipe.steps), f"Distilling {shape}", initial=start, total=recipe.steps):
-        loss = _loss(base, student, recipe, latents, texts, step_generator(recipe.seed, step))
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
-        optimiser.param_groups[0]["lr"] = recipe.lr * min(1, (step + 1) / 100) * (1 - step / recipe.steps)
-        optimiser.step()
-        optimiser.zero_grad()
-        if (step + 1) % KEPT == 0 and step + 1 < recipe.steps:
-            save_checkpoint(checkpoint, tensors, optimiser, step + 1)
+    training = Training(tensors, optimiser, scaler_for(base), [], checkpoint)
+    with training.steps(f"Distilling {shape}", recipe.steps, KEPT, True, leave=True) as left:
+        for step in left:
+            loss = _loss(base, student, recipe, latents, texts, step_generator(recipe.seed, step))
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+            optimiser.param_groups[0]["lr"] = recipe.lr * min(1, (step + 1) / 100) * (1 - step / recipe.steps)
+            optimiser.step()
+            optimiser.zero_grad()
 
 
 def _rendered(base: Base, seeds: range) -> tuple[Tensor, list[str]]:
@@ -149,7 +148,7 @@ def _loss(
     rng: torch.Generator,
 ) -> Tensor:
     """The loss above on one batch of images, some of them without their captions."""
-    schedule, size = noise_schedule(base), (base.resolution, base.resolution)
+    schedule = noise_schedule(base)
     rows = torch.randint(len(latents), (recipe.batch,), generator=rng)
     noise = torch.randn((recipe.batch, *latents.shape[1:]), generator=rng).to(base.device)
     t = schedule.sample_timesteps(recipe.batch, rng)
@@ -158,7 +157,7 @@ def _loss(
     noisy = schedule.add_noise(clean, noise, t)
     prompts = base.encode_prompts([texts[row] for row in rows.tolist()])
     embeds = prompts.embeds * told[:, None, None]
-    conditions = {"text_embeds": prompts.pooled * told[:, None], "time_ids": base.time_ids(recipe.batch, *size)}
+    conditions = {"text_embeds": prompts.pooled * told[:, None], "time_ids": base.time_ids().repeat(recipe.batch, 1)}
     with torch.no_grad():
         taught = base.unet(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
     predicted = student(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]

@@ -20,17 +20,8 @@ from duolora.errors import InputError
 from duolora.model.base import Base, PromptEmbeds
 from duolora.model.predict import NoiseSchedule, noise_schedule, predict
 from duolora.model.sample import sample_images
-from duolora.progress import counted
 from duolora.training.callbacks import Callback, wants_preview
-from duolora.training.checkpoint import (
-    interruptible,
-    load_checkpoint,
-    losses_before,
-    save_checkpoint,
-    step_generator,
-    stop_if,
-)
-from duolora.training.finite import check_loss, check_values, restore_scaling, scaler_for, scaling_of
+from duolora.training.checkpoint import Training, check_loss, check_values, scaler_for, step_generator
 from duolora.training.options import TrainOptions
 from duolora.training.prior_preservation import ClassImages, class_batch, class_predictions
 
@@ -120,18 +111,13 @@ def train_factors(
     optimiser, scaler = optimiser_of(list(factors.values()), options), scaler_for(base)
     trainer = _Trainer(base, schedule, tasks, options, preserved, optimiser, scaler)
     checkpoint = checkpoint if options.optimiser == "adam" else None  # the others keep more than their state says
-    scaling = scaling_of(scaler)
-    start, losses = 0, list[Tensor]()
-    if checkpoint and checkpoint.exists():
-        start = load_checkpoint(checkpoint, {**factors, **scaling}, optimiser, options.steps)
-        losses = [torch.tensor(loss) for loss in losses_before(checkpoint)]
-        restore_scaling(scaler, scaling)
-    with interruptible() as asked:
-        for step in counted(range(start, options.steps), "Training", progress, options.steps, leave=True):
+    training = Training(factors, optimiser, scaler, [], checkpoint)
+    with training.steps("Training", options.steps, save_every, progress, leave=True) as left:
+        for step in left:
             prompts = read() if options.learn_tokens else prompts
             loss = trainer.step(step, prompts)
             if step % 10 == 0:
-                losses.append(loss)
+                training.losses.append(float(loss))
                 if callback is not None:
                     callback.losses(step + 1, options.steps, {"loss": float(loss)})
             if callback is not None and wants_preview(callback, step + 1, options.steps):
@@ -139,12 +125,8 @@ def train_factors(
                 callback.preview(step + 1, images)
                 if not options.learn_tokens:
                     base.release_encoders()
-            if checkpoint and ((step + 1) % save_every == 0 or asked.is_set()) and step + 1 < options.steps:
-                trained = {**factors, **scaling_of(scaler)}
-                save_checkpoint(checkpoint, trained, optimiser, step + 1, [float(loss) for loss in losses])
-            stop_if(asked, step + 1, options.steps, checkpoint)
     check_values(factors.values(), optimiser, options.steps)
-    return [float(loss) for loss in losses]
+    return training.losses
 
 
 def optimiser_of(parameters: Sequence[Tensor], options: TrainOptions) -> torch.optim.Optimizer:
@@ -193,7 +175,7 @@ def _losses(
     if preserved is not None:
         noisy, t = torch.cat((noisy, preserved.noisy)), torch.cat((t, preserved.t))
         target, shown = torch.cat((target, preserved.predicted)), torch.cat((shown, preserved.prompt + 2))
-    time_ids = base.time_ids(1, base.resolution, base.resolution)
+    time_ids = base.time_ids()
     predicted = predict(base.unet, noisy, t, prompts.rows(shown), time_ids, mixed=True)
     if options.min_snr:
         error = F.mse_loss(predicted[:n], target[:n], reduction="none").mean((1, 2, 3))

@@ -107,7 +107,7 @@ def sample_with_style_guidance(
     x = x * scheduler.init_noise_sigma
     base.bring_unet()
     with Mount(base.unet, [pair[kind].modules for kind in KINDS], "rank", base.device) as mount:
-        unet = MountedUNet(base.unet, mount, known, embeds, base.time_ids(1, base.resolution, base.resolution))
+        unet = MountedUNet(base.unet, mount, known, embeds, base.time_ids())
         own = mount.owned()
         gates = torch.stack([own[0], own[0], own.sum(0)]).repeat_interleave(n, 0)
         prompts = [""] * n + [content_prompt] * n + list(style_prompts)

@@ -68,7 +68,7 @@ def class_predictions(base: Base, prompts: tuple[str, ...], seed: int = 0, progr
     t = schedule.sample_timesteps(len(prompt), rng)
     noise = torch.randn((len(prompt), *latents.shape[1:]), generator=rng).to(base.device)
     noisy = schedule.add_noise(latents.repeat(NOISE_LEVELS, 1, 1, 1), noise, t)
-    predicted, time_ids = [], base.time_ids(1, base.resolution, base.resolution)
+    predicted, time_ids = [], base.time_ids()
     for i in counted(range(0, len(prompt), _AT_ONCE), "Class images", progress):
         part = slice(i, i + _AT_ONCE)
         predicted.append(predict(base.unet, noisy[part], t[part], embeds.rows(prompt[part]), time_ids, mixed=True))

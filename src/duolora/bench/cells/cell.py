@@ -58,38 +58,30 @@ class Problem(Protocol):
     @property
     def dataset(self) -> str:
         """The data set that it belongs to."""
-        ...
 
     @property
     def name(self) -> str:
         """A name for folders."""
-        ...
 
     @property
     def title(self) -> str:
         """What figures call it."""
-        ...
 
     @property
     def parts(self) -> Sequence[Part]:
         """Its subjects, each with the style; the merges of several are composed."""
-        ...
 
     def about(self, row: Row) -> object:
         """What the results depend on, as plain data."""
-        ...
 
     def asked(self, row: Row) -> list[str]:
         """The prompts of a row."""
-        ...
 
     def noise_seeds(self, seed: int) -> list[int]:
         """The seeds of each prompt's images."""
-        ...
 
     def scores(self, cell: "Cell", images: Images = ()) -> dict[str, object]:
         """What is measured of a cell's images."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -25,26 +25,21 @@ class Source(Protocol):
     @property
     def kind(self) -> str:
         """What a LoRA learns from them: content, style, or what the pair's own kinds are."""
-        ...
 
     @property
     def name(self) -> str:
         """What it is of."""
-        ...
 
     @property
     def about(self) -> str:
         """A name for files, another one for other images or captions."""
-        ...
 
     @property
     def prompt(self) -> str:
         """Their caption."""
-        ...
 
     def write(self, folder: Path) -> None:
         """Write the images into a folder."""
-        ...
 
 
 @dataclass(frozen=True)

@@ -26,8 +26,7 @@ from duolora.bench.cells.scores import Images, Scoring
 from duolora.bench.options import Captions
 from duolora.bench.tables.rows import Row, Table
 from duolora.errors import InputError
-from duolora.metrics.datasets.dataset import STYLE, SUBJECT, Concept
-from duolora.metrics.datasets.layouts import read_dataset
+from duolora.metrics.datasets.dataset import STYLE, SUBJECT, Concept, read_dataset
 from duolora.metrics.datasets.manifests import PROMPT, Manifest, check_prompts, lacking, read_manifest
 from duolora.metrics.encoder import Embedder
 from duolora.model.image_files import images_in

@@ -12,15 +12,17 @@ from pathlib import Path
 from PIL import Image
 
 from duolora.atelier.captions import plain_caption
-from duolora.atelier.classifier import Classifier, load_classifier
+from duolora.atelier.classifier import load_classifier
 from duolora.atelier.pairs import Pair
 from duolora.atelier.styles import KEEP_COLOUR, KEEP_PATTERN
-from duolora.metrics.encoder import Items, NetworkEmbedder
+from duolora.metrics.encoder import Items
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.named import ATELIER, METRICS, chosen
 from duolora.metrics.similarity import all_pairs_mean
 
 Images = Sequence[Image.Image]
+shared_classifier, _embedder = cache(load_classifier), cache(load_embedder)
+"""Atelier's classifier, and encoders, loaded once in each process."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +80,3 @@ def similarities(images: Images, content: Images, style: Images, words: str) -> 
         embed = _embedder(metric.embedder)
         found[name] = all_pairs_mean(embed(images), embed(references[metric.against]))
     return found
-
-
-@cache
-def _embedder(name: str) -> NetworkEmbedder:
-    return load_embedder(name)
-
-
-@cache
-def shared_classifier() -> Classifier:
-    """Atelier's classifier, loaded once in each process."""
-    return load_classifier()

@@ -18,8 +18,17 @@ from PIL import Image
 
 from duolora.bench.report.paper_numbers import paper_base, printed
 from duolora.bench.report.plots import Point, bars, colour, curves, scatter
-from duolora.bench.report.ranks import Ranks, mean_ranks, metadata_of, ranks_of
-from duolora.bench.report.runs import Line, Measured, Run, read_runs, undamaged
+from duolora.bench.report.runs import (
+    Line,
+    Measured,
+    Ranks,
+    Run,
+    mean_ranks,
+    metadata_of,
+    ranks_of,
+    read_runs,
+    undamaged,
+)
 from duolora.bench.tables.rows import ALONE
 from duolora.errors import FileRefused, InputError
 from duolora.model.image_files import images_in, read_image

@@ -1,10 +1,12 @@
 """Finished runs, read back from their folders: the lines of a table, its cells, its curves, how it was made."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from duolora.bench.cells.cell import Cell, described
@@ -15,6 +17,10 @@ from duolora.bench.tables.render import COSTS, LABELS
 from duolora.bench.tables.rows import TABLES, Table, row_of
 from duolora.bench.tables.tuning import TUNING
 from duolora.errors import FileRefused
+from duolora.lora.names import module_of
+from duolora.lora.parts import CONTENT_RANKS
+from duolora.lora.read.header import METADATA, json_object, read_header
+from duolora.model.blocks import blocks_of
 from duolora.textfiles import read_json
 
 _DAMAGED = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, OSError)
@@ -192,3 +198,38 @@ def _measured(path: Path, labels: Mapping[str, str]) -> Measured:
         raise FileRefused(
             f"{path}: expected a finished cell ({_short(error)}); delete its folder and run it again"
         ) from error
+
+
+Ranks = dict[str, dict[str, float]]
+_DOWN = re.compile(r"\.(?:lora_A|lora_down)\.weight$")
+
+
+def metadata_of(path: Path) -> dict[str, Any]:
+    """The merge's metadata in a file's header; empty where there are none."""
+    return json_object(read_header(path)[1], METADATA, str(path))
+
+
+def ranks_of(path: Path) -> Ranks | None:
+    """Mean rank in each block, {"content": {block: rank}, …}; None for a file that does not part content from style.
+
+    A file in diffusers' or kohya's format, as `duolora merge` writes it.
+    """
+    entries, metadata = read_header(path)
+    counts = json_object(metadata, METADATA, str(path)).get(CONTENT_RANKS)
+    downs = {key: _DOWN.sub("", key) for key in entries if _DOWN.search(key)}
+    ranks = {module_of(stem): entries[key]["shape"][0] for key, stem in downs.items()}
+    if not isinstance(counts, list) or len(counts) != len(ranks):
+        return None
+    content = dict(zip(sorted(ranks), counts, strict=True))
+    blocks = {block: names for block, names in blocks_of(ranks).items() if "_block" in block}
+    return {
+        "content": {block: mean(content[n] for n in names) for block, names in blocks.items()},
+        "style": {block: mean(ranks[n] - content[n] for n in names) for block, names in blocks.items()},
+    }
+
+
+def mean_ranks(found: Iterable[Mapping[str, Mapping[str, float]]]) -> Ranks:
+    """The mean over several files; a block that a file does not have counts as rank 0."""
+    files = list(found)
+    blocks = list(dict.fromkeys(block for one in files for block in one["content"]))
+    return {part: {b: mean(one[part].get(b, 0.0) for one in files) for b in blocks} for part in ("content", "style")}

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from duolora.bench.speed.scenes import Scene
 from duolora.merging.options import MergeOptions
+from duolora.model.base import PromptEmbeds
 from duolora.model.predict import predict
 
 
@@ -71,12 +73,11 @@ class Floor:
         base, data = self.scene.base, self.scene.data
         x = data.x_c[:1].expand(batch, -1, -1, -1)
         t = torch.full((batch,), 500, device=base.device)
-        return predict(base.unet, x, t, self._embeds(), base.time_ids(1, base.resolution, base.resolution))
+        return predict(base.unet, x, t, self._embeds, base.time_ids())
 
-    def _embeds(self) -> Any:
-        if "embeds" not in self.__dict__:
-            self.__dict__["embeds"] = self.scene.base.encode_prompts([self.scene.data.prompts.content])
-        return self.__dict__["embeds"]
+    @cached_property
+    def _embeds(self) -> PromptEmbeds:
+        return self.scene.base.encode_prompts([self.scene.data.prompts.content])
 
 
 def _begin(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:

@@ -13,12 +13,11 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from duolora.bench.options import GrowthOptions, Setting
-from duolora.bench.record import facts
-from duolora.bench.speed.random_base import random_lora
-from duolora.bench.speed.scenes import Scene
+from duolora.bench.speed.scenes import Scene, random_lora
 from duolora.bench.speed.speed import added, apart, clock_of, memory_of, scene_of, wait, way_of
 from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.options import METHODS
+from duolora.provenance import facts
 from duolora.textfiles import write_json
 
 if TYPE_CHECKING:

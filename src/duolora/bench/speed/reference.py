@@ -43,7 +43,7 @@ class DenseUNet:
         self.base, self.axis, self.modules = base, axis, list(both.roles)
         self.using: tuple[Using, ...] = ()
         self.prompts, self.embeds = prompts, base.encode_prompts(prompts)
-        self._time_ids = base.time_ids(1, base.resolution, base.resolution)
+        self._time_ids = base.time_ids()
 
     @contextmanager
     def mounted(self) -> Iterator[None]:

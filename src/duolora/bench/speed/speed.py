@@ -25,7 +25,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from duolora.bench.options import Setting, SpeedOptions
-from duolora.bench.record import facts
 from duolora.bench.speed.floor import Floor, matrix_rate, operations, passes
 from duolora.bench.speed.reference import reference
 from duolora.bench.speed.scenes import Scene, scene
@@ -35,6 +34,7 @@ from duolora.merging.inputs import first_masks
 from duolora.merging.learn import learner
 from duolora.merging.options import METHODS, MergeOptions
 from duolora.model.device import DTYPES
+from duolora.provenance import facts
 from duolora.textfiles import markdown, write_json
 
 Way = Literal["ours", "cached", "floor", "cached floor", "dense"]
@@ -59,7 +59,6 @@ class Steps(Protocol):
 
     def step(self, step: int) -> dict[str, Tensor]:
         """One step."""
-        ...
 
 
 @contextmanager
@@ -129,7 +128,8 @@ def peak(setting: Setting, method: str, way: Way, steps: int = 2) -> dict[str, f
 def memory_of(made: Scene, work: Callable[[], object]) -> dict[str, float]:
     """Peak memory in MB beyond the bare UNet's, of this process and of its device, while work is done."""
     cuda = made.base.device.type == "cuda"
-    forget_peak()
+    with suppress(OSError):  # let the peak begin anew, on Linux; elsewhere it stays that of the process's whole life
+        Path("/proc/self/clear_refs").write_text("5")
     before = resident(), torch.cuda.memory_allocated() if cuda else 0
     if cuda:
         torch.cuda.reset_peak_memory_stats()
@@ -137,12 +137,6 @@ def memory_of(made: Scene, work: Callable[[], object]) -> dict[str, float]:
     device = torch.cuda.max_memory_allocated() - before[1] if cuda else 0
     found = {"bare": before[0], "process": resident() - before[0], "device": device, "device_bare": before[1]}
     return {name: value / 1e6 for name, value in found.items()}
-
-
-def forget_peak() -> None:
-    """Let the process's peak begin anew (Linux; elsewhere it stays that of its whole life)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def resident() -> float:
@@ -163,16 +157,6 @@ def apart(module: str, asked: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _peak_apart(setting: Setting, method: str, way: Way) -> dict[str, float]:
-    return apart("duolora.bench.speed.speed", {"setting": asdict(setting), "method": method, "way": way})
-
-
-def folded_bytes(made: Scene, options: MergeOptions) -> int:
-    """The size of the merged file's numbers, at two bytes each."""
-    loras = folded(made.both, *first_masks(made.both, options, made.base.device), options).modules
-    return sum(2 * (lora.up.numel() + lora.down.numel()) for lora in loras.values())
-
-
 def speed(options: SpeedOptions) -> str:
     """Measure, write `speed-BASE.json` into the folder `out`, and return the table as text."""
     setting = Setting(**{f.name: getattr(options, f.name) for f in fields(Setting)})
@@ -182,9 +166,13 @@ def speed(options: SpeedOptions) -> str:
     rate = matrix_rate(made.base.device, made.base.dtype, getattr(time, clock_of(made)))
     rows = {m: _row(made, o, times[m], rate) for m, o in methods.items()}
     for method in methods if options.memory else ():
-        found = {way: _peak_apart(setting, method, way) for way in PEAKS}
-        saving = replace(setting, checkpointing=True)
-        rows[method]["peak_mb"] = {**found, "ours, checkpointed": _peak_apart(saving, method, "ours")}
+        settings: dict[str, Setting] = dict.fromkeys(PEAKS, setting)
+        settings["ours, checkpointed"] = replace(setting, checkpointing=True)
+        asked = {
+            name: {"setting": asdict(each), "method": method, "way": name.partition(",")[0]}
+            for name, each in settings.items()
+        }
+        rows[method]["peak_mb"] = {name: apart("duolora.bench.speed.speed", each) for name, each in asked.items()}
     about = {"setting": asdict(setting), "clock": clock_of(made), "matrix_rate": rate}
     about |= {**facts(setting.device, setting.seed), "methods": rows}
     return f"{table(rows)}\n{write_json(options.out / f'speed-{setting.base}.json', about)}"
@@ -193,7 +181,7 @@ def speed(options: SpeedOptions) -> str:
 def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]], rate: float) -> dict[str, Any]:
     medians = {way: statistics.median(seconds) for way, seconds in times.items() if seconds}
     masks = first_masks(made.both, options, made.base.device)
-    work = operations(Floor(made, options))
+    work, loras = operations(Floor(made, options)), folded(made.both, *masks, options).modules.values()
     new = min(options.pool, options.steps) / options.steps if options.pool else 1.0
     in_a_merge = new * medians["ours"] + (1 - new) * medians["cached"]
     dense = medians.get("dense")
@@ -210,7 +198,7 @@ def _row(made: Scene, options: MergeOptions, times: dict[Way, list[float]], rate
         "operations": work,
         "share_of_matrix_rate": work / medians["ours"] / rate,
         "trainable": sum(m.numel() for side in masks for m in side.values()),
-        "bytes": folded_bytes(made, options),
+        "bytes": sum(2 * (lora.up.numel() + lora.down.numel()) for lora in loras),
     }
 
 

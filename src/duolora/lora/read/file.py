@@ -9,11 +9,10 @@ from typing import Any
 from duolora.errors import BaseMismatch, FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.on_demand import outlines
-from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, making, read_header, weights_of
+from duolora.lora.read.header import PEFT_CONFIG, PEFT_WEIGHTS, making, read_header, refuse_foreign, weights_of
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.read.peft_config import ADAPTER_METADATA
 from duolora.lora.read.stored import StoredTensors
-from duolora.lora.read.unsupported import refuse_foreign
 from duolora.progress import through
 from duolora.provenance import file_hash
 from duolora.textfiles import read_json

@@ -3,8 +3,9 @@
 import json
 import math
 import os
+import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,22 +16,9 @@ METADATA, VERIFICATION = "duolora", "duolora_verification"
 _PICKLE_SUFFIXES = (".pt", ".pth", ".bin", ".ckpt", ".pkl", ".pickle")
 _PICKLE_STARTS = (b"PK\x03\x04", *(bytes([0x80, protocol]) for protocol in range(2, 6)))
 _BITS = {
-    "F64": 64,
-    "I64": 64,
-    "U64": 64,
-    "F32": 32,
-    "I32": 32,
-    "U32": 32,
-    "F16": 16,
-    "BF16": 16,
-    "I16": 16,
-    "U16": 16,
-    "F8_E4M3": 8,
-    "F8_E5M2": 8,
-    "I8": 8,
-    "U8": 8,
-    "BOOL": 8,
-}
+    "F64": 64, "I64": 64, "U64": 64, "F32": 32, "I32": 32, "U32": 32, "F16": 16, "BF16": 16, "I16": 16, "U16": 16,
+    "F8_E4M3": 8, "F8_E5M2": 8, "I8": 8, "U8": 8, "BOOL": 8,
+}  # fmt: skip
 _LARGEST = 10_000_000
 """Bytes of a header. Parsed, a hostile one takes up to 19 times as much memory; a LoRA of all of SDXL has 0.5 MB."""
 _LONGEST = 200
@@ -198,3 +186,57 @@ def _refuse_pickle(path: Path, start: bytes) -> None:
             f"{path}: expected a .safetensors file, got a pickle, which can run programs when opened and so was not; "
             "ask for it as .safetensors"
         )
+
+
+MASKS = "duolora_masks"
+"""The header's key of a file that holds masks only (see `merging.mask_file`)."""
+_KINDS = {
+    "a DoRA": r"dora_scale|lora_magnitude_vector",
+    "a LoHa": r"\.hada_[wt]\d",
+    "a LoKr": r"\.lokr_[wt]\d",
+    "an OFT adapter": r"\.oft_(?:blocks|diag|R)\b",
+    "a GLoRA": r"\.[ab][12]\.weight$",
+    "an (IA)³": r"\.on_input$",
+    "a file of whole differences": r"\.(?:diff|[wb]_norm)$",
+    "a LoRA with biases": r"\.lora_(?:B|up)\.(?:\w+\.)?bias$",
+}
+_BASES = {
+    "the T5 text encoder": r"^lora_te3_|^text_encoder_3\.|^text_encoders\.t5xxl",
+    "PixArt or a similar network": r"adaln_single\.emb\.(?:resolution|aspect)",
+    "Stable Cascade": r"^lora_prior_",
+}
+"""Networks whose LoRAs diffusers does not load."""
+_FOREIGN = (
+    *((p, f"makes it {kind}; expected a plain LoRA; convert it to one first") for kind, p in _KINDS.items()),
+    (r"\.lora\.weight$", "makes it a merge by ziplora-pytorch, which holds whole weights and no factors; expected a "
+     "plain LoRA; merge its two LoRAs again with `duolora merge --method ziplora`"),
+    (r"^lora_controlnet$|(?:query|key)_norm\.scale$|\.norm_(?:added_)?[qk]\.weight$", "makes it a control LoRA, which "
+     "changes what the network is given; expected a plain LoRA; load it beside the merge"),
+    *((p, f"belongs to {base}, of which diffusers loads no LoRA; expected one for SDXL, Stable Diffusion or a "
+       "transformer that diffusers has") for base, p in _BASES.items()),
+    (r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.", "belongs to a whole "
+     "model; expected a LoRA; a whole model goes in as the base"),
+)  # fmt: skip
+"""What keys that match say of their file, the first that is found."""
+
+
+def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) -> None:
+    """Raise FileRefused if the keys are not those of a plain LoRA, saying whose they are."""
+    keys = sorted(keys)
+    if MASKS in metadata:
+        raise FileRefused(
+            f"{file}: expected a LoRA, found the masks of a merge only; rebuild it with `duolora convert {file} "
+            "--content FILE --style FILE --out FILE`"
+        )
+    for pattern, why in _FOREIGN:
+        if key := next(filter(re.compile(pattern).search, keys), None):
+            raise FileRefused(f"{file}: {key} {why}")
+    if not any("lora" in key.lower() for key in keys):
+        example = f", such as {keys[0]}" if keys else ""
+        raise FileRefused(f"{file}: expected keys of a LoRA, found none among {len(keys)}{example}; give a LoRA file")
+    for key in keys:
+        if key.startswith("base_model.model."):
+            raise FileRefused(
+                f"{file}: {key} is PEFT's name, whose strength is kept in another file; "
+                "expected diffusers' or kohya's names; save it with diffusers' save_lora_weights"
+            )

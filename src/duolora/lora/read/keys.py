@@ -23,15 +23,14 @@ from torch import Tensor
 from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import fitting, narrowed
+from duolora.lora.names import module_of, stem_and_side
 from duolora.lora.on_demand import OnDemand
 from duolora.lora.parts import CONTENT_RANKS
-from duolora.lora.read.header import VERIFICATION, json_object, making
+from duolora.lora.read.header import VERIFICATION, json_object, making, refuse_foreign
 from duolora.lora.read.notes import notes_of
 from duolora.lora.read.peft_config import ADAPTER_METADATA, NETWORK, PeftConfig, peft_configs
-from duolora.lora.read.spelling import module_of, stem_and_side
 from duolora.lora.read.stored import outline
 from duolora.lora.read.transformers import of_transformer, transformer_factors
-from duolora.lora.read.unsupported import refuse_foreign
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import tensors_hash
 

@@ -14,19 +14,10 @@ _PREFIXES = ("modelspec.", "ss_", "ssmd_")
 UNTITLED = "LoRA"
 """The title of what has none; the standard asks for one."""
 _COMPUTED = {
-    "modelspec.sai_model_spec",
-    "modelspec.architecture",
-    "modelspec.implementation",
-    "modelspec.hash_sha256",
-    "ss_base_model_version",
-    "ss_network_module",
-    "ss_network_dim",
-    "ss_network_alpha",
-    "ss_network_args",
-    "ss_network_dropout",
-    "ss_output_name",
-    "ss_v2",
-}
+    "modelspec.sai_model_spec", "modelspec.architecture", "modelspec.implementation", "modelspec.hash_sha256",
+    "ss_base_model_version", "ss_network_module", "ss_network_dim", "ss_network_alpha", "ss_network_args",
+    "ss_network_dropout", "ss_output_name", "ss_v2",
+}  # fmt: skip
 """Facts about the tensors of one file, which are said anew of every other one."""
 _LONGEST = 1_000_000
 """Letters of one note; the longest are previews and the counts of tags in big datasets."""

@@ -8,77 +8,50 @@ Known: letters, `.`, `\.`, `\d`, `\w`, classes, groups, `|`, `*`, `+`, `?`, `^` 
 """
 
 import string
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import reduce
 
-_WORD = frozenset(string.ascii_letters + string.digits + "_")
-_CLASSES = {"d": frozenset(string.digits), "w": _WORD}
+_CLASSES = {"d": frozenset(string.digits), "w": frozenset(string.ascii_letters + string.digits + "_")}
 _DEEPEST = 30
 """Groups within groups."""
 _LONGEST = 200_000
 """Letters in all patterns of one config; a pattern with the name of every layer of SDXL has under 100,000."""
 _STEPS = 1_000_000
 """States that may be looked at for one config: a few seconds. A pattern for each layer of SDXL takes a fifth of it."""
+_REPEATS = {"*": (True, True), "+": (False, True), "?": (True, False)}
+"""Whether the part before may be missing, and whether it may come again."""
 
 
 class PatternRefused(ValueError):
     """A pattern that is none, or not one of those that trainers write."""
 
 
-@dataclass(frozen=True)
-class _Letter:
-    """One letter out of some, or any but some."""
+@dataclass(slots=True)
+class _State:
+    """One step of the automaton: read a letter, wait for an edge of the name, go several ways, or have matched."""
 
-    among: frozenset[str]
+    among: frozenset[str] | None = None
+    """Which letters, or any but these."""
     negated: bool = False
+    edge: str = ""
+    """^ or $."""
+    then: tuple[int, ...] = ()
+    pattern: int | None = None
 
 
-@dataclass(frozen=True)
-class _Edge:
-    """The beginning (^) or the end ($) of the name."""
-
-    beginning: bool
+_Part = Callable[[int], int]
+"""Puts the states of a part in front of a state; returns the one that it begins with."""
 
 
-@dataclass(frozen=True)
-class _Chain:
-    """One part after another."""
-
-    parts: tuple["_Node", ...]
-
-
-@dataclass(frozen=True)
-class _Choice:
-    """One part or another."""
-
-    parts: tuple["_Node", ...]
-
-
-@dataclass(frozen=True)
-class _Repeat:
-    """A part that may be missing, or come again."""
-
-    part: "_Node"
-    missing: bool
-    again: bool
-
-
-_Node = _Letter | _Edge | _Chain | _Choice | _Repeat
-_REPEATS = {"*": (True, True), "+": (False, True), "?": (True, False)}
-_ANY = _Letter(frozenset(), negated=True)
-_AT_ANY_DEPTH = _Repeat(_Chain((_Repeat(_ANY, True, True), _Letter(frozenset(".")))), True, False)
-
-
-@dataclass
 class _Parser:
-    """A pattern and how far it has been read."""
+    """A pattern, how far it has been read, and the states that are made of it."""
 
-    text: str
-    at: int = 0
-    depth: int = 0
+    def __init__(self, text: str, states: list[_State]) -> None:
+        self.text, self.states, self.at, self.depth = text, states, 0, 0
 
-    def whole(self) -> _Node:
-        """The pattern as a tree.
+    def whole(self, then: int) -> int:
+        """The state that the pattern begins with; after it comes the state `then`.
 
         Raises:
             PatternRefused: it cannot be read to its end.
@@ -86,52 +59,67 @@ class _Parser:
         found = self._choice()
         if self.at < len(self.text):
             raise PatternRefused("a ) that closes nothing")
-        return found
+        return found(then)
 
-    def _choice(self) -> _Node:
+    def _new(self, state: _State) -> int:
+        self.states.append(state)
+        return len(self.states) - 1
+
+    def _choice(self) -> _Part:
         parts = [self._chain()]
         while self._take("|"):
             parts.append(self._chain())
-        return parts[0] if len(parts) == 1 else _Choice(tuple(parts))
+        return lambda then: self._new(_State(then=tuple(part(then) for part in parts)))
 
-    def _chain(self) -> _Node:
-        parts: list[_Node] = []
+    def _chain(self) -> _Part:
+        parts: list[_Part] = []
         while self.at < len(self.text) and self.text[self.at] not in "|)":
-            parts.append(self._repeated(self._atom()))
-        return _Chain(tuple(parts))
+            parts.append(self._repeated())
+        return lambda then: reduce(lambda after, part: part(after), reversed(parts), then)
 
-    def _repeated(self, node: _Node) -> _Node:
+    def _repeated(self) -> _Part:
+        edge, part = self.text[self.at] in "^$", self._atom()
         sign = self.text[self.at : self.at + 1]
         if sign not in _REPEATS:
-            return node
-        if isinstance(node, _Edge):
+            return part
+        if edge:
             raise PatternRefused(f"nothing before {sign} that could be repeated")
         self.at += 1
         self._take("?")  # what is taken first, more or less, does not matter where the whole name has to fit
         if self.text[self.at : self.at + 1] in _REPEATS:
             raise PatternRefused(f"{sign} repeated")
-        return _Repeat(node, *_REPEATS[sign])
+        missing, again = _REPEATS[sign]
 
-    def _atom(self) -> _Node:
+        def built(then: int) -> int:
+            """A fork: into the part, or past it."""
+            fork = self._new(_State())
+            inside = part(fork if again else then)
+            self.states[fork].then = (inside, then)
+            return fork if missing else inside
+
+        return built
+
+    def _atom(self) -> _Part:
         letter = self._next()
         match letter:
             case "(":
                 return self._group()
             case "[":
                 return self._class()
-            case ".":
-                return _ANY
             case "^" | "$":
-                return _Edge(letter == "^")
-            case "\\":
-                return _Letter(self._escaped())
+                return lambda then: self._new(_State(edge=letter, then=(then,)))
             case "*" | "+" | "?":
                 raise PatternRefused(f"nothing before {letter} that could be repeated")
             case "{":
                 raise PatternRefused("a counted repetition")
-        return _Letter(frozenset(letter))
+        if letter == ".":
+            return self._letter(frozenset(), True)
+        return self._letter(self._escaped() if letter == "\\" else frozenset(letter))
 
-    def _group(self) -> _Node:
+    def _letter(self, among: frozenset[str], negated: bool = False) -> _Part:
+        return lambda then: self._new(_State(among, negated, then=(then,)))
+
+    def _group(self) -> _Part:
         if self._take("?") and not self._take(":"):
             raise PatternRefused(f"(?{self.text[self.at : self.at + 1]}")
         self.depth += 1
@@ -143,7 +131,7 @@ class _Parser:
             raise PatternRefused("a ( without )")
         return found
 
-    def _class(self) -> _Letter:
+    def _class(self) -> _Part:
         negated, among = self._take("^"), set[str]()
         first = True
         while first or not self._take("]"):
@@ -158,7 +146,7 @@ class _Parser:
                     raise PatternRefused(f"a range that ends in {end}")
                 some = frozenset(map(chr, range(ord(min(some)), ord(end) + 1)))
             among |= some
-        return _Letter(frozenset(among), negated)
+        return self._letter(frozenset(among), negated)
 
     def _escaped(self) -> frozenset[str]:
         letter = self._next()
@@ -178,70 +166,56 @@ class _Parser:
         return found
 
 
-@dataclass(slots=True)
-class _State:
-    """One step of the automaton: read a letter, wait for an edge, go several ways, or have matched a pattern."""
-
-    letter: _Letter | None = None
-    edge: _Edge | None = None
-    then: tuple[int, ...] = ()
-    pattern: int | None = None
-
-
-@dataclass
 class Matcher:
-    """Finds the first pattern, in the config's order, that a name fits as PEFT fits it: to its end, at any depth.
+    """Finds the first pattern, in the config's order, that a name fits as PEFT fits it: to its end, at any depth."""
 
-    Raises:
-        PatternRefused: a pattern is damaged or of a kind that trainers do not write, or all together take too long.
-    """
+    def __init__(self, patterns: Iterable[str]) -> None:
+        """Make the automaton.
 
-    patterns: Iterable[str]
-    _states: list[_State] = field(default_factory=list)
-    _reached: dict[tuple[int, str], frozenset[int]] = field(default_factory=dict)
-    _numbers: dict[frozenset[int], int] = field(default_factory=dict)
-    _sets: list[frozenset[int]] = field(default_factory=list)
-    _moves: list[dict[str, int]] = field(default_factory=list)
-    _found: dict[str, int | None] = field(default_factory=dict)
-    _steps: int = 0
-
-    def __post_init__(self) -> None:
-        patterns = list(self.patterns)
+        Raises:
+            PatternRefused: a pattern is damaged or of a kind that trainers do not write, or they are too long together.
+        """
+        patterns = list(patterns)
         if sum(map(len, patterns)) > _LONGEST:
             raise PatternRefused(f"more than {_LONGEST} letters")
+        self._states = [_State(pattern=number) for number in range(len(patterns))]
+        self._reached: dict[tuple[int, str], frozenset[int]] = {}
+        self._moves: dict[frozenset[int], dict[str, frozenset[int]]] = {}
+        self._found: dict[str, int | None] = {}
+        self._steps = 0
         entries = []
         for number, text in enumerate(patterns):
             try:
-                node = _Parser(text).whole()
+                entries.append(_Parser(text, self._states).whole(number))
             except PatternRefused as error:
                 raise PatternRefused(f"{text[:80]!r} has {error}") from error
-            entries.append(self._built(node, self._new(_State(pattern=number))))
-        start = self._built(_AT_ANY_DEPTH, self._new(_State(then=tuple(entries))))
-        self._start = self._number(self._closure([start], beginning=True))
+        self._states.append(_State(then=tuple(entries)))
+        start = _Parser(r"(.*\.)?", self._states).whole(len(self._states) - 1)
+        self._start = self._closure([start], beginning=True)
 
     def first(self, name: str) -> int | None:
-        """The number of the first pattern that fits the name; None if none does."""
+        """The number of the first pattern that fits the name; None if none does.
+
+        Raises:
+            PatternRefused: all names together take longer than any patterns that trainers write.
+        """
         if name not in self._found:
             at = self._start
             for letter in name:
-                there = self._moves[at].get(letter)
-                at = self._moved(at, letter) if there is None else there
-            ends = self._closure(self._sets[at], end=True)
+                moves = self._moves.setdefault(at, {})
+                if letter not in moves:  # the states after one more letter, worked out once
+                    self._count(len(at))
+                    moves[letter] = frozenset().union(*(self._after(state, letter) for state in at))
+                at = moves[letter]
+            ends = self._closure(at, end=True)
             self._found[name] = min((n for i in ends if (n := self._states[i].pattern) is not None), default=None)
         return self._found[name]
-
-    def _moved(self, at: int, letter: str) -> int:
-        """The states after one more letter, worked out once."""
-        self._count(len(self._sets[at]))
-        reached = frozenset().union(*(self._after(state, letter) for state in self._sets[at]))
-        self._moves[at][letter] = found = self._number(reached)
-        return found
 
     def _after(self, state: int, letter: str) -> frozenset[int]:
         """The states that one state leads to by a letter, worked out once."""
         if (state, letter) not in self._reached:
-            tests = ((self._states[i].letter, self._states[i].then) for i in self._closure([state]))
-            reached = (then[0] for test, then in tests if test and (letter in test.among) != test.negated)
+            here = (self._states[i] for i in self._closure([state]))
+            reached = (s.then[0] for s in here if s.among is not None and (letter in s.among) != s.negated)
             self._reached[state, letter] = frozenset(reached)
         return self._reached[state, letter]
 
@@ -251,11 +225,11 @@ class Matcher:
         while todo:
             i = todo.pop()
             state = self._states[i]
-            if state.letter is None and (state.edge is None or (beginning if state.edge.beginning else end)):
+            if state.among is None and (not state.edge or (beginning if state.edge == "^" else end)):
                 new = [i for i in state.then if i not in seen]
                 seen.update(new)
                 todo += new
-            if state.letter or state.edge or state.pattern is not None:
+            if state.among is not None or state.edge or state.pattern is not None:
                 found.append(i)
         self._count(len(seen))
         return frozenset(found)
@@ -264,33 +238,3 @@ class Matcher:
         self._steps += steps
         if self._steps > _STEPS:
             raise PatternRefused("too many ways to fit a name")
-
-    def _number(self, states: frozenset[int]) -> int:
-        if states not in self._numbers:
-            self._numbers[states] = len(self._sets)
-            self._sets.append(states)
-            self._moves.append({})
-        return self._numbers[states]
-
-    def _new(self, state: _State) -> int:
-        self._states.append(state)
-        return len(self._states) - 1
-
-    def _built(self, node: _Node, then: int) -> int:
-        """The state that a part begins with; after it comes the state `then`."""
-        match node:
-            case _Letter():
-                return self._new(_State(letter=node, then=(then,)))
-            case _Edge():
-                return self._new(_State(edge=node, then=(then,)))
-            case _Chain(parts):
-                for part in reversed(parts):
-                    then = self._built(part, then)
-                return then
-            case _Choice(parts):
-                return self._new(_State(then=tuple(self._built(part, then) for part in parts)))
-            case _Repeat(part, missing, again):
-                fork = self._new(_State())
-                inside = self._built(part, fork if again else then)
-                self._states[fork].then = (inside, then)
-                return fork if missing else inside

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from duolora.errors import FileRefused
 from duolora.lora.families import FAMILIES, UNETS, fitting
-from duolora.lora.read.spelling import module_of, stem_and_side
+from duolora.lora.names import module_of, stem_and_side
 
 Factors = dict[str, dict[str, Tensor]]
 """The down and up of each module."""

@@ -6,12 +6,13 @@ problems(dataset)                             # [] if nothing is missing
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from duolora.errors import DuoLoRAError, InputError
-from duolora.model.image_files import read_image
+from duolora.errors import DuoLoRAError, FileRefused, InputError
+from duolora.model.image_files import images_in, read_image
+from duolora.textfiles import read_json, read_text
 
 SUBJECT = "{subject}"
 """Where the subject's words go in a prompt of a data set."""
@@ -93,3 +94,178 @@ def problems(dataset: Dataset) -> list[str]:
             except DuoLoRAError as error:
                 found.append(str(error))
     return found
+
+
+LIVE = ("cat", "dog")
+"""DreamBooth's classes that get the prompts for live subjects."""
+DREAMBOOTH_PROMPTS = 25
+"""Of each kind, object and live."""
+_TEMPLATE = re.compile(r"""^\s*(['"])(?P<text>.*)\1\.format\(\s*unique_token\s*,\s*class_token\s*\)\s*,?\s*$""")
+
+
+def dreambooth(root: Path) -> Dataset | None:
+    """prompts_and_classes.txt beside <subject>/<NN>.jpg, here or in dataset/."""
+    for folder in (root, root / "dataset"):
+        index = folder / "prompts_and_classes.txt"
+        if index.is_file():
+            break
+    else:
+        return None
+    classes, object_prompts, live_prompts = parse_prompts_and_classes(read_text(index), index)
+    contents, missing = {}, []
+    for name, kind in classes.items():
+        place = _inside(folder, name, index)
+        if not place.is_dir():
+            missing.append(f"{place}: no such folder of subject {name}")
+        contents[name] = Concept(name, images_in(place), kind, prompts=live_prompts if kind in LIVE else object_prompts)
+    return Dataset("dreambooth", root, contents, {}, tuple(missing))
+
+
+def parse_prompts_and_classes(text: str, path: Path) -> tuple[dict[str, str], tuple[str, ...], tuple[str, ...]]:
+    """DreamBooth's index: {subject: class}, the prompts for objects, and those for live subjects.
+
+    The prompts are lines of Python, 'a {0} {1} in the snow'.format(unique_token, class_token); they are matched, never
+    run, and `{0} {1}` becomes `{subject}`.
+
+    Raises:
+        FileRefused: a part is missing, or a list has another length than was published.
+    """
+    sections: dict[str, list[str]] = {}
+    lines: list[str] = []
+    for line in text.splitlines():
+        heading = line.strip().lower()
+        if heading in ("classes", "prompts", "object prompts", "live subject prompts"):
+            lines = sections.setdefault(heading, [])
+        else:
+            lines.append(line)
+    rows = [line.split(",") for line in sections.get("classes", []) if line.count(",") == 1]
+    classes = {name.strip(): kind.strip() for name, kind in rows if name.strip() != "subject_name"}
+    if not classes:
+        raise FileRefused(f"{path}: expected lines `subject,class` under `Classes`, found none; download it again")
+    prompts = []
+    for heading in ("object prompts", "live subject prompts"):
+        matches = [_TEMPLATE.match(line) for line in sections.get(heading, [])]
+        found = tuple(m["text"].replace("{0} {1}", SUBJECT) for m in matches if m)
+        if len(found) != DREAMBOOTH_PROMPTS or any(SUBJECT not in prompt for prompt in found):
+            raise FileRefused(
+                f"{path}: expected {DREAMBOOTH_PROMPTS} {heading} with '{{0}} {{1}}' in them, "
+                f"found {sum(SUBJECT in prompt for prompt in found)}; download the file again"
+            )
+        prompts.append(found)
+    return classes, prompts[0], prompts[1]
+
+
+def styledrop(root: Path) -> Dataset | None:
+    """data.json {file: [content words, style words]} with data/*.jpg."""
+    for index in (root / "data.json", root / "data" / "data.json"):
+        if index.is_file():
+            break
+    else:
+        return None
+    entries = read_json(index)
+    sound = isinstance(entries, dict) and all(
+        isinstance(v, list) and len(v) == 2 and all(isinstance(w, str) for w in v) for v in entries.values()
+    )
+    if not sound:
+        raise FileRefused(f"{index}: expected {{file: [content words, style words]}}; download the file again")
+    styles, missing = {}, []
+    for file, (words, style) in sorted(entries.items()):
+        tried = [_inside(root, f"{folder}{file}", index) for folder in ("data/", "")]
+        places = [place for place in tried if place.is_file()]
+        if not places:
+            missing.append(f"{root / 'data' / file}: {index.name} names this image, and it is not there")
+        name = Path(file).stem
+        styles[name] = Concept(name, tuple(places[:1]), words, style.removeprefix("in "))
+    return Dataset("styledrop", root, {}, styles, tuple(missing))
+
+
+_APART = {
+    "folder": "; its photos are a download apart from the repository, linked in its README: unpack it as "
+    "benchmark_dataset/ beside dataset.json",
+    "file": "",
+}
+
+
+def customconcept101(root: Path) -> Dataset | None:
+    """dataset.json with benchmark_dataset/<concept>/* and prompts/*.txt, here or in customconcept101/."""
+    for home in (root, root / "customconcept101"):
+        index = home / "dataset.json"
+        if index.is_file():
+            break
+    else:
+        return None
+    entries = read_json(index)
+    wanted = ("instance_data_dir", "class_prompt", "prompt_filename")
+    sound = isinstance(entries, list) and all(
+        isinstance(e, dict) and all(isinstance(e.get(key), str) for key in wanted) for e in entries
+    )
+    if not sound:
+        raise FileRefused(f"{index}: expected a list of objects with {', '.join(wanted)}; download the file again")
+    contents, missing = {}, []
+    for entry in entries:
+        folder, prompts = (_inside(home, entry[key], index) for key in ("instance_data_dir", "prompt_filename"))
+        for path, kind in ((folder, "folder"), (prompts, "file")):
+            if not path.exists():
+                missing.append(f"{path}: {index.name} names this {kind}, and it is not there{_APART[kind]}")
+        lines = read_text(prompts).splitlines() if prompts.is_file() else []
+        asked = tuple(line.strip().rstrip(".").replace("{}", SUBJECT) for line in lines if line.strip())
+        contents[folder.name] = Concept(folder.name, images_in(folder), entry["class_prompt"], prompts=asked)
+    return Dataset("customconcept101", root, contents, {}, tuple(missing))
+
+
+def folders(root: Path) -> Dataset | None:
+    """contents/<name>/* (or objects/ or subjects/<name>/*) and styles/<name>/*; a single image needs no folder."""
+    subjects = next((root / name for name in ("contents", "objects", "subjects") if (root / name).is_dir()), None)
+    styles = root / "styles"
+    if subjects is None and not styles.is_dir():
+        return None
+    contents = _concepts(subjects) if subjects else {}
+    return Dataset("folders", root, contents, _concepts(styles) if styles.is_dir() else {})
+
+
+LAYOUTS: dict[str, Callable[[Path], Dataset | None]] = {
+    "dreambooth": dreambooth,
+    "styledrop": styledrop,
+    "customconcept101": customconcept101,
+    "folders": folders,
+}
+
+
+def read_dataset(root: str | Path, layout: str = "auto") -> Dataset:
+    """The data set in a folder; its index is read, its images are only listed.
+
+    Args:
+        root: the folder.
+        layout: a name of `LAYOUTS`, or "auto" for whichever the folder shows.
+
+    Raises:
+        InputError: there is no such folder, or it has no layout that we know.
+        FileRefused: its index is damaged.
+    """
+    folder = Path(root).expanduser()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; expected a data set")
+    if layout != "auto" and layout not in LAYOUTS:
+        raise InputError(f"layout: expected auto, {', '.join(LAYOUTS)}; got {layout!r}")
+    for name in LAYOUTS if layout == "auto" else [layout]:
+        found = LAYOUTS[name](folder)
+        if found is not None:
+            return found
+    wanted = "; ".join(f"{name}: {(LAYOUTS[name].__doc__ or '').splitlines()[0]}" for name in LAYOUTS)
+    raise InputError(f"{folder}: expected a data set in one of the known layouts, found none ({wanted})")
+
+
+def _concepts(folder: Path) -> Mapping[str, Concept]:
+    """Each folder, and each image that stands alone, as a concept."""
+    found = {p.stem: Concept(p.stem, (p,)) for p in images_in(folder)}
+    for path in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        found[path.name] = Concept(path.name, images_in(path))
+    return dict(sorted(found.items()))
+
+
+def _inside(root: Path, named: str, index: Path) -> Path:
+    """A path that an index names, which must not lead out of the data set."""
+    path = (root / named).resolve()
+    if not path.is_relative_to(root.resolve()):
+        raise FileRefused(f"{index}: {named} leads out of the data set; expected a path inside {root}")
+    return path
