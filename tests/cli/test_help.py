@@ -17,8 +17,9 @@ from duolora.training.options import TrainOptions
 
 
 def leaves(command, path=()):
-    for name, sub in getattr(command, "commands", {}).items():
-        yield from leaves(sub, (*path, name)) if hasattr(sub, "commands") else [((*path, name), sub)]
+    for name in command.list_commands(None):
+        sub = command.get_command(None, name)
+        yield from leaves(sub, (*path, name)) if hasattr(sub, "list_commands") else [((*path, name), sub)]
 
 
 LEAVES = dict(leaves(WHOLE))

@@ -1,7 +1,7 @@
 """The command `duolora`: verbs for people. Nothing heavy is imported before a verb needs it."""
 
-from collections.abc import MutableMapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +45,7 @@ from duolora.model.defaults import (
     check_sampling,
     read_defaults,
 )
-from duolora.options import DEFAULT_FORMAT, Export, check_weights, told, word
+from duolora.options import DEFAULT_FORMAT, Export, check_weights, option, told, word
 from duolora.textfiles import read_lines
 from duolora.training.options import TrainOptions, check_training, training_of
 
@@ -72,21 +72,20 @@ class _Configured(TyperGroup):
 class _Benchmarks(TyperGroup):
     """`bench`, whose many commands are made when one of them is asked for, since that takes as long as all others."""
 
-    @property
-    def commands(self) -> MutableMapping[str, Any]:
-        """The commands by name."""
-        return _benchmarks()
+    def list_commands(self, ctx: Any) -> list[str]:
+        """Their names."""
+        return _benchmarks().list_commands(ctx)
 
-    @commands.setter
-    def commands(self, given: MutableMapping[str, Any]) -> None:
-        """Leave out what click begins with, which is nothing."""
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """One of them."""
+        return _benchmarks().get_command(ctx, cmd_name)
 
 
 @cache
-def _benchmarks() -> MutableMapping[str, Any]:
+def _benchmarks() -> TyperGroup:
     from duolora.cli.bench import bench
 
-    return get_group(bench).commands
+    return get_group(bench)
 
 
 app = typer.Typer(
@@ -176,6 +175,18 @@ def demo(
     typer.echo(run(out, seed, PAIR if pair is None else sample_pair(pair), progress=not quiet, base=base))
 
 
+@dataclass(frozen=True)
+class Every:
+    """After how many steps something is written."""
+
+    save_every: int = option(
+        100, "Steps from one checkpoint to the next; the same command goes on from the last.", least=1
+    )
+    preview_every: int = option(
+        0, "Steps from one preview to the next, in OUT's name with .previews; 0 is none.", least=0
+    )
+
+
 @app.command(epilog=examples("train"))
 @spread
 def train(
@@ -210,12 +221,7 @@ def train(
         str, typer.Option(help=f"How an image becomes a square: {'; '.join(f'{k} ({v})' for k, v in FITS.items())}.")
     ] = "crop",
     base: BaseChoice,
-    save_every: Annotated[
-        int, typer.Option(min=1, help="Steps from one checkpoint to the next; the same command goes on from the last.")
-    ] = 100,
-    preview_every: Annotated[
-        int, typer.Option(min=0, help="Steps from one preview to the next, in OUT's name with .previews; 0 is none.")
-    ] = 0,
+    every: Every,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     overwrite: OverwriteOption = False,
@@ -238,14 +244,29 @@ def train(
 
     with event_log(tensorboard, PREVIEWS) as log, shown(not quiet):
         previews = out.expanduser().with_suffix(".previews")
-        callback = SavedPreviews(previews, preview_every, log) if preview_every else log
+        callback = SavedPreviews(previews, every.preview_every, log) if every.preview_every else log
         done = run(
             images, prompt, out, base, options, progress=not quiet, callback=callback, fit=fit, overwrite=overwrite,
-            kind=kind, save_every=save_every,
+            kind=kind, save_every=every.save_every,
         )  # fmt: skip
     tell_images(quiet, images, fit=fit)
     text = f"{done.path}: {verified(done.verification)}"
     report(as_json, text, path=done.path, losses=done.losses, **verification_facts(done.verification))
+
+
+@dataclass(frozen=True)
+class Sides:
+    """What a merge is made from besides the two files."""
+
+    content_images: Path | None = option(
+        None, "Images of the subject, cropped about the centre  [generated with its LoRA]."
+    )
+    style_images: Path | None = option(
+        None, "Images of the style, cropped about the centre  [generated with its LoRA]."
+    )
+    content_prompt: str | None = option(None, "The content LoRA's trigger prompt  [from its file].")
+    style_prompt: str | None = option(None, "The style LoRA's trigger prompt  [from its file].")
+    merged_prompt: str | None = option(None, "The trigger prompt for both  [put together from the two].")
 
 
 @app.command(epilog=f"{methods()}\n\n{examples('merge')}")
@@ -270,21 +291,9 @@ def merge(
         dict[str, Any],
         Changes(MergeOptions, ("content_weight", "style_weight", "steps"), default=", or the method's own"),
     ],
-    content_images: Annotated[
-        Path | None, typer.Option(help="Images of the subject, cropped about the centre  [generated with its LoRA].")
-    ] = None,
-    style_images: Annotated[
-        Path | None, typer.Option(help="Images of the style, cropped about the centre  [generated with its LoRA].")
-    ] = None,
-    content_prompt: Annotated[
-        str | None, typer.Option(help="The content LoRA's trigger prompt  [from its file].")
-    ] = None,
-    style_prompt: Annotated[str | None, typer.Option(help="The style LoRA's trigger prompt  [from its file].")] = None,
-    merged_prompt: Annotated[
-        str | None, typer.Option(help="The trigger prompt for both  [put together from the two].")
-    ] = None,
+    sides: Sides,
     preset: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
-    option: Annotated[
+    assignments: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
@@ -308,15 +317,9 @@ def merge(
     It is an ordinary LoRA, and its strength is verified.
     """
     content, style = _two(files or [], content, style)
-    options = _options(method, preset, changed | {"seed": seed}, option or [])
+    options = _options(method, preset, changed | {"seed": seed}, assignments or [])
     check_output(out, format, dtype, Export, (content, style, None if base is None else base_path(base)), overwrite)
-    images = {"--content-images": content_images, "--style-images": style_images, "--tensorboard": tensorboard}
-    if given := [name for name, value in images.items() if value is not None and not options.asks_network]:
-        raise InputError(f"{given[0]}: {method} trains nothing; leave it out")
-    check_inputs((content, style), content_images, style_images)
-    if options.asks_network:
-        prompts = {"content": content_prompt, "style": style_prompt}
-        check_known({"content": content, "style": style}, prompts, method, base or AUTO)
+    _check_sides({"content": content, "style": style}, sides, tensorboard, options, method, base or AUTO)
     by_files = base is None and not options.asks_network
     opened = None if by_files else chosen(replace(run, base=base or AUTO), quiet)
     with doing("Reading the two LoRAs", quiet):
@@ -326,15 +329,25 @@ def merge(
 
     with event_log(tensorboard, PREVIEWS) as log:
         done = merged(
-            content, style, out, method, opened, content_images, style_images, content_prompt=content_prompt,
-            style_prompt=style_prompt, merged_prompt=merged_prompt, options=options, progress=not quiet,
+            content, style, out, method, opened, **vars(sides), options=options, progress=not quiet, format=format,
             announce=None if quiet else lambda found: typer.echo(formatted(found), err=True),
-            format=format, dtype=dtype, callback=log, overwrite=overwrite,
+            dtype=dtype, callback=log, overwrite=overwrite,
         )  # fmt: skip
-    tell_images(quiet, content_images, style_images)
+    tell_images(quiet, sides.content_images, sides.style_images)
     facts = {name: getattr(done, name) for name in _FACTS}
-    text = _said(done, options.unmasked)
-    report(as_json, text, path=done.path, **verification_facts(done.verification), **facts)
+    report(as_json, _said(done, options.unmasked), path=done.path, **verification_facts(done.verification), **facts)
+
+
+def _check_sides(
+    loras: dict[str, Path], sides: Sides, log: Path | None, options: MergeOptions, method: str, base: str
+) -> None:
+    """Refuse what a method makes no use of, files that cannot be and, where masks are trained, what that would lack."""
+    given = {"--content-images": sides.content_images, "--style-images": sides.style_images, "--tensorboard": log}
+    if unused := [name for name, value in given.items() if value is not None and not options.asks_network]:
+        raise InputError(f"{unused[0]}: {method} trains nothing; leave it out")
+    check_inputs(loras.values(), sides.content_images, sides.style_images)
+    if options.asks_network:
+        check_known(loras, {"content": sides.content_prompt, "style": sides.style_prompt}, method, base)
 
 
 _FACTS = ("trainable", "left_out", "unmasked", "paths", "mean_change", "seconds", "losses")

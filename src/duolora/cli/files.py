@@ -1,6 +1,7 @@
 """Commands that work on LoRA files alone: convert, compose, inspect."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
 
@@ -23,7 +24,7 @@ from duolora.cli.set_option import assigned
 from duolora.cli.spread import Without, spread
 from duolora.errors import InputError
 from duolora.model.defaults import BaseChoice
-from duolora.options import DEFAULT_FORMAT, Export, Format, Plot, check_smaller, check_weights, word
+from duolora.options import DEFAULT_FORMAT, Export, Format, Plot, check_smaller, check_weights, option, word
 
 _FORMATS = "kohya (for every program), diffusers, uniform (for old diffusers), split or split-diffusers (two files)"
 FormatOption = Annotated[str, typer.Option("--format", help=f"{_FORMATS}, peft (a folder) or masks.")]
@@ -71,6 +72,20 @@ def convert(
     report(as_json, text, **facts)
 
 
+@dataclass(frozen=True)
+class OneShot:
+    """What several LoRAs are merged at once with."""
+
+    prompt: list[str] | None = option(None, "oneshot: each file's trigger prompt, in their order  [from the files].")
+    images: list[Path] | None = option(
+        None, "oneshot: images of each, cropped about the centre, in order  [generated with each LoRA]."
+    )
+    kind: list[str] | None = option(
+        None, "oneshot: what each is for, content or style, in their order; they lead in blocks of that role."
+    )
+    merged_prompt: str | None = option(None, "oneshot: the trigger prompt for all  [their prompts in a row].")
+
+
 @spread
 def compose(
     files: Annotated[list[Path], typer.Argument(help="Two or more LoRA files.")],
@@ -84,23 +99,8 @@ def compose(
             "style Sec. 3.5 takes the mean, which is 1/n each."
         ),
     ] = None,
-    prompt: Annotated[
-        list[str] | None, typer.Option(help="oneshot: each file's trigger prompt, in their order  [from the files].")
-    ] = None,
-    images: Annotated[
-        list[Path] | None,
-        typer.Option(help="oneshot: images of each, cropped about the centre, in order  [generated with each LoRA]."),
-    ] = None,
-    kind: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="oneshot: what each is for, content or style, in their order; they lead in blocks of that role."
-        ),
-    ] = None,
-    merged_prompt: Annotated[
-        str | None, typer.Option(help="oneshot: the trigger prompt for all  [their prompts in a row].")
-    ] = None,
-    option: Annotated[
+    oneshot: OneShot,
+    assignments: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="NAME=VALUE", help="oneshot: as in `duolora merge --set help`."),
     ] = None,
@@ -118,10 +118,9 @@ def compose(
     """
     word("--method", method, ("sum", "oneshot"))
     check_output(out, format, dtype, Format, files, overwrite)
-    asked = {"--prompt": prompt, "--images": images, "--kind": kind, "--merged-prompt": merged_prompt, "--set": option}
-    _check_asked(method, asked, weight)
+    _check_asked(method, {**vars(oneshot), "set": assignments}, weight)
     check_weights(weight, len(files))
-    check_inputs(files, *(images or ()), base=base.base if method == "oneshot" else None)
+    check_inputs(files, *(oneshot.images or ()), base=base.base if method == "oneshot" else None)
     with doing(f"Reading {len(files)} files", quiet):
         from duolora.api.compose import compose as run, compose_at_once, one_shot_options
         from duolora.progress import shown
@@ -130,20 +129,22 @@ def compose(
         with shown(not quiet):
             done = run(files, out, weight, format=format, dtype=dtype, overwrite=overwrite)
     else:
-        plain = one_shot_options(kind or (), seed=seed)
-        options = one_shot_options(kind or (), **{"seed": seed, **assigned(option or [], plain)})
+        kinds, images = oneshot.kind or (), oneshot.images or ()
+        plain = one_shot_options(kinds, seed=seed)
+        options = one_shot_options(kinds, **{"seed": seed, **assigned(assignments or [], plain)})
         done = compose_at_once(
-            files, out, chosen(base, quiet), prompt or (), images or (), kind or (), options,
-            merged_prompt=merged_prompt, format=format, dtype=dtype, progress=not quiet, overwrite=overwrite,
+            files, out, chosen(base, quiet), oneshot.prompt or (), images, kinds, options, format=format, dtype=dtype,
+            merged_prompt=oneshot.merged_prompt, progress=not quiet, overwrite=overwrite,
         )  # fmt: skip
-        tell_images(quiet, *(images or ()))
+        tell_images(quiet, *images)
     text = f"{done.path}: {verified(done.verification)}{_not_carried(done.left_out)}"
     report(as_json, text, path=done.path, left_out=done.left_out, **verification_facts(done.verification))
 
 
 def _check_asked(method: str, oneshot: Mapping[str, object], weight: Sequence[float] | None) -> None:
     if method == "sum" and (given := [name for name, value in oneshot.items() if value]):
-        raise InputError(f"{given[0]}: the exact sum trains nothing; leave it out, or give --method oneshot")
+        name = given[0].replace("_", "-")
+        raise InputError(f"--{name}: the exact sum trains nothing; leave it out, or give --method oneshot")
     if method == "oneshot" and weight is not None:
         raise InputError("--weight: one-shot masks weigh the files; leave it out, or give --method sum")
 
