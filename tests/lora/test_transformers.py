@@ -297,6 +297,23 @@ def test_other_programs_files_are_merged_and_written_back(tmp_path, case):
             torch.testing.assert_close(up @ down * (alpha / len(down)), delta, rtol=1e-4, atol=1e-5)
 
 
+def test_a_file_that_adds_nothing_is_refused_as_such(tmp_path):
+    """As kohya's program saves it before the first step; one trained layer is enough."""
+    tensors, expected = fused("lora_unet_double_blocks_0_img_attn_proj", H)
+    untrained, _ = fused("lora_unet_single_blocks_0_linear2", H, 5 * H)
+    tensors |= {key: torch.zeros_like(x) if "lora_up" in key else x for key, x in untrained.items()}
+    path = tmp_path / "flux.safetensors"
+    save_file(tensors, path)
+    found = read_adapter(path).modules
+    assert set(found) == {"transformer_blocks.0.attn.to_out.0"}
+    torch.testing.assert_close(found["transformer_blocks.0.attn.to_out.0"].delta(), expected)
+    save_file({key: torch.zeros_like(x) if "lora_up" in key else x for key, x in tensors.items()}, path)
+    with pytest.raises(
+        FileRefused, match=r"flux\.safetensors: the up matrices of all 2 modules are zero.*saved later$"
+    ):
+        read_adapter(path)
+
+
 def test_diffusers_loses_layers_of_kohyas_flux_that_are_outside_of_blocks():
     """It gives them no prefix, and its loader takes only what has one; their alphas are not lost."""
     keys, _ = fused("lora_unet_double_blocks_0_img_attn_proj", H, alpha=2.0)

@@ -62,12 +62,18 @@ def transformer_factors(tensors: Mapping[str, Tensor], file: str) -> tuple[Facto
     Each up is multiplied by alpha / rank. Modules of text encoders begin with `text_encoder.`.
 
     Raises:
-        FileRefused: diffusers has no transformer with all these modules, or no converter for the names.
+        FileRefused: diffusers has no transformer with all these modules, or no converter for the names, or it is for a
+            converter to read and all its up matrices are zero.
     """
     given = _with_strength(tensors, file)
     plain = {_plain(stem): factors for stem, factors in given.items()}
     if len(plain) == len(given) and _fits(plain):
         return plain, ()
+    if not any(factors["up"].any() for factors in given.values()):
+        raise FileRefused(
+            f"{file}: the up matrices of all {len(given)} modules are zero, as before the first step of a training, so "
+            "the file adds nothing; give one that was saved later"
+        )
     for name in FAMILIES if len(given) <= _MOST else ():
         if name not in UNETS and (found := _converted(given, name)) is not None:
             return found, (name,)
