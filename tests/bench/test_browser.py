@@ -30,7 +30,10 @@ def test_the_report(finished_table, tmp_path, scheme, width):  # noqa: F811
 
 
 def test_the_questionnaire(finished_methods, tmp_path):  # noqa: F811
-    """Two people answer in their own windows and save their files; what comes back is scored."""
+    """Two people answer in their own windows and save their files; what comes back is scored.
+
+    One presses keys, the other double-clicks images, which answers one question and passes over none.
+    """
     page_file, key = make([finished_methods], tmp_path / "study", each=2)
     saved = []
     with chromium() as browser:
@@ -40,7 +43,8 @@ def test_the_questionnaire(finished_methods, tmp_path):  # noqa: F811
                 page.click("#begin")
                 for k in range(4):
                     page.wait_for_selector(f"#count:text-is('{k} / 4')")
-                    page.keyboard.press("5" if k == 0 else "1")
+                    option = page.locator(".question:not([hidden]) .option").nth(4 if k == 0 else 0)
+                    page.keyboard.press("5" if k == 0 else "1") if person == "ann" else option.dblclick()
                 page.wait_for_selector("#end", state="visible")
                 assert page.inner_text("#left") == "All questions are answered."
                 with page.expect_download() as download:

@@ -33,7 +33,7 @@ for (const question of questions) {
     option.addEventListener("click", () => choose(question, option.dataset.name));
   });
 }
-let at = -1, since = 0;
+let at = -1, since = 0, next = 0;
 
 function keep() {
   try { localStorage.setItem(place, JSON.stringify({ seed, answers, started, person })); } catch { /* private window */ }
@@ -44,13 +44,15 @@ function choose(question, chosen) {
   answers[name] = { question: name, chosen, shown, seconds: Math.round((performance.now() - since) / 100) / 10 };
   keep();
   mark(question);
-  setTimeout(() => show(at + 1), 250);
+  clearTimeout(next);  // of a double click
+  next = setTimeout(() => show(at + 1), 250);
 }
 function mark(question) {
   const chosen = answers[question.dataset.name]?.chosen;
   for (const o of question.querySelectorAll(".option")) o.setAttribute("aria-pressed", o.dataset.name === chosen);
 }
 function show(k) {
+  clearTimeout(next);
   at = Math.max(-1, Math.min(k, questions.length));
   element("welcome").hidden = at >= 0;
   element("end").hidden = at < questions.length;
@@ -89,5 +91,5 @@ element("copy").addEventListener("click", async () => {
 });
 addEventListener("keydown", (event) => {
   const question = questions[at];
-  if (question && /^[1-9]$/.test(event.key) && event.target.tagName !== "INPUT") question.querySelectorAll(".option")[event.key - 1]?.click();
+  if (question && !event.repeat && /^[1-9]$/.test(event.key) && event.target.tagName !== "INPUT") question.querySelectorAll(".option")[event.key - 1]?.click();
 });
