@@ -185,7 +185,7 @@ def test_latents_have_shift_and_scale_and_go_back(family, kind_base):
         torch.testing.assert_close(kind_base.decode(latents), vae.decode(mean).sample[:, :, 0])
     else:
         mean = vae.encode(pixels).latent_dist.mean
-        torch.testing.assert_close(latents, (mean - (0.1 if kind_base.kind.flow else 0)) * 0.5)
+        torch.testing.assert_close(latents, (mean - (vae.config.shift_factor or 0)) * 0.5)
         torch.testing.assert_close(kind_base.decode(latents), vae.decode(mean).sample)
     assert kind_base.resolution == 16 and kind_base.defaults.guidance == kind_base.kind.guidance
 
