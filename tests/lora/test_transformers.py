@@ -29,6 +29,7 @@ from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.verify import relative_error
 from duolora.lora.write.file import write_adapter
+from duolora.model.blocks import block_of, blocks_of
 from duolora.paper.lowrank import LowRank
 from tiny import tiny_sd15
 
@@ -401,6 +402,8 @@ def test_merges_without_a_network_go_for_any(flux_pair, tmp_path, method):
 def test_compose_convert_and_inspect_go_for_any(flux_pair, tmp_path):
     both = compose(flux_pair, tmp_path / "both.safetensors", [1.0, -0.5], format="diffusers", dtype="float32")
     assert both.verification.diffusers < 1e-6
+    with pytest.raises(FileRefused, match=r"both\.safetensors: expected a merge whose header says which directions"):
+        convert(both.path, tmp_path / "parts.safetensors", "split")
     small = convert(both.path, tmp_path / "small.safetensors", "diffusers", "float32", rank=1)
     assert {lora.rank for lora in read_adapter(small.paths[0]).modules.values()} == {1}
     facts = inspect(small.paths[0], flux_pair[0])
@@ -512,6 +515,7 @@ def test_the_table_has_all_layers_of_diffusers_own_network(family):
         network = getattr(diffusers, CLASSES[family])()
     linear = {n: tuple(m.weight.shape) for n, m in network.named_modules() if isinstance(m, nn.Linear)}
     assert family in fitting(linear)
+    assert [*blocks_of(linear)] == sorted(dict.fromkeys(map(block_of, linear)), key="other".__eq__)
     assert hasattr(lora_pipeline, FAMILIES[family].loader)
 
 

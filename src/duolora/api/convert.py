@@ -82,7 +82,7 @@ def convert(
     small = adapter if threshold is None else pruned(adapter, threshold)
     if energy is not None or rank is not None:
         small = squeezed(small, rank, energy)
-    done = export(to.path, small, to.format, to.dtype)
+    done = export(to.path, small, to.format, to.dtype, file=path)
     losses = None if small is adapter else lost(adapter, small)
     return Converted(done.paths, done.verification, losses, (*adapter.left_out, *untold(adapter, to.format)))
 

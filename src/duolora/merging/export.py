@@ -64,8 +64,9 @@ def export(
     dtype: torch.dtype = torch.float16,
     masks: MaskFile | None = None,
     sources: tuple[Path, Path] | None = None,
+    file: Path | None = None,
 ) -> Exported:
-    """Write a merge and verify it; masks are verified by rebuilding the merge from them and its sources.
+    """Write a merge, of `file` if it is of one, and verify it; masks by rebuilding the merge from them and its sources.
 
     All files of one merge are verified as drafts and then take their names together.
 
@@ -84,7 +85,7 @@ def export(
             return Exported((out,), staged_peft(stage, out, adapter, dtype))
         if format in SPLITS:
             paths, kind = part_paths(out), SPLITS[format]
-            parts = [_at_least_nothing(part, adapter) for part in split_parts(adapter, out)]
+            parts = [_at_least_nothing(part, adapter) for part in split_parts(adapter, file or out)]
             verified = [staged_adapter(stage, p, part, dtype, kind) for p, part in zip(paths, parts, strict=True)]
             worst = max(verified, key=lambda one: one.error)
             return Exported(paths, replace(worst, size=sum(one.size for one in verified)))

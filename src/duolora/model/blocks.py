@@ -165,7 +165,8 @@ def block_of(module: str) -> str:
 
 def blocks_of(modules: Iterable[str]) -> dict[str, list[str]]:
     """The modules of each block, from the network's first block to its last."""
-    order = ["down_blocks", "mid_block", "up_blocks", "transformer_blocks", "single_transformer_blocks"]
+    order = ["down_blocks", "mid_block", "up_blocks", "joint_transformer_blocks", "transformer_blocks"]
+    order += ["single_transformer_blocks", "noise_refiner", "context_refiner", "layers"]
     last = ["other", *TEXT_ENCODERS]
     found: dict[str, list[str]] = {}
     for name in sorted(modules):
