@@ -1,4 +1,4 @@
-"""Where a file came from: hashes of its sources and the versions that made it."""
+"""Where a file or a number came from: hashes of its sources, and the versions, commit and machine that made it."""
 
 import hashlib
 import os

@@ -1,7 +1,7 @@
-"""Training state on disk: safetensors only, written whole or not at all, so that a stopped run goes on exactly.
+"""The steps of a training, what ends them early, and their state on disk, from which a stopped run goes on exactly.
 
-Random numbers are never stored: every step samples from `step_generator(seed, step)`, so a step is the same whether or
-not the run was stopped before it.
+The state is safetensors only, written whole or not at all. Random numbers are never stored: every step samples from
+`step_generator(seed, step)`, so a step is the same whether or not the run was stopped before it.
 """
 
 import hashlib
@@ -149,6 +149,7 @@ class Training:
                 self.scaler.load_state_dict(state)
 
         def left(asked: Event) -> Iterator[int]:
+            """The steps; what follows each is done as the next one is asked for."""
             for step in counted(range(start, of), title, progress, of, **bar):
                 yield step
                 done = step + 1

@@ -105,12 +105,9 @@ _TEMPLATE = re.compile(r"""^\s*(['"])(?P<text>.*)\1\.format\(\s*unique_token\s*,
 
 def dreambooth(root: Path) -> Dataset | None:
     """prompts_and_classes.txt beside <subject>/<NN>.jpg, here or in dataset/."""
-    for folder in (root, root / "dataset"):
-        index = folder / "prompts_and_classes.txt"
-        if index.is_file():
-            break
-    else:
+    if (folder := _with(root, "dataset", "prompts_and_classes.txt")) is None:
         return None
+    index = folder / "prompts_and_classes.txt"
     classes, object_prompts, live_prompts = parse_prompts_and_classes(read_text(index), index)
     contents, missing = {}, []
     for name, kind in classes.items():
@@ -188,12 +185,9 @@ _APART = {
 
 def customconcept101(root: Path) -> Dataset | None:
     """dataset.json with benchmark_dataset/<concept>/* and prompts/*.txt, here or in customconcept101/."""
-    for home in (root, root / "customconcept101"):
-        index = home / "dataset.json"
-        if index.is_file():
-            break
-    else:
+    if (home := _with(root, "customconcept101", "dataset.json")) is None:
         return None
+    index = home / "dataset.json"
     entries = read_json(index)
     wanted = ("instance_data_dir", "class_prompt", "prompt_filename")
     sound = isinstance(entries, list) and all(
@@ -269,3 +263,8 @@ def _inside(root: Path, named: str, index: Path) -> Path:
     if not path.is_relative_to(root.resolve()):
         raise FileRefused(f"{index}: {named} leads out of the data set; expected a path inside {root}")
     return path
+
+
+def _with(root: Path, below: str, index: str) -> Path | None:
+    """The folder that has an index: the root, or the one below it."""
+    return next((folder for folder in (root, root / below) if (folder / index).is_file()), None)
