@@ -9,33 +9,16 @@ from numpy.typing import NDArray
 
 from duolora.atelier.family import improvised
 from duolora.atelier.paint import Style
-from duolora.atelier.scene import paint, single
+from duolora.atelier.pairs import PROBES, VISIBLE, visibility
+from duolora.atelier.scene import paint
 from duolora.atelier.styles import NAMED_STYLES
 
-COUNT, VISIBLE, APART = 36, 0.22, 0.2
-PROBES = [
-    single(kind, seed=k, colour=colour)
-    for k, (kind, colour) in enumerate(
-        [("house", "red"), ("cat", "yellow"), ("fish", "blue"), ("key", "green"), ("tree", "pink"), ("cup", "purple")]
-    )
-]
+COUNT, APART = 36, 0.2
 
 
 def images(style: Style) -> NDArray[np.float32]:
     """The probes in a style, (6, 32, 32, 3)."""
     return np.stack([np.clip(style(paint(scene)), 0, 1) for scene in PROBES])
-
-
-def visibility(style: Style) -> float:
-    """How much an object differs from what is behind it, in all and at its border; the least over the probes."""
-    found = []
-    for scene in PROBES:
-        p = paint(scene)
-        image = np.clip(style(p), 0, 1)
-        whole = np.abs(image[p.objects].mean(0) - image[~p.objects].mean(0)).mean()
-        border = np.abs(image[p.outline].mean(0) - image[p.rim].mean(0)).mean()
-        found.append(float(whole + border) / 2)
-    return min(found)
 
 
 def main() -> None:

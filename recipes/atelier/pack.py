@@ -63,16 +63,19 @@ def main(
     text: Annotated[Path, typer.Option(help="The folder that text.py wrote.")],
     vae: Annotated[Path, typer.Option(help="The folder that vae.py wrote.")],
     classifier: Annotated[Path, typer.Option(help="The folder that classifier.py wrote.")],
+    style: Annotated[Path, typer.Option(help="The folder that style_encoder.py wrote.")],
     out: Annotated[Path, typer.Option(help="The folder of weights to write.")],
 ) -> None:
-    """Write the pipeline, the classifier and how they were made."""
+    """Write the pipeline, the classifier, the style encoder and how they were made."""
     save(pipeline_of(base, vae), out / "base")
     copyfile(classifier / "classifier.safetensors", out / "classifier.safetensors")
+    copyfile(style / "style_encoder.safetensors", out / "style_encoder.safetensors")
     stages = {
         "vae": vae / "vae.json",
         "text": text / "text.json",
         "base": base / "recipe.json",
         "classifier": classifier / "classifier.json",
+        "style_encoder": style / "style_encoder.json",
     }
     facts: dict[str, object] = {stage: json.loads(path.read_text()) for stage, path in stages.items()}
     facts |= {"renderer": renderer_hash(), "versions": versions()}

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
-from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR
+from duolora.atelier.pairs import VISIBLE, style_named, visibility
+from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR, STYLES
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.pairs import case_of, sample_suite, suite
 from duolora.bench.tables.rows import TABLES, Row
@@ -46,13 +47,31 @@ def test_a_subject_of_a_known_kind_is_told_by_what_its_style_keeps(seed):
         named = pair.kind in BASE_OBJECTS
         assert named is (case.dataset not in ("unseen", "ceiling"))
         assert pair.merged_prompt == f"a sks {pair.kind if named else 'thing'} in zwx style"
-        assert ("colour" in pair.identity) is (pair.style in KEEP_COLOUR)
+        listed = pair.style in STYLES
+        assert listed is (case.dataset != "random")
+        keeps_colour = pair.style in KEEP_COLOUR if listed else style_named(pair.style).keeps_colour
+        assert ("colour" in pair.identity) is keeps_colour
         assert pair.colour != pair.shown_colour
 
 
 @pytest.mark.parametrize("seed", range(6))
 def test_the_style_image_shows_another_subject(seed):
     assert all((c.pair.kind == c.pair.shown) is (c.dataset == "paired") for c in sample_suite(seed))
+
+
+def test_random_styles_are_new_for_each_seed_and_leave_objects_visible():
+    first, second = ({c.pair.style for c in sample_suite(seed) if c.dataset == "random"} for seed in (0, 1))
+    assert len(first) == len(second) == 12
+    assert not first & second
+    assert min(visibility(style_named(name)) for name in first) > VISIBLE
+
+
+@pytest.mark.parametrize("style", ["family-", "family-x", "oil", "family--3"])
+def test_a_style_that_is_none_is_refused_with_its_name(tmp_path, style):
+    entry = asdict(suite()[0])
+    (tmp_path / "pairs.json").write_text(json.dumps([entry | {"pair": entry["pair"] | {"style": style}}]))
+    with pytest.raises(InputError, match=rf"pairs\.json.*got '{style}'"):
+        suite(tmp_path / "pairs.json")
 
 
 def test_crossed_pairs_need_no_new_images():

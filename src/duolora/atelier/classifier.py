@@ -27,7 +27,7 @@ HEADS = {"object": "object", "style": "look", "colour": "colour", "pattern": "pa
 """What the weights call the head of each question."""
 
 
-class _Block(nn.Module):
+class Block(nn.Module):
     """Widen, halving the size if `stride` is 2, then refine with a residual."""
 
     def __init__(self, width_in: int, width_out: int, stride: int = 2) -> None:
@@ -47,7 +47,7 @@ class Classifier(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.trunk = nn.Sequential(_Block(3, 24, 1), _Block(24, 48), _Block(48, 96), _Block(96, 160))
+        self.trunk = nn.Sequential(Block(3, 24, 1), Block(24, 48), Block(48, 96), Block(96, 160))
         self.heads = nn.ModuleDict({HEADS[name]: nn.Linear(2 * 160, len(words)) for name, words in ANSWERS.items()})
 
     def features(self, images: Tensor) -> Tensor:

@@ -6,16 +6,69 @@ import numpy as np
 from numpy.typing import NDArray
 
 from duolora.atelier.classifier import Predictions
-from duolora.atelier.family import article
+from duolora.atelier.family import Improvised, article, improvised
 from duolora.atelier.objects import BASE_OBJECTS
-from duolora.atelier.paint import COLOURS
-from duolora.atelier.scene import PATTERNS, SIZE, Scene, render, sample_scene
-from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR, KEEP_PATTERN
+from duolora.atelier.paint import COLOURS, Style
+from duolora.atelier.scene import PATTERNS, SIZE, Scene, paint, render, sample_scene, single
+from duolora.atelier.styles import HELD_OUT_STYLES, KEEP_COLOUR, KEEP_PATTERN, STYLES
 
 IDENTIFIERS = ("sks", "ohw", "vkt", "pqr")
 """Rare words that stand for subjects."""
 STYLE_IDENTIFIER = "zwx"
 OBJECT = "thing"
+
+
+def style_named(name: str) -> Style:
+    """A style by its name; of the family any member, as family-SEED.
+
+    Raises:
+        ValueError: there is no such style.
+    """
+    if name in STYLES:
+        return STYLES[name]
+    family, _, seed = name.partition("-")
+    if family != "family" or not seed.isdecimal():
+        raise ValueError(f"style: expected one of {', '.join(STYLES)} or family-SEED, got {name!r}")
+    return improvised(int(seed))
+
+
+VISIBLE = 0.22
+"""The least `visibility` of a style that is personalised."""
+PROBES = tuple(
+    single(kind, seed=k, colour=colour)
+    for k, (kind, colour) in enumerate(
+        [("house", "red"), ("cat", "yellow"), ("fish", "blue"), ("key", "green"), ("tree", "pink"), ("cup", "purple")]
+    )
+)
+
+
+def visibility(style: Style) -> float:
+    """How much an object differs from what is behind it, in all and at its border, in [0, 1]; the least of six."""
+    found = []
+    for scene in PROBES:
+        p = paint(scene)
+        image = np.clip(style(p), 0, 1)
+        whole = np.abs(image[p.objects].mean(0) - image[~p.objects].mean(0)).mean()
+        border = np.abs(image[p.outline].mean(0) - image[p.rim].mean(0)).mean()
+        found.append(float(whole + border) / 2)
+    return min(found)
+
+
+def sample_style(rng: np.random.Generator) -> str:
+    """A random member of the family in which objects can be seen, as family-SEED; its seed is above those held out."""
+    while True:
+        seed = int(rng.integers(1_000, 1_000_000))
+        if visibility(improvised(seed)) > VISIBLE:
+            return f"family-{seed}"
+
+
+def keeps(style: str) -> set[str]:
+    """What a person can still tell of an object in a style, of `colour` and `pattern`."""
+    if style not in STYLES and isinstance(member := style_named(style), Improvised):
+        kept = {"colour": member.keeps_colour, "pattern": member.keeps_pattern}
+    else:
+        kept = {"colour": style in KEEP_COLOUR, "pattern": style in KEEP_PATTERN}
+    return {name for name, here in kept.items() if here}
 
 
 @dataclass(frozen=True)
@@ -46,7 +99,7 @@ class Pair:
     @property
     def identity(self) -> dict[str, str]:
         """By what the subject is known in the style: its kind, and its colour where the style keeps that."""
-        return {"object": self.kind} | ({"colour": self.colour} if self.style in KEEP_COLOUR else {})
+        return {"object": self.kind} | ({"colour": self.colour} if "colour" in keeps(self.style) else {})
 
     @property
     def content_prompt(self) -> str:
@@ -113,16 +166,17 @@ def truth(seen: Predictions, pair: Pair) -> dict[str, float | None]:
     Both is the style and all by which the subject is known in it (`Pair.identity`); leak is the style image's object.
     None is what the style hides.
     """
+    kept = keeps(pair.style)
     return {
         "object": seen.share(object=pair.kind),
         "style": seen.share(style=pair.style),
         "both": seen.share(**pair.identity, style=pair.style),
-        "colour": seen.share(colour=pair.colour) if pair.style in KEEP_COLOUR else None,
-        "pattern": seen.share(pattern=pair.pattern) if pair.style in KEEP_PATTERN else None,
+        "colour": seen.share(colour=pair.colour) if "colour" in kept else None,
+        "pattern": seen.share(pattern=pair.pattern) if "pattern" in kept else None,
         "leak": seen.share(object=pair.shown),
     }
 
 
 def rendered(scenes: list[Scene]) -> list[NDArray[np.uint8]]:
     """The scenes, rendered."""
-    return [render(scene) for scene in scenes]
+    return [render(scene, style_named(scene.style)) for scene in scenes]

@@ -9,13 +9,13 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from duolora.atelier.classifier import Classifier, classify
+from duolora.atelier.classifier import classify
 from duolora.atelier.pairs import IDENTIFIERS, STYLE_IDENTIFIER, Pair, truth
 from duolora.atelier.scene import PLACES, window
 from duolora.bench.cells.cell import Cell, Part
 from duolora.bench.cells.pairs import Case, noise_seeds
 from duolora.bench.cells.photos import PhotoPair, similarity
-from duolora.bench.cells.scores import Images, shared_classifier, similarities, words_of
+from duolora.bench.cells.scores import Images, seen, shared_classifier, similarities, words_of
 from duolora.bench.tables.rows import Row
 from duolora.metrics.datasets.dataset import SUBJECT
 from duolora.model.images import as_image, as_pixels
@@ -78,7 +78,7 @@ class Group(_Subjects[Case]):
             content, style = (loras[kind].shown() for kind in ("content", "style"))
             scores.append(similarities([as_image(crop) for crop in place], content, style, words_of(case.pair)))
         similarity = {name: fmean(score[name] for score in scores) for name in scores[0]}
-        found = group_truth(shared_classifier(), pixels, [case.pair for case in self.subjects])
+        found = group_truth(pixels, [case.pair for case in self.subjects])
         return {"truth": found, "similarity": similarity}
 
 
@@ -170,11 +170,11 @@ def crops(images: Tensor, number: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def group_truth(classifier: Classifier, images: Tensor, subjects: Sequence[Pair]) -> dict[str, float | None]:
+def group_truth(images: Tensor, subjects: Sequence[Pair]) -> dict[str, float | None]:
     """Shares of subjects that are right at their own places, of images with the style, and of both at once."""
-    style = classify(classifier, images).style
-    seen = [replace(classify(classifier, crop), style=style) for crop in crops(images, len(subjects))]
-    found = [truth(at, subject) for at, subject in zip(seen, subjects, strict=True)]
+    style = seen(images, subjects[0].style).style
+    places = [replace(classify(shared_classifier(), crop), style=style) for crop in crops(images, len(subjects))]
+    found = [truth(at, subject) for at, subject in zip(places, subjects, strict=True)]
     known = {name: [each[name] for each in found] for name in found[0] if name != "pattern"}
     return {name: fmean(v for v in values if v is not None) if None not in values else None
             for name, values in known.items()} | {"pattern": None}  # fmt: skip

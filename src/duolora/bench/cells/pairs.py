@@ -6,6 +6,7 @@ crossed    the subjects of `single` with the styles of `several`            as S
 everyday   other subjects, in styles that the base knows by other names     as CustomConcept101 + StyleDrop
 paired     the subjects of `single`, each with its twin in the style        as Table 2, for PairCustomization
 unseen     subjects of classes that the base has never seen, named "thing"  beyond the paper
+random     subjects of `several` in styles that are in no list, sampled     the style is recognised by the style encoder
 tuning     for choosing options; its classes, styles and images are in none of the others
 ceiling    held-out subjects, in turn, in every held-out style, to see which of them a LoRA can learn at all
 
@@ -25,14 +26,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from duolora.atelier.classifier import classify
 from duolora.atelier.objects import BASE_OBJECTS, HELD_OUT_OBJECTS
 from duolora.atelier.paint import COLOURS
-from duolora.atelier.pairs import IDENTIFIERS, Pair, rendered, truth
+from duolora.atelier.pairs import IDENTIFIERS, Pair, rendered, sample_style, style_named, truth
 from duolora.atelier.scene import PATTERNS, SETTINGS
 from duolora.atelier.styles import HELD_OUT_STYLES
 from duolora.bench.cells.cell import Cell, Part
-from duolora.bench.cells.scores import Images, shared_classifier, similarities, words_of
+from duolora.bench.cells.scores import Images, seen, similarities, words_of
 from duolora.bench.tables.rows import Row
 from duolora.errors import FileRefused, InputError, reason
 from duolora.model.images import as_pixels
@@ -152,7 +152,7 @@ class Case:
         (loras,) = cell.loras()
         content, style = (loras[kind].shown() for kind in ("content", "style"))
         return {
-            "truth": truth(classify(shared_classifier(), as_pixels(images)), self.pair),
+            "truth": truth(seen(as_pixels(images), self.pair.style), self.pair),
             "similarity": similarities(images, content, style, words_of(self.pair)),
         }
 
@@ -174,7 +174,9 @@ def sample_suite(seed: int = 0, size: int = 12) -> list[Case]:
     crossed = [_crossed("crossed", case, several[k + 1 :] + several[: k + 1]) for k, case in enumerate(single)]
     paired = [replace(c, dataset="paired", pair=replace(c.pair, shown=c.pair.kind)) for c in single]
     ceiling = _set(rng, "ceiling", 5, HELD_OUT_OBJECTS, HELD_OUT_STYLES, len(HELD_OUT_STYLES), 500)
-    return [*several, *single, *crossed, *everyday, *paired, *unseen, *tuning, *ceiling]
+    styles = np.random.default_rng((8, seed))
+    unlisted = _set(rng, "random", 5, kinds[:6], [sample_style(styles) for _ in range(size)], size, 700)
+    return [*several, *single, *crossed, *everyday, *paired, *unseen, *tuning, *ceiling, *unlisted]
 
 
 def _set(
@@ -226,5 +228,10 @@ def suite(path: Path | None = None) -> list[Case]:
 
 
 def case_of(entry: Mapping[str, Any]) -> Case:
-    """A case from plain data, as `asdict` makes it of one."""
+    """A case from plain data, as `asdict` makes it of one.
+
+    Raises:
+        KeyError, TypeError, ValueError: it lacks something, has too much, or names no style.
+    """
+    style_named(entry["pair"]["style"])
     return Case(**{**entry, "pair": Pair(**entry["pair"])})

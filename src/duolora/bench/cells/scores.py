@@ -5,23 +5,25 @@ a published one. Images are taken as they are kept, in 8 bits.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 from duolora.atelier.captions import plain_caption
-from duolora.atelier.classifier import load_classifier
-from duolora.atelier.pairs import Pair
-from duolora.atelier.styles import KEEP_COLOUR, KEEP_PATTERN
+from duolora.atelier.classifier import ANSWERS, Predictions, classify, load_classifier
+from duolora.atelier.pairs import Pair, keeps, style_named
+from duolora.atelier.style_encoder import in_style, load_style_encoder
 from duolora.metrics.encoder import Items
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.named import ATELIER, METRICS, chosen
 from duolora.metrics.similarity import all_pairs_mean
 
 Images = Sequence[Image.Image]
-shared_classifier, _embedder = cache(load_classifier), cache(load_embedder)
+shared_classifier, _embedder, _style_encoder = cache(load_classifier), cache(load_embedder), cache(load_style_encoder)
 """Atelier's classifier, and encoders, loaded once in each process."""
 
 
@@ -59,13 +61,23 @@ def scoring_of(metrics: str, checkpoints: Mapping[str, str]) -> Scoring:
     return Scoring(tuple(chosen(metrics, ["content", "style", "prompt"])), places)
 
 
+def seen(images: Float[Tensor, "n 3 32 32"], style: str) -> Predictions:
+    """What images in [-1, 1] show; a style that the classifier has no answer for is recognised by the style encoder."""
+    found = classify(shared_classifier(), images)
+    if style in ANSWERS["style"]:
+        return found
+    recognised = in_style(_style_encoder(), images, style_named(style))
+    return replace(found, style=[style if here else "other" for here in recognised])
+
+
 def words_of(pair: Pair) -> str:
     """What an image of the subject in the style shows, in words that Atelier's encoders know: the text to compare with.
 
     Colour and pattern go unsaid where the style does not keep them, for then no image could show them.
     """
-    colour = pair.colour if pair.style in KEEP_COLOUR else ""
-    pattern = pair.pattern if pair.style in KEEP_PATTERN else ""
+    kept = keeps(pair.style)
+    colour = pair.colour if "colour" in kept else ""
+    pattern = pair.pattern if "pattern" in kept else ""
     return plain_caption(pair.kind, colour, pattern, pair.style)
 
 
