@@ -23,7 +23,7 @@ from duolora.atelier.scene import render, sample_scene
 WIDTHS = (32, 48, 96, 128)
 REFERENCES = 48
 """Renders that say what a style is."""
-NEAR = 0.8
+NEAR = 0.85
 """The least cosine with a style's mean at which an image is in it."""
 
 
