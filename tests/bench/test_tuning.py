@@ -74,10 +74,12 @@ def test_tables_use_the_best_settings(tmp_path):
     path = tmp_path / "tuned.json"
     path.write_text(json.dumps({"best": {"naive": {"changes": {"style_weight": 0.5}}, "DuoLoRA": {"changes": {}}}}))
     found = {row.label: row.changes for row in prepared(TABLES["table1"], tmp_path, TableOptions(tuned=path)).rows}
-    assert found.pop("naive") == {"style_weight": 0.5}
-    assert found == {row.label: row.changes for row in TABLES["table1"].rows if row.label != "naive"}
+    assert found.pop("naive (tuned)") == {"style_weight": 0.5}
+    assert found == {row.label: row.changes for row in TABLES["table1"].rows}
+    some = prepared(TABLES["table1"], tmp_path, TableOptions(tuned=path, row=["naive", "oracle"])).rows
+    assert [row.label for row in some] == ["naive", "naive (tuned)", "oracle"]
     own = tuned(Table("t", (Row("naive", "naive", {"style_weight": 0.9}),)), path)
-    assert own.rows[0].changes == {"style_weight": 0.9}
+    assert [row.changes for row in own.rows] == [{"style_weight": 0.9}]
     with pytest.raises(InputError, match="ablation"):
         tuned(TABLES["table8"], path)
     path.write_text("[]")

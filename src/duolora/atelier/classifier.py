@@ -38,6 +38,7 @@ class Block(nn.Module):
         self.norm_2 = nn.BatchNorm2d(width_out)
 
     def forward(self, x: Tensor) -> Tensor:
+        """(n, width_in, h, w) → (n, width_out, h / stride, w / stride)."""
         x = F.relu(self.norm(self.reduce(x)))
         return F.relu(x + self.norm_2(self.refine(x)))
 

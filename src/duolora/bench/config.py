@@ -229,7 +229,7 @@ def limited(cases: Sequence[C], most: int | None) -> list[C]:
 
 
 def prepared(table: Table, root: Path, options: TableOptions, bases: Sequence[str] = ("atelier",)) -> Table:
-    """The table as it is run: with tuned settings, B-LoRA's blocks on this base, and only some rows.
+    """The table as it is run: with rows of tuned settings, B-LoRA's blocks on this base, and only some rows.
 
     B-LoRA's blocks are those of the file `blora`, or those that `bench figure3` found on this base, or else SDXL's.
 
@@ -244,7 +244,7 @@ def prepared(table: Table, root: Path, options: TableOptions, bases: Sequence[st
         table = with_blora(table, *read_blocks(found))
     known = {row.label: row.name for row in table.rows}
     rows = {matched(row, known) for row in options.row or []}
-    kept = [row for row in table.rows if not rows or row.label in rows]
+    kept = [row for row in table.rows if not rows or rows & {row.label, row.group}]
     if getattr(options, "loras", None) and (own := [row.label for row in kept if row.blocks]):
         warnings.warn(f"{', '.join(own)}: left out, as LoRAs of their own are trained for them", Notice, stacklevel=2)
         kept = [row for row in kept if not row.blocks]

@@ -106,7 +106,9 @@ class TableOptions(SamplingOptions, RunOptions):
     seed: int = option(0, "Seed of merging and generating.", least=0, most=SEED)
     manifest: Path | None = option(None, "Other pairs than the shipped ones, as a JSON file.")
     sample: int | None = option(None, "Other pairs: those that the rule samples from this seed.")
-    tuned: Path | None = option(None, "Each method at its best setting: tuned.json of `bench tuning`.")
+    tuned: Path | None = option(
+        None, "Each method at its best setting, too, in a row of its own: tuned.json of `bench tuning`."
+    )
     blora: Path | None = option(None, "B-LoRA's blocks, as `bench figure3` writes them: blocks.json  [SDXL's two].")
     train: list[str] | None = option(
         None,

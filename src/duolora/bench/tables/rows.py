@@ -31,7 +31,7 @@ class Row:
     how: How = "merge"
     blocks: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     group: str = ""
-    """In the tuning table the label of the row, in other tables, whose best setting is sought."""
+    """The label of the row that this is another setting of."""
 
     @property
     def name(self) -> str:

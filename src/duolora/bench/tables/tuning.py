@@ -153,7 +153,7 @@ def _tried(row: Row) -> dict[str, object]:
 
 
 def tuned(table: Table, path: Path, bases: Bases = ATELIER) -> Table:
-    """The table with the best settings of a file that `choose` wrote, in the rows that are named there.
+    """The table with a further row, "NAME (tuned)", after each whose best setting in a file of `choose` is another.
 
     What a row changes itself stays as it is. Settings that were chosen on another base are told.
 
@@ -176,6 +176,9 @@ def tuned(table: Table, path: Path, bases: Bases = ATELIER) -> Table:
             f"{path}: these settings were chosen on {', '.join(chosen_on)}, and may not suit {', '.join(others)}; "
             "`duolora bench tuning` chooses some there", Notice, stacklevel=2,
         )  # fmt: skip
-    return replace(
-        table, rows=tuple(replace(row, changes={**best.get(row.label, {}), **row.changes}) for row in table.rows)
-    )
+    rows: list[Row] = []
+    for row in table.rows:
+        changes = {**best.get(row.label, {}), **row.changes}
+        own = replace(row, label=f"{row.label} (tuned)", changes=changes, group=row.label)
+        rows += [row, own] if changes != row.changes else [row]
+    return replace(table, rows=tuple(rows))
