@@ -1,6 +1,7 @@
 """`duolora bench` from end to end, tiny: tuning, what it chose in another table, a figure, and two smaller bases."""
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -8,8 +9,12 @@ import pytest
 
 import command
 from duolora.api import train
+from duolora.atelier.styles import STYLES
 from duolora.bench import config
 from duolora.bench.cells import cell as cells, pairs
+from duolora.bench.config import read_config
+from duolora.bench.tables.rows import TABLES
+from duolora.cli import bench as cli
 from duolora.model.defaults import BaseDefaults
 from duolora.training.distil import DistilRecipe
 
@@ -91,3 +96,31 @@ def test_table_5_makes_its_bases_once(bench, tmp_path):
     loras = list((tmp_path / "on").glob("*/loras/*.safetensors"))
     assert len(loras) == 4
     assert len(list((tmp_path / "on").glob("*/cells/*/*/result.json"))) == 2
+
+
+def test_the_whole_paper_by_one_command(bench, tmp_path, monkeypatch):
+    sets = {"table1": ("single",), "table4": ("multi2",), "table9": ("several",)}
+    some = {name: replace(TABLES[name], rows=TABLES[name].rows[:2], datasets=each) for name, each in sets.items()}
+    monkeypatch.setattr(cli, "TABLES", some)
+    monkeypatch.setattr(cli, "PAPER", (*some,))
+    (tmp_path / "tuned.json").write_text(json.dumps({"best": {"naive": {"changes": {"style_weight": 0.5}}}}))
+    bench(
+        "paper", "--count", "1", "--sampling-steps", "1", "--tuned", str(tmp_path / "tuned.json"), "--train", "rank=2"
+    )
+    runs = {name: read_config(tmp_path / name) for name in some}
+    assert {name: [row.label for row in run.table.rows] for name, run in runs.items()} == {
+        "table1": ["base (no LoRA)", "content LoRA alone"],
+        "table4": ["base (no LoRA)", "naive", "naive (tuned)"],
+        "table9": ["base (no LoRA)", "0/0"],
+    }
+    assert {run.settings.training["rank"] for run in runs.values()} == {2}
+    assert (tmp_path / "figure3" / "blocks.json").exists()
+    page = (tmp_path / "report.html").read_text()
+    assert all(TABLES[name].title in page for name in some)
+
+
+def test_data_sets_beside_the_papers(bench, tmp_path):
+    bench("table1", "--dataset", "random", "--dataset", "unseen", "--row", "floor", "--sample", "4")
+    names = {case.pair.style for case in read_config(tmp_path / "table1").cases if case.dataset == "random"}
+    assert names
+    assert not names & {*STYLES}

@@ -187,6 +187,25 @@ class Figure3Options(SamplingOptions):
     seed: int = option(0, "The same seed gives the same images.", least=0, most=SEED)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PaperOptions(SamplingOptions, RunOptions):
+    """What is chosen for all tables and figures at once."""
+
+    pairs: int | None = option(
+        None, "Only the first so many pairs of each data set, and groups of subjects of Table 4.", least=1
+    )
+    seed: int = option(0, "Seed of merging and generating.", least=0, most=SEED)
+    sample: int | None = option(None, "Other pairs: those that the rule samples from this seed.")
+    tuned: Path | None = option(
+        None,
+        "Each method at its best setting, too, in a row of its own: tuned.json of `bench tuning`; not in Tables 7 "
+        "to 9, whose rows differ by one option each.",
+    )
+    train: list[str] | None = option(None, "How the LoRAs are trained, as for `bench table1`  [as suits the base].")
+    count: int = option(34, "Figure 3's images for each block group and α.", least=1)
+    steps: int = option(3000, "Training steps in which each of Table 5's bases is distilled.", least=1)
+
+
 @dataclass(frozen=True)
 class Setting:
     """What speed is measured on."""

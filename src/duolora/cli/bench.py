@@ -1,6 +1,7 @@
 """Benchmarks: a command for each table and figure of the paper, and for speed."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from itertools import cycle, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -11,12 +12,14 @@ from duolora.bench.options import (
     DistilledOptions,
     Figure3Options,
     GrowthOptions,
+    PaperOptions,
     PhotoOptions,
     RunOptions,
+    SamplingOptions,
     SpeedOptions,
     TableOptions,
 )
-from duolora.bench.tables.rows import ALL, MULTI, TABLES, Table, matched
+from duolora.bench.tables.rows import ALL, MULTI, OTHERS, PAPER, TABLES, Table, matched
 from duolora.bench.tables.tuning import TUNING
 from duolora.cli import report as reports
 from duolora.cli.common import doing, report
@@ -64,7 +67,7 @@ def _table(name: str, table: Table) -> None:
             named_checkpoints(options.checkpoint or [])
         elif not options.manifest and options.sample is None:
             for dataset in options.dataset or []:
-                word("--dataset", dataset, [*ALL, *MULTI, "tuning"])
+                word("--dataset", dataset, [*ALL, *MULTI, *OTHERS])
         with doing(f"Loading what {name} needs"):
             from duolora.bench.config import config_of, smaller_bases
 
@@ -83,6 +86,14 @@ def _table(name: str, table: Table) -> None:
 
 def _run(config: "Config", options: RunOptions) -> None:
     """Run a table, plot its figure, and say what came out and what failed."""
+    text, folder, failed = _ran(config, options)
+    report(options.as_json, text, folder=folder, failed=failed)
+    if failed:
+        raise typer.Exit(1)
+
+
+def _ran(config: "Config", options: RunOptions) -> tuple[str, Path, dict[str, str]]:
+    """Run a table and plot its figure: what to say of it, its folder, and which cells failed, with why."""
     from duolora.bench.grids import figure_of
     from duolora.bench.run import run_table
     from duolora.bench.tables import tuning
@@ -97,8 +108,38 @@ def _run(config: "Config", options: RunOptions) -> None:
         text += f"\n{figure_of(config.table.figure, [cell for _, cell in done.cells], done.folder)}"
     for cell, why in done.failed.items():
         text += f"\nfailed: {cell}: {why.strip().splitlines()[-1]}"
-    report(options.as_json, text, folder=done.folder, failed=done.failed)
-    if done.failed:
+    return text, done.folder, done.failed
+
+
+def _paper(options: PaperOptions) -> None:
+    with doing("Loading what the tables need"):
+        from duolora.bench.config import config_of, smaller_bases
+        from duolora.bench.report.page import report as page
+
+    common = vars(options) | {"steps": None, "count": None}
+    common = {name: value for name, value in common.items() if value is not None}
+    folders, failed = [options.out / "figure3"], dict[str, str]()
+    typer.echo(f"Figure 3 (1 of {len(PAPER) + 1})", err=True)
+    shared = {each.name: getattr(options, each.name) for each in fields(SamplingOptions)}
+    _figure3(Figure3Options(**shared, out=options.out, count=options.count, seed=options.seed))
+    for k, name in enumerate(PAPER):
+        table = TABLES[name]
+        typer.echo(f"{table.title} ({k + 2} of {len(PAPER) + 1})", err=True)
+        own = common | ({"tuned": None} if table.ablation else {})
+        if options.pairs and table.several:
+            own["pairs"] = options.pairs * max(MULTI[dataset] for dataset in table.datasets)
+        if name == "table5":
+            chosen = DistilledOptions(**own, steps=options.steps)
+            config = config_of(name, table, chosen, smaller_bases(options.out, options.steps))
+        else:
+            config = config_of(name, table, PhotoOptions(**own))
+        text, folder, wrong = _ran(config, options)
+        typer.echo(text, err=options.as_json)
+        folders.append(folder)
+        failed |= {f"{name}: {cell}": why for cell, why in wrong.items()}
+    shown = page(folders, options.out / "report.html", "The paper's tables and figures")
+    report(options.as_json, f"{shown}", page=shown, folders=folders, failed=failed)
+    if failed:
         raise typer.Exit(1)
 
 
@@ -167,6 +208,13 @@ def _growth(options: GrowthOptions) -> None:
     typer.echo(growth(options))
 
 
+_command(
+    PaperOptions, _paper, "paper",
+    "Every table and figure of the paper on Atelier, and one page of all.\n\n"
+    "Figure 3 first, since it finds B-LoRA's blocks; then Tables 1 to 5 and 7 to 9, Figures 4 to 10. What is finished "
+    "is never run again. On two CPU cores `--pairs 1` takes some hours, all pairs some days. Table 6 asks people: "
+    "`bench study`.",
+)  # fmt: skip
 _command(
     Figure3Options, _figure3, "figure3",
     "Figure 3: what a base generates with some blocks turned down.\n\n"

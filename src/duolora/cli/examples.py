@@ -46,6 +46,7 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duolora bench {name} --photos pairs.json --contents dreambooth --styles styledrop --base sdxl/ "
         "--checkpoint csd=csd.safetensors",
     ),
+    "bench paper": ("duolora bench paper --pairs 1", "duolora bench paper --out runs --tuned runs/tuning/tuned.json"),
     "bench rerun": ("duolora bench rerun runs/table1 --out again",),
     "bench figure3": (
         "duolora bench figure3 --out runs",

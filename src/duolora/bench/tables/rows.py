@@ -85,6 +85,8 @@ class Table:
 
 
 ALL = ("several", "single", "crossed", "everyday")
+OTHERS = ("paired", "unseen", "random", "tuning", "ceiling")
+"""Atelier's data sets besides those of Table 1 (`cells/pairs.py`)."""
 MULTI = {"multi2": 2, "multi3": 3, "multi4": 4}
 """Data sets of several subjects in one style, made of those of `several`."""
 FLOOR, ORACLE = Row("base (no LoRA)", how="floor"), Row("oracle", how="oracle")
@@ -292,3 +294,15 @@ TABLES: dict[str, Table] = {
     "figure9": Table("Figure 9: two subjects in one style", _SHOWN_TOGETHER, ("multi2",), "methods"),
     "figure10": Table("Figure 10: four subjects in one style", _SHOWN_TOGETHER, ("multi4",), "methods"),
 }  # fmt: skip
+PAPER = (
+    "table1",
+    "table2",
+    "table3",
+    "table4",
+    "table5",
+    "table7",
+    "table8",
+    "table9",
+    *(f"figure{k}" for k in range(4, 11)),
+)
+"""What is in the paper, besides Figure 3 and the study of Table 6."""
