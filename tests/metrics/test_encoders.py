@@ -174,31 +174,6 @@ def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch):
         load_embedder("dino", "nobody/no-such-model", "cpu")
 
 
-def test_a_hub_that_does_not_answer_is_asked_once(monkeypatch):
-    asked, offline = [], []
-
-    def refuse(place, timeout):
-        asked.append(place)
-        raise OSError("no route")
-
-    def load(source, local_files_only, **options):
-        offline.append(local_files_only)
-        raise OSError("not in the cache")
-
-    monkeypatch.setattr(vision, "create_connection", refuse)
-    monkeypatch.setattr(vision, "getproxies", dict)
-    monkeypatch.setattr(vision.AutoConfig, "from_pretrained", load)
-    vision.hub_answers.cache_clear()
-    try:
-        for _ in range(2):
-            with pytest.raises(InputError, match="no such folder here, and the hub gave no"):
-                load_embedder("dino", "nobody/no-such-model", "cpu")
-    finally:
-        vision.hub_answers.cache_clear()
-    assert len(asked) == 1
-    assert offline and all(offline)
-
-
 def test_wrong_items_are_refused(dino, clip):
     with pytest.raises(InputError, match="at least one image or text"):
         load_embedder("dino", dino, "cpu")([])

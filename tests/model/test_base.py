@@ -260,11 +260,12 @@ def test_a_hub_id_is_downloaded_as_safetensors_and_checked(base, base_folder, co
     from diffusers import DiffusionPipeline
 
     asked = {}
+    monkeypatch.setattr("duolora.model.files.hub_answers", lambda: True)
     monkeypatch.setattr(
         DiffusionPipeline, "download", lambda name, **options: asked.update({name: options}) or str(base_folder)
     )
     assert same_weights(base, load_base("owner/name", "cpu"))
-    assert asked == {"owner/name": {"use_safetensors": True}}
+    assert asked == {"owner/name": {"use_safetensors": True, "local_files_only": False}}
 
 
 def test_the_empty_prompt_is_what_guidance_takes(base_folder):
@@ -292,6 +293,7 @@ def test_every_architecture_loads_in_every_way(tmp_path, monkeypatch, architectu
         path = save_single_file(made, tmp_path / "base.safetensors")
         found = load_base(path, "cpu", config=tmp_path / "base")
     else:
+        monkeypatch.setattr(base_files, "hub_answers", lambda: True)
         monkeypatch.setattr(base_files.DiffusionPipeline, "download", lambda name, **given: str(tmp_path / "base"))
         found = load_base(f"someone/{architecture}", "cpu")
     state = made.unet.state_dict()

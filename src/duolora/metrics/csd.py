@@ -23,7 +23,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from duolora.errors import FileRefused, InputError, reason
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
-from duolora.metrics.vision import hub_answers
+from duolora.model.hub import hub_answers
 
 CONVERSION = "duolora checkpoints convert csd CSD.pth --out csd.safetensors"
 HEAD_WIDTH = 64

@@ -5,16 +5,12 @@ import re
 import reprlib
 import warnings
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from socket import create_connection
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 import transformers
-from huggingface_hub.constants import ENDPOINT
 from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float
 from safetensors import SafetensorError
@@ -25,6 +21,7 @@ from duolora.errors import FileRefused, InputError, Notice
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
 from duolora.model.base_check import check_files
+from duolora.model.hub import hub_answers
 
 VISION: dict[str, Callable[..., Any]] = {
     "vit": partial(ViTModel.from_pretrained, add_pooling_layer=False),
@@ -126,18 +123,6 @@ def _checked(source: str, load: Callable[..., Any], device: torch.device) -> Any
                 f"{type(network).__name__}; get the published checkpoint again, with its own config.json"
             )
     return network.float().to(device).eval().requires_grad_(False)
-
-
-@cache
-def hub_answers() -> bool:
-    """Whether the hub can be reached, which its library finds out anew for every file, for half a minute."""
-    place = urlsplit(ENDPOINT)
-    try:
-        if not getproxies():
-            create_connection((place.hostname or "", place.port or 443), timeout=3).close()
-    except OSError:
-        return False
-    return True
 
 
 def _opened(source: str, load: Callable[..., Any], **options: Any) -> Any:

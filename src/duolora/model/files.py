@@ -29,6 +29,7 @@ from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import PICKLES, base_path, check_base
 from duolora.model.flux import FLUX
+from duolora.model.hub import hub_answers
 from duolora.model.kind import Kind
 from duolora.model.kinds import KINDS, kind_of
 from duolora.model.qwen import QWEN
@@ -433,8 +434,8 @@ def _stored_keys(folder: Path) -> set[str]:
 def _downloaded(base: str) -> Path:
     """The folder in the hub's cache that holds the model of this id, downloaded if need be."""
     try:
-        return Path(DiffusionPipeline.download(base, use_safetensors=True))
-    except (OSError, ValueError) as error:
+        return Path(DiffusionPipeline.download(base, use_safetensors=True, local_files_only=not hub_answers()))
+    except Exception as error:  # a connection that breaks is requests' or httpx's error, by the hub library's version
         raise InputError(
             f"{base}: no such folder here, and the hub gave no model of that id as safetensors; check the name and the "
             "connection, or give the path of a local copy"
