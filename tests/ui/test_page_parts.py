@@ -36,20 +36,36 @@ def named(gr, part, id):
     return found
 
 
-def test_prompts_start_empty_and_come_from_the_file_that_is_dropped(gr, tmp_path):
+def test_prompts_start_empty(gr):
     for kind in ("content", "style"):
         field = named(gr, "Textbox", f"{kind}-prompt")
         assert not field.args and "value" not in field.kwargs and field.kwargs["placeholder"]
-    fill = Acts(gr, MagicMock(spec=Jobs)).dropped
+
+
+def test_words_come_from_the_file_that_is_dropped_unless_they_were_typed(acts, tmp_path):
     lora = LowRank(torch.ones(8, 1), torch.ones(1, 8))
-    write_adapter(tmp_path / "a.safetensors", Adapter({NAME: lora}, {"prompt": "ohwx mug in pencil style"}))
-    write_adapter(tmp_path / "b.safetensors", Adapter({NAME: lora}))
-    (tmp_path / "c.safetensors").write_bytes(b"1234")
-    assert fill(str(tmp_path / "a.safetensors")) == (prompt_in(tmp_path / "a.safetensors"), "")
-    assert fill(str(tmp_path / "a.safetensors"))[0] == "ohwx mug in pencil style"
-    assert fill(str(tmp_path / "b.safetensors")) == fill(None) == ("", "")
-    words, wrong = fill(str(tmp_path / "c.safetensors"))
-    assert words == "" and "c.safetensors" in wrong and str(tmp_path) not in wrong
+    for name, words in (("a", {"prompt": "ohwx mug in pencil style"}), ("b", {"prompt": "a sks cat"}), ("none", {})):
+        write_adapter(tmp_path / f"{name}.safetensors", Adapter({NAME: lora}, words))
+    (tmp_path / "broken.safetensors").write_bytes(b"1234")
+
+    def fill(name, words, filled):
+        """What is in the field after the file has been dropped, what came from it, and what is said."""
+        path = str(tmp_path / f"{name}.safetensors") if name else None
+        found = acts.dropped("style", path, words, filled)
+        return found.get("style-words", words), found.get("style-filling", filled), found["style-wrong"]
+
+    mug = prompt_in(tmp_path / "a.safetensors")
+    assert mug == "ohwx mug in pencil style"
+    assert fill("a", "", "") == fill("a", " ", "") == (mug, mug, "")
+    assert fill("b", mug, mug) == ("a sks cat", "a sks cat", ""), "what an earlier file put there is not kept"
+    assert fill("none", mug, mug) == fill(None, mug, mug) == ("", "", "")
+    words, filled, said = fill("b", "a red mug", mug)
+    assert (words, filled) == ("a red mug", mug) and "a sks cat" in said and "bad" not in said
+    assert fill("b", "a sks cat", "") == ("a sks cat", "", ""), "the same words need no remark"
+    assert fill("none", "a red mug", "") == fill(None, "a red mug", "") == ("a red mug", "", "")
+    for words in ("", "a red mug"):
+        kept, _, said = fill("broken", words, "")
+        assert kept == words and "bad" in said and "broken.safetensors" in said and str(tmp_path) not in said
 
 
 def test_of_a_file_that_is_dropped_the_header_alone_is_read(tmp_path):
@@ -90,19 +106,13 @@ def test_numbers_are_checked_as_on_the_command_line():
 def acts(gr):
     """What the buttons do, with parts that can be told apart."""
     made = Acts(gr, MagicMock(spec=Jobs))
-    for name in (
-        "go",
-        "generate",
-        "against",
-        "write",
-        "halt",
-        "working",
-        "number",
-        "status",
-        "previews",
-        "generate_status",
-    ):
+    for name in ("go", "generate", "against", "write", "halt", "working", "number", "status", "previews", "done",
+                 "generate_status", "compare_status", "file_status"):  # fmt: skip
         setattr(made.at, name, name)
+    sides = ("content", "style")
+    made.at.sides = {kind: (f"{kind}-images", f"{kind}-words", f"{kind}-lora") for kind in sides}
+    made.at.notes = {kind: (f"{kind}-wrong", f"{kind}-filling") for kind in sides}
+    made.at.more = [f"more-{k}" for k in range(5)]
     made.at.images = "images"
     return made
 
@@ -139,6 +149,31 @@ def test_an_error_is_told_in_its_own_line_and_goes_when_the_next_thing_works(act
     assert "images: expected a whole number from 1 to 16, got 0" in said["generate_status"]
 
 
+LINES = {"status": "", "generate_status": "", "compare_status": "", "file_status": ""}
+
+
+def test_errors_go_when_anything_else_works(acts):
+    acts.jobs.start.return_value = job_of([])
+    acts.at.files = "files"
+    *during, after = acts.export(0, MagicMock(spec=Made), "kohya", 1.0, 1.0)
+    for change in during:
+        assert {**LINES, "file_status": change["file_status"]}.items() <= change.items()
+    assert after.items() >= LINES.items() and "done" not in after, "what was made is still told"
+
+
+def test_errors_go_with_an_example_unless_something_is_being_done(acts, tmp_path):
+    acts.jobs.folder = tmp_path
+    found = acts.example(EXAMPLES[0], 0)
+    assert found.items() >= {**LINES, "content-wrong": "", "style-wrong": ""}.items() and "done" not in found
+    assert "status" not in acts.example(EXAMPLES[0], 7), "how far the work is stays"
+
+
+def test_words_of_a_merge_that_is_opened_again_are_its_files(acts, tmp_path):
+    file, images = Side((), "a sks cat", tmp_path / "a.safetensors"), Side((tmp_path / "a.png",), "zwx style")
+    found = acts._fields(Asked(file, images))
+    assert (found["content-filling"], found["style-filling"]) == ("a sks cat", "")
+
+
 def test_stop_is_for_what_this_page_is_doing(acts):
     acts.jobs.start.return_value = job = job_of()
     running = acts.regenerate(0, MagicMock(spec=Made), 4, 0, "a cat", 1.0, 1.0)
@@ -154,7 +189,7 @@ def test_references_are_left_of_every_row_of_a_comparison(acts, tmp_path):
         (tmp_path / kind).mkdir()
         for k in range(2):
             (tmp_path / kind / f"{k}.png").touch()
-    acts.at.compare_status, acts.at.side_by_side = "compare_status", "side_by_side"
+    acts.at.side_by_side = "side_by_side"
     acts.jobs.start.return_value = job_of({"naive": ["n0", "n1"], "duolora": ["d0", "d1"]})
     made = Made(tmp_path, Asked(Side(), Side()), "a cat", "")
     *_, after = acts.compare(0, made, 2, 0, ["naive", "duolora"], "a cat", 0.5, 1.0)

@@ -11,11 +11,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from browser import chromium, opened
+from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
 from duolora.lora.read.header import read_header
+from duolora.lora.write.file import write_adapter
+from duolora.paper.lowrank import LowRank
 
 pytest.importorskip("gradio")
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -104,9 +108,9 @@ def test_from_images_to_a_file(url, images, tmp_path):
         page.click("#make")
         expect(page.locator("#make")).to_be_disabled()
         page.wait_for_selector("#previews img")
-        page.wait_for_selector("#status :text('Done')")
+        page.wait_for_selector("#done :text('Done')")
         expect(page.locator("#make")).to_be_enabled()
-        assert re.search(r"off by at most \de-\d+", page.inner_text("#status"))
+        assert re.search(r"off by at most \de-\d+", page.inner_text("#done"))
         assert " in " in page.input_value("#prompt textarea")
         first = shown(page, "images", 4)
         bar = page.locator("#weight-style input[type=range]")
@@ -152,6 +156,27 @@ def test_errors_are_shown(url, tmp_path):
             page.wait_for_selector(f"#{kind}-wrong .bad:has-text('broken.safetensors')")
         page.click("#make")
         page.wait_for_selector('#status .bad:has-text("the subject\'s file broken.safetensors")')
+        page.locator(".example").first.click()
+        expect(page.locator("#style-images .grid-container img")).to_have_count(1)
+        expect(page.locator(".line .bad")).to_have_count(0)
+
+
+def test_words_that_were_typed_stay_when_a_file_is_dropped(url, tmp_path):
+    module = {"mid_block.attentions.0.transformer_blocks.0.attn1.to_q": LowRank(torch.ones(8, 1), torch.ones(1, 8))}
+    for name in ("mug", "cat"):
+        write_adapter(tmp_path / f"{name}.safetensors", Adapter(module, {"prompt": f"a sks {name}"}))
+    with chromium() as browser, opened(browser, url) as page:
+        words = {kind: page.locator(f"#{kind}-prompt textarea") for kind in ("content", "style")}
+        words["style"].fill("a house in zwx style")
+        for name in ("mug", "cat"):
+            for kind in words:
+                page.set_input_files(f"#{kind}-lora input[type=file]", tmp_path / f"{name}.safetensors")
+            expect(words["content"]).to_have_value(f"a sks {name}")
+            expect(page.locator("#style-wrong")).to_contain_text(f"Your words are used; the file says: a sks {name}")
+            for kind in words:
+                page.locator(f"#{kind}-lora").get_by_label("Clear").click()
+            expect(words["content"]).to_have_value("")
+        assert words["style"].input_value() == "a house in zwx style"
 
 
 def test_a_job_is_its_pages_own_and_a_reload_finds_it(url):

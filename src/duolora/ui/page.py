@@ -3,6 +3,7 @@
 import os
 import socket
 from collections.abc import Generator, Iterator, Sequence
+from functools import partial
 from hmac import compare_digest
 from html import escape
 from ipaddress import ip_address
@@ -196,9 +197,9 @@ class Acts:
         try:
             job = self.jobs.make(_asked(*fields))
         except DuoLoRAError as error:
-            yield {self.at.status: bad(error)}
+            yield self._lines(self.at.status, bad(error))
             return
-        yield from self._made(job)
+        yield from self._made(job, {self.at.done: ""})
 
     def load(self, number: str) -> Iterator[Changes]:
         """After a reload: the merge of the number in the page's address, finished or on its way."""
@@ -243,12 +244,22 @@ class Acts:
         if working in self.running:
             self.jobs.stop(self.running[working])
 
-    def dropped(self, lora: str | None) -> tuple[str, str]:
-        """The prompt of a LoRA file that was dropped, and what is wrong with the file."""
+    def dropped(self, kind: str, lora: str | None, words: str, filled: str) -> Changes:
+        """After a LoRA file came or went: what is wrong with it, and its prompt, unless somebody typed other words.
+
+        `words` are those in the field, `filled` what an earlier file put there.
+        """
+        (_, field, _), (wrong, filling) = self.at.sides[kind], self.at.notes[kind]
+        found, said = "", ""
         try:
-            return (prompt_in(lora) if lora else ""), ""
+            found = prompt_in(lora) if lora else ""
         except DuoLoRAError as error:
-            return "", bad(str(error).replace(str(lora), Path(str(lora)).name))
+            said = bad(str(error).replace(str(lora), Path(str(lora)).name))
+        if words.strip() in ("", filled.strip()):
+            return {field: found, filling: found, wrong: said}
+        if found not in ("", words.strip()):
+            said = f"<p>Your words are used; the file says: {escape(found)}</p>"
+        return {wrong: said}
 
     def _work(self, line: Any, name: str, working: int, made: Made | None, sampling: Any, *how: Any) -> Doing:
         """Work on what was made, told in this line; no result where the page is busy, or the work fails."""
@@ -262,7 +273,7 @@ class Acts:
                 *others, prompt, content, style = how
                 how = (*others, Wanted(prompt, content, style, count or COUNT, seed or 0))
         except InputError as error:
-            return None, {line: bad(error)}
+            return None, self._lines(line, bad(error))
         return (yield from self._followed(self.jobs.start(name, made, *how), line))
 
     def _made(self, job: Job, begun: Changes | None = None) -> Iterator[Changes]:
@@ -279,14 +290,14 @@ class Acts:
         always = {at.working: id(job), **self._busy(True)} | ({at.number: job.number} if job.number else {})
         for news in job.news():
             previews = {at.previews: gr.Gallery(list(news.images), visible=True)} if news.images else {}
-            yield {line: status(news), **always, **previews, **(begun or {})}
+            yield {**self._lines(line, status(news)), **always, **previews, **(begun or {})}
             begun = {}
         self.running.pop(id(job), None)
         ended = {at.working: 0, at.previews: gr.Gallery([], visible=False), **self._busy(False)}
         try:
-            return job.result(), {line: "", **ended}
+            return job.result(), {**self._lines(), **ended}
         except DuoLoRAError as error:
-            return None, {line: bad(error), **ended}
+            return None, {**self._lines(line, bad(error)), **ended}
 
     def _busy(self, yes: bool) -> Changes:
         """Buttons that begin something are disabled while something is done, and Stop while nothing is."""
@@ -294,23 +305,30 @@ class Acts:
         begin = dict.fromkeys((at.go, at.generate, at.against, at.write), button(interactive=not yes))
         return {**begin, at.halt: button(interactive=yes)}
 
+    def _lines(self, *told: Any) -> Changes:
+        """All lines that tell of work or errors, empty but for the one that is given with its text."""
+        at = self.at
+        lines = (at.status, at.generate_status, at.compare_status, at.file_status)
+        return dict.fromkeys(lines, "") | (dict([told]) if told else {})
+
     def _shown(self, made: Made) -> Changes:
         """A finished merge, and the images that were generated with it."""
         at, gr = self.at, self.gr
         text = f'<p role="status">Done: {escape(made.text)}. All files are in {escape(str(made.folder))}</p>'
         images = made.images("generated")
         return {
-            at.number: made.folder.name, at.status: text, at.made: made, at.prompt: made.prompt,
+            at.number: made.folder.name, at.done: text, at.made: made, at.prompt: made.prompt, **self._lines(),
             at.images: gr.Gallery(images, visible=bool(images)), at.side_by_side: gr.Gallery([], visible=False),
-            at.files: gr.File(None, visible=False), at.generate_status: "", at.compare_status: "", at.file_status: "",
+            at.files: gr.File(None, visible=False),
         }  # fmt: skip
 
     def _fields(self, asked: Asked) -> Changes:
         """The fields as they were when something was asked for."""
         changes: Changes = {}
         for kind, (images, words, lora) in self.at.sides.items():
-            side = asked.side(kind)
+            side, (wrong, filling) = asked.side(kind), self.at.notes[kind]
             changes |= {images: list(side.images) or None, words: side.prompt, lora: side.lora and str(side.lora)}
+            changes |= {wrong: "", filling: side.prompt if side.lora else ""}
         values = (asked.base, asked.method, asked.train_steps, asked.merge_steps, asked.seed)
         return changes | dict(zip(self.at.more, values, strict=True))
 
@@ -320,11 +338,11 @@ class Acts:
         named = [(f"{m.folder.name}: {m.prompt or 'no prompt'}, {m.asked.method}", m.folder.name) for m in found]
         return self.gr.Dropdown(named, value=None, visible=bool(named))
 
-    def example(self, pair: Pair) -> Changes:
-        """The images and prompts of an example, for the base that ships."""
+    def example(self, pair: Pair, working: int) -> Changes:
+        """The images and prompts of an example, for the base that ships; errors go, unless something is being done."""
         images = example_images(pair, self.jobs.folder / "examples")
         sides = {kind: Side(tuple(images[kind]), words) for kind, words in _prompts(pair).items()}
-        return self._fields(Asked(sides["content"], sides["style"]))
+        return self._fields(Asked(sides["content"], sides["style"])) | ({} if working else self._lines())
 
 
 def _prompts(pair: Pair) -> dict[str, str]:
@@ -357,6 +375,7 @@ def built(gr: Any, jobs: Jobs, base: str) -> Any:
             at.go = gr.Button("Make the LoRA", variant="primary", elem_id="make")
             at.halt = gr.Button("Stop", elem_id="stop", interactive=False)
         at.status = gr.HTML(elem_id="status", elem_classes="line")
+        at.done = gr.HTML(elem_id="done", elem_classes="line")
         at.previews = _gallery(gr, "Previews", "previews")
         sampling = _generating(gr, at)
         compared = _comparing(gr, at, sampling)
@@ -371,7 +390,7 @@ def built(gr: Any, jobs: Jobs, base: str) -> Any:
         _on(acts, at.against.click, acts.compare, [*of, *compared])
         _on(acts, at.write.click, acts.export, [*of, *exported])
         for button, pair in at.examples:
-            _on(acts, button.click, lambda pair=pair: acts.example(pair), None)
+            _on(acts, button.click, partial(acts.example, pair), at.working)
         at.halt.click(acts.stop, at.working, queue=False)
         at.number.change(None, at.number, js=WRITE_ADDRESS)
     return page
@@ -381,7 +400,7 @@ def _on(acts: Acts, when: Any, do: Any, inputs: Any, **more: Any) -> None:
     """Let an act change any part of the page; jobs queue by themselves, so everybody is told at once where they are."""
     at = acts.at
     single = [part for part in vars(at).values() if not isinstance(part, list | dict)]
-    parts = [*single, *at.more, *(part for side in at.sides.values() for part in side)]
+    parts = [*single, *at.more, *(part for sides in (at.sides, at.notes) for side in sides.values() for part in side)]
     when(do, inputs, parts, show_progress="hidden", concurrency_limit=None, **more)
 
 
@@ -395,10 +414,9 @@ def _asking(gr: Any, acts: Acts, base: str) -> list[Any]:
             style = example_images(pair, acts.jobs.folder / "examples")["style"][0]
             at.examples.append((gr.Button(_name(pair), icon=style, size="sm", elem_classes="example"), pair))
     with gr.Row():
-        at.sides = {
-            "content": _side(gr, acts, "The subject", "content", "a sks teapot in flat style"),
-            "style": _side(gr, acts, "The style", "style", "a house in zwx style"),
-        }
+        at.sides, at.notes = {}, {}
+        _side(gr, acts, "The subject", "content", "a sks teapot in flat style")
+        _side(gr, acts, "The style", "style", "a house in zwx style")
     named = [(f"{name}: {METHOD_HELP[name]}", name) for name in METHODS]
     method = gr.Dropdown(named, value="duolora", label="Method", info="how the two become one", elem_id="method")
     where = gr.Textbox(
@@ -416,7 +434,7 @@ def _name(pair: Pair) -> str:
     return f"{article(pair.colour)} {pair.kind}, in the style of this {pair.shown}"
 
 
-def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> tuple[Any, Any, Any]:
+def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> None:
     """Where one side is dropped: images with what they show, or a file, whose own prompt is filled in."""
     with gr.Column(min_width=300):
         gr.Markdown(f"### {title}")
@@ -430,8 +448,10 @@ def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> tuple[Any,
         )  # fmt: skip
         lora = gr.File(label="… or a LoRA file", file_types=[".safetensors"], elem_id=f"{key}-lora", height=130)
         wrong = gr.HTML(elem_classes="line", elem_id=f"{key}-wrong")
-        gr.on([lora.upload, lora.clear], acts.dropped, lora, [words, wrong], show_progress="hidden")
-    return images, words, lora
+        filled = gr.State("")
+    acts.at.sides[key], acts.at.notes[key] = (images, words, lora), (wrong, filled)
+    parts = [words, wrong, filled]
+    gr.on([lora.upload, lora.clear], partial(acts.dropped, key), [lora, words, filled], parts, show_progress="hidden")
 
 
 def _gallery(gr: Any, label: str, id: str) -> Any:
