@@ -20,6 +20,7 @@ from duolora.lora.read.file import read_adapter
 from duolora.lora.read.header import read_header
 from duolora.lora.write.file import write_adapter
 from duolora.paper.lowrank import LowRank
+from duolora.ui.page import EXAMPLES
 
 pytest.importorskip("gradio")
 expect = pytest.importorskip("playwright.sync_api").expect
@@ -193,6 +194,6 @@ def test_a_job_is_its_pages_own_and_a_reload_finds_it(url):
         expect(second.locator("#status .bad")).to_contain_text("stopped; nothing was written")
         first.reload()
         expect(first.locator("#stop")).to_be_enabled(timeout=60_000)
-        assert first.input_value("#content-prompt textarea") == "a sks tree in flat style"
+        assert first.input_value("#content-prompt textarea") == EXAMPLES[0].content_prompt
         first.click("#stop")
         expect(first.locator("#status .bad")).to_contain_text("stopped")

@@ -18,6 +18,7 @@ from duolora.metrics.encoders import load_embedder
 from duolora.metrics.named import METRICS, chosen
 from duolora.metrics.similarity import Interval, bootstrap_interval, matched, mean_by_row
 from duolora.model.image_files import image_paths
+from duolora.progress import underway
 from duolora.provenance import versions
 from duolora.textfiles import read_lines
 
@@ -127,10 +128,12 @@ def evaluate(
     cache, embedders = given.get("cache", True), given.get("embedders")
     kept = None if cache is False else Cache(cache if isinstance(cache, Path) else None)
     loaded = {} if embedders is None else embedders
+    progress = given.get("progress", False)
     for needed in dict.fromkeys(METRICS[name].embedder for name in names):  # a missing one is known before any work
         if needed not in loaded:
-            place = (checkpoints or {}).get(needed)
-            loaded[needed] = load_embedder(needed, place, given.get("device", "auto"), given.get("progress", False))
+            with underway(f"Loading {needed}", progress):
+                place = (checkpoints or {}).get(needed)
+                loaded[needed] = load_embedder(needed, place, given.get("device", "auto"), progress)
     scores = [_score(name, loaded[METRICS[name].embedder], images, files, prompt or "", kept) for name in names]
     return Evaluation(Path(generated), tuple(scores), versions() | {"pillow": PIL.__version__})
 
