@@ -105,6 +105,16 @@ def test_work_that_dies_is_told_and_the_next_job_works(jobs):
     assert draw.error is None
 
 
+def test_only_what_waits_is_said_to_wait(jobs):
+    first, second = jobs.make(asked("talk")), jobs.make(asked("talk"))
+    first.begun.wait()
+    assert not next(first.news()).stage.startswith("Waiting")
+    assert next(second.news()).stage.startswith("Waiting")
+    for job in (second, first):
+        jobs.stop(job)
+    ended(first)
+
+
 def test_stop_is_for_one_job_and_a_waiting_one_ends_at_once(jobs):
     first = begun(jobs.make(asked("talk")))
     second, third = jobs.make(asked("count")), jobs.make(asked("count"))
@@ -119,7 +129,7 @@ def test_stop_is_for_one_job_and_a_waiting_one_ends_at_once(jobs):
 def test_work_goes_on_when_nobody_looks_and_is_found_again(jobs):
     job = jobs.make(asked("count"))
     watching = job.news()
-    next(watching)
+    next(watching, None)
     watching.close()
     assert jobs.making[job.number] is job, "a page that is loaded again finds it"
     ended(job)

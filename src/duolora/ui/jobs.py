@@ -30,7 +30,7 @@ class Job:
     def __init__(self, name: str, given: tuple[Any, ...], number: str = "") -> None:
         """One of the studio's methods, and what it is given; the number is that of the folder of a merge."""
         self.name, self.given, self.number = name, given, number
-        self.stop, self.done, self.begun = Event(), Event(), False
+        self.stop, self.begun, self.done = Event(), Event(), Event()
         self.now = News("Waiting for other work of this page")
         self.error: DuoLoRAError | None = None
         self.found: Any = None
@@ -38,6 +38,7 @@ class Job:
     def news(self) -> Iterator[News]:
         """The news as they come, until the job has ended; that it stops is told at once."""
         told = None
+        self.begun.wait(0.1)  # mostly at once, and then nothing is said of waiting
         while not self.done.is_set():
             now = News("Stopping") if self.stop.is_set() else self.now
             if now != told:
@@ -99,7 +100,7 @@ class Jobs:
         """Stop this job, and no other; at once if its turn has not come."""
         with self._lock:
             job.stop.set()
-            if not job.begun and not job.done.is_set():
+            if not job.begun.is_set() and not job.done.is_set():
                 job.end(error=Stopped(STOPPED))
 
     def finished(self) -> list[Made]:
@@ -119,12 +120,13 @@ class Jobs:
         while True:
             job = self._turns.get()
             with self._lock:
-                job.begun = not job.done.is_set()
-            if job.begun:
+                if not job.done.is_set():
+                    job.now = News("Starting")
+                    job.begun.set()
+            if job.begun.is_set():
                 self._do(job)
 
     def _do(self, job: Job) -> None:
-        job.now = News("Starting")
         try:
             work = self.worker.run(job.stop, job.name, *job.given)
             while True:
