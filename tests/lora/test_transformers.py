@@ -21,6 +21,7 @@ from duolora.api.compose import compose
 from duolora.api.convert import convert
 from duolora.api.inspect import inspect
 from duolora.api.merge import merge, options_of
+from duolora.cli.common import verified
 from duolora.errors import BaseMismatch, FileRefused, InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import FAMILIES, UNETS, fitting
@@ -29,6 +30,7 @@ from duolora.lora.read.file import read_adapter
 from duolora.lora.read.keys import adapter_from
 from duolora.lora.verify import relative_error
 from duolora.lora.write.file import write_adapter
+from duolora.merging.inputs import architecture_of_files
 from duolora.model.blocks import block_of, blocks_of
 from duolora.paper.lowrank import LowRank
 from tiny import tiny_sd15
@@ -466,6 +468,17 @@ def test_families_that_names_do_not_tell_apart_are_all_named(tmp_path):
 STRANGE = {
     "LoKr": ({"diffusion_model.layers.0.attention.to_q.lokr_w1": torch.ones(2, 2)}, "makes it a LoKr"),
     "control LoRA": ({"double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(2)}, "makes it a control LoRA"),
+    "BFL's control LoRA": (
+        {
+            "double_blocks.0.img_attn.norm.query_norm.scale": torch.ones(2),
+            "double_blocks.0.img_attn.proj.lora_B.bias": torch.ones(2),
+        },
+        "makes it a control LoRA",
+    ),
+    "control LoRA of diffusers' script": (
+        pair("transformer.x_embedder", lora(H, 128), A_B),
+        "x_embedder with 128 inputs, where FLUX.1 has 64, makes it a control LoRA",
+    ),
     "control LoRA of Stability": ({"lora_controlnet": torch.ones(0)}, "makes it a control LoRA"),
     "T5": ({"lora_te3_encoder_block_0_layer_0.lora_down.weight": torch.ones(2, 2)}, "belongs to the T5 text encoder"),
     "no such module": (pair("transformer.transformer_blocks.0.attn.to_z", lora(8, 8)), "attn.to_z is not a module of"),
@@ -485,6 +498,39 @@ def test_what_is_no_plain_lora_is_refused_in_one_line(case):
     with pytest.raises(FileRefused, match=message) as caught:
         adapter_from(sound | tensors, {}, "file")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["double_blocks.0.txt_attn.norm.key_norm.scale", "layers.0.attention.norm_q.weight"])
+def test_a_whole_transformer_is_no_lora(key):
+    with pytest.raises(
+        FileRefused, match="belongs to a whole model; expected a LoRA; a whole model goes in as the base"
+    ):
+        adapter_from({key: torch.ones(2), "proj_out.weight": torch.ones(2, 2)}, {}, "file")
+
+
+def test_the_first_layer_of_flux_2_is_no_control_loras():
+    shapes = {"transformer_blocks.0.attn.to_q": (H, H), "x_embedder": (H, 128)}
+    assert fitting(shapes) == ("FLUX.2",)
+    assert fitting(shapes | {"x_embedder": (H, 64)})[0] == "FLUX.1"
+
+
+def test_what_is_said_of_a_file_holds_for_a_transformer(tmp_path, recwarn):
+    """Where it works; and nothing of parts of a layer of kohya's that only diffusers looks for."""
+    path = tmp_path / "x.safetensors"
+    adapter = blocks("transformer_blocks.0.attn.add_k_proj", "single_transformer_blocks.0.attn.to_q")
+    assert "for diffusers only" not in verified(write_adapter(path, adapter, torch.float32, "diffusers"))
+    assert write_adapter(path, adapter, torch.float32, "kohya").diffusers < 1e-6
+    assert not recwarn.list
+
+
+def test_blocks_of_two_files_stand_in_the_networks_order():
+    names = (
+        "single_transformer_blocks.2.attn.to_q",
+        "transformer_blocks.10.attn.to_q",
+        "transformer_blocks.9.attn.to_k",
+    )
+    found = architecture_of_files(blocks(names[0], names[1]), blocks(names[2]))
+    assert [*found.shapes] == [names[2], names[1], names[0]]
 
 
 CLASSES = {

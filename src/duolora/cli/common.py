@@ -108,11 +108,14 @@ def printable(text: str) -> str:
     return "".join(sign if sign.isprintable() else sign.encode("unicode_escape").decode() for sign in text)
 
 
-_ELSEWHERE = dict.fromkeys(
-    ("diffusers", "uniform"),
-    "for diffusers only: ComfyUI and Forge load about half of it, sd-scripts nothing; --format kohya is for all",
-) | {"peft": "for PEFT only, and the UNet only; --format kohya is for all programs"}
-"""Where the files of a format do not work."""
+_PARTLY = "for diffusers only: ComfyUI and Forge load about half of it, sd-scripts nothing; --format kohya is for all"
+_ELSEWHERE = {
+    ("diffusers", "unet"): _PARTLY,
+    ("uniform", "unet"): _PARTLY,
+    ("peft", "unet"): "for PEFT only, and the UNet only; --format kohya is for all programs",
+    ("peft", "transformer"): "for PEFT only, and the transformer only; --format diffusers is for other programs",
+}
+"""Where the files of a format do not work; those of a transformer in diffusers' names do in ComfyUI."""
 
 
 def verified(verification: Any) -> str:
@@ -124,7 +127,7 @@ def verified(verification: Any) -> str:
     if verification.diffusers is not None:
         text += f", as diffusers loads it by {verification.diffusers:.0e}"
     text += f"; diffusers does not load it: {printable(verification.unloadable)}" if verification.unloadable else ""
-    elsewhere = _ELSEWHERE.get(verification.format, "")
+    elsewhere = _ELSEWHERE.get((verification.format, verification.network), "")
     if verification.format == "kohya" and low != high:
         elsewhere = "diffusers 0.32 takes mixed ranks at a wrong strength: --format uniform is for it"
     return text + (f"\n{elsewhere}" if elsewhere else "")

@@ -197,6 +197,8 @@ ATTENTION = re.compile(
 )
 """The projections of an attention, in any family; of UNets it has no others than `PROJECTION` in `model`."""
 
+_FLUX2_INPUTS = 128
+"""Of its first layer; FLUX.1's has 64, and in control LoRAs 128."""
 _FIRST_LEVEL = re.compile(r"down_blocks\.0\.attentions\.")
 _FOURTH_LEVEL = re.compile(r"(?:down|up)_blocks\.3\.")
 _ONLY_SDXL = re.compile(r"text_encoder_2\.|add_embedding\.|.*\.transformer_blocks\.[1-9]")
@@ -242,6 +244,8 @@ def fitting(shapes: Shapes) -> tuple[str, ...]:
         if all(map(pattern.fullmatch, inside)) and spoken <= set(FAMILIES[name].encoders)
     ]
     found = [name for name in found if FAMILIES[name].unless not in found]
+    if "FLUX.2" in found and inside.get("x_embedder", (0, 0))[1] == _FLUX2_INPUTS:
+        found = ["FLUX.2"]
     queries = {
         d_out for name, (d_out, _) in inside.items() if name.endswith("attn.to_q") or name.endswith("attn1.to_q")
     }

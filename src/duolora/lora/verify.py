@@ -36,6 +36,8 @@ class Verification:
     """Why diffusers does not load it, where it should and does not."""
     format: str = ""
     """In which format the file is."""
+    network: str = "unet"
+    """What pipelines call the network that the file is for: `unet` or `transformer`."""
 
 
 def verify(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, size: int = 0) -> Verification:
@@ -56,7 +58,7 @@ def verify(asked: Adapter, found: Adapter, dtype: torch.dtype, path: object, siz
             f"(at most {TOLERANCE[dtype]} is accepted); nothing was written; write it in float32"
         )
     ranks = [lora.rank for lora in outlines(found.modules).values()]
-    return Verification(errors[worst], len(ranks), (min(ranks), max(ranks)), size)
+    return Verification(errors[worst], len(ranks), (min(ranks), max(ranks)), size, network=asked.family.network)
 
 
 def identical(one: Adapter, other: Adapter) -> bool:

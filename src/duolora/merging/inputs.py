@@ -12,7 +12,7 @@ from duolora.lora.families import ATTENTION, common
 from duolora.lora.on_demand import OnDemand, one_by_one, outlines, renamed, spooled
 from duolora.merging.options import MaskAxis, MergeOptions, no_prompt
 from duolora.model.architectures import Architecture, recognised
-from duolora.model.blocks import block_roles
+from duolora.model.blocks import block_roles, blocks_of
 from duolora.paper.choices import Role
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import initial_masks
@@ -69,7 +69,8 @@ def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
                 f"{name}: expected one shape in both files, found {shapes[name]} (outputs, inputs) in the content LoRA "
                 f"and {shape} in the style LoRA; they were made for different bases"
             )
-    attention = {name: shape for name, shape in shapes.items() if ATTENTION.fullmatch(name)}
+    blocks = blocks_of(filter(ATTENTION.fullmatch, shapes))
+    attention = {name: shapes[name] for names in blocks.values() for name in names}
     return recognised(attention) if families[0] == "SDXL" else Architecture(families[0], attention, None)
 
 

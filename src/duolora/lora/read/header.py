@@ -206,16 +206,19 @@ _BASES = {
     "Stable Cascade": r"^lora_prior_",
 }
 """Networks whose LoRAs diffusers does not load."""
+_NORMS = r"(?:query|key)_norm\.scale$|\.norm_(?:added_)?[qk]\.weight$"
+"""Weights of a transformer that are in no plain LoRA."""
+CONTROL = (
+    "makes it a control LoRA, which changes what the network is given; expected a plain LoRA; load it beside the merge"
+)
 _FOREIGN = (
     *((p, f"makes it {kind}; expected a plain LoRA; convert it to one first") for kind, p in _KINDS.items()),
     (r"\.lora\.weight$", "makes it a merge by ziplora-pytorch, which holds whole weights and no factors; expected a "
      "plain LoRA; merge its two LoRAs again with `duolora merge --method ziplora`"),
-    (r"^lora_controlnet$|(?:query|key)_norm\.scale$|\.norm_(?:added_)?[qk]\.weight$", "makes it a control LoRA, which "
-     "changes what the network is given; expected a plain LoRA; load it beside the merge"),
     *((p, f"belongs to {base}, of which diffusers loads no LoRA; expected one for SDXL, Stable Diffusion or a "
        "transformer that diffusers has") for base, p in _BASES.items()),
-    (r"^(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.", "belongs to a whole "
-     "model; expected a LoRA; a whole model goes in as the base"),
+    (rf"^(?:model\.diffusion_model|first_stage_model|cond_stage_model|conditioner\.embedders)\.|{_NORMS}", "belongs to "
+     "a whole model; expected a LoRA; a whole model goes in as the base"),
 )  # fmt: skip
 """What keys that match say of their file, the first that is found."""
 
@@ -228,10 +231,11 @@ def refuse_foreign(keys: Iterable[str], metadata: Mapping[str, str], file: str) 
             f"{file}: expected a LoRA, found the masks of a merge only; rebuild it with `duolora convert {file} "
             "--content FILE --style FILE --out FILE`"
         )
-    for pattern, why in _FOREIGN:
+    lora = any("lora" in key.lower() for key in keys)
+    for pattern, why in ((rf"^lora_controlnet$|{_NORMS}", CONTROL), *_FOREIGN) if lora else _FOREIGN:
         if key := next(filter(re.compile(pattern).search, keys), None):
             raise FileRefused(f"{file}: {key} {why}")
-    if not any("lora" in key.lower() for key in keys):
+    if not lora:
         example = f", such as {keys[0]}" if keys else ""
         raise FileRefused(f"{file}: expected keys of a LoRA, found none among {len(keys)}{example}; give a LoRA file")
     for key in keys:

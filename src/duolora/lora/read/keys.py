@@ -26,7 +26,7 @@ from duolora.lora.families import fitting, narrowed
 from duolora.lora.names import module_of, stem_and_side
 from duolora.lora.on_demand import OnDemand
 from duolora.lora.parts import CONTENT_RANKS
-from duolora.lora.read.header import VERIFICATION, json_object, making, refuse_foreign
+from duolora.lora.read.header import CONTROL, VERIFICATION, json_object, making, refuse_foreign
 from duolora.lora.read.notes import notes_of
 from duolora.lora.read.peft_config import ADAPTER_METADATA, NETWORK, PeftConfig, peft_configs
 from duolora.lora.read.stored import outline
@@ -38,6 +38,8 @@ BUNDLED = "bundle_emb."
 """How ComfyUI's and kohya's world begins the keys of an embedding inside a LoRA file."""
 _MOST_WORDS = 64
 """With vectors of their own, in one file; the paper's LoRAs have one."""
+_CONTROLLED = (3072, 128)
+"""Outputs and inputs of FLUX.1's first layer where it is given a control image beside the noisy latents."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
@@ -67,7 +69,10 @@ def adapter_from(
     embeddings = _embeddings(tensors)
     left_out = [part for part in left_out if part.removeprefix(BUNDLED) not in embeddings]
     _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], configs, file)
-    families = families or narrowed(fitting({name: _shape(part) for name, part in parts.items()}), metadata)
+    shapes = {name: _shape(part) for name, part in parts.items()}
+    families = families or narrowed(fitting(shapes), metadata)
+    if families[:1] == ("FLUX.1",) and shapes.get("x_embedder") == _CONTROLLED:
+        raise FileRefused(f"{file}: x_embedder with {_CONTROLLED[1]} inputs, where FLUX.1 has 64, {CONTROL}")
     outlines = {name: _lora(name, part, configs, file, families) for name, part in sorted(parts.items())}
 
     def made(name: str) -> LowRank:

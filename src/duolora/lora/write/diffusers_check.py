@@ -5,6 +5,7 @@ seen as a matrix, so that they cost nothing. What is compared are the factors an
 with.
 """
 
+import warnings
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import suppress
@@ -119,7 +120,11 @@ def loaded_by_diffusers(path: Path, meant: Adapter, dtype: torch.dtype) -> Adapt
         network = getattr(pipeline, meant.family.network)
         for part in (network, pipeline.text_encoder, pipeline.text_encoder_2):
             _grounded(part, dtype)
-        pipeline.load_lora_weights(str(path.parent), weight_name=path.name, adapter_name=_NAME, use_safetensors=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PEFT's, of ranks of parts of a layer that the file has nothing for
+            pipeline.load_lora_weights(
+                str(path.parent), weight_name=path.name, adapter_name=_NAME, use_safetensors=True
+            )
     finally:
         logging.set_verbosity(before)
         if bars:
