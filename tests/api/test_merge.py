@@ -11,6 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from duolora.api.generate import applied
+from duolora.api.inspect import inspect
 from duolora.api.merge import merge, options_of
 from duolora.errors import BaseMismatch, FileRefused, InputError
 from duolora.lora.adapter import Adapter
@@ -180,6 +181,14 @@ def test_metadata_are_in_the_file(plain):
     assert metadata["options"]["lambda_layer_prior"] == METHODS["duolora"].lambda_layer_prior
     assert {len(metadata[k]) for k in ("content", "style")} == {64}
     assert metadata["blocks"]["down_blocks.2"] == "content"
+
+
+def test_roles_that_differ_within_a_block_are_in_the_file(base, loras, tmp_path):
+    table = {"up_blocks.0.attentions.0": "content", "up_blocks.0.attentions.1": "style"}
+    facts = inspect(merged(loras, base, tmp_path, "split", block_map=table, neutral=0.3).path)
+    assert facts["metadata"]["blocks"].items() >= table.items()
+    assert facts["blocks"]["up_blocks.0"]["role"] == "mixed"
+    assert 0 < facts["energy_by_role"]["style"] < 1
 
 
 def test_rest_follows_its_policy(base, loras, tmp_path):

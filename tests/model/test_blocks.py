@@ -8,7 +8,7 @@ from diffusers import UNet2DConditionModel
 
 from duolora.errors import InputError
 from duolora.model.architectures import ARCHITECTURES, unet_config
-from duolora.model.blocks import formatted, layer_shapes, roles, target_modules
+from duolora.model.blocks import by_block, formatted, layer_shapes, role_in, roles, target_modules
 from recipes.atelier.architecture import new_unet
 from tiny import tiny_inputs, tiny_unet
 
@@ -156,6 +156,9 @@ def test_the_map_is_printed_by_block_and_finer_where_a_block_is_mixed():
     lines = [line.split() for line in formatted(roles(unet)).splitlines()]
     assert [line[0] for line in lines] == ["down_blocks.1", "down_blocks.2", "up_blocks.0", "up_blocks.1", "mid_block"]
     assert sum(int(line[2]) for line in lines) == 560
+    for kind in ("resolution", "literal", "blora", "none", {"mid_block.attentions.0.transformer_blocks.0": "style"}):
+        found = roles(unet, kind)
+        assert {name: role_in(by_block(found), name) for name in found} == found
     mixed = formatted(roles(unet, "blora"))
     assert ["up_blocks.0.attentions.1", "style", "80", "modules"] in [line.split() for line in mixed.splitlines()]
     assert formatted({}) == ""

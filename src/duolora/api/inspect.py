@@ -16,14 +16,15 @@ from duolora.lora.read.header import read_header, weights_of
 from duolora.lora.verify import inner, norm
 from duolora.merging.mask_file import MaskFile, is_mask_file, read_masks
 from duolora.model.architectures import PROJECTION, recognised
-from duolora.model.blocks import blocks_of
+from duolora.model.blocks import blocks_of, role_in
 from duolora.options import Plot, word
+from duolora.paper.choices import Role
 from duolora.paper.lowrank import LowRank, svd_basis
 from duolora.progress import through, underway
 from duolora.provenance import file_hash
 
 Facts = dict[str, object]
-ROLES = {
+ROLES: dict[str, Role] = {
     "down_blocks.2": "content",
     "mid_block": "content",
     "up_blocks.0": "content",
@@ -134,25 +135,25 @@ def _about(adapter: Adapter, path: Path) -> Facts:
         squares[name], directions[name] = norm(lora) ** 2, _effective(lora)
     whole = sum(squares.values())
     blocks: dict[str, dict[str, Any]] = {}
+    role, energy = _roles(adapter), dict.fromkeys(("content", "style", "neutral"), 0.0)
     for block, names in blocks_of(squares).items():
-        here = sum(squares[name] for name in names)
+        here, those = sum(squares[name] for name in names), {role[name] for name in names}
+        for name in names:
+            energy[role[name]] += squares[name] / whole if whole else 0.0
         blocks[block] = {
-            "role": _role(block, adapter),
+            "role": those.pop() if len(those) == 1 else "mixed",
             "modules": len(names),
             "rank": [min(r := [adapter.modules[n].rank for n in names]), max(r)],
             "directions_for_90_percent": sum(directions[name] for name in names) / len(names),
             "norm": math.sqrt(here),
             "energy": here / whole if whole else 0.0,
         }
-    roles = dict.fromkeys(("content", "style", "neutral"), 0.0)
-    for block, names in blocks_of(squares).items():
-        roles[_role(block, adapter)] += sum(squares[name] for name in names) / whole if whole else 0.0
     facts: Facts = {
         "modules": len(squares),
         "norm": math.sqrt(whole),
         "verification": adapter.verification,
         "blocks": blocks,
-        "energy_by_role": roles,
+        "energy_by_role": energy,
         "left_out": list(adapter.left_out),
         "metadata": {key: value for key, value in adapter.metadata.items() if key != CONTENT_RANKS},
     }
@@ -233,7 +234,9 @@ def _by_block(modules: Mapping[str, Any]) -> dict[str, Any]:
     return {name: modules[name] for names in blocks_of(modules).values() for name in names}
 
 
-def _role(block: str, adapter: Adapter) -> str:
-    table, ours = adapter.metadata.get("blocks"), ROLES if adapter.families[0] == "SDXL" else {}
-    found = (table if isinstance(table, dict) else ours).get(block, "neutral")
-    return found if found in ("content", "style") else "neutral"
+def _roles(adapter: Adapter) -> dict[str, Role]:
+    """The role of each module, by the merge's own table or else by SDXL's."""
+    said, ours = adapter.metadata.get("blocks"), ROLES if adapter.families[0] == "SDXL" else {}
+    table = said if isinstance(said, dict) else ours
+    known = {str(place): role for place, role in dict[Any, Any](table).items() if role in get_args(Role)}
+    return {name: role_in(known, name) for name in adapter.modules}

@@ -21,13 +21,13 @@ from duolora.lora.verify import Verification
 from duolora.merging.baselines import combined
 from duolora.merging.export import Exported, Output, checked_output, export, untold
 from duolora.merging.fold import Folded, folded, unmasked
-from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, prompts_of, sources
+from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, map_of, prompts_of, sources
 from duolora.merging.learn import Calibration, Images, TrainedMasks, calibration, learn
 from duolora.merging.mask_file import MaskFile
 from duolora.merging.options import MergeOptions, no_base, options_of as options_of
 from duolora.model.architectures import Architecture
 from duolora.model.base import Base, BaseChoice, Outline, opened, outlined, path_of
-from duolora.model.blocks import block_of
+from duolora.model.blocks import by_block
 from duolora.model.defaults import AUTO
 from duolora.model.predict import noise_schedule
 from duolora.model.prompts import replaced
@@ -269,14 +269,14 @@ def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
         made_for["base_weights"] = base.weights_hash()
     said: Metadata = {}
     if asked.options.needs_roles or found.architecture.levels is not None:
-        said["blocks"] = {block_of(name): role for name, role in both.roles.items()}
+        said["blocks"] = by_block(both.roles)
     if prompts is not None:
         said |= {"prompt": prompts.merged, "content_prompt": prompts.content, "style_prompt": prompts.style}
     return {
         "made_by": "duolora merge",
         "method": asked.method,
         **made_for,
-        "options": asdict(asked.options),
+        "options": asdict(asked.options) | {"block_map": map_of(found.architecture, asked.options)},
         "versions": versions(),
         "content": found.hashes[0],
         "style": found.hashes[1],

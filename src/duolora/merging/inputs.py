@@ -13,7 +13,7 @@ from duolora.lora.on_demand import OnDemand, one_by_one, outlines, renamed, spoo
 from duolora.merging.options import MaskAxis, MergeOptions, no_prompt
 from duolora.model.architectures import Architecture, recognised
 from duolora.model.blocks import block_roles, blocks_of
-from duolora.paper.choices import Role
+from duolora.paper.choices import BlockMap, Role
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import initial_masks
 from duolora.paper.lowrank import LowRank, svd_basis
@@ -45,13 +45,18 @@ def sources(architecture: Architecture, content: Adapter, style: Adapter, option
     return Sources(of_content, of_style, content_unmasked, style_unmasked, covered)
 
 
-def roles_of(architecture: Architecture, options: MergeOptions) -> dict[str, Role]:
-    """The role of every module that may have masks. Of transformers no map is known, so none is the default there."""
+def map_of(architecture: Architecture, options: MergeOptions) -> BlockMap | Mapping[str, str]:
+    """The block map that a merge goes by. Of transformers no map is known, so none is the default there."""
     unet = any(".attentions." in name for name in architecture.shapes)
     by_default = options.block_map == MergeOptions.block_map and not unet and options.asks_network
-    if by_default or not (options.needs_roles or architecture.levels is not None):
+    return "none" if by_default else options.block_map
+
+
+def roles_of(architecture: Architecture, options: MergeOptions) -> dict[str, Role]:
+    """The role of every module that may have masks."""
+    if not (options.needs_roles or architecture.levels is not None):
         return dict.fromkeys(architecture.shapes, "neutral")
-    return block_roles(architecture, options.block_map)
+    return block_roles(architecture, map_of(architecture, options))
 
 
 def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:

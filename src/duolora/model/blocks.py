@@ -83,7 +83,7 @@ def block_roles(architecture: Architecture, kind: str | Mapping[str, str] = "res
     names = list(architecture.shapes)
     if not isinstance(kind, str):
         table = {prefix: _checked(prefix, role, names) for prefix, role in kind.items()}
-        return {name: _longest(table, name) for name in names}
+        return {name: role_in(table, name) for name in names}
     if kind not in get_args(BlockMap):
         raise InputError(f"block map: expected one of {', '.join(get_args(BlockMap))} or a table, got {kind!r}")
     if kind == "none":
@@ -94,7 +94,7 @@ def block_roles(architecture: Architecture, kind: str | Mapping[str, str] = "res
             "block_map=none, a table, or a method without a map (naive, svd, ties, dare_ties)"
         )
     if kind in ("literal", "blora"):
-        return {name: _longest(LITERAL if kind == "literal" else BLORA, name) for name in names}
+        return {name: role_in(LITERAL if kind == "literal" else BLORA, name) for name in names}
     levels = architecture.levels
     if levels is None:
         raise InputError(
@@ -109,19 +109,34 @@ def block_roles(architecture: Architecture, kind: str | Mapping[str, str] = "res
     return found
 
 
+def by_block(found: Mapping[str, Role]) -> dict[str, Role]:
+    """The role of each block, or of each attention, or module, where they differ within: a table for `block_roles`."""
+    return {place: role for (place, role), _ in _places(found).items()}
+
+
 def formatted(found: Mapping[str, Role]) -> str:
     """A line for each block, or for each attention where they differ in a block: its role and how many modules."""
-    blocks: dict[str, list[Role]] = {}
+    places = _places(found)
+    width = max((len(place) for place, _ in places), default=0)
+    return "\n".join(f"{place:{width}}  {role:7}  {len(names):3} modules" for (place, role), names in places.items())
+
+
+def _places(found: Mapping[str, Role]) -> dict[tuple[str, Role], list[str]]:
+    """Modules that stand together and have one role, by where and which: the largest such places."""
+
+    def attention(name: str) -> str:
+        """Its path: two parts more than the block's."""
+        return ".".join(name.split(".")[: block_of(name).count(".") + 3])
+
+    places: dict[str, set[Role]] = {}
     for name, role in found.items():
-        blocks.setdefault(block_of(name), []).append(role)
-    mixed = {block for block, here in blocks.items() if len(set(here)) > 1}
-    lines: dict[tuple[str, Role], int] = {}
+        for place in (block_of(name), attention(name)):
+            places.setdefault(place, set()).add(role)
+    lines: dict[tuple[str, Role], list[str]] = {}
     for name, role in found.items():
-        block = block_of(name)
-        line = (".".join(name.split(".")[: block.count(".") + 3]) if block in mixed else block, role)
-        lines[line] = lines.get(line, 0) + 1
-    width = max((len(block) for block, _ in lines), default=0)
-    return "\n".join(f"{block:{width}}  {role:7}  {count:3} modules" for (block, role), count in lines.items())
+        place = next((at for at in (block_of(name), attention(name)) if len(places[at]) == 1), name)
+        lines.setdefault((place, role), []).append(name)
+    return lines
 
 
 def _level(name: str, levels: int) -> int:
@@ -135,7 +150,8 @@ def _begins(name: str, prefix: str) -> bool:
     return f"{name}.".startswith(f"{prefix}.")
 
 
-def _longest(table: Mapping[str, Role], name: str) -> Role:
+def role_in(table: Mapping[str, Role], name: str) -> Role:
+    """The role that a table {beginning of a module's path: role} gives to a module: the longest match counts."""
     fitting = [prefix for prefix in table if _begins(name, prefix)]
     return table[max(fitting, key=len)] if fitting else "neutral"
 
