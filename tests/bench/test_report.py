@@ -3,6 +3,7 @@
 import json
 import random
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -13,6 +14,7 @@ from PIL import Image
 from damage import CASES, DAMAGE, damaged, places
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.pairs import suite
+from duolora.bench.report.folders import run_folders
 from duolora.bench.report.page import report
 from duolora.bench.report.paper_numbers import PAPER, printed
 from duolora.bench.report.plots import Point, frontier, scatter, spans
@@ -210,6 +212,13 @@ def test_ranks_are_read_in_either_spelling(tmp_path, format):
     write_adapter(tmp_path / "a.safetensors", Adapter(modules, {"content_ranks": [1, 2]}), format=format)
     found = ranks_of(tmp_path / "a.safetensors")
     assert {half: sum(found[half].values()) for half in found} == {"content": 1.5, "style": 1.5}
+
+
+def test_runs_are_found_in_the_folder_of_all_benchmarks(run, tmp_path):
+    other = tmp_path / "out" / "on" / "sdxl-12345678" / "table1"
+    other.parent.mkdir(parents=True)
+    shutil.copytree(run, other)
+    assert run_folders([tmp_path / "out"]) == [run, other]
 
 
 def test_a_folder_without_a_run_and_a_damaged_one(tmp_path):

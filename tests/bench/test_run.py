@@ -53,7 +53,7 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     table = Table("A table", ROWS)
     ran = run_table(Config("t", table, (case,)), tmp_path, workers=1, progress=False)
     assert [key.split("/")[-1].split("-")[0] for key in ran.failed] == ["ziprank"]
-    assert "lr: expected" in next(iter(ran.failed.values()))
+    assert next(iter(ran.failed.values())).startswith("lr: expected")
     for row in ROWS:
         assert (f"| {row.label} |" in ran.text) is (row.label != "broken")
     stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")}
@@ -79,6 +79,23 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     again = run_table(Config("again", good, (case,)), tmp_path, workers=1, progress=False)
     assert not again.failed
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == stamps
+
+
+def test_cells_of_a_lora_that_failed_are_not_run_and_say_which(tmp_path, quick, monkeypatch):
+    train_lora = lora.Lora.train
+
+    def train_content(self: lora.Lora) -> None:
+        if self.kind == "style":
+            raise InputError("prompt: too long")
+        train_lora(self)
+
+    monkeypatch.setattr(lora.Lora, "train", train_content)
+    rows = (Row("base (no LoRA)", how="floor"), Row("content", how="content"), Row("naive", "naive"))
+    ran = run_table(Config("t", Table("A table", rows), (suite()[0],)), tmp_path, workers=1, progress=False)
+    (style, why), (cell, after) = ran.failed.items()
+    assert (style.split("-")[0], why) == ("style", "prompt: too long")
+    assert (cell.split("/")[-1].split("-")[0], after) == ("naive", f"not run, since the LoRA {style} failed")
+    assert [cell.done for _, cell in ran.cells] == [True, True, False]
 
 
 def test_a_cell_that_is_killed_goes_on_with_the_images_that_it_has(tmp_path, quick, monkeypatch):

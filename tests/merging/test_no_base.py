@@ -1,5 +1,6 @@
 """Merges that ask no network need no base: names and shapes of the modules say all."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,7 @@ from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
 from duolora.lora.write.file import write_adapter
 from duolora.merging.options import METHODS
+from duolora.model import files as base_files
 from duolora.model.architectures import ARCHITECTURES, attention_shapes, known_architectures, recognised, unet_config
 from duolora.model.base import BaseChoice, outlined
 from duolora.model.blocks import architecture_of, block_roles, roles
@@ -130,7 +132,7 @@ def test_a_merge_carries_along_whose_its_sources_are(written, tmp_path, no_base,
         assert found["modelspec.description"].startswith("A merge of Teapot (")
 
 
-@pytest.mark.parametrize("kind", ["folder", "file"])
+@pytest.mark.parametrize("kind", ["folder", "file", "hub id"])
 def test_of_a_named_base_only_the_configs_are_read(kind, folder, base, loras, of_vega, tmp_path, monkeypatch):
 
     def given(found, once):
@@ -138,7 +140,12 @@ def test_of_a_named_base_only_the_configs_are_read(kind, folder, base, loras, of
         return found if found is base else pytest.fail("weights were read")
 
     monkeypatch.setattr(verb, "opened", given)
-    choice = BaseChoice(str(folder))
+    configs, asked = tmp_path / "configs", []
+    shutil.copytree(folder, configs, ignore=shutil.ignore_patterns("*.safetensors"))
+    choice = BaseChoice(str(configs))
+    if kind == "hub id":
+        monkeypatch.setattr(base_files, "snapshot_download", lambda name, **how: asked.append(how) or str(configs))
+        choice = BaseChoice("owner/name")
     if kind == "file":
         path = save_single_file(base.parts, tmp_path / "base.safetensors")
         choice = BaseChoice(str(path), config=folder)
@@ -148,6 +155,8 @@ def test_of_a_named_base_only_the_configs_are_read(kind, folder, base, loras, of
         for k, of in enumerate((choice, base))
     )
     assert found.metadata["base"] == choice.base and "base_weights" not in found.metadata
+    assert all(how["allow_patterns"] == ["*.json", "*.txt", "*.model"] for how in asked)
+    assert bool(asked) is (kind == "hub id")
     assert found.metadata["blocks"] == expected.metadata["blocks"]
     assert all(torch.equal(lora.up, expected.modules[name].up) for name, lora in found.modules.items())
     with pytest.raises(BaseMismatch, match="the LoRA was made for another base"):

@@ -28,6 +28,8 @@ def test_a_pickled_folder_is_the_same_network(published, dino, tmp_path):
     done = run(*given)
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout) == {"path": str(tmp_path / "made")}
+    modes = {file.stat().st_mode for file in (tmp_path / "made").iterdir()}
+    assert len(modes) == 1, "whoever reads one file reads all"
     here, there = (load_embedder("dino", place, "cpu").card.fingerprint for place in (dino, tmp_path / "made"))
     assert here == there
     with pytest.raises(InputError, match="expected the name of a new folder"):
@@ -40,6 +42,17 @@ class Evil:
 
     def __reduce__(self):
         return (open, (self.marker, "w"))
+
+
+def test_what_is_refused_is_named_as_it_was_given(clip, tmp_path):
+    folder = tmp_path / "clip-vit-base-patch32"
+    folder.mkdir()
+    shutil.copyfile(clip / "config.json", folder / "config.json")
+    torch.save(load_file(clip / "model.safetensors"), folder / "pytorch_model.bin")
+    with pytest.raises(FileRefused, match="its tokenizer has .* tokens") as refused:
+        convert("clip", folder, tmp_path / "made")
+    assert str(refused.value).startswith(f"{folder}: ")
+    assert not (tmp_path / "made").exists()
 
 
 def test_code_is_never_run(published, tmp_path):

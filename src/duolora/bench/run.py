@@ -142,10 +142,13 @@ def measured(cells: Sequence[Cell], workers: int | None, progress: bool, ray: st
     for lora in {lora.images: lora for cell in missing for part in cell.loras() for lora in part.values()}.values():
         lora.references()
     loras = {lora.path: lora for cell in missing for lora in cell.needs() if not lora.path.exists()}
-    trained = run_all(Lora.train, list(loras.values()), "LoRAs", workers, progress, ray)
-    failed = {lora.path.stem: why for lora, why in trained}
-    failed |= {str(cell.folder): why for cell, why in run_all(Cell.run, missing, "Cells", workers, progress, ray)}
-    elsewhere = [str(cell.folder) for cell in missing if not cell.done]
+    untrained = {lora.path: why for lora, why in run_all(Lora.train, [*loras.values()], "LoRAs", workers, progress, ray)}
+    failed = {path.stem: why for path, why in untrained.items()}
+    lost = {str(cell.folder): lora.path.stem for cell in missing for lora in cell.needs() if lora.path in untrained}
+    failed |= {folder: f"not run, since the LoRA {name} failed" for folder, name in lost.items()}
+    ready = [cell for cell in missing if str(cell.folder) not in lost]
+    failed |= {str(cell.folder): why for cell, why in run_all(Cell.run, ready, "Cells", workers, progress, ray)}
+    elsewhere = [str(cell.folder) for cell in ready if not cell.done]
     failed = dict.fromkeys(elsewhere, "its result is not here; expected a folder that all machines share") | failed
     unscored = [cell for cell in cells if cell.done and not cell.scored]
     return failed | {str(cell.folder): why for cell, why in run_all(Cell.complete, unscored, "Scores", 1, progress)}

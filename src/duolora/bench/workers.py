@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-from duolora.errors import InputError
+from duolora.errors import DuoLoRAError, InputError
 from duolora.progress import every_second, tell
 
 Job = TypeVar("Job")
@@ -96,9 +96,11 @@ def _here(work: Callable[[Job], None], jobs: Sequence[Job], line: Any) -> Iterat
 
 
 def tried(work: Callable[[Job], None], job: Job) -> str:
-    """Do a job; returns the traceback if it failed, else nothing."""
+    """Do a job; returns why it failed, with a traceback where no message of ours says it, or nothing."""
     try:
         work(job)
+    except DuoLoRAError as error:
+        return str(error)
     except Exception:  # whatever it is, it must not stop the others
         return traceback.format_exc()
     return ""

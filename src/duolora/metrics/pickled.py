@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from duolora.errors import FileRefused, InputError
+from duolora.errors import DuoLoRAError, FileRefused, InputError
 from duolora.metrics.encoders import load_embedder
 
 SECONDS = 600
@@ -48,8 +48,14 @@ def convert(name: str, source: Path, out: Path) -> Path:
             made.mkdir()
             for file in filter(Path.is_file, (source / file for file in BESIDE)):
                 shutil.copyfile(file, made / file.name)
-        _apart(pickle, made / "model.safetensors" if folder else made)
-        load_embedder(name, made, "cpu")
+        weights = made / "model.safetensors" if folder else made
+        _apart(pickle, weights)
+        (plain := Path(draft) / "plain").touch()
+        shutil.copymode(plain, weights)  # safetensors makes it readable by its owner only
+        try:
+            load_embedder(name, made, "cpu")
+        except DuoLoRAError as error:
+            raise type(error)(str(error).replace(str(made), str(source))) from error
         made.rename(out)
     return out
 

@@ -22,6 +22,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     ZImagePipeline,
 )
+from huggingface_hub import snapshot_download
 from safetensors import safe_open
 
 from duolora.errors import DuoLoRAError, FileRefused, InputError
@@ -48,6 +49,8 @@ Pipeline: TypeAlias = (
     | ZImagePipeline
     | QwenImagePipeline
 )
+CONFIGS = ["*.json", "*.txt", "*.model"]
+"""What a model on the hub has beside its weights: configs and tokenizers."""
 _BEFORE = re.compile(r"((text_model|model|language_model)\.)+")
 _OLDER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Names in VAEs that older versions of diffusers wrote, and today's."""
@@ -160,8 +163,8 @@ def read_outline(base: str, config: Path | None) -> Any:
             if config is None:
                 write_configs(folder, architecture_of_keys(keys, path))
         else:
-            folder = path if os.path.isdir(path) else _downloaded(base)
-            kind = check_folder(folder)
+            folder = path if os.path.isdir(path) else _downloaded(base, weights=False)
+            kind = check_folder(folder, "none")
         with refusing(path):
             parts = {name: _empty(known, folder / name) for name, known in kind.networks.items() if name != "vae"}
     return type(kind.pipeline.__name__, (SimpleNamespace,), {})(**parts)
@@ -431,10 +434,13 @@ def _stored_keys(folder: Path) -> set[str]:
     return keys
 
 
-def _downloaded(base: str) -> Path:
-    """The folder in the hub's cache that holds the model of this id, downloaded if need be."""
+def _downloaded(base: str, weights: bool = True) -> Path:
+    """The folder in the hub's cache that holds the model of this id, or its configs only, downloaded if need be."""
     try:
-        return Path(DiffusionPipeline.download(base, use_safetensors=True, local_files_only=not hub_answers()))
+        here = {"local_files_only": not hub_answers()}
+        if not weights:
+            return Path(snapshot_download(base, allow_patterns=CONFIGS, ignore_patterns="*.index.json", **here))
+        return Path(DiffusionPipeline.download(base, use_safetensors=True, **here))
     except Exception as error:  # a connection that breaks is requests' or httpx's error, by the hub library's version
         raise InputError(
             f"{base}: no such folder here, and the hub gave no model of that id as safetensors; check the name and the "

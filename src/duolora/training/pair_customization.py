@@ -8,6 +8,7 @@ guidance by style exists at sampling time only, so no one LoRA file can hold it.
 theirs) stays as it is under the content LoRA and under both.
 """
 
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -56,8 +57,10 @@ def _orthogonal(base: Base, names: list[str], options: TrainOptions) -> Iterator
     """Two LoRAs with orthogonal frozen `down` factors on the base's attention; what learns is yielded."""
     ups: dict[str, Tensor] = {}
     config = LoraConfig(r=options.rank, lora_alpha=options.rank, target_modules=names)
-    for kind in KINDS:
-        base.unet.add_adapter(config, adapter_name=kind)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")  # two are meant
+        for kind in KINDS:
+            base.unet.add_adapter(config, adapter_name=kind)
     rng = torch.Generator().manual_seed(options.seed)
     try:
         with torch.no_grad():

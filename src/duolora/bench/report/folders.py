@@ -7,14 +7,14 @@ from duolora.errors import InputError
 
 
 def run_folders(folders: Sequence[Path]) -> list[Path]:
-    """The folders of finished runs: of these, and of those inside them.
+    """The folders of finished runs: of these, of those inside them, and of those in `on/`, each base's.
 
     Raises:
         InputError: a folder holds neither `table.json` nor `curves.json`, and none of those in it does.
     """
     found: list[Path] = []
     for folder in (Path(f).expanduser() for f in folders):
-        inside = sorted(folder.iterdir()) if folder.is_dir() else []
+        inside = [*sorted(folder.glob("*")), *sorted(folder.glob("on/*/*"))]
         runs = [path for path in (folder, *inside) if _is_run(path)]
         if not runs:
             raise InputError(
