@@ -111,12 +111,12 @@ def test_calibration_images_are_announced_with_their_cost(base, loras, photos, t
     for images in (None, photos, photos / "1.png"):
         merge(*loras, tmp_path / "out.safetensors", "duolora", base, images, None, options=quick("duolora"))
     (n, steps, both), (_, _, second), *one = said
-    assert "for 0 of 2 LoRAs: generating 2 calibration images with each other one, 4 in all of 16 pixels" in both
+    assert "for 2 of 2 LoRAs: generating 2 calibration images with each of those, 4 in all of 16 pixels" in both
     assert (n, steps) == (2, learn.CALIBRATION_STEPS) and f"in {steps} steps each at guidance 5" in both
-    assert "Images are given" not in second
+    assert "images are given" not in second
     assert len(one) == 2 and all("for 1 of 2 LoRAs: generating 2" in line and "2 in all" in line for *_, line in one)
     merged(loras, base, tmp_path, "duolora")
-    assert "Images are given" not in capsys.readouterr().err, "quiet"
+    assert "images are given" not in capsys.readouterr().err, "quiet"
 
 
 def test_naive_merges_know_their_prompts_where_the_files_do(base, loras, tmp_path):
