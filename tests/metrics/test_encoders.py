@@ -248,6 +248,16 @@ def test_a_file_and_its_image_are_the_same(generated, dino):
     torch.testing.assert_close(embedder([read_image(f) for f in files]), embedder(IMAGES), atol=1e-5, rtol=0)
 
 
+def test_heads_that_a_config_leaves_out_are_not_made_up(dino, tmp_path):
+    """Transformers takes twelve, whatever the weights were trained with; their shapes do not tell."""
+    shutil.copytree(dino, tmp_path / "dino")
+    config = json.loads((dino / "config.json").read_text())
+    del config["num_attention_heads"]
+    (tmp_path / "dino" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(FileRefused, match=r"config\.json: num_attention_heads: expected a number, found none"):
+        load_embedder("dino", tmp_path / "dino", "cpu")
+
+
 def test_a_clip_without_its_own_tokenizer_is_refused(clip, tmp_path):
     """Transformers makes one of two words up, for which every text is the same."""
     bare = tmp_path / "bare"

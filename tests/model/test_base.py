@@ -17,6 +17,7 @@ from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base import load_base
 from duolora.model.blocks import roles
 from duolora.provenance import weights_hash
+from recipes.atelier.architecture import save_tokenizer
 from tiny import narrow_unet, save_single_file, tiny_pipeline
 
 
@@ -161,7 +162,7 @@ def test_a_base_of_another_shape_is_refused(copied, file, changes, message):
         ("unet/config.json", {"norm_num_groups": 0}, "spoilt: cannot be read as a base model: .*zero"),
         ("unet/config.json", {"block_out_channels": [1, 2]}, "spoilt: cannot be read as a base model"),
         ("unet/config.json", {"down_block_types": ["Nope"] * 3}, "spoilt: cannot be read as a base model"),
-        ("unet/config.json", {"attention_head_dim": None}, "spoilt: cannot be read as a base model"),
+        ("unet/config.json", {"attention_head_dim": None}, "attention_head_dim: expected a value, found none"),
         ("text_encoder/config.json", {"num_attention_heads": 0}, "spoilt: cannot be read as a base model"),
         ("text_encoder/config.json", {"vocab_size": -1}, "spoilt: cannot be read as a base model"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": "x"}, "spoilt: cannot be read as a base model"),
@@ -173,6 +174,15 @@ def test_configs_that_make_no_sense_are_refused_in_one_line(copied, file, change
     with pytest.raises(FileRefused, match=named) as caught:
         load_base(copied, "cpu")
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("words", [["x"], [f"w{k}" for k in range(999)]], ids=["fewer", "more"])
+def test_a_tokenizer_that_is_another_encoders_is_refused(copied, words):
+    """One with too few tokens would be read without a word, one with too many end in an IndexError."""
+    shutil.rmtree(copied / "tokenizer")
+    save_tokenizer(copied / "tokenizer", words)
+    with pytest.raises(FileRefused, match=r"tokenizer: expected the \d+ tokens of text_encoder, found \d+"):
+        load_base(copied, "cpu")
 
 
 def test_damaged_folders_are_refused_in_one_line(copied):

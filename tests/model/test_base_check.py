@@ -115,6 +115,41 @@ def test_numbers_out_of_proportion_and_foreign_code_are_named(base, file, key, v
     assert file in said and f"{key}: expected" in said
 
 
+@pytest.mark.parametrize(
+    ("file", "key"),
+    [
+        ("vae/config.json", "scaling_factor"),
+        ("vae/config.json", "layers_per_block"),
+        ("text_encoder/config.json", "num_attention_heads"),
+        ("text_encoder_2/config.json", "num_hidden_layers"),
+        ("text_encoder_2/config.json", "hidden_act"),
+        ("text_encoder_2/config.json", "eos_token_id"),
+        ("unet/config.json", "attention_head_dim"),
+        ("unet/config.json", "norm_num_groups"),
+        ("unet/config.json", "transformer_layers_per_block"),
+        ("scheduler/scheduler_config.json", "beta_start"),
+        ("scheduler/scheduler_config.json", "beta_end"),
+    ],
+)
+def test_what_a_config_leaves_out_is_not_made_up(base, file, key):
+    """Each of these was a model that ran, and was another one."""
+    config = json.loads((base / file).read_text())
+    del config[key]
+    (base / file).write_text(json.dumps(config))
+    said = refused(base)
+    assert file in said and f"{key}: expected a value, found none" in said
+
+
+def test_configs_of_stable_diffusion_are_older_and_say_less(tmp_path):
+    tiny_sd15(tmp_path / "tokenizers").save_pretrained(tmp_path / "base")
+    for file, key in (("vae", "scaling_factor"), ("unet", "transformer_layers_per_block")):
+        path = tmp_path / "base" / file / "config.json"
+        config = json.loads(path.read_text())
+        del config[key]
+        path.write_text(json.dumps(config))
+    check_folder(tmp_path / "base")
+
+
 def test_tokenizers_are_missed_by_name(base):
     shutil.rmtree(base / "tokenizer_2")
     assert "tokenizer_2: expected a tokenizer's files" in refused(base)

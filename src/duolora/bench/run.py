@@ -142,7 +142,9 @@ def measured(cells: Sequence[Cell], workers: int | None, progress: bool, ray: st
     for lora in {lora.images: lora for cell in missing for part in cell.loras() for lora in part.values()}.values():
         lora.references()
     loras = {lora.path: lora for cell in missing for lora in cell.needs() if not lora.path.exists()}
-    untrained = {lora.path: why for lora, why in run_all(Lora.train, [*loras.values()], "LoRAs", workers, progress, ray)}
+    untrained = {
+        lora.path: why for lora, why in run_all(Lora.train, [*loras.values()], "LoRAs", workers, progress, ray)
+    }
     failed = {path.stem: why for path, why in untrained.items()}
     lost = {str(cell.folder): lora.path.stem for cell in missing for lora in cell.needs() if lora.path in untrained}
     failed |= {folder: f"not run, since the LoRA {name} failed" for folder, name in lost.items()}

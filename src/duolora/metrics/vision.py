@@ -22,6 +22,7 @@ from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
 from duolora.model.base_check import check_files
 from duolora.model.hub import hub_answers
+from duolora.textfiles import read_json
 
 VISION: dict[str, Callable[..., Any]] = {
     "vit": partial(ViTModel.from_pretrained, add_pooling_layer=False),
@@ -50,6 +51,10 @@ def load_vision(
     if config.model_type not in EXPECTED[name]:
         expected = " or ".join(EXPECTED[name])
         raise FileRefused(f"{source}: expected a model of type {expected} for {name}, found {config.model_type}")
+    if (folder := Path(source).expanduser()).is_dir() and "num_attention_heads" not in read_json(
+        folder / "config.json"
+    ):
+        raise FileRefused(f"{source}: config.json: num_attention_heads: expected a number, found none; get it again")
     network = _checked(source, VISION[config.model_type], device)
     architecture = f"{config.model_type}, width {config.hidden_size}, patch {config.patch_size}"
 

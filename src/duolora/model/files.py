@@ -3,7 +3,7 @@
 import os
 import re
 import reprlib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,7 +27,7 @@ from safetensors import safe_open
 
 from duolora.errors import DuoLoRAError, FileRefused, InputError
 from duolora.model.architectures import ARCHITECTURES
-from duolora.model.base_check import TOKENIZERS, check_configs, check_files, check_tokenizers
+from duolora.model.base_check import AGAIN, TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import PICKLES, base_path, check_base
 from duolora.model.flux import FLUX
 from duolora.model.hub import hub_answers
@@ -63,6 +63,16 @@ NUMBERS = (
     "hidden_size", "projection_dim", "addition_time_embed_dim", "d_model", "latent_channels", "z_dim", "scaling_factor",
 )  # fmt: skip
 """What configs say of the sizes of networks that fit each other."""
+_CLIP = ("num_attention_heads", "num_hidden_layers", "hidden_act", "eos_token_id")
+NEEDED = {
+    "UNet2DConditionModel": ("attention_head_dim", "norm_num_groups", "transformer_layers_per_block"),
+    "AutoencoderKL": ("scaling_factor", "layers_per_block"),
+    "CLIPTextModel": _CLIP,
+    "CLIPTextModelWithProjection": _CLIP,
+}
+"""What configs must say by a network's class: the libraries make it up otherwise, and the weights' shapes do not tell."""
+SINCE = ("scaling_factor", "transformer_layers_per_block")
+"""What those of Stable Diffusion 1.5, which are older, do not say; what is made up is right there."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PUBLISHED = {
     "31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b": SDXL,  # the single file
@@ -248,12 +258,14 @@ def check_folder(folder: Path, weights: Literal["all", "encoders", "none"] = "al
     check_configs({file: _json(file) for name in others for file in sorted((folder / name).glob("*config.json"))})
     _check_configs(folder, kind, configs)
     check_tokenizers(folder, {name: config for name, config in configs.items() if name.startswith("text_encoder")})
-    schedule = _json(folder / "scheduler" / "scheduler_config.json")
+    file = folder / "scheduler" / "scheduler_config.json"
+    schedule = _json(file)
     found = schedule.get("_class_name")
     if kind.flow and not str(found).startswith("FlowMatch"):
         raise FileRefused(f"{folder}: expected a scheduler of flow matching, as {kind.name}'s, found {found}")
     if not kind.flow and "beta_schedule" not in schedule:
         raise FileRefused(f"{folder}: expected a scheduler with betas, as SDXL's, found {found}; use {BASES}")
+    _check_said(file, schedule, ("shift",) if kind.flow else ("beta_start", "beta_end"))
     return kind
 
 
@@ -332,12 +344,20 @@ def _check_configs(folder: Path, kind: Kind, configs: dict[str, dict[str, Any]])
                 raise FileRefused(
                     f"{file}: {key}: expected a number, found {reprlib.repr(value)}; download the model again"
                 )
+        needed = (key for key in NEEDED.get(kind.networks[name], ()) if kind is not SD15 or key not in SINCE)
+        _check_said(folder / name / "config.json", config, needed)
     for key, expected in kind.facts(configs).items():
         if (found := configs[kind.network].get(key)) != expected:
             raise FileRefused(
                 f"{folder / kind.network / 'config.json'}: expected {key} {expected!r} as {kind.name} has it, "
                 f"found {reprlib.repr(found)}; use {BASES}"
             )
+
+
+def _check_said(file: Path, config: Mapping[str, Any], keys: Iterable[str]) -> None:
+    """Refuse a config that leaves out what a library would make up."""
+    if lost := [key for key in keys if config.get(key) is None]:
+        raise FileRefused(f"{file}: {lost[0]}: expected a value, found none, and a library's own may be wrong; {AGAIN}")
 
 
 def _from_folder(folder: Path, dtype: torch.dtype, given: dict[str, Any], whole: bool) -> Pipeline:
@@ -415,6 +435,13 @@ def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]], unread: 
             if (value.is_meta and (name not in unread or name == kind.network)) or (known and _bare(key) not in known)
         ]:
             raise FileRefused(f"{path}: {name}.{lost[0]} is missing ({len(lost)} in all); download the model again")
+    for name, encoder in TOKENIZERS.items():
+        size = getattr(parts, encoder).config.get_text_config().vocab_size if encoder in kind.networks else 0
+        count = len(getattr(parts, name)) if size else 0
+        if count > size or (
+            count < size and isinstance(getattr(parts, name), transformers.CLIPTokenizer)
+        ):  # others leave room
+            raise FileRefused(f"{path}: {name}: expected the {size} tokens of {encoder}, found {count}; {AGAIN}")
     return parts
 
 
