@@ -78,8 +78,8 @@ def latents_of(
     found, missing = [], sum(images is None for _, _, images in taught)
     if missing:
         say(
-            f"No images are given for {missing} of {len(taught)} LoRAs: generating {len(seeds)} calibration images with "
-            f"each of those, {missing * len(seeds)} in all of {base.resolution} pixels, in "
+            f"No images are given for {missing} of {len(taught)} LoRAs: generating {len(seeds)} calibration images "
+            f"with each of those, {missing * len(seeds)} in all of {base.resolution} pixels, in "
             f"{CALIBRATION_STEPS} steps each at guidance {guidance_of(base):g} (--set calibration_images=N)",
             progress,
         )

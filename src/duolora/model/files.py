@@ -70,7 +70,7 @@ NEEDED = {
     "CLIPTextModel": _CLIP,
     "CLIPTextModelWithProjection": _CLIP,
 }
-"""What configs must say by a network's class: the libraries make it up otherwise, and the weights' shapes do not tell."""
+"""What configs must say by a network's class; libraries make it up otherwise, and the weights' shapes do not tell."""
 SINCE = ("scaling_factor", "transformer_layers_per_block")
 """What those of Stable Diffusion 1.5, which are older, do not say; what is made up is right there."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
@@ -373,6 +373,7 @@ def _from_folder(folder: Path, dtype: torch.dtype, given: dict[str, Any], whole:
             **_without(kind) | unread,
         )  # fmt: skip
         stored = {name: _stored_keys(folder / name) for name in kind.networks if name != kind.network}
+        _check_tokens(folder, parts)
     return _complete(folder, parts, stored, unread)
 
 
@@ -435,14 +436,17 @@ def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]], unread: 
             if (value.is_meta and (name not in unread or name == kind.network)) or (known and _bare(key) not in known)
         ]:
             raise FileRefused(f"{path}: {name}.{lost[0]} is missing ({len(lost)} in all); download the model again")
-    for name, encoder in TOKENIZERS.items():
-        size = getattr(parts, encoder).config.get_text_config().vocab_size if encoder in kind.networks else 0
-        count = len(getattr(parts, name)) if size else 0
-        if count > size or (
-            count < size and isinstance(getattr(parts, name), transformers.CLIPTokenizer)
-        ):  # others leave room
-            raise FileRefused(f"{path}: {name}: expected the {size} tokens of {encoder}, found {count}; {AGAIN}")
     return parts
+
+
+def _check_tokens(folder: Path, parts: Pipeline) -> None:
+    """Refuse a tokenizer of another size than its text encoder; but for CLIP's, encoders leave room for more tokens."""
+    for name, encoder in TOKENIZERS.items():
+        if encoder in kind_of(parts).networks:
+            tokenizer, config = getattr(parts, name), getattr(parts, encoder).config
+            count, size = len(tokenizer), config.get_text_config().vocab_size
+            if count > size or (count < size and isinstance(tokenizer, transformers.CLIPTokenizer)):
+                raise FileRefused(f"{folder}: {name}: expected the {size} tokens of {encoder}, found {count}; {AGAIN}")
 
 
 def _bare(key: str) -> str:
