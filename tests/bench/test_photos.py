@@ -210,7 +210,7 @@ def test_it_is_run_again_on_the_same(bench, places):
         marked(replace(config, weights={"atelier": "0000"}))
     again = command.run("bench", "rerun", out / "table1", "--out", places / "again", "--workers", 1)
     assert again.exit_code == 0, again.output
-    assert "table1: 1 cells, 4 images to generate" in again.stderr
+    assert "table1: 1 cell, 4 images to generate" in again.stderr
     first, second = (next((root / "cells").rglob("result.json")) for root in (out, places / "again"))
     assert first.relative_to(out) == second.relative_to(places / "again")
     assert json.loads(first.read_text())["similarity"] == json.loads(second.read_text())["similarity"]

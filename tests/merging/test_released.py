@@ -108,6 +108,14 @@ def test_updates_by_the_number_of_images(base, loras, data, images, updates, mon
     assert steps == list(range(updates))
 
 
+@pytest.mark.parametrize(("preset", "prior"), [("section4", 0.1), ("table9", 1.0)])
+def test_printed_weights_multiply_the_cycle_and_average_layers(preset, prior):
+    """As Table 9's row 0/0 shows, which has ZipRank's numbers: with `all` it would have no loss."""
+    options = options_of("duolora", **WEIGHTS[preset])
+    assert (options.lambda_layer_prior, options.lambda_cycle) == (prior, 0.01)
+    assert (options.multiplies, options.reduction) == ("cycle", "mean")
+
+
 def test_the_prior_pulls_at_both_masks(base, loras):
     options, _ = released(base, loras)
     m_c, m_s = (torch.ones(64, requires_grad=True) for _ in range(2))

@@ -89,7 +89,8 @@ def run_table(
         config.scoring.check()
     if config.scoring is not None and waiting:
         images = sum(cell.images for cell in waiting)
-        warnings.warn(f"{config.name}: {len(waiting)} cells, {images} images to generate", Notice, stacklevel=2)
+        count = "1 cell" if len(waiting) == 1 else f"{len(waiting)} cells"
+        warnings.warn(f"{config.name}: {count}, {images} images to generate", Notice, stacklevel=2)
     if workers is None and ray is None and all(map(is_small, config.bases.values())):
         workers = crowd()
     folder = folder_for(config, (out if len(roots) > 1 else next(iter(roots.values()))) / config.name)

@@ -80,12 +80,12 @@ def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
 
 
 def parted(targets: Container[str], adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
-    """The modules that may have masks, in the basis in which masks act, and all others as they came."""
+    """The modules that may have masks, in the basis in which masks act, if they select directions; all others as given."""
     inside, outside = (
         renamed(adapter.modules, {name: name for name in adapter.modules if (name in targets) is masked})
         for masked in (True, False)
     )
-    if options.basis == "svd" and options.combine == "masks":
+    if options.basis == "svd" and options.selects_directions and options.combine == "masks":
         turned = ((name, svd_basis(lora)) for name, lora in one_by_one(inside.items(), "Singular directions"))
         inside = spooled(turned) if isinstance(inside, OnDemand) else dict(turned)
     return inside, outside
