@@ -80,7 +80,7 @@ def architecture_of_files(content: Adapter, style: Adapter) -> Architecture:
 
 
 def parted(targets: Container[str], adapter: Adapter, options: MergeOptions) -> tuple[Loras, Loras]:
-    """The modules that may have masks, in the basis in which masks act, if they select directions; all others as given."""
+    """The modules that may have masks, in the basis in which rank masks act, and all others as they came."""
     inside, outside = (
         renamed(adapter.modules, {name: name for name in adapter.modules if (name in targets) is masked})
         for masked in (True, False)
