@@ -468,10 +468,12 @@ def _stored_keys(folder: Path) -> set[str]:
 def _downloaded(base: str, weights: bool = True) -> Path:
     """The folder in the hub's cache that holds the model of this id, or its configs only, downloaded if need be."""
     try:
-        here = {"local_files_only": not hub_answers()}
+        here = not hub_answers()
         if not weights:
-            return Path(snapshot_download(base, allow_patterns=CONFIGS, ignore_patterns="*.index.json", **here))
-        return Path(DiffusionPipeline.download(base, use_safetensors=True, **here))
+            return Path(
+                snapshot_download(base, allow_patterns=CONFIGS, ignore_patterns="*.index.json", local_files_only=here)
+            )
+        return Path(DiffusionPipeline.download(base, use_safetensors=True, local_files_only=here))
     except Exception as error:  # a connection that breaks is requests' or httpx's error, by the hub library's version
         raise InputError(
             f"{base}: no such folder here, and the hub gave no model of that id as safetensors; check the name and the "
