@@ -1,6 +1,7 @@
 """A tiny base, and a few images to train on."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import torch
 from PIL import Image
 
 from duolora.api.train import TrainOptions, train
+from duolora.lora.read.file import read_adapter
 from duolora.lora.write import file as writer
+from duolora.lora.write.file import write_adapter
 from duolora.merging import learn
 from duolora.model.base import Base, load_base
 from duolora.model.images import as_image
@@ -47,12 +50,23 @@ def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def loras(base: Base, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A content LoRA and a style LoRA on the tiny base."""
-    folder = tmp_path_factory.mktemp("loras")
+def whole_loras(base: Base, photos: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A content LoRA and a style LoRA on the tiny base, of all attention layers."""
+    folder = tmp_path_factory.mktemp("whole")
     train(photos, "a sks cat in flat style", folder / "content.safetensors", base, OPTIONS, progress=False)
     style = TrainOptions(rank=3, steps=12, batch=2, lr=1e-2, seed=1)
     train(photos / "1.png", "a house in zwx style", folder / "style.safetensors", base, style, progress=False)
+    return folder / "content.safetensors", folder / "style.safetensors"
+
+
+@pytest.fixture(scope="session")
+def loras(whole_loras: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The same two with a quarter of the layers, one in each attention: a merge costs by the module."""
+    folder = tmp_path_factory.mktemp("loras")
+    for path in whole_loras:
+        adapter = read_adapter(path)
+        kept = {name: lora for name, lora in adapter.modules.items() if name.endswith(("attn1.to_out.0", "attn2.to_v"))}
+        write_adapter(folder / path.name, replace(adapter, modules=kept))
     return folder / "content.safetensors", folder / "style.safetensors"
 
 

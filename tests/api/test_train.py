@@ -26,8 +26,8 @@ pytestmark = pytest.mark.usefixtures("unloaded")
 OPTIONS = TrainOptions(rank=4, steps=12, batch=2, lr=1e-2)
 
 
-def test_every_attention_layer_learns(base, loras):
-    adapter = read_adapter(loras[0])
+def test_every_attention_layer_learns(base, whole_loras):
+    adapter = read_adapter(whole_loras[0])
     assert set(adapter.modules) == set(target_modules(base.unet))
     assert all(lora.delta().abs().max() > 0 and lora.rank == 4 for lora in adapter.modules.values())
     assert adapter.metadata["prompt"] == "a sks cat in flat style"
