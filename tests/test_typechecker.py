@@ -1,8 +1,12 @@
 """What annotations say is enforced in all other tests: types everywhere, and sizes that have a name."""
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from beartype.roar import BeartypeCallHintViolation
+from jaxtyping import Float, TypeCheckError
+from torch import Tensor
 
 from duolora.paper.lowrank import LowRank, gated
 from duolora.paper.ziprank import masked
@@ -30,9 +34,6 @@ def test_what_an_annotation_forbids_is_an_error(call):
 
 
 def test_a_size_is_the_same_in_what_is_returned_and_another_in_the_next_call():
-    from jaxtyping import Float
-    from torch import Tensor
-
     def first(x: Float[Tensor, "n k"], rows: int) -> Float[Tensor, "n k"]:
         return x[:rows]
 
@@ -40,6 +41,19 @@ def test_a_size_is_the_same_in_what_is_returned_and_another_in_the_next_call():
     assert found(UP, 4).shape == (4, 2) and found(DOWN, 2).shape == (2, 3)
     with pytest.raises(BeartypeCallHintViolation):
         found(UP, 3)
+
+
+def test_a_generator_has_sizes_of_its_own():
+    def rows(x: Float[Tensor, "n k"]) -> Iterator[int]:
+        yield from range(len(x))
+
+    def outer(x: Float[Tensor, "n k"], y: Tensor) -> list[int]:
+        return [*found(y)]
+
+    found = checked(rows)
+    assert checked(outer)(UP, DOWN) == [0, 1]
+    with pytest.raises(TypeCheckError):
+        found(UP[0])
 
 
 def test_modules_with_shapes_are_found():

@@ -10,6 +10,7 @@ from dataclasses import is_dataclass
 from importlib.abc import MetaPathFinder
 from importlib.machinery import SourceFileLoader
 from importlib.util import find_spec, spec_from_file_location
+from inspect import isgeneratorfunction
 from pathlib import Path
 from typing import Any, get_args
 
@@ -35,8 +36,11 @@ def checked(thing: Any) -> Any:
         if is_dataclass(thing):
             thing.__init__ = checked(thing.__init__)
         return thing
-    shaped = any(has_shapes(hint) for hint in thing.__annotations__.values())
-    return jaxtyped(by_beartype(thing), typechecker=None) if shaped else by_beartype(thing)
+    if not any(has_shapes(hint) for hint in thing.__annotations__.values()):
+        return by_beartype(thing)
+    if isgeneratorfunction(thing):  # whose arguments beartype checks as the first value is asked for, in another call
+        return jaxtyped(thing, typechecker=by_beartype)
+    return jaxtyped(by_beartype(thing), typechecker=None)
 
 
 def has_shapes(hint: Any) -> bool:

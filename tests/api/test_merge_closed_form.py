@@ -13,6 +13,7 @@ from duolora.merging.closed_form import Part, one_shot
 from duolora.model.blocks import roles, target_modules
 from tiny import random_adapter
 
+pytestmark = pytest.mark.usefixtures("unloaded")
 OPTIONS = options_of("oneshot", calls=2)
 STRICT = options_of("oneshot", calls=2, off_role=1.0, lambda_layer_prior=0.2)
 
@@ -72,10 +73,10 @@ def test_every_option_matters(base, parts, change, strict):
     assert any(not torch.equal(m, o[n]) for ms, o in zip(strict, other, strict=True) for n, m in ms.items())
 
 
-def test_it_lowers_the_reconstruction_that_training_lowers(base, loras, photos, tmp_path):
+def test_it_lowers_the_reconstruction_that_training_lowers(base, whole_loras, photos, tmp_path):
     """Of LoRAs four times as strong as a dozen steps make them, so that each disturbs the other."""
-    strong = [tmp_path / path.name for path in loras]
-    for path, out in zip(loras, strong, strict=True):
+    strong = [tmp_path / path.name for path in whole_loras]
+    for path, out in zip(whole_loras, strong, strict=True):
         adapter = read_adapter(path)
         stronger = {name: replace(lora, scale=4 * lora.scale) for name, lora in adapter.modules.items()}
         write_adapter(out, replace(adapter, modules=stronger))

@@ -2,7 +2,17 @@
 
 import pytest
 
+from duolora.api import train
+from duolora.model.defaults import BaseDefaults
+
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_files(unloaded: None) -> None:
     """Files are written without diffusers' own loader."""
+
+
+@pytest.fixture
+def quick_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRAs of one step and, unless a test names others, of one block: all that follows costs by the module."""
+    quick = BaseDefaults({"rank": 2, "steps": 1, "batch": 1, "blocks": ("mid_block",)})
+    monkeypatch.setattr(train, "read_defaults", lambda base: quick)

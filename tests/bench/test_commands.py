@@ -22,8 +22,7 @@ plain_draw = cells.sample_images
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
+def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, quick_training: None):
     monkeypatch.setattr(pairs, "COUNT", 1)
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
     monkeypatch.setattr(config, "DistilRecipe", partial(DistilRecipe, images=2, batch=1))

@@ -11,7 +11,6 @@ from PIL import Image
 from transformers import ViTConfig, ViTModel
 
 import command
-from duolora.api import train
 from duolora.atelier.pairs import Pair, rendered
 from duolora.bench.cells import cell as cells
 from duolora.bench.cells.cell import Cell
@@ -26,7 +25,6 @@ from duolora.errors import InputError
 from duolora.metrics.datasets.manifests import Manifest, Pairing, write_manifest
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.similarity import all_pairs_mean
-from duolora.model.defaults import BaseDefaults
 from duolora.model.image_files import image_paths, read_image
 from duolora.provenance import sampled_hash
 
@@ -69,8 +67,7 @@ def dino(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def bench(monkeypatch: pytest.MonkeyPatch, places: Path, dino: Path):
-    monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
+def bench(monkeypatch: pytest.MonkeyPatch, places: Path, dino: Path, quick_training: None):
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: plain_draw(*a, **k | {"steps": 1}))
 
     def run(*arguments: object, fails: bool = False) -> str:

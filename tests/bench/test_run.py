@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from duolora.api import train
 from duolora.bench.cells import cell as cells, lora, pairs
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.pairs import sample_suite, suite
@@ -21,7 +20,7 @@ from duolora.bench.tables.tuning import TUNING
 from duolora.errors import InputError
 from duolora.lora.read.file import read_adapter
 from duolora.merging.options import METHODS
-from duolora.model.defaults import BaseChoice, BaseDefaults, read_defaults
+from duolora.model.defaults import BaseChoice, read_defaults
 
 ROWS = (
     Row("floor", how="floor"),
@@ -39,8 +38,7 @@ ROWS = (
 
 
 @pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
+def quick(monkeypatch: pytest.MonkeyPatch, quick_training: None) -> None:
     monkeypatch.setattr(pairs, "COUNT", 1)
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: cells_draw(*a, **k | {"steps": 2}))
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 from jobs_by_name import named
 
-from duolora.api import train
 from duolora.bench import workers
 from duolora.bench.cells import cell as cells, pairs
 from duolora.bench.cells.cell import Cell
@@ -21,7 +20,6 @@ from duolora.bench.run import measured
 from duolora.bench.tables.rows import FLOOR, Row
 from duolora.bench.workers import run_all
 from duolora.errors import InputError
-from duolora.model.defaults import BaseDefaults
 from duolora.model.sample import sample_images
 from processes import FORKED
 
@@ -88,8 +86,7 @@ class QuickCell(Cell):
         return quickly, tuple(getattr(self, field.name) for field in fields(self))
 
 
-def test_every_cell_is_finished_though_a_worker_is_killed(tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "read_defaults", lambda base: BaseDefaults({"rank": 2, "steps": 1, "batch": 1}))
+def test_every_cell_is_finished_though_a_worker_is_killed(tmp_path, monkeypatch, quick_training):
     monkeypatch.setattr(workers, "multiprocessing", SimpleNamespace(get_context=lambda _: FORKED))
     table = [QuickCell(tmp_path, suite()[0], row) for row in (FLOOR, Row("naive", "naive"))]
     for job in table[1].needs():

@@ -23,7 +23,7 @@ GRAPH = {
     "5": {"model": ["4", 0]},
 }
 """A checkpoint, a LoRA loader on it and our node 3 behind that; node 5 is behind a loader that names no checkpoint."""
-pytestmark = pytest.mark.usefixtures("few_steps")
+pytestmark = pytest.mark.usefixtures("few_steps", "unloaded")
 
 
 def images(seed):

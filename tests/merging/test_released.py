@@ -83,6 +83,12 @@ def data(base):
     return Calibration(*(torch.randn(n, 4, size, size, generator=rng) for n in (4, 1)), PROMPTS)
 
 
+@pytest.fixture
+def loras(whole_loras):
+    """With all layers of each attention, since they share a mask."""
+    return whole_loras
+
+
 def released(base, loras, **changes):
     options = options_of("duolora", **WEIGHTS["released"] | changes)
     return options, sources(base.architecture, *map(read_adapter, loras), options)

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from command import run
 from duolora.api.convert import convert
 from duolora.api.generate import applied
-from duolora.api.merge import merge
+from duolora.api.merge import merge, options_of
 from duolora.api.train import TrainOptions, train
 from duolora.errors import BaseMismatch, InputError, Notice
 from duolora.lora.read.file import read_adapter
@@ -93,7 +93,8 @@ def test_diffusers_reads_what_lies_beside(folder, base, learnt, beside):
 def test_a_merge_carries_them_and_trains_its_masks_with_them(base, loras, learnt, photos, tmp_path):
     for method in ("naive", "ziprank"):
         out = tmp_path / f"{method}.safetensors"
-        merge(learnt, loras[1], out, method, base, photos, photos, progress=False)
+        options = None if method == "naive" else options_of(method, steps=2)
+        merge(learnt, loras[1], out, method, base, photos, photos, options=options, progress=False)
         carried, own = (read_adapter(path).embeddings["sks"]["clip_g"] for path in (out, learnt))
         assert torch.equal(carried, own)
     done = merge(learnt, loras[1], tmp_path / "peft", "naive", format="peft", progress=False)
