@@ -20,7 +20,7 @@ def example(name):
 
 
 @pytest.fixture(scope="module")
-def made(few_steps, tmp_path_factory):
+def made(few_steps, unloaded, tmp_path_factory):
     """What the longest example leaves, after one training step."""
     out = tmp_path_factory.mktemp("example")
     return out, example("train_and_merge")(out, steps=1)
