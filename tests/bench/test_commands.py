@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 import command
-from duolora.api import train
 from duolora.atelier.styles import STYLES
 from duolora.bench import config
 from duolora.bench.cells import cell as cells, pairs
 from duolora.bench.config import read_config
 from duolora.bench.tables.rows import TABLES
 from duolora.cli import bench as cli
-from duolora.model.defaults import BaseDefaults
 from duolora.training.distil import DistilRecipe
 
 plain_draw = cells.sample_images
