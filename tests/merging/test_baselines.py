@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, strategies as st
 
-from duolora.merging.baselines import agreed, best_of_rank, combined
+from duolora.merging.fold import agreed, best_of_rank, combined
 from duolora.merging.inputs import Sources
 from duolora.merging.options import MergeOptions
 from duolora.paper.lowrank import LowRank, svd_basis

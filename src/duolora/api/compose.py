@@ -1,4 +1,7 @@
-"""Several LoRAs in one file: their weighted sum, exact, by concatenation (Sec. 3.5)."""
+"""Several LoRAs in one file: their weighted sum, exact, by concatenation (Sec. 3.5), or merged with masks.
+
+The paper names it as its own limitation that it merges two (Sec. 5); masks in closed form have no such limit.
+"""
 
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,10 +16,12 @@ from duolora.lora.on_demand import OnDemand, in_float32, outlines
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Verification
+from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.export import Output, checked_output, export
-from duolora.merging.fold import Kind
+from duolora.merging.fold import Kind, folded_sides, unmasked_of
+from duolora.merging.inputs import Loras, parted, roles_of
+from duolora.merging.learn import latents_of
 from duolora.merging.options import MergeOptions, options_of
-from duolora.merging.several import Taught, merged_at_once
 from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.model.prompts import replaced
 from duolora.options import Format, Written, check, check_weights, word
@@ -115,6 +120,16 @@ def _notes(adapters: Sequence[Adapter]) -> dict[str, str]:
     return carried({f"LoRA {k}": adapter for k, adapter in enumerate(adapters, 1)})
 
 
+@dataclass(frozen=True, eq=False)
+class Taught:
+    """A LoRA of a merge, what brings it out, what it is for, and its images; None generates some with it."""
+
+    adapter: Adapter
+    prompt: str
+    kind: Kind = "content"
+    images: str | Path | None = None
+
+
 class ComposeKeywords(Written, total=False):
     """What `compose_at_once` takes by keyword only; it says what each is."""
 
@@ -167,7 +182,7 @@ def compose_at_once(
         check_fits(adapter, loaded.lora_shapes(), path)
     together = given.get("merged_prompt") or ", ".join(each.prompt for each in taught)
     with replaced(loaded.parts, embeddings_of(*adapters)):
-        modules = merged_at_once(loaded, taught, options, given.get("progress", True))
+        modules = _merged(loaded, taught, options, given.get("progress", True))
     metadata: dict[str, object] = {
         "made_by": "duolora compose", "method": "oneshot", "base": loaded.name, "prompt": together,
         "sources": [
@@ -177,6 +192,30 @@ def compose_at_once(
         "options": asdict(options), "versions": versions(), **_left_out(adapters),
     }  # fmt: skip
     return _written(to, Adapter(modules, metadata, notes=_notes(adapters), embeddings=embeddings_of(*adapters)))
+
+
+def _merged(base: Base, taught: Sequence[Taught], options: MergeOptions, progress: bool) -> Loras:
+    """One LoRA of all; modules outside the attention layers go by the policy `options.unmasked`.
+
+    `kind` says where a LoRA leads, for `off_role` and the layer prior, and which of `content_weight` and
+    `style_weight` is its own.
+
+    Raises:
+        InputError: an option does not fit, such as masks on another dimension than the rank.
+    """
+    if options.masks != "rank":
+        raise InputError(f"masks: many LoRAs at once need 'rank', got {options.masks!r}")
+    architecture = base.architecture
+    sides = [parted(architecture.shapes, each.adapter, options) for each in taught]
+    generated = [(loras, each.prompt, each.images) for each, (loras, _) in zip(taught, sides, strict=True)]
+    latents = latents_of(base, generated, options, progress)
+    parts = [Part(loras, each.kind, x, each.prompt) for each, (loras, _), x in zip(taught, sides, latents, strict=True)]
+    found_roles = roles_of(architecture, options)
+    masks = one_shot(base, parts, found_roles, options, progress)
+    folding = [(loras, m, each.kind) for each, (loras, _), m in zip(taught, sides, masks, strict=True)]
+    covered = [name for name in found_roles if any(name in loras for loras, _ in sides)]
+    others = [(unmasked, each.kind) for each, (_, unmasked) in zip(taught, sides, strict=True)]
+    return {**folded_sides(covered, folding, options), **unmasked_of(others, options)}
 
 
 def _written(to: Output, whole: Adapter) -> Composed:

@@ -18,9 +18,8 @@ from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
 from duolora.lora.read.notes import carried
 from duolora.lora.verify import Verification
-from duolora.merging.baselines import combined
 from duolora.merging.export import Exported, Output, checked_output, export, untold
-from duolora.merging.fold import Folded, folded, unmasked
+from duolora.merging.fold import Folded, combined, folded, unmasked
 from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, map_of, prompts_of, sources
 from duolora.merging.learn import Calibration, Images, TrainedMasks, calibration, learn
 from duolora.merging.mask_file import MaskFile

@@ -21,9 +21,8 @@ from duolora.lora.verify import TOLERANCE, Verification, identical, verify
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.diffusers import diffusers_metadata, diffusers_tensors, uniform
 from duolora.lora.write.diffusers_check import ReadingFailed, error_in_diffusers
-from duolora.lora.write.kohya import has_kohya_names, kohya_metadata, kohya_tensors
+from duolora.lora.write.kohya import REORDERED, has_kohya_names, kohya_metadata, kohya_tensors
 from duolora.lora.write.layout import header_json, laid_out
-from duolora.lora.write.stems import REORDERED
 from duolora.options import DEFAULT_FORMAT, Format
 from duolora.progress import through, underway
 from duolora.provenance import tensors_hash
