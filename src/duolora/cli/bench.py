@@ -210,10 +210,10 @@ def _growth(options: GrowthOptions) -> None:
 
 _command(
     PaperOptions, _paper, "paper",
-    "Every table and figure of the paper on Atelier, and one page of all.\n\n"
-    "Figure 3 first, since it finds B-LoRA's blocks; then Tables 1 to 5 and 7 to 9, Figures 4 to 10. What is finished "
-    "is never run again. By the times of its cells `--pairs 1` takes an hour or two on two CPU cores, all pairs most "
-    "of a day. Table 6 asks people: `bench study`.",
+    "Every table and figure of the paper, on Atelier.\n\n"
+    "Figure 3 first, since it finds B-LoRA's blocks; then Tables 1 to 5 and 7 to 9, Figures 4 to 10, and a page of all. "
+    "What is finished is never run again. By the times of its cells `--pairs 1` takes an hour or two on two CPU cores, "
+    "all pairs most of a day. Table 6 asks people: `bench study`.",
 )  # fmt: skip
 _command(
     Figure3Options, _figure3, "figure3",
