@@ -211,7 +211,7 @@ def _growth(options: GrowthOptions) -> None:
 _command(
     PaperOptions, _paper, "paper",
     "Every table and figure of the paper, on Atelier.\n\n"
-    "Figure 3 first, since it finds B-LoRA's blocks; then Tables 1 to 5 and 7 to 9, Figures 4 to 10, and a page of all. "
+    "Figure 3 first, since it finds B-LoRA's blocks; then Tables 1 to 5 and 7 to 9, Figures 4 to 10, and one page. "
     "What is finished is never run again. By the times of its cells `--pairs 1` takes an hour or two on two CPU cores, "
     "all pairs most of a day. Table 6 asks people: `bench study`.",
 )  # fmt: skip
