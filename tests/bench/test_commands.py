@@ -101,9 +101,10 @@ def test_the_whole_paper_by_one_command(bench, tmp_path, monkeypatch):
     monkeypatch.setattr(cli, "TABLES", some)
     monkeypatch.setattr(cli, "PAPER", (*some,))
     (tmp_path / "tuned.json").write_text(json.dumps({"best": {"naive": {"changes": {"style_weight": 0.5}}}}))
-    bench(
-        "paper", "--count", "1", "--sampling-steps", "1", "--tuned", str(tmp_path / "tuned.json"), "--train", "rank=2"
-    )
+    asked = ["bench", "paper", "--out", tmp_path, "--pairs", 1, "--workers", 1, "--count", 1, "--sampling-steps", 1]
+    done = command.run(*asked, "--tuned", tmp_path / "tuned.json", "--train", "rank=2", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["page"] == str(tmp_path / "report.html")
     runs = {name: read_config(tmp_path / name) for name in some}
     assert {name: [row.label for row in run.table.rows] for name, run in runs.items()} == {
         "table1": ["base (no LoRA)", "content LoRA alone"],
@@ -114,6 +115,13 @@ def test_the_whole_paper_by_one_command(bench, tmp_path, monkeypatch):
     assert (tmp_path / "figure3" / "blocks.json").exists()
     page = (tmp_path / "report.html").read_text()
     assert all(TABLES[name].title in page for name in some)
+
+
+def test_choices_for_the_whole_paper_are_checked_before_any_work(tmp_path):
+    done = command.run("bench", "paper", "--out", tmp_path, "--train", "nosuch=1")
+    assert done.exit_code == 1
+    assert "nosuch" in done.stderr
+    assert not any(tmp_path.iterdir())
 
 
 def test_data_sets_beside_the_papers(bench, tmp_path):

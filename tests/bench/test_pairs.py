@@ -90,6 +90,10 @@ def test_manifest_there_and_back(tmp_path):
     (tmp_path / "bad.json").write_text('[{"dataset": "x"}]')
     with pytest.raises(InputError, match=r"bad\.json"):
         suite(tmp_path / "bad.json")
+    nameless = {"dataset": "x", "pair": {"style": 5}}
+    (tmp_path / "bad.json").write_text(json.dumps([nameless]))
+    with pytest.raises(InputError, match="family-SEED, got '5'"):
+        suite(tmp_path / "bad.json")
 
 
 def test_the_papers_captions_name_nothing_but_identifiers(tmp_path):

@@ -20,7 +20,7 @@ from transformers import AutoConfig, CLIPModel, CLIPTokenizer, Dinov2Model, Dino
 from duolora.errors import FileRefused, InputError, Notice
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
-from duolora.model.base_check import check_files
+from duolora.model.base_check import AGAIN, check_files
 from duolora.model.hub import hub_answers
 from duolora.textfiles import read_json
 
@@ -51,10 +51,9 @@ def load_vision(
     if config.model_type not in EXPECTED[name]:
         expected = " or ".join(EXPECTED[name])
         raise FileRefused(f"{source}: expected a model of type {expected} for {name}, found {config.model_type}")
-    if (folder := Path(source).expanduser()).is_dir() and "num_attention_heads" not in read_json(
-        folder / "config.json"
-    ):
-        raise FileRefused(f"{source}: config.json: num_attention_heads: expected a number, found none; get it again")
+    folder = Path(source).expanduser()
+    if folder.is_dir() and "num_attention_heads" not in read_json(folder / "config.json"):
+        raise FileRefused(f"{source}: config.json: num_attention_heads: expected a number, found none; {AGAIN}")
     network = _checked(source, VISION[config.model_type], device)
     architecture = f"{config.model_type}, width {config.hidden_size}, patch {config.patch_size}"
 

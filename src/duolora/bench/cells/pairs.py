@@ -233,5 +233,5 @@ def case_of(entry: Mapping[str, Any]) -> Case:
     Raises:
         KeyError, TypeError, ValueError: it lacks something, has too much, or names no style.
     """
-    style_named(entry["pair"]["style"])
+    style_named(str(entry["pair"]["style"]))
     return Case(**{**entry, "pair": Pair(**entry["pair"])})
