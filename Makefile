@@ -36,7 +36,7 @@ check: .venv/ready
 base: .venv/ready
 	$(BIN)/python -m recipes.atelier.vae --out runs/atelier
 	$(BIN)/python -m recipes.atelier.classifier --out runs/atelier --minutes 60
-	$(BIN)/python -m recipes.atelier.style_encoder --out runs/atelier --minutes 20
+	$(BIN)/python -m recipes.atelier.style_encoder --out runs/atelier --minutes 24
 	$(BIN)/python -m recipes.atelier.text --out runs/text
 	OMP_NUM_THREADS=1 $(BIN)/torchrun --nproc-per-node 2 -m recipes.atelier.base --text runs/text --out runs/atelier --minutes 600
 	$(BIN)/python -m recipes.atelier.pack --base runs/atelier --text runs/text --vae runs/atelier --classifier runs/atelier --style runs/atelier --out runs/atelier/weights

@@ -74,7 +74,7 @@ def contrast(found: Tensor, styles: Tensor, temperature: float) -> Tensor:
 
 def main(
     out: Annotated[Path, typer.Option(help="Folder for the weights.")],
-    minutes: Annotated[float, typer.Option(help="How long to train.")] = 12.0,
+    minutes: Annotated[float, typer.Option(help="How long to train.")] = 24.0,
     lr: float = 0.02,
     temperature: float = 0.07,
     seed: int = 4,

@@ -6,6 +6,7 @@ and "other" for objects without a name and for styles of the family that are non
 
 from dataclasses import dataclass
 from importlib.resources import files
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,8 @@ from duolora.atelier.objects import OBJECTS
 from duolora.atelier.paint import COLOURS
 from duolora.atelier.scene import PATTERNS
 from duolora.atelier.styles import STYLES
+
+Network = TypeVar("Network", bound=nn.Module)
 
 ANSWERS: dict[str, tuple[str, ...]] = {
     "object": (*OBJECTS, "other"),
@@ -78,12 +81,16 @@ class Predictions:
         return sum(hits) / len(hits)
 
 
-def load_classifier() -> Classifier:
-    """The trained network that ships with the package."""
-    network = Classifier()
-    path = str(files("duolora.atelier").joinpath("weights", "classifier.safetensors"))
+def trained(network: Network, name: str) -> Network:
+    """The network with the weights of that file of the package, to be used and not trained on."""
+    path = str(files("duolora.atelier").joinpath("weights", f"{name}.safetensors"))
     network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
     return network.eval()
+
+
+def load_classifier() -> Classifier:
+    """The trained network that ships with the package."""
+    return trained(Classifier(), "classifier")
 
 
 @torch.no_grad()

@@ -4,17 +4,13 @@ Trained on pairs of images of the same or of another style, as CSD is, on random
 styles; the held-out styles are in no image that it has seen. So, unlike the classifier, it knows no list of styles.
 """
 
-from collections.abc import Sequence
-from importlib.resources import files
-
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from duolora.atelier.classifier import Block
+from duolora.atelier.classifier import Block, trained
 from duolora.atelier.data import as_input
 from duolora.atelier.objects import OBJECTS
 from duolora.atelier.paint import Style
@@ -50,10 +46,7 @@ class StyleEncoder(nn.Module):
 
 def load_style_encoder() -> StyleEncoder:
     """The trained network that ships with the package."""
-    network = StyleEncoder()
-    path = str(files("duolora.atelier").joinpath("weights", "style_encoder.safetensors"))
-    network.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()})
-    return network.eval()
+    return trained(StyleEncoder(), "style_encoder")
 
 
 @torch.no_grad()
@@ -65,6 +58,6 @@ def style_mean(network: StyleEncoder, style: Style) -> Float[Tensor, " 128"]:
 
 
 @torch.no_grad()
-def in_style(network: StyleEncoder, images: Float[Tensor, "n 3 32 32"], style: Style) -> Sequence[bool]:
+def in_style(network: StyleEncoder, images: Float[Tensor, "n 3 32 32"], style: Style) -> list[bool]:
     """Which images are in a style, known to the classifier or not."""
     return (network(images) @ style_mean(network, style) >= NEAR).tolist()
