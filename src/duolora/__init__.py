@@ -1,6 +1,6 @@
 """Turn a content LoRA and a style LoRA into one ordinary LoRA file that generates that subject in that style.
 
-The verbs of the command line are functions here: `train`, `merge`, `generate`, `evaluate`, `compose` and
+The verbs of the command line are functions here: `train`, `merge`, `generate`, `evaluate`, `choose`, `compose` and
 `compose_at_once`, `convert`, `inspect`; with them come their options, their results and their errors. Nothing heavy is
 imported before one of them is asked for.
 """
@@ -10,6 +10,7 @@ from os import environ
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from duolora.api.choose import Candidate as Candidate, Choice as Choice, choose as choose
     from duolora.api.compose import (
         Composed as Composed,
         compose as compose,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     __version__: str
 
 _EXPORTS = {
+    "duolora.api.choose": ("Candidate", "Choice", "choose"),
     "duolora.api.compose": ("Composed", "compose", "compose_at_once", "one_shot_options"),
     "duolora.api.convert": ("Converted", "convert"),
     "duolora.api.evaluate": ("Evaluation", "Score", "evaluate"),

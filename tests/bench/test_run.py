@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from duolora.api.choose import choose
 from duolora.bench.cells import cell as cells, lora, pairs
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.pairs import sample_suite, suite
@@ -32,6 +33,7 @@ ROWS = (
     Row("broken", "ziprank", {"lr": -1.0}),
     blora_rows()[2],
     Row("K-LoRA", how="klora"),
+    Row("best of two", how="chosen"),
     Row("oracle", how="oracle"),
     Row("pair", how="pair"),
 )
@@ -40,6 +42,8 @@ ROWS = (
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, quick_training: None) -> None:
     monkeypatch.setattr(pairs, "COUNT", 1)
+    monkeypatch.setattr(cells, "CANDIDATES", ("naive", "split"))
+    monkeypatch.setattr(cells, "choose", lambda *a, **k: choose(*a, **k | {"steps": 1, "num": 2}))
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: cells_draw(*a, **k | {"steps": 2}))
 
 
@@ -59,6 +63,10 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     assert {p.name.split("-")[0] for p in (tmp_path / "loras").iterdir()} == {"content", "style", "oracle"}
     for _, cell in ran.cells:
         assert cell.done is (cell.row.label != "broken")
+        if cell.row.how == "chosen":
+            scores = (found := cell.result())["scores"]
+            assert max(scores, key=scores.get) == found["chosen"]
+            assert [*sorted(path.name for path in cell.folder.glob("*.safetensors"))] == ["merged.safetensors"]
         masks = cell.folder / "masks.safetensors"
         assert masks.exists() is (cell.row.label == "ziprank")
         if masks.exists():
@@ -112,12 +120,16 @@ def test_a_cell_that_is_killed_goes_on_with_the_images_that_it_has(tmp_path, qui
         asked.append(seeds)
         return sampled(base, prompts, seeds, **how)
 
+    monkeypatch.setattr(cells, "CANDIDATES", ("naive", "split"))
+    monkeypatch.setattr(cells, "choose", lambda *a, **k: choose(*a, **k | {"steps": 1, "num": 2}))
     monkeypatch.setattr(cells, "sample_images", sample)
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
     assert not stopped.done and stopped.images == 6
     assert len([*(stopped.folder / "images").iterdir()]) == 4
     kept = {path: path.stat().st_mtime_ns for path in stopped.folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(cells, "CANDIDATES", ("naive", "split"))
+    monkeypatch.setattr(cells, "choose", lambda *a, **k: choose(*a, **k | {"steps": 1, "num": 2}))
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: (asked.append(a[2]), sampled(*a, **k))[1])
     monkeypatch.setattr(cells, "merge", None)  # the merge is there
     stopped.run()
@@ -132,6 +144,8 @@ def test_a_cell_that_is_killed_goes_on_with_the_images_that_it_has(tmp_path, qui
 
 def test_chosen_settings_have_loras_and_cells_of_their_own(tmp_path, quick, monkeypatch):
     used = []
+    monkeypatch.setattr(cells, "CANDIDATES", ("naive", "split"))
+    monkeypatch.setattr(cells, "choose", lambda *a, **k: choose(*a, **k | {"steps": 1, "num": 2}))
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: (used.append(k), cells_draw(*a, **k | {"steps": 1}))[1])
     asked = {"out": tmp_path, "pairs": 1, "dataset": ["single"], "row": ["naive"]}
     plain = config_of("table1", TABLES["table1"], TableOptions(**asked))

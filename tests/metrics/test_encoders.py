@@ -205,7 +205,9 @@ def test_atelier_text_is_a_mean_over_the_questions_asked(renders):
     assert not torch.equal(embedder(["a cat in neon style"]), embedder(["a cat in sepia style"]))
 
 
-@pytest.mark.parametrize(("name", "truth"), [("atelier-content", "object"), ("atelier-style", "style")])
+@pytest.mark.parametrize(
+    ("name", "truth"), [("atelier-content", "object"), ("atelier-style", "style"), ("atelier-csd", "style")]
+)
 def test_ateliers_encoders_see_what_they_are_for(name, truth, renders):
     """Two images with the same object (style) are closer than two with others in more than 95 of 100 cases."""
     images, scenes = renders

@@ -7,17 +7,22 @@ import typer
 
 from duolora.cli.common import (
     JsonOption,
+    OverwriteOption,
     QuietOption,
     SeedOption,
     check_device,
+    chosen as chosen_base,
     doing,
     printable,
     report,
 )
 from duolora.cli.early import check_inputs, check_there
 from duolora.cli.examples import examples
+from duolora.cli.spread import Without, spread
 from duolora.errors import InputError
+from duolora.lora.write.atomic import check_out
 from duolora.metrics.named import DEFAULTS, chosen, named_checkpoints
+from duolora.model.defaults import BaseChoice
 from duolora.options import word
 
 
@@ -57,6 +62,51 @@ def evaluate(
     asked = prompts_of(prompt, prompts)
     done = run(generated, content, style, asked, names, places, device=device, cache=not no_cache, progress=not quiet)
     report(as_json, done.table(), **done.facts())
+
+
+@spread
+def choose(
+    loras: Annotated[list[Path], typer.Argument(help="Two or more LoRA files, such as merges by several methods.")],
+    prompt: Annotated[str, typer.Option(help="What to generate with each of them.")],
+    content: Annotated[Path, typer.Option(help="The subject's photos.")],
+    style: Annotated[Path, typer.Option(help="The style image.")],
+    *,
+    out: Annotated[Path | None, typer.Option(help="Where to copy the best file.")] = None,
+    num: Annotated[int, typer.Option(help="Images of each file.", min=1)] = 8,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="One of the content and one of the style  [atelier-content,atelier-csd or dino,csd-s]."),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
+    ] = None,
+    base: Annotated[BaseChoice, Without(("gradient_checkpointing",))],
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Rank LoRA files by how near they come to the photos.
+
+    Methods differ more from pair to pair than in the mean: merge by several, and take the one that suits the pair. The
+    score is the geometric mean of the two similarities; look at the images as well.
+    """
+    check_inputs(loras, content, style)
+    if out is not None:
+        check_out(out, loras, overwrite)
+    places, base = named_checkpoints(checkpoint or []), chosen_base(base, quiet)
+    with doing("Loading the metrics", quiet):
+        from duolora.api.choose import choose as run
+        from duolora.textfiles import write_whole
+
+    done = run(
+        loras, prompt, content, style, base, metrics=metrics, checkpoints=places, num=num, seed=seed,
+        progress=not quiet,
+    )  # fmt: skip
+    if out is not None:
+        write_whole(out, done.path.read_bytes())
+    report(as_json, done.table(), **done.facts(), out=out)
 
 
 checkpoints = typer.Typer(name="checkpoints", no_args_is_help=True, help="Checkpoints of the metrics' encoders.")

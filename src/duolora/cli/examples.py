@@ -32,6 +32,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duolora evaluate --generated images --content photos --style flat.png",
         'duolora evaluate --generated images --content photos --prompt "a red cat" --metrics paper --json',
     ),
+    "choose": (
+        "duolora choose naive.safetensors ziplora.safetensors duolora.safetensors --content photos --style flat.png "
+        '--prompt "a sks teapot in zwx style" --out best.safetensors',
+    ),
     "checkpoints convert": (
         "duolora checkpoints convert csd CSD.pth --out csd.safetensors",
         "duolora checkpoints convert clip clip-vit-base-patch32 --out clip",

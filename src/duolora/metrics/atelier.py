@@ -5,6 +5,8 @@ The classifier (`atelier/classifier.py`) has one trunk and four linear heads, ob
 * `atelier-content`, in DINO's place: its penultimate features f (384), as far as the object head sees them, V f with V
   an orthonormal basis of the head's centred rows. Two images of one object agree, whatever the style.
 * `atelier-style`, in CSD's place: the same through the style head.
+* `atelier-csd`, in CSD's place as well: the style encoder (`atelier/style_encoder.py`), a network of its own, which the
+  classifier that judges benchmarks has no part in.
 * `atelier-image`, in CLIP-I's place: f itself, where content and style are entangled, as in CLIP's images.
 * `atelier-text`, in CLIP-T's place: for an image √p, p the classifier's probabilities of all answers, so that every
   question has length 1; for a prompt a one-hot for each question that it answers ("red" answers colour), zeros for the
@@ -19,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from duolora.atelier.classifier import ANSWERS, HEADS, Classifier, load_classifier
+from duolora.atelier.style_encoder import load_style_encoder
 from duolora.errors import InputError
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import ATELIER
@@ -27,7 +30,14 @@ CHECKPOINT = "Atelier's classifier (embedded)"
 
 
 def load_atelier(name: str, device: torch.device, progress: bool = False) -> NetworkEmbedder:
-    """One of Atelier's encoders: `atelier-content`, `-style`, `-image` or `-text`."""
+    """One of Atelier's encoders: `atelier-content`, `-style`, `-image`, `-text` or `-csd`."""
+    if name == "atelier-csd":
+        encoder = load_style_encoder().to(device).requires_grad_(False)
+        card = Card(
+            name, "Atelier's style encoder (embedded)", "means and deviations of features", str(ATELIER),
+            fingerprint(encoder.state_dict()), atelier=True,
+        )  # fmt: skip
+        return NetworkEmbedder(card, ATELIER, encoder, None, device, progress=progress)
     network = load_classifier().to(device).requires_grad_(False)
     heads = {"atelier-content": "object", "atelier-style": "style"}
     if name in heads:

@@ -18,7 +18,7 @@ from duolora.metrics.named import DEFAULTS
 from duolora.metrics.transforms import CLIP, DINO
 from duolora.metrics.vision import load_clip, load_vision
 
-ATELIER = ("atelier-content", "atelier-style", "atelier-image", "atelier-text")
+ATELIER = ("atelier-content", "atelier-style", "atelier-image", "atelier-text", "atelier-csd")
 
 
 def load_embedder(

@@ -43,6 +43,7 @@ ATELIER = {
 OTHERS = {
     "dinov2": Metric("DINOv2", "dinov2", "content"),
     "dinov2-leakage": Metric("leakage (DINOv2 to style)", "dinov2", "style"),
+    "atelier-csd": Metric("Atelier style encoder", "atelier-csd", "style"),
 }
 """Not in the paper; asked for by name."""
 METRICS = PAPER | ATELIER | OTHERS

@@ -14,6 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 from torch import Tensor
 
+from duolora.api.choose import choose
 from duolora.api.compose import compose
 from duolora.api.generate import applied
 from duolora.api.merge import merge
@@ -22,7 +23,7 @@ from duolora.bench.cells.lora import Lora, Source, shared_base
 from duolora.bench.cells.scores import Images, Scoring
 from duolora.bench.options import PLAIN, Settings
 from duolora.bench.tables.render import is_sound
-from duolora.bench.tables.rows import ALONE, Row
+from duolora.bench.tables.rows import ALONE, CANDIDATES, Row
 from duolora.errors import FileRefused
 from duolora.lora.read.file import read_adapter
 from duolora.merging.inputs import sources
@@ -41,6 +42,8 @@ MERGED, MASKS, COST, SHEET, IMAGES = "merged.safetensors", "masks.safetensors", 
 metrics later, each of them, in its folder."""
 SIDE = 256
 """The largest side of an image on the sheet."""
+SEED = 900_000
+"""The first seed of images that a merge is chosen by, far from those that are scored."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +162,7 @@ class Cell:
     def needs(self) -> list[Lora]:
         """The LoRAs that must be there before it runs."""
         how = self.row.how
-        kinds = [ALONE[how]] if how in ALONE else ["content", "style"] if how in ("merge", "klora") else []
+        kinds = [ALONE[how]] if how in ALONE else ["content", "style"] if how in ("merge", "klora", "chosen") else []
         return [loras[kind] for loras in self.loras() for kind in kinds]
 
     def run(self) -> None:
@@ -189,15 +192,16 @@ class Cell:
         """The LoRA files that it generates with, and what they cost."""
         parts, how = self.loras(), self.row.how
         files = [loras[ALONE[how]].path for loras in parts] if how in ALONE else []
-        if how == "merge":
+        if how in ("merge", "chosen"):
             names = [MERGED] if len(parts) == 1 else [f"merged-{k}.safetensors" for k in range(len(parts))]
             files = [self.folder / name for name in names]
         whole = [self.folder / "composed.safetensors"] if len(files) > 1 else files
         made = self.folder / COST
         if not made.exists():
             cost: dict[str, object] = {}
-            for path, loras, part in zip(files, parts, self.problem.parts, strict=True) if how == "merge" else ():
-                cost = self._merge(path, loras["content"], loras["style"], part.prompt)
+            for path, loras, part in () if how in ALONE else zip(files, parts, self.problem.parts, strict=False):
+                made_by = self._chosen if how == "chosen" else self._merge
+                cost = made_by(path, loras["content"], loras["style"], part.prompt)
             if whole != files:
                 cost = {"bytes": compose(files, whole[0], [1 / len(files)] * len(files)).verification.size}
             write_json(made, cost)
@@ -213,7 +217,7 @@ class Cell:
         storage = 0
         if self.options.masks != "none":
             masks = {"content": merged.content_masks, "style": merged.style_masks}
-            storage = write_masks(self.folder / MASKS, MaskFile(masks, {}))
+            storage = write_masks(path.with_name(MASKS), MaskFile(masks, {}))
         return {
             "options": asdict(self.options),
             "trainable": merged.trainable,
@@ -223,6 +227,38 @@ class Cell:
             "seconds": merged.seconds,
             "error": merged.verification.error,
         }
+
+    def _chosen(self, path: Path, content: Lora, style: Lora, prompt: str) -> dict[str, object]:
+        """Keep the merge that `choose` takes of the candidates', by images from other seeds than those that are scored.
+
+        A finished cell of a candidate gives its merge; the others are made here.
+        """
+        begun, costs = time.perf_counter(), dict[Path, dict[str, Any]]()
+        for method in CANDIDATES:
+            cell = replace(self, row=Row(method, method))
+            if cell.done and (cell.folder / MERGED).exists():
+                costs[cell.folder / MERGED] = read_json(cell.folder / COST) | {"chosen": method}
+                begun -= costs[cell.folder / MERGED]["seconds"]
+            else:
+                own = path.with_name(f"{method}.safetensors")
+                costs[own] = cell._merge(own, content, style, prompt) | {"chosen": method}
+        found = choose(
+            [*costs], prompt, content.references(), style.references(), self.loaded, metrics=self._similarities(),
+            checkpoints=self.scoring.checkpoints if self.scoring else None, seed=SEED + self.seed, progress=False,
+            **self.settings.sampling(),
+        )  # fmt: skip
+        write_whole(path, found.path.read_bytes())
+        for file in costs:
+            if file.parent == path.parent:
+                file.unlink(missing_ok=True)
+        scores = {costs[each.path]["chosen"]: each.score for each in found.candidates}
+        return costs[found.path] | {"scores": scores, "seconds": time.perf_counter() - begun}
+
+    def _similarities(self) -> tuple[str, str] | None:
+        """By what a merge is chosen: on photos by DINO and the style measure that is there; else Atelier's own."""
+        if self.scoring is None or "dino" not in self.scoring.metrics:
+            return None
+        return "dino", next((name for name in ("csd-s", "clip-i") if name in self.scoring.metrics), "clip-i")
 
     def _generated(self, files: Sequence[Path], prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """An image of each prompt and seed; each is written as it is made, and those that are there stay.
