@@ -15,7 +15,8 @@ def reason(error: BaseException) -> str:
         return error.strerror
     if isinstance(error, KeyError) and error.args:
         return f"{error.args[0]!s} is missing"
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
+    first, *rest = (str(error).strip() or type(error).__name__).splitlines()
+    return f"{first} {rest[0].strip()}" if first.endswith(":") and rest else first
 
 
 class DuoLoRAError(Exception):

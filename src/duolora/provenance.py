@@ -126,12 +126,20 @@ def facts(device: str, seed: int) -> dict[str, Any]:
     return {"commit": _commit(), "versions": versions(), "hardware": hardware, "seed": seed}
 
 
+@cache
 def _commit() -> str | None:
-    """The commit of the working tree that this file is in, with a mark if it was changed; None outside one."""
-    here = Path(__file__).parent
+    """The commit of the working tree that has this file, -dirty if it was changed; None outside one.
+
+    Asked once, since a process that runs for long goes on with the code that it began with.
+    """
+    here = Path(__file__)
     try:
-        asked = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-        done = subprocess.run(asked, cwd=here, capture_output=True, text=True, timeout=10, check=False)
+        for asked in (["ls-files", here.name], ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]):
+            done = subprocess.run(
+                ["git", *asked], cwd=here.parent, capture_output=True, text=True, timeout=10, check=False
+            )
+            if not done.stdout.strip():  # no working tree, or one that this file is no part of, as of an environment
+                return None
     except (OSError, subprocess.TimeoutExpired):
         return None
-    return done.stdout.strip() or None
+    return done.stdout.strip()

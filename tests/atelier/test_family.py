@@ -8,6 +8,7 @@ import pytest
 from duolora.atelier.captions import improvised_caption
 from duolora.atelier.data import base_image
 from duolora.atelier.family import PAINTS, improvise, improvised
+from duolora.atelier.pairs import style_named
 from duolora.atelier.scene import paint, render, sample_scene, single
 from duolora.atelier.styles import BASE_STYLES, HELD_OUT_SEEDS, HELD_OUT_STYLES, STYLES
 from recipes.atelier.held_out import APART, images
@@ -114,3 +115,12 @@ def test_values_stay_in_range_before_bytes(seed):
     assert np.isfinite(image).all()
     assert image.min() > -0.5
     assert image.max() < 1.6
+
+
+@pytest.mark.parametrize("name", ["family-20", "family-0020", "family-5", "family-01234", "family-٣٠٠"])
+def test_a_style_has_one_name(name):
+    """Else a style is in two cells, and the classifier knows it by one of its names only."""
+    usual = {"family-5": "family-005", "family-01234": "family-1234", "family-٣٠٠": "family-SEED"}
+    with pytest.raises(ValueError, match=usual.get(name, "expected family-020")):
+        style_named(name)
+    assert style_named("family-1234") is improvised(1234)

@@ -51,6 +51,7 @@ def run(tmp_path):
     (folder / "table.json").write_text(json.dumps(lines))
     about = {"table": "table1", "seed": 0, "cases": [case.name], "versions": {"torch": "9.9"}}
     about |= {"rows": {"base (no LoRA)": NAIVE | {"label": "", "how": "floor"}, "naive": NAIVE | {"label": ""}}}
+    about |= {"cells": {"commit": {"0123456789ab": 1, "0123456789ab-dirty": 1}, "device": {"x86_64": 2}}}
     about |= {"failed": {"a-cell": "Traceback\nValueError: <script>alert(1)</script>"}}
     (folder / "run.json").write_text(json.dumps(about))
     cell = tmp_path / "out" / "cells" / case.name / "naive-12345678-0"
@@ -95,6 +96,8 @@ def test_one_file_with_nothing_from_outside(run, tmp_path):
     assert "<b>thing" not in text
     assert "0.80–1.00" in text
     assert "torch 9.9" in text
+    assert "commit of cells" in text and "0123456789ab (1); 0123456789ab-dirty (1)" in text
+    assert "device of cells" not in text
 
 
 def test_prompts_have_their_own_images_and_a_cell_weighs_little(run, tmp_path):

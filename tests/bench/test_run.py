@@ -1,6 +1,7 @@
 """A table on Atelier, tiny: every kind of row, nothing run twice, failures reported and the others finished."""
 
 import csv
+import json
 from dataclasses import replace
 
 import pytest
@@ -85,6 +86,23 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
     again = run_table(Config("again", good, (case,)), tmp_path, workers=1, progress=False)
     assert not again.failed
     assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("result.json")} == stamps
+    made = json.loads((ran.folder / "run.json").read_text())
+    assert made["cells"]["commit"] == {str(made["commit"] or "not recorded"): len(stamps)}
+    change_how_two_cells_were_made(*list(stamps)[:2])
+    run_table(Config("again", good, (case,)), tmp_path, workers=1, progress=False)
+    found = json.loads((again.folder / "run.json").read_text())["cells"]
+    assert found["commit"]["0123456789ab-dirty"] == found["device"]["a GPU"] == 1
+    assert found["versions"]["not recorded"] == found["device"]["cpu"] == 1
+    assert all(sum(counts.values()) == len(stamps) for counts in found.values())
+
+
+def change_how_two_cells_were_made(one, other):
+    """The first at another commit and elsewhere, the second by a version that did not record it."""
+    result = json.loads(one.read_text())
+    one.write_text(json.dumps(result | {"commit": "0123456789ab-dirty", "hardware": {"device": "a GPU"}}))
+    result = json.loads(other.read_text())
+    assert {"commit", "versions", "hardware"} <= result.keys()
+    other.write_text(json.dumps({k: v for k, v in result.items() if k not in ("commit", "versions", "hardware")}))
 
 
 def test_cells_of_a_lora_that_failed_are_not_run_and_say_which(tmp_path, quick, monkeypatch):

@@ -1,5 +1,7 @@
 """LoRAs of other networks than SDXL's: recognised, read in every spelling, put together, and written back."""
 
+import warnings
+
 import diffusers
 import pytest
 import torch
@@ -429,6 +431,28 @@ def test_two_families_are_not_put_together(flux_pair, tmp_path):
     with pytest.raises(BaseMismatch, match="for Z-Image"):
         inspect(flux_pair[0], other)
     assert not out.exists()
+
+
+def test_flux_fill_and_flux_are_not_put_together(tmp_path):
+    """Their networks differ in the inputs of one layer; a LoRA that leaves it alone may be for either."""
+    attention = {f"transformer_blocks.0.attn.to_{x}": lora(3072, 3072) for x in "qk"}
+    inputs = {"fill": 384, "dev": 64}
+    pair = files(tmp_path, {k: Adapter(attention | {"x_embedder": lora(3072, n)}) for k, n in inputs.items()})
+    (either,) = files(tmp_path, {"either": Adapter(attention)})
+    out = tmp_path / "x.safetensors"
+    said = r"fill\.safetensors is a LoRA for FLUX\.1 Fill .*384 inputs.*, and .*dev\.safetensors for FLUX\.1; "
+    for way in (merge, compose, inspect):
+        given = {merge: (*pair, out, "naive"), compose: (pair, out), inspect: pair}[way]
+        with pytest.raises(BaseMismatch, match=said):
+            way(*given)
+    assert not out.exists()
+    with pytest.warns(Notice, match=r"fill\.safetensors is a LoRA for FLUX\.1 Fill; .*either.* does not say"):
+        merge(pair[0], either, out, "naive")
+    assert inspect(out)["base"] == "FLUX.1 Fill (by its shapes)"
+    assert "Fill" not in inspect(pair[1])["base"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Notice)
+        merge(pair[1], either, out, "naive", format="diffusers")
 
 
 def test_a_file_of_sdxl_and_one_of_flux_are_not_put_together(flux_pair, tmp_path):

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModel, ViTConfig, ViTModel
+from transformers import AutoConfig, AutoModel, CLIPConfig, ViTConfig, ViTModel
 
 from duolora.atelier.classifier import classify, load_classifier
 from duolora.atelier.data import as_input
@@ -170,7 +170,7 @@ def test_wrong_damaged_pickled_and_missing_checkpoints_say_so(dino, clip, tmp_pa
 def test_a_hub_that_cannot_be_reached_is_one_clear_line(monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(InputError, match="no such folder here, and the hub gave no safetensors.*local folder"):
+    with pytest.raises(InputError, match="no such folder here, and the hub gave no model of that id.*local copy"):
         load_embedder("dino", "nobody/no-such-model", "cpu")
 
 
@@ -258,6 +258,49 @@ def test_heads_that_a_config_leaves_out_are_not_made_up(dino, tmp_path):
     (tmp_path / "dino" / "config.json").write_text(json.dumps(config))
     with pytest.raises(FileRefused, match=r"config\.json: num_attention_heads: expected a number, found none"):
         load_embedder("dino", tmp_path / "dino", "cpu")
+
+
+def changed(source, folder, tower, **changes):
+    """A copy whose config has other values in a tower, or none where a value is None."""
+    shutil.copytree(source, folder)
+    config = json.loads((source / "config.json").read_text())
+    config[tower] = {key: value for key, value in (config[tower] | changes).items() if value is not None}
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_heads_of_clip_that_a_config_leaves_out_are_not_made_up(clip, tmp_path):
+    """Transformers takes eight in the tower for texts, and all weights fit."""
+    spoilt = changed(clip, tmp_path / "clip", "text_config", num_attention_heads=None)
+    with pytest.raises(FileRefused, match=r"config\.json: text_config: num_attention_heads: expected a number"):
+        load_embedder("clip", spoilt, "cpu")
+
+
+def test_a_config_that_the_hub_library_refuses_is_one_line(clip, tmp_path):
+    """Its errors are of no class of Python's."""
+    spoilt = changed(clip, tmp_path / "clip", "vision_config", num_attention_heads=5)
+    with pytest.raises(FileRefused, match="clip: cannot be loaded: .*attention heads") as caught:
+        load_embedder("clip", spoilt, "cpu")
+    assert "\n" not in str(caught.value)
+
+
+def test_towers_of_the_usual_width_may_leave_out_their_heads(monkeypatch):
+    """As older versions of transformers save CLIP ViT-B/32: only what is not as in the class."""
+    usual = CLIPConfig()
+    monkeypatch.setattr(
+        vision, "_opened", lambda source, load: {"text_config": {}, "vision_config": {"patch_size": 32}}
+    )
+    vision._check_heads("here", usual, "text_config", "vision_config")
+    wider = CLIPConfig(vision_config={"hidden_size": 1536})
+    with pytest.raises(FileRefused, match="vision_config: num_attention_heads"):
+        vision._check_heads("here", wider, "text_config", "vision_config")
+
+
+def test_the_end_of_a_text_is_the_tokenizers(clip, tmp_path):
+    """Left out, it is the published tokenizer's, which these texts do not have, so that the first token's counts."""
+    spoilt = changed(clip, tmp_path / "clip", "text_config", eos_token_id=None)
+    with pytest.raises(FileRefused, match="eos_token_id: expected .*, the tokenizer's, found 49407"):
+        load_embedder("clip", spoilt, "cpu")
 
 
 def test_a_clip_without_its_own_tokenizer_is_refused(clip, tmp_path):

@@ -275,7 +275,7 @@ def test_a_hub_id_is_downloaded_as_safetensors_and_checked(base, base_folder, co
         DiffusionPipeline, "download", lambda name, **options: asked.update({name: options}) or str(base_folder)
     )
     assert same_weights(base, load_base("owner/name", "cpu"))
-    assert asked == {"owner/name": {"use_safetensors": True, "local_files_only": False}}
+    assert asked == {"owner/name": {"use_safetensors": True, "local_files_only": False, "variant": None}}
 
 
 def test_the_empty_prompt_is_what_guidance_takes(base_folder):

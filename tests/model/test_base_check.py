@@ -16,7 +16,7 @@ from duolora.errors import DuoLoRAError, FileRefused
 from duolora.model import files
 from duolora.model.architectures import shapes_in
 from duolora.model.files import check_folder
-from tiny import tiny_pipeline, tiny_sd15
+from tiny import tiny_flux, tiny_pipeline, tiny_sd3, tiny_sd15
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,9 @@ def test_numbers_out_of_proportion_and_foreign_code_are_named(base, file, key, v
         ("unet/config.json", "transformer_layers_per_block"),
         ("scheduler/scheduler_config.json", "beta_start"),
         ("scheduler/scheduler_config.json", "beta_end"),
+        ("scheduler/scheduler_config.json", "prediction_type"),
+        ("scheduler/scheduler_config.json", "timestep_spacing"),
+        ("scheduler/scheduler_config.json", "steps_offset"),
     ],
 )
 def test_what_a_config_leaves_out_is_not_made_up(base, file, key):
@@ -148,6 +151,46 @@ def test_configs_of_stable_diffusion_are_older_and_say_less(tmp_path):
         del config[key]
         path.write_text(json.dumps(config))
     check_folder(tmp_path / "base")
+
+
+@pytest.mark.parametrize("name", ["PNDMScheduler", "EulerDiscreteScheduler"])
+def test_what_a_scheduler_makes_up_is_right_on_stable_diffusion_for_some(tmp_path, name):
+    """The published config has no spacing: PNDM takes leading, as was meant, and Euler linspace."""
+    base = tmp_path / "base"
+    tiny_sd15(tmp_path / "tokenizers").save_pretrained(base)
+    edit(base / "model_index.json", scheduler=["diffusers", name])
+    published = {"beta_end": 0.012, "beta_schedule": "scaled_linear", "beta_start": 0.00085, "steps_offset": 1}
+    (base / "scheduler" / "scheduler_config.json").write_text(json.dumps({"_class_name": name} | published))
+    if name == "PNDMScheduler":
+        check_folder(base)
+    else:
+        assert "prediction_type: expected a value, found none" in refused(base)
+
+
+def test_what_flux_takes_is_not_made_up(tmp_path):
+    tiny_flux(tmp_path / "tokenizers").save_pretrained(tmp_path / "base")
+    check_folder(tmp_path / "base")
+    for file, key in (
+        ("transformer/config", "guidance_embeds"),
+        ("vae/config", "shift_factor"),
+        ("scheduler/scheduler_config", "use_dynamic_shifting"),
+    ):
+        path = tmp_path / "base" / f"{file}.json"
+        before = path.read_text()
+        path.write_text(json.dumps({name: value for name, value in json.loads(before).items() if name != key}))
+        assert f"{key}: expected a value, found none" in refused(tmp_path / "base")
+        path.write_text(before)
+
+
+def test_what_a_config_leaves_out_of_a_transformer_does_not_go_unseen(tmp_path):
+    """Diffusers leaves weights unread that are not in the network by its config, here those of a norm."""
+    tiny_sd3(tmp_path / "tokenizers").save_pretrained(tmp_path / "base")
+    path = tmp_path / "base" / "transformer" / "config.json"
+    config = json.loads(path.read_text())
+    del config["qk_norm"]
+    path.write_text(json.dumps(config))
+    with pytest.raises(FileRefused, match=r"transformer\.transformer_blocks\.\S+norm\S+ is in the weights, and by its"):
+        files.read_pipeline(str(tmp_path / "base"), torch.float32, None)
 
 
 def test_tokenizers_are_missed_by_name(base):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Unpack, get_args
 
 from duolora.errors import InputError, Notice
-from duolora.lora.adapter import Adapter, embeddings_of
+from duolora.lora.adapter import Adapter, check_fill, embeddings_of
 from duolora.lora.families import common
 from duolora.lora.on_demand import OnDemand, in_float32, outlines
 from duolora.lora.read.file import check_fits, read_adapter, source_hash
@@ -19,7 +19,7 @@ from duolora.lora.verify import Verification
 from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.export import Output, checked_output, export
 from duolora.merging.fold import Kind, folded_sides, unmasked_of
-from duolora.merging.inputs import Loras, parted, roles_of
+from duolora.merging.inputs import Loras, parted, roles_of, tell_no_map
 from duolora.merging.learn import latents_of
 from duolora.merging.options import MergeOptions, options_of
 from duolora.model.base import Base, BaseChoice, opened, path_of
@@ -66,6 +66,7 @@ def compose(
     to = checked_output(out, written, Format, paths)
     adapters = [read_adapter(path, as_stored=True) for path in through(paths, "Reading")]
     families = common(zip(paths, (adapter.families for adapter in adapters), strict=True))
+    check_fill(zip(paths, adapters, strict=True))
     if weights is None and all(adapter.metadata.get("made_by") == "duolora merge" for adapter in adapters):
         share = f"{1 / len(paths):.3g}"
         warnings.warn(
@@ -210,6 +211,7 @@ def _merged(base: Base, taught: Sequence[Taught], options: MergeOptions, progres
     generated = [(loras, each.prompt, each.images) for each, (loras, _) in zip(taught, sides, strict=True)]
     latents = latents_of(base, generated, options, progress)
     parts = [Part(loras, each.kind, x, each.prompt) for each, (loras, _), x in zip(taught, sides, latents, strict=True)]
+    tell_no_map(architecture, options)
     found_roles = roles_of(architecture, options)
     masks = one_shot(base, parts, found_roles, options, progress)
     folding = [(loras, m, each.kind) for each, (loras, _), m in zip(taught, sides, masks, strict=True)]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from duolora.errors import FileRefused, InputError
-from duolora.lora.adapter import Adapter
+from duolora.lora.adapter import Adapter, check_fill
 from duolora.lora.families import common
 from duolora.lora.parts import CONTENT_RANKS, split_parts
 from duolora.lora.read.file import read_adapter
@@ -105,7 +105,9 @@ def _identity(adapter: Adapter, weights: Path) -> Facts:
 
 
 def _architecture(adapter: Adapter) -> str:
-    """Which UNet like SDXL's it is for, by depths; else the families that its modules fit."""
+    """Which UNet like SDXL's it is for, by depths; else the families that its modules fit, or FLUX.1 Fill."""
+    if adapter.is_fill:
+        return "FLUX.1 Fill"
     shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
     return recognised(shapes).name if adapter.families[0] == "SDXL" else " or ".join(adapter.families)
 
@@ -177,6 +179,7 @@ def _sizes(modules: Mapping[str, LowRank]) -> dict[str, dict[str, float]]:
 def _compared(adapter: Adapter, path: Path, other: Path) -> Facts:
     there = read_adapter(other)
     common([(path, adapter.families), (other, there.families)])
+    check_fill([(path, adapter), (other, there)])
     facts: Facts = {"file": str(other), "metadata": there.metadata, "cosine": _cosines(adapter.modules, there.modules)}
     if CONTENT_RANKS in adapter.metadata:
         for kind, part in zip(("content", "style"), split_parts(adapter, path), strict=True):

@@ -11,7 +11,7 @@ from typing import Unpack
 import torch
 
 from duolora.errors import InputError, Notice
-from duolora.lora.adapter import Adapter, embeddings_of
+from duolora.lora.adapter import Adapter, check_fill, embeddings_of
 from duolora.lora.families import common
 from duolora.lora.on_demand import in_float32, mapped, spooled
 from duolora.lora.parts import CONTENT_RANKS
@@ -20,7 +20,16 @@ from duolora.lora.read.notes import carried
 from duolora.lora.verify import Verification
 from duolora.merging.export import Exported, Output, checked_output, export, untold
 from duolora.merging.fold import Folded, combined, folded, unmasked
-from duolora.merging.inputs import Masks, Sources, architecture_of_files, first_masks, map_of, prompts_of, sources
+from duolora.merging.inputs import (
+    Masks,
+    Sources,
+    architecture_of_files,
+    first_masks,
+    map_of,
+    prompts_of,
+    sources,
+    tell_no_map,
+)
 from duolora.merging.learn import Calibration, Images, TrainedMasks, calibration, learn
 from duolora.merging.mask_file import MaskFile
 from duolora.merging.options import MergeOptions, no_base, options_of as options_of
@@ -178,6 +187,7 @@ def _read(asked: MergeInputs) -> Read:
     """The two files, and the base where a step needs one or the caller names one."""
     content, style = _adapter(asked, asked.content), _adapter(asked, asked.style)
     common([(asked.content, content.families), (asked.style, style.families)])
+    check_fill([(asked.content, content), (asked.style, style)])
     with underway("Hashing the files"):
         hashes = source_hash(asked.content), source_hash(asked.style)
     _remark(asked, content, style, hashes)
@@ -252,6 +262,7 @@ def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | 
 
 def _align(asked: MergeInputs, found: Read) -> Sources:
     """The modules of both side by side, in the basis in which masks act, each with its role."""
+    tell_no_map(found.architecture, asked.options)
     both = sources(found.architecture, found.content, found.style, asked.options)
     if (announce := asked.given.get("announce")) is not None:
         announce(both.roles)

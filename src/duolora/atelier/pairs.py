@@ -22,13 +22,15 @@ def style_named(name: str) -> Style:
     """A style by its name; of the family any member, as family-SEED.
 
     Raises:
-        ValueError: there is no such style.
+        ValueError: there is no such style, or it goes by another spelling: a seed has three digits or more.
     """
     if name in STYLES:
         return STYLES[name]
     family, _, seed = name.partition("-")
-    if family != "family" or not seed.isdecimal():
+    if family != "family" or not (seed.isdecimal() and seed.isascii()):
         raise ValueError(f"style: expected one of {', '.join(STYLES)} or family-SEED, got {name!r}")
+    if name != (usual := f"family-{int(seed):03}"):
+        raise ValueError(f"style: expected {usual}, got {name!r}")
     return improvised(int(seed))
 
 

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,7 @@ def run_table(
         Result(dataset, cell.problem.name, cell.row.label, cell.result()) for dataset, cell in cells if cell.done
     ]
     write_pairs(results, folder / "pairs.csv")
+    made = made_with([result.measured for result in results])
     if len({result.dataset for result in results} & {*ALL}) > 1:
         results += pooled(results)
     lines = summary([row.label for row in config.table.rows], results)
@@ -112,9 +114,21 @@ def run_table(
         about["published"] = known
     about["settings"] = config.settings.said()
     about["rows"] = {row.label: described(row) for row in config.table.rows}
+    about["cells"] = made
     device = "cuda" if torch.cuda.is_available() else "cpu"
     write_json(folder / "run.json", about | {"failed": failed} | facts(device, config.seed))
     return Ran(text, lines, folder, failed, cells)
+
+
+def made_with(cells: Sequence[Mapping[str, Any]]) -> dict[str, dict[str, int]]:
+    """How many cells were made by which commit, on which device and with which versions, as their results say."""
+    found: dict[str, Counter[str]] = {"commit": Counter(), "device": Counter(), "versions": Counter()}
+    for cell in cells:
+        versions = ", ".join(f"{name} {number}" for name, number in (cell.get("versions") or {}).items())
+        device = (cell.get("hardware") or {}).get("device") or cell.get("device")
+        for name, value in (("commit", cell.get("commit")), ("device", device), ("versions", versions)):
+            found[name][str(value or "not recorded")] += 1
+    return {name: dict(counts) for name, counts in found.items()}
 
 
 def _measured(config: Config) -> set[str]:

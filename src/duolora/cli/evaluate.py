@@ -214,7 +214,8 @@ def pairs(
     seeds = tuple(range(num))
     write_manifest(out, Manifest(out.stem, chosen, asked, seeds, subjects.layout, others.layout, said))
     images = num * sum(len(asked or concept.fitting() or [PROMPT]) for concept in concepts)
-    typer.echo(f"{out}: {len(chosen)} pairs, {num} images of each prompt; {images} images for each row of a table")
+    count_said = "1 pair" if len(chosen) == 1 else f"{len(chosen)} pairs"
+    typer.echo(f"{out}: {count_said}, {num} images of each prompt; {images} images for each row of a table")
     if own_prompts:
         own = {prompt for concept in concepts for prompt in concept.prompts}
         left = own - {prompt for concept in concepts for prompt in concept.fitting()}

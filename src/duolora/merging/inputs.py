@@ -1,12 +1,13 @@
 """The two LoRAs of a merge, and the prompts that bring them out."""
 
+import warnings
 from collections.abc import Container, Mapping
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from duolora.errors import BaseMismatch, InputError
+from duolora.errors import BaseMismatch, InputError, Notice
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import ATTENTION, common
 from duolora.lora.on_demand import OnDemand, one_by_one, outlines, renamed, spooled
@@ -50,6 +51,17 @@ def map_of(architecture: Architecture, options: MergeOptions) -> BlockMap | Mapp
     unet = any(".attentions." in name for name in architecture.shapes)
     by_default = options.block_map == MergeOptions.block_map and not unet and options.asks_network
     return "none" if by_default else options.block_map
+
+
+def tell_no_map(architecture: Architecture, options: MergeOptions) -> None:
+    """Warn where the default map is none, and the merge would go by it: of a transformer no map is known."""
+    uses = options.lambda_layer_prior or options.begins_in_part or options.neutral != 1
+    if map_of(architecture, options) != options.block_map and (uses or (options.is_one_shot and options.off_role != 1)):
+        warnings.warn(
+            f"block_map: of {architecture.name} no map is known, so neither LoRA leads anywhere, as with "
+            "block_map=none; `bench figure3` finds a map (--set block_map=FILE)",
+            Notice, stacklevel=3,
+        )  # fmt: skip
 
 
 def roles_of(architecture: Architecture, options: MergeOptions) -> dict[str, Role]:

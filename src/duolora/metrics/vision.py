@@ -11,18 +11,15 @@ from typing import Any
 
 import torch
 import transformers
-from huggingface_hub.errors import HfHubHTTPError
 from jaxtyping import Float
-from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, CLIPModel, CLIPTokenizer, Dinov2Model, Dinov2WithRegistersModel, ViTModel
 
-from duolora.errors import FileRefused, InputError, Notice
+from duolora.errors import FileRefused, InputError, Notice, reason
 from duolora.metrics.encoder import Card, NetworkEmbedder, fingerprint
 from duolora.metrics.transforms import Transform
 from duolora.model.base_check import AGAIN, check_files
-from duolora.model.hub import hub_answers
-from duolora.textfiles import read_json
+from duolora.model.hub import hub_answers, not_downloaded
 
 VISION: dict[str, Callable[..., Any]] = {
     "vit": partial(ViTModel.from_pretrained, add_pooling_layer=False),
@@ -35,6 +32,8 @@ UNUSED = re.compile(r"^pooler\.|\.position_ids$")
 """What some checkpoints carry beside the network: a pooling layer, and the numbers 0, 1, 2, … of OpenAI's CLIP."""
 PUBLISHED, SENTENCE, TOKENS = 49408, "a photo of a cat", [49406, 320, 1125, 539, 320, 2368, 49407]
 """How many tokens CLIP's tokenizer has, and how it reads a sentence."""
+HIGHEST = 2
+"""The `eos_token_id` of older configs: the text's vector is then that of its token with the highest number."""
 PICKLED = "pytorch_model*.bin"
 
 
@@ -51,9 +50,7 @@ def load_vision(
     if config.model_type not in EXPECTED[name]:
         expected = " or ".join(EXPECTED[name])
         raise FileRefused(f"{source}: expected a model of type {expected} for {name}, found {config.model_type}")
-    folder = Path(source).expanduser()
-    if folder.is_dir() and "num_attention_heads" not in read_json(folder / "config.json"):
-        raise FileRefused(f"{source}: config.json: num_attention_heads: expected a number, found none; {AGAIN}")
+    _check_heads(source, config)
     network = _checked(source, VISION[config.model_type], device)
     architecture = f"{config.model_type}, width {config.hidden_size}, patch {config.patch_size}"
 
@@ -74,8 +71,14 @@ def load_clip(source: str, transform: Transform, device: torch.device, progress:
     config = _opened(source, partial(AutoConfig.from_pretrained, trust_remote_code=False))
     if config.model_type != "clip":
         raise FileRefused(f"{source}: expected a model of type clip, found {config.model_type}")
+    _check_heads(source, config, "text_config", "vision_config")
     network = _checked(source, CLIPModel.from_pretrained, device)
     tokenizer = _tokenizer(source, config.text_config.vocab_size)
+    if (end := config.text_config.eos_token_id) not in (HIGHEST, tokenizer.eos_token_id):
+        raise FileRefused(
+            f"{source}: config.json: text_config: eos_token_id: expected {tokenizer.eos_token_id}, the tokenizer's, "
+            f"found {end}; {AGAIN}"
+        )
     longest = config.text_config.max_position_embeddings
 
     def images(pixels: Float[Tensor, "n 3 size size"]) -> Float[Tensor, "n d"]:
@@ -95,6 +98,21 @@ def load_clip(source: str, transform: Transform, device: torch.device, progress:
     tokens = json.dumps([sorted(tokenizer.get_vocab().items()), tokenizer(SENTENCE).input_ids])
     card = Card("clip", source, architecture, str(transform), fingerprint(network.state_dict(), tokens))
     return NetworkEmbedder(card, transform, images, texts, device, progress=progress)
+
+
+def _check_heads(source: str, config: Any, *towers: str) -> None:
+    """Refuse a config that leaves out heads of attention, which transformers makes up; shapes of weights do not tell.
+
+    Older versions leave out of the config of a tower of CLIP what is as in their class; there its width is so, too.
+    """
+    said = _opened(source, lambda *place, **options: type(config).get_config_dict(*place, **options)[0])
+    for tower in towers or ("",):
+        here = {**(said.get(tower) or {}), **(said.get(f"{tower}_dict") or {})} if tower else said
+        found = getattr(config, tower) if tower else config
+        usual = bool(tower) and found.hidden_size == type(found)().hidden_size
+        if here.get("num_attention_heads") is None and not usual:
+            place = f"{tower}: num_attention_heads" if tower else "num_attention_heads"
+            raise FileRefused(f"{source}: config.json: {place}: expected a number, found none; {AGAIN}")
 
 
 def _tokenizer(source: str, size: int) -> CLIPTokenizer:
@@ -149,11 +167,7 @@ def _opened(source: str, load: Callable[..., Any], **options: Any) -> Any:
         if folder.is_dir():
             return load(str(folder), **options)
         return load(source, local_files_only=not hub_answers(), **options)
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError, HfHubHTTPError) as error:
+    except Exception as error:  # the hub library checks configs, too, and has errors of its own
         if folder.is_dir():
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-            raise FileRefused(f"{source}: cannot be loaded: {reason}; get the checkpoint again") from error
-        raise InputError(
-            f"{source}: no such folder here, and the hub gave no safetensors of that id; check the name and the "
-            "connection, or give a local folder"
-        ) from error
+            raise FileRefused(f"{source}: cannot be loaded: {reason(error)}; get the checkpoint again") from error
+        raise not_downloaded(source, error) from error

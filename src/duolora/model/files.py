@@ -5,6 +5,7 @@ import re
 import reprlib
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from inspect import signature
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from diffusers import (
     StableDiffusionXLPipeline,
     ZImagePipeline,
 )
-from huggingface_hub import snapshot_download
+from huggingface_hub import list_repo_files, snapshot_download, try_to_load_from_cache
 from safetensors import safe_open
 
 from duolora.errors import DuoLoRAError, FileRefused, InputError
@@ -30,7 +31,7 @@ from duolora.model.architectures import ARCHITECTURES
 from duolora.model.base_check import AGAIN, TOKENIZERS, check_configs, check_files, check_tokenizers
 from duolora.model.defaults import PICKLES, base_path, check_base
 from duolora.model.flux import FLUX
-from duolora.model.hub import hub_answers
+from duolora.model.hub import hub_answers, not_downloaded
 from duolora.model.kind import Kind
 from duolora.model.kinds import KINDS, kind_of
 from duolora.model.qwen import QWEN
@@ -51,6 +52,8 @@ Pipeline: TypeAlias = (
 )
 CONFIGS = ["*.json", "*.txt", "*.model"]
 """What a model on the hub has beside its weights: configs and tokenizers."""
+HALF = "fp16"
+"""How the names of weight files in 16 bits end, where those in 32 bits are beside them."""
 _BEFORE = re.compile(r"((text_model|model|language_model)\.)+")
 _OLDER = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 """Names in VAEs that older versions of diffusers wrote, and today's."""
@@ -69,10 +72,18 @@ NEEDED = {
     "AutoencoderKL": ("scaling_factor", "layers_per_block"),
     "CLIPTextModel": _CLIP,
     "CLIPTextModelWithProjection": _CLIP,
+    "FluxTransformer2DModel": ("num_attention_heads", "attention_head_dim", "guidance_embeds"),
+    "SD3Transformer2DModel": ("num_attention_heads", "attention_head_dim"),
+    "ZImageTransformer2DModel": ("n_heads", "n_kv_heads"),
+    "QwenImageTransformer2DModel": ("num_attention_heads", "attention_head_dim"),
 }
 """What configs must say by a network's class; libraries make it up otherwise, and the weights' shapes do not tell."""
 SINCE = ("scaling_factor", "transformer_layers_per_block")
 """What those of Stable Diffusion 1.5, which are older, do not say; what is made up is right there."""
+OLDER_SCHEDULERS = ("PNDMScheduler", "DDIMScheduler", "DDPMScheduler")
+"""Of Stable Diffusion 1.5, whose config leaves out what is newer; what these make up is right there."""
+SHIFTED = (FLUX, QWEN)
+"""Kinds whose timesteps are shifted by the image's size or not, as the scheduler's config says."""
 SDXL = "stabilityai/stable-diffusion-xl-base-1.0"
 PUBLISHED = {
     "31e35c80fc4829d14f90153f4c74cd59c90b779f6afe05a74cd6120b893f7e5b": SDXL,  # the single file
@@ -130,7 +141,7 @@ def read_pipeline(
     if os.path.isfile(path):
         return _from_file(path, dtype, config, dict(given or {}), whole)
     elif not os.path.isdir(path):
-        path = _downloaded(base)
+        path = _downloaded(base, dtype)
     return _from_folder(path, dtype, dict(given or {}), whole)
 
 
@@ -173,7 +184,7 @@ def read_outline(base: str, config: Path | None) -> Any:
             if config is None:
                 write_configs(folder, architecture_of_keys(keys, path))
         else:
-            folder = path if os.path.isdir(path) else _downloaded(base, weights=False)
+            folder = path if os.path.isdir(path) else _downloaded(base, None)
             kind = check_folder(folder, "none")
         with refusing(path):
             parts = {name: _empty(known, folder / name) for name, known in kind.networks.items() if name != "vae"}
@@ -265,8 +276,19 @@ def check_folder(folder: Path, weights: Literal["all", "encoders", "none"] = "al
         raise FileRefused(f"{folder}: expected a scheduler of flow matching, as {kind.name}'s, found {found}")
     if not kind.flow and "beta_schedule" not in schedule:
         raise FileRefused(f"{folder}: expected a scheduler with betas, as SDXL's, found {found}; use {BASES}")
-    _check_said(file, schedule, ("shift",) if kind.flow else ("beta_start", "beta_end"))
+    _check_said(file, schedule, _needed_of_scheduler(kind, _json(folder / "model_index.json")["scheduler"][-1]))
     return kind
+
+
+def _needed_of_scheduler(kind: Kind, name: str) -> list[str]:
+    """What a scheduler's config must say, as far as the scheduler of this name has it."""
+    if kind.flow:
+        return ["shift", *(["use_dynamic_shifting"] if kind in SHIFTED else [])]
+    needed = ["beta_start", "beta_end"]
+    if kind is not SD15 or name not in OLDER_SCHEDULERS:
+        needed += ["prediction_type", "timestep_spacing", "steps_offset"]
+    taken = signature(getattr(diffusers, name)).parameters
+    return [key for key in needed if key in taken]
 
 
 def _check_classes(folder: Path) -> tuple[Kind, list[str]]:
@@ -344,7 +366,9 @@ def _check_configs(folder: Path, kind: Kind, configs: dict[str, dict[str, Any]])
                 raise FileRefused(
                     f"{file}: {key}: expected a number, found {reprlib.repr(value)}; download the model again"
                 )
-        needed = (key for key in NEEDED.get(kind.networks[name], ()) if kind is not SD15 or key not in SINCE)
+        needed = [key for key in NEEDED.get(kind.networks[name], ()) if kind is not SD15 or key not in SINCE]
+        if kind.flow and kind.networks[name] == "AutoencoderKL":
+            needed.append("shift_factor")  # of latents, none in older models
         _check_said(folder / name / "config.json", config, needed)
     for key, expected in kind.facts(configs).items():
         if (found := configs[kind.network].get(key)) != expected:
@@ -365,14 +389,13 @@ def _from_folder(folder: Path, dtype: torch.dtype, given: dict[str, Any], whole:
     kind = check_folder(folder, "encoders" if given.keys() & {"unet", "transformer"} else "all")
     with refusing(folder):
         unread = _unread(kind, folder, given, whole)
-        first = next((name for name in (kind.network, *kind.networks) if name not in unread), "none")
-        names = [file.name for file in (folder / first).glob("*.safetensors")]
-        variant = "fp16" if names and all(".fp16" in name for name in names) else None
+        read = [[file.name for file in (folder / name).glob("*.safetensors")] for name in {*kind.networks} - {*unread}]
+        variant = HALF if any(names and all(f".{HALF}" in name for name in names) for names in read) else None
         parts = kind.pipeline.from_pretrained(
             str(folder), dtype=dtype, use_safetensors=True, local_files_only=True, variant=variant,
             **_without(kind) | unread,
         )  # fmt: skip
-        stored = {name: _stored_keys(folder / name) for name in kind.networks if name != kind.network}
+        stored = {name: _stored_keys(folder / name) for name in kind.networks if name not in given}
         _check_tokens(folder, parts)
     return _complete(folder, parts, stored, unread)
 
@@ -425,7 +448,10 @@ def _without(kind: Kind) -> dict[str, Any]:
 
 
 def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]], unread: Collection[str]) -> Pipeline:
-    """Refuse a model with weights that were not read: diffusers leaves them empty, transformers makes them up."""
+    """Refuse a model with weights that were not read: diffusers leaves them empty, transformers makes them up.
+
+    And a denoising network whose file has weights beyond those of its config: diffusers leaves them out.
+    """
     kind = kind_of(parts)
     for name in kind.networks:
         network, known = getattr(parts, name), {_bare(key) for key in stored.get(name, ())}
@@ -436,6 +462,12 @@ def _complete(path: Path, parts: Pipeline, stored: dict[str, set[str]], unread: 
             if (value.is_meta and (name not in unread or name == kind.network)) or (known and _bare(key) not in known)
         ]:
             raise FileRefused(f"{path}: {name}.{lost[0]} is missing ({len(lost)} in all); download the model again")
+    network = getattr(parts, kind.network)
+    if beyond := sorted(stored.get(kind.network, set()) - network.state_dict().keys()):
+        raise FileRefused(
+            f"{path}: {kind.network}.{beyond[0]} is in the weights, and by its config.json the network has no such "
+            f"({len(beyond)} in all); {AGAIN}"
+        )
     return parts
 
 
@@ -465,20 +497,39 @@ def _stored_keys(folder: Path) -> set[str]:
     return keys
 
 
-def _downloaded(base: str, weights: bool = True) -> Path:
-    """The folder in the hub's cache that holds the model of this id, or its configs only, downloaded if need be."""
+def _downloaded(base: str, dtype: torch.dtype | None) -> Path:
+    """The folder in the hub's cache that holds the model of this id, downloaded if need be.
+
+    Weights are those in 16 bits for a `dtype` of 16 bits, where there are such; without a `dtype` there are none.
+    """
+    away = not hub_answers()
+    failed: Exception | None = None
     try:
-        here = not hub_answers()
-        if not weights:
+        if dtype is None:
             return Path(
-                snapshot_download(base, allow_patterns=CONFIGS, ignore_patterns="*.index.json", local_files_only=here)
+                snapshot_download(base, allow_patterns=CONFIGS, ignore_patterns="*.index.json", local_files_only=away)
             )
-        return Path(DiffusionPipeline.download(base, use_safetensors=True, local_files_only=here))
+        for variant in _variants(base, dtype, away):
+            try:
+                return Path(
+                    DiffusionPipeline.download(base, use_safetensors=True, local_files_only=away, variant=variant)
+                )
+            except Exception as error:
+                failed = failed or error
+        raise failed or FileNotFoundError(base)
     except Exception as error:  # a connection that breaks is requests' or httpx's error, by the hub library's version
-        raise InputError(
-            f"{base}: no such folder here, and the hub gave no model of that id as safetensors; check the name and the "
-            "connection, or give the path of a local copy"
-        ) from error
+        raise not_downloaded(base, error) from error
+
+
+def _variants(base: str, dtype: torch.dtype, away: bool) -> list[str | None]:
+    """Which weights of a hub id to ask for, `HALF` or the whole ones (None); of a hub that is away, what is here."""
+    half = dtype in (torch.float16, torch.bfloat16)
+    if away or not half:
+        return ([HALF, None] if half else [None, HALF]) if away else [None]
+    names = [name for name in list_repo_files(base) if re.match(r"(unet|transformer)/.*\.safetensors$", name)]
+    whole = [name for name in names if f".{HALF}" not in name]
+    here = bool(whole) and all(isinstance(try_to_load_from_cache(base, name), str) for name in whole)
+    return [HALF if len(whole) < len(names) and not here else None]
 
 
 @contextmanager

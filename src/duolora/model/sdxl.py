@@ -58,6 +58,7 @@ SCHEDULER = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
     "beta_schedule": "scaled_linear",
+    "prediction_type": "epsilon",
     "timestep_spacing": "leading",
     "steps_offset": 1,
 }

@@ -34,6 +34,7 @@ from duolora.model.base import Base
 from duolora.model.image_files import read_image
 from duolora.model.images import as_image, load_images, tiled
 from duolora.model.sample import images_at_once, sample_images
+from duolora.provenance import facts
 from duolora.textfiles import read_json, write_json, write_whole
 from duolora.training.pair_customization import sample_with_style_guidance, train_pair
 
@@ -170,7 +171,7 @@ class Cell:
 
         A cell that was stopped goes on with the merge and the images that it has.
         """
-        begun = time.perf_counter()
+        begun, made = time.perf_counter(), facts(self.loaded.device.type, self.seed)
         self.folder.mkdir(parents=True, exist_ok=True)
         prompts, seeds = self.problem.asked(self.row), self.problem.noise_seeds(self.seed)
         files, cost = self._files()
@@ -178,7 +179,7 @@ class Cell:
         small = [_thumbnail(image) for image in images]
         tiled([small[i : i + len(seeds)] for i in range(0, len(small), len(seeds))]).save(self.folder / SHEET)
         result = {"problem": asdict(self.problem), "row": asdict(self.row), "seed": self.seed, "prompts": prompts}  # type: ignore[call-overload]
-        result |= {"base": self.base, "device": self.loaded.device.type, "settings": self.settings.said()} | cost
+        result |= made | {"base": self.base, "device": self.loaded.device.type, "settings": self.settings.said()} | cost
         result |= self.problem.scores(self, images)
         write_json(self.folder / "result.json", result | {"seconds_all": time.perf_counter() - begun})
         if self.scoring is None:

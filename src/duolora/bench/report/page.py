@@ -255,6 +255,9 @@ class _Page:
         for key in ("hardware", "versions"):
             if isinstance(about.get(key), Mapping):
                 found[key] = ", ".join(f"{name} {value}" for name, value in about[key].items())
+        for name, counts in about["cells"].items() if isinstance(about.get("cells"), Mapping) else ():
+            if isinstance(counts, Mapping) and len(counts) > 1:  # otherwise it is as above
+                found[f"{name} of cells"] = "; ".join(f"{value} ({count})" for value, count in counts.items())
         if "encoders" in about:
             cards = about["encoders"].values()
             found["encoders"] = ", ".join(f"{c['name']}: {c['checkpoint']} ({c['fingerprint'][:12]})" for c in cards)
