@@ -242,7 +242,7 @@ class Bar:
         self._bar, self._say = comfy.utils.ProgressBar(1), say
 
     def losses(self, done: int, of: int, terms: Mapping[str, float]) -> None:
-        """So many updates are done, of so many."""
+        """So many steps are done, of so many."""
         self._bar.update_absolute(done, of)
         self._say(f"Training the masks: {done} of {of}, loss {terms['loss']:.3g}")
 

@@ -13,7 +13,7 @@ from duolora.api.train import TrainOptions, train
 from duolora.lora.read.file import read_adapter
 from duolora.lora.write import file as writer
 from duolora.lora.write.file import write_adapter
-from duolora.merging import learn
+from duolora.merging import inputs, learn
 from duolora.model.base import Base, load_base
 from duolora.model.images import as_image
 from duolora.model.sample import sample_images
@@ -74,9 +74,9 @@ def loras(whole_loras: tuple[Path, Path], tmp_path_factory: pytest.TempPathFacto
 def few_steps() -> Iterator[None]:
     """Images in two denoising steps, where training, merging and the page generate some."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (learn, loop, prior_preservation, work):
+        for module in (inputs, learn, loop, prior_preservation, work):
             patch.setattr(module, "sample_images", partial(sample_images, steps=2))
-        patch.setattr(learn, "CALIBRATION_STEPS", 2)
+        patch.setattr(inputs, "CALIBRATION_STEPS", 2)
         yield
 
 

@@ -99,9 +99,9 @@ def graph(**inputs: Any) -> dict[str, Any]:
 
 
 def reweighted(name: str, content: float, style: float) -> dict[str, Any]:
-    """The same with the parts of a merge weighed, in place of the merge."""
-    weighed = {"lora_name": name, "content_strength": content, "style_strength": style, "save": True}
-    node = {"class_type": "DuoLoRAReweight", "inputs": weighed | {"model": ["1", 0], "clip": ["1", 1]}}
+    """The same with the parts of a merge reweighted, in place of the merge."""
+    chosen = {"lora_name": name, "content_strength": content, "style_strength": style, "save": True}
+    node = {"class_type": "DuoLoRAReweight", "inputs": chosen | {"model": ["1", 0], "clip": ["1", 1]}}
     kept = {number: each for number, each in graph().items() if int(number) < 9}
     return kept | {"2": node}
 

@@ -17,7 +17,7 @@ from duolora.errors import BaseMismatch, FileRefused, InputError
 from duolora.lora.adapter import Adapter
 from duolora.lora.read.file import read_adapter
 from duolora.lora.write.file import write_adapter
-from duolora.merging import learn
+from duolora.merging import inputs, learn
 from duolora.merging.inputs import merged_prompt_of
 from duolora.merging.options import METHODS, WEIGHTS
 from duolora.model import base as bases
@@ -107,7 +107,7 @@ def test_count_of_masks_follows_the_axis(base, loras, photos, tmp_path, plain):
 def test_same_seed_same_bytes(base, loras, photos, tmp_path, monkeypatch, plain):
     other = merged(loras, base, tmp_path, "duolora", photos, seed=1)
     assert other.path.read_bytes() != plain("duolora").path.read_bytes()
-    monkeypatch.setattr(learn, "CALIBRATION_STEPS", 2)
+    monkeypatch.setattr(inputs, "CALIBRATION_STEPS", 2)
     first = merged(loras, base, tmp_path, "duolora").path.read_bytes()
     assert merged(loras, base, tmp_path, "duolora").path.read_bytes() == first
 
@@ -119,12 +119,12 @@ def test_calibration_images_are_announced_with_their_cost(base, loras, photos, t
         said.append((len(prompts), how["steps"], capsys.readouterr().err))
         return torch.zeros(len(prompts), 3, 16, 16)
 
-    monkeypatch.setattr(learn, "sample_images", generating)
+    monkeypatch.setattr(inputs, "sample_images", generating)
     for images in (None, photos, photos / "1.png"):
         merge(*loras, tmp_path / "out.safetensors", "duolora", base, images, None, options=quick("duolora"))
     (n, steps, both), (_, _, second), *one = said
     assert "for 2 of 2 LoRAs: generating 2 calibration images with each of those, 4 in all of 16 pixels" in both
-    assert (n, steps) == (2, learn.CALIBRATION_STEPS) and f"in {steps} steps each at guidance 5" in both
+    assert (n, steps) == (2, inputs.CALIBRATION_STEPS) and f"in {steps} steps each at guidance 5" in both
     assert "images are given" not in second
     assert len(one) == 2 and all("for 1 of 2 LoRAs: generating 2" in line and "2 in all" in line for *_, line in one)
     merged(loras, base, tmp_path, "duolora")

@@ -10,8 +10,8 @@ from duolora.api.merge import options_of
 from duolora.bench.speed.reference import reference
 from duolora.bench.speed.scenes import RandomBase, Scene, random_lora
 from duolora.errors import InputError
-from duolora.merging.inputs import Sources, first_masks
-from duolora.merging.learn import Calibration, learner
+from duolora.merging.inputs import Calibration, Sources, first_masks
+from duolora.merging.learn import learner
 from duolora.model.blocks import roles
 from duolora.paper.constyle import Prompts
 from tiny import tiny_unet

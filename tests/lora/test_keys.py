@@ -310,7 +310,11 @@ FOREIGN = {
         "to_v: .*found down; .*download the file again",
     ),
     "no alpha": ({}, {"lora_adapter_metadata": '{"unet.lora_alpha": "x"}'}, "expected finite numbers.*'x'"),
-    "no pattern": ({}, {"lora_adapter_metadata": '{"unet.alpha_pattern": {"(": 1}}'}, r"has a \( without \)"),
+    "no pattern": (
+        {},
+        {"lora_adapter_metadata": '{"unet.alpha_pattern": {"(": 1}}'},
+        r"has missing \)",
+    ),
     "no table": ({}, {"lora_adapter_metadata": '{"unet.alpha_pattern": [1]}'}, "expected alphas under names"),
     "no JSON": ({}, {"lora_adapter_metadata": "{"}, "lora_adapter_metadata in its header is not JSON"),
     "no object": ({}, {"duolora": "[]"}, "duolora in its header: expected an object, got list"),

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from duolora.lora.read.keys import adapter_from
-from duolora.lora.read.patterns import Matcher, PatternRefused
+from duolora.lora.read.peft_config import Matcher, PatternRefused
 
 NAMES = [
     f"{block}.attentions.{layer}.transformer_blocks.{depth}.{part}"

@@ -8,8 +8,8 @@ from torch.nn.functional import mse_loss
 from duolora.api.merge import options_of
 from duolora.errors import InputError
 from duolora.lora.read.file import read_adapter
-from duolora.merging.inputs import first_masks, sources
-from duolora.merging.learn import Calibration, learn, learner
+from duolora.merging.inputs import Calibration, first_masks, sources
+from duolora.merging.learn import learn, learner
 from duolora.merging.options import WEIGHTS
 from duolora.model.predict import noise_schedule
 from duolora.paper.constyle import Prompts

@@ -19,8 +19,7 @@ from duolora.lora.verify import Verification
 from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.export import Output, checked_output, export
 from duolora.merging.fold import Kind, folded_sides, unmasked_of
-from duolora.merging.inputs import Loras, parted, roles_of, tell_no_map
-from duolora.merging.learn import latents_of
+from duolora.merging.inputs import Loras, latents_of, parted, roles_of, tell_no_map
 from duolora.merging.options import MergeOptions, options_of
 from duolora.model.base import Base, BaseChoice, opened, path_of
 from duolora.model.prompts import replaced
@@ -41,10 +40,7 @@ class Composed:
 
 
 def compose(
-    loras: Sequence[str | Path],
-    out: str | Path,
-    weights: Sequence[float] | None = None,
-    **written: Unpack[Written],
+    loras: Sequence[str | Path], out: str | Path, weights: Sequence[float] | None = None, **written: Unpack[Written]
 ) -> Composed:
     """Write Σ αᵢ ΔWᵢ of the LoRA files to `out`; the rank of a module is the sum of its ranks.
 

@@ -69,9 +69,14 @@ def demo(
     begun = time.perf_counter()
     rows, generated = {}, {}
     for job in tqdm(jobs, "Generating", disable=not progress):
-        generated[job] = _generated(base, job, seed)
+        with applied(base, [job.lora] if job.lora else []):
+            seeds = range(seed + 1000, seed + 1000 + COUNT)
+            generated[job] = sample_images(base, [job.prompt] * COUNT, seeds).clamp(-1, 1)
         rows[job] = truth(classify(classifier, generated[job]), pair)
-        _save(generated[job], out / "images" / job.name.replace(" ", "-"))
+        folder = out / "images" / job.name.replace(" ", "-")
+        folder.mkdir(parents=True, exist_ok=True)
+        for k, image in enumerate(generated[job]):
+            as_image(image).save(folder / f"{k:02d}.png")
     stages["generate"] = time.perf_counter() - begun
     comparison(pair, generated).save(out / "comparison.png")
     text = table(rows, pair)
@@ -131,17 +136,6 @@ def _references(folder: Path, pair: Pair) -> tuple[Path, Path]:
     return content, style
 
 
-def _generated(base: Base, job: Job, seed: int) -> torch.Tensor:
-    with applied(base, [job.lora] if job.lora else []):
-        return sample_images(base, [job.prompt] * COUNT, range(seed + 1000, seed + 1000 + COUNT)).clamp(-1, 1)
-
-
-def _save(generated: torch.Tensor, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    for k, image in enumerate(generated):
-        as_image(image).save(folder / f"{k:02d}.png")
-
-
 def table(rows: dict[Job, dict[str, float | None]], pair: Pair) -> str:
     """The shares of each job (see `truth`) as a Markdown table."""
     head = ("", "object", "style", "both", "colour", "pattern", "leak", "masks", "mean change", "file, kB", "time, s")
@@ -173,8 +167,9 @@ def comparison(pair: Pair, generated: dict[Job, torch.Tensor]) -> Image.Image:
     for row, (job, batch) in enumerate(generated.items()):
         top = 28 + row * (cell + gap)
         brush.text((left, top + cell // 2 - 10), job.name, "black", font)
-        if words := own_prompt(job, pair):
-            brush.multiline_text((left, top + cell // 2 + 12), fill(words, 28), "black", ImageFont.load_default(12))
+        if job.prompt != pair.merged_prompt:
+            words = fill(f"prompt: “{job.prompt}”", 28)
+            brush.multiline_text((left, top + cell // 2 + 12), words, "black", ImageFont.load_default(12))
         for k, pixels in enumerate(batch[:columns]):
             image = as_image(pixels).resize((cell, cell), Image.Resampling.NEAREST)
             sheet.paste(image, (left + label + k * (cell + gap), top))
@@ -184,8 +179,3 @@ def comparison(pair: Pair, generated: dict[Job, torch.Tensor]) -> Image.Image:
 def heading(pair: Pair) -> str:
     """What is true of every row of the comparison that names no prompt of its own."""
     return f"“{pair.merged_prompt}”, where a row has no other prompt; the same seeds in every row"
-
-
-def own_prompt(job: Job, pair: Pair) -> str:
-    """The prompt in words for the label of a row, if it is not the merged one."""
-    return "" if job.prompt == pair.merged_prompt else f"prompt: “{job.prompt}”"

@@ -25,12 +25,9 @@ from duolora.provenance import file_hash
 
 Facts = dict[str, object]
 ROLES: dict[str, Role] = {
-    "down_blocks.2": "content",
-    "mid_block": "content",
-    "up_blocks.0": "content",
-    "down_blocks.1": "style",
-    "up_blocks.1": "style",
-}
+    "down_blocks.2": "content", "mid_block": "content", "up_blocks.0": "content",
+    "down_blocks.1": "style", "up_blocks.1": "style",
+}  # fmt: skip
 """What SDXL's blocks are by resolution, for files whose metadata have no map of its own."""
 
 DIALECTS = {
@@ -79,7 +76,9 @@ def inspect(file: str | Path, other: str | Path | None = None, plot: str | Path 
             | _about(adapter, path)
             | ({} if other is None else {"other": _compared(adapter, path, Path(other))})
         )
-        numbers = {} if plot is None else {"strength": _spectra(adapter)}
+        modules = {} if plot is None else _by_block(adapter.modules)
+        spectra = ((name, svd_basis(lora)) for name, lora in through(modules.items(), "Singular values"))
+        numbers = {"strength": {name: basis.up.square().sum(0).tolist() for name, basis in spectra}}
     if plot is not None:
         with underway("Plotting"):
             from duolora.api.plot import plotted
@@ -93,8 +92,11 @@ def _identity(adapter: Adapter, weights: Path) -> Facts:
     ranks = [lora.rank for lora in adapter.modules.values()]
     keys, _ = read_header(weights)
     prompt, title = adapter.metadata.get("prompt"), adapter.notes.get("modelspec.title")
+    shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
+    base = recognised(shapes).name if adapter.families[0] == "SDXL" else " or ".join(adapter.families)
+    base = "FLUX.1 Fill" if adapter.is_fill else base
     return {
-        "base": adapter.metadata.get("base") or f"{_architecture(adapter)} (by its shapes)",
+        "base": adapter.metadata.get("base") or f"{base} (by its shapes)",
         "dialect": next((name for start, name in DIALECTS.items() if min(keys, default="").startswith(start)), "other"),
         "rank": [min(ranks), max(ranks)],
         "trigger_words": prompt,
@@ -102,14 +104,6 @@ def _identity(adapter: Adapter, weights: Path) -> Facts:
         "title": None if title == prompt else title,  # a file without a title has its prompt for one
         "source_files": _source_names(adapter.metadata),
     }
-
-
-def _architecture(adapter: Adapter) -> str:
-    """Which UNet like SDXL's it is for, by depths; else the families that its modules fit, or FLUX.1 Fill."""
-    if adapter.is_fill:
-        return "FLUX.1 Fill"
-    shapes = {name: (m.d_out, m.d_in) for name, m in adapter.modules.items() if PROJECTION.fullmatch(name)}
-    return recognised(shapes).name if adapter.families[0] == "SDXL" else " or ".join(adapter.families)
 
 
 def _tags(notes: Mapping[str, str]) -> list[str]:
@@ -134,7 +128,9 @@ def _source_names(metadata: Mapping[str, object]) -> list[str]:
 def _about(adapter: Adapter, path: Path) -> Facts:
     squares, directions = dict[str, float](), dict[str, int]()
     for name, lora in through(adapter.modules.items(), "Measuring"):
-        squares[name], directions[name] = norm(lora) ** 2, _effective(lora)
+        of_each = svd_basis(lora).up.double().square().sum(0).square()
+        most = int((of_each.cumsum(0) < 0.9 * float(of_each.sum())).sum()) + 1 if of_each.any() else 0
+        squares[name], directions[name] = norm(lora) ** 2, most
     whole = sum(squares.values())
     blocks: dict[str, dict[str, Any]] = {}
     role, energy = _roles(adapter), dict.fromkeys(("content", "style", "neutral"), 0.0)
@@ -218,19 +214,6 @@ def _about_masks(stored: MaskFile) -> Facts:
             mean, kept = sum(values) / len(values), sum(abs(v) > 1e-3 for v in values) / len(values)
             blocks.setdefault(block, {})[kind] = {"entries": len(values), "mean": mean, "kept": kept}
     return {"masks": blocks, "metadata": stored.metadata}
-
-
-def _effective(lora: LowRank) -> int:
-    """How many singular directions of a module hold 0.9 of its ‖ΔW‖²."""
-    squares = svd_basis(lora).up.double().square().sum(0).square()
-    total = float(squares.sum())
-    return int((squares.cumsum(0) < 0.9 * total).sum()) + 1 if total else 0
-
-
-def _spectra(adapter: Adapter) -> dict[str, list[float]]:
-    """The singular values of each module, from the network's first block to its last."""
-    modules = _by_block(adapter.modules).items()
-    return {name: svd_basis(lora).up.square().sum(0).tolist() for name, lora in through(modules, "Singular values")}
 
 
 def _by_block(modules: Mapping[str, Any]) -> dict[str, Any]:

@@ -21,16 +21,19 @@ from duolora.lora.verify import Verification
 from duolora.merging.export import Exported, Output, checked_output, export, untold
 from duolora.merging.fold import Folded, combined, folded, unmasked
 from duolora.merging.inputs import (
+    Calibration,
+    Images,
     Masks,
     Sources,
     architecture_of_files,
+    calibration,
     first_masks,
     map_of,
     prompts_of,
     sources,
     tell_no_map,
 )
-from duolora.merging.learn import Calibration, Images, TrainedMasks, calibration, learn
+from duolora.merging.learn import TrainedMasks, learn
 from duolora.merging.mask_file import MaskFile
 from duolora.merging.options import MergeOptions, no_base, options_of as options_of
 from duolora.model.architectures import Architecture
@@ -96,14 +99,6 @@ class Read:
     def left_out(self) -> tuple[str, ...]:
         """Parts of the two files that are not carried over."""
         return (*self.content.left_out, *self.style.left_out)
-
-
-@dataclass(frozen=True, eq=False)
-class Masked:
-    """The masks of a merge, as trained or as they begin, and the checkpoint of the training, if there was any."""
-
-    trained: TrainedMasks
-    checkpoint: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -178,9 +173,9 @@ def merge(
         found = _read(asked)
         both = _align(asked, found)
         metadata = _metadata(asked, found, both)
-        masked = _masks(asked, found, both, metadata)
-        done = _write(asked, found, masked, _fold(asked, both, masked.trained), metadata)
-    return _merged(asked, found, both, masked, done, time.perf_counter() - started)
+        trained = _masks(asked, found, both, metadata)
+        done = _write(asked, found, trained, _fold(asked, both, trained), metadata)
+    return _merged(asked, found, both, trained, done, time.perf_counter() - started)
 
 
 def _read(asked: MergeInputs) -> Read:
@@ -196,7 +191,12 @@ def _read(asked: MergeInputs) -> Read:
     except InputError as missing:
         _choice(asked, content, style, f"{missing}; ")  # both at once, where the base is not known either
         raise
-    base = _base(asked, _choice(asked, content, style))
+    choice = _choice(asked, content, style)
+    base: Base | Outline | None = None
+    if isinstance(choice, BaseChoice) and not asked.options.asks_network:
+        base = outlined(choice)
+    elif choice is not None:
+        base = opened(choice, once=True)
     if base is not None:
         shapes = base.lora_shapes() if isinstance(base, Base) else base.shapes
         for adapter, path in ((content, asked.content), (style, asked.style)):
@@ -241,13 +241,6 @@ def _choice(asked: MergeInputs, content: Adapter, style: Adapter, also: str = ""
     return replace(choice, base=found)
 
 
-def _base(asked: MergeInputs, choice: BaseChoice | Base | None) -> Base | Outline | None:
-    """The base; only its outline, where nothing asks the network."""
-    if isinstance(choice, BaseChoice) and not asked.options.asks_network:
-        return outlined(choice)
-    return None if choice is None else opened(choice, once=True)
-
-
 def _prompts(asked: MergeInputs, content: Adapter, style: Adapter) -> Prompts | None:
     """The prompts; a merge that asks no network can do without them."""
     adapters = {"content": content, "style": style}
@@ -272,9 +265,7 @@ def _align(asked: MergeInputs, found: Read) -> Sources:
 def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
     """What the file says of its making."""
     base, prompts = found.base, found.prompts
-    made_for: Metadata = {"architecture": found.architecture.name}
-    if base is not None:
-        made_for = {"base": base.name}
+    made_for: Metadata = {"architecture": found.architecture.name} if base is None else {"base": base.name}
     if isinstance(base, Base):
         made_for["base_weights"] = base.weights_hash()
     said: Metadata = {}
@@ -296,17 +287,17 @@ def _metadata(asked: MergeInputs, found: Read, both: Sources) -> Metadata:
     }
 
 
-def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -> Masked:
+def _masks(asked: MergeInputs, found: Read, both: Sources, metadata: Metadata) -> TrainedMasks:
     """The masks, trained where the method trains any."""
     options, base, prompts = asked.options, found.base, found.prompts
     if not options.asks_network or not isinstance(base, Base) or prompts is None:
         first = first_masks(both, options, base.device if isinstance(base, Base) else torch.device("cpu"))
-        return Masked(TrainedMasks(*first, mean_change=0.0, losses=[]))
+        return TrainedMasks(*first, mean_change=0.0, losses=[])
     progress = asked.given.get("progress", True)
     with replaced(base.parts, embeddings_of(found.content, found.style)):
         data = calibration(base, both, options, prompts, asked.images, progress)
         checkpoint = checkpoint_path(asked.output.path, metadata | _trained_from(base, data))
-        return Masked(learn(base, both, options, data, checkpoint, progress, asked.given.get("callback")), checkpoint)
+        return learn(base, both, options, data, checkpoint, progress, asked.given.get("callback"))
 
 
 def _trained_from(base: Base, data: Calibration) -> Metadata:
@@ -327,28 +318,30 @@ def _fold(asked: MergeInputs, both: Sources, trained: TrainedMasks) -> Folded:
     return folded(both, trained.content_masks, trained.style_masks, asked.options)
 
 
-def _write(asked: MergeInputs, found: Read, masked: Masked, merged: Folded, metadata: Metadata) -> Exported:
+def _write(asked: MergeInputs, found: Read, trained: TrainedMasks, merged: Folded, metadata: Metadata) -> Exported:
     """The files, read back and verified; the checkpoint has had its day then."""
     ranks = {} if merged.content_ranks is None else {CONTENT_RANKS: merged.content_ranks}
-    parts = {"content": masked.trained.content_masks, "style": masked.trained.style_masks}
+    parts = {"content": trained.content_masks, "style": trained.style_masks}
     masks = MaskFile(parts, metadata, found.notes) if ranks else None
     families = common([(asked.content, found.content.families), (asked.style, found.style.families)])
     embeddings = embeddings_of(found.content, found.style)
     adapter = Adapter(merged.modules, metadata | ranks, notes=found.notes, families=families, embeddings=embeddings)
     to = asked.output
     done = export(to.path, adapter, to.format, to.dtype, masks, (asked.content, asked.style))
-    if masked.checkpoint is not None:
-        masked.checkpoint.unlink(missing_ok=True)
+    if trained.checkpoint is not None:
+        trained.checkpoint.unlink(missing_ok=True)
     return done
 
 
-def _merged(asked: MergeInputs, found: Read, both: Sources, masked: Masked, done: Exported, seconds: float) -> Merged:
+def _merged(
+    asked: MergeInputs, found: Read, both: Sources, trained: TrainedMasks, done: Exported, seconds: float
+) -> Merged:
     """What the caller is told of the finished merge."""
-    trained, untaken = masked.trained, (untold(each, asked.output.format) for each in (found.content, found.style))
+    untaken = (untold(each, asked.output.format) for each in (found.content, found.style))
     return Merged(
         path=done.paths[0],
         verification=done.verification,
-        trainable=trained.trainable if masked.checkpoint else 0,
+        trainable=trained.trainable if trained.checkpoint else 0,
         mean_change=trained.mean_change,
         seconds=seconds,
         losses=trained.losses,

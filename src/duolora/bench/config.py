@@ -5,7 +5,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, get_args
 
 import torch
 
@@ -30,7 +30,6 @@ from duolora.training.options import TrainOptions, check_training
 
 CONFIG = "config.json"
 HEADINGS = {"ssd1b": "like SSD-1B", "vega": "like Segmind-Vega"}
-C = TypeVar("C", bound=Case | PhotoPair)
 
 
 @dataclass(frozen=True)
@@ -141,8 +140,9 @@ def config_of(name: str, table: Table, options: TableOptions, bases: Mapping[str
     table = prepared(table, root_of(options.out, next(iter(bases.values()))), options, [*bases.values()])
     if name == "tuning" and scoring is not None:
         check_judged(scoring.metrics)
-    cases = limited(cases, options.pairs)
-    return Config(name, table, tuple(cases), options.seed, bases, scoring, settings=settings)
+    sets = [[case for case in cases if case.dataset == name] for name in dict.fromkeys(case.dataset for case in cases)]
+    some = tuple(case for each in sets for case in each[: options.pairs])
+    return Config(name, table, some, options.seed, bases, scoring, settings=settings)
 
 
 def settings_of(options: TableOptions, bases: Sequence[str]) -> Settings:
@@ -220,12 +220,6 @@ def _on_photos(
             stacklevel=2,
         )
     return shown, [pair for pairs in sets for pair in pairs if pair.dataset in (datasets or known)]
-
-
-def limited(cases: Sequence[C], most: int | None) -> list[C]:
-    """The first `most` cases of each data set; all when there is no limit."""
-    sets = dict.fromkeys(case.dataset for case in cases)
-    return [case for name in sets for case in [c for c in cases if c.dataset == name][:most]]
 
 
 def prepared(table: Table, root: Path, options: TableOptions, bases: Sequence[str] = ("atelier",)) -> Table:

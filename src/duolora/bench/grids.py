@@ -114,13 +114,10 @@ def labelled(lines: Sequence[Line]) -> Image.Image:
         brush.text((2, top + 3), line.label, "black", font)
         for x, name in enumerate(columns):
             if name in line.images:
-                sheet.paste(_square(line.images[name]), (x * (SIDE + gap), top + head))
+                image = line.images[name]  # its square about the centre, as the base sees it; pixel art stays sharp
+                how = Resampling.NEAREST if max(image.size) < SIDE else Resampling.LANCZOS
+                sheet.paste(ImageOps.fit(image, (SIDE, SIDE), how), (x * (SIDE + gap), top + head))
     return sheet
-
-
-def _square(image: Image.Image) -> Image.Image:
-    """The square about the centre, as the base sees it; pixel art stays sharp."""
-    return ImageOps.fit(image, (SIDE, SIDE), Resampling.NEAREST if max(image.size) < SIDE else Resampling.LANCZOS)
 
 
 def _rows(cell: Cell) -> list[list[Image.Image]]:

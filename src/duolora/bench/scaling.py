@@ -124,13 +124,10 @@ def figure3(
     write_json(out / "curves.json", curves)
     _plot_curves(curves, out / "curves.png")
     if not blocks:
-        for name, value in zip(FOUND, (block_map(curves, groups), _blocks(curves, groups)), strict=True):
+        best = {kind: [*groups[name]] for kind, name in dominant(curves).items()}
+        for name, value in zip(FOUND, (block_map(curves, groups), best), strict=True):
             write_json(out / name, value)
     return curves
-
-
-def _blocks(curves: Curves, groups: Mapping[str, tuple[str, ...]]) -> dict[str, list[str]]:
-    return {kind: [*groups[name]] for kind, name in dominant(curves).items()}
 
 
 def block_map(curves: Curves, groups: Mapping[str, tuple[str, ...]]) -> dict[str, Role]:

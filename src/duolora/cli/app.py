@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -26,14 +26,14 @@ from duolora.cli.common import (
     verified,
 )
 from duolora.cli.config import options_of_file
-from duolora.cli.early import check_inputs, check_known, check_output, check_place, check_used, is_local
+from duolora.cli.early import check_inputs, check_known, check_output, check_place, is_local
 from duolora.cli.examples import examples
 from duolora.cli.files import DtypeOption, FormatOption
-from duolora.cli.set_option import assigned, methods, tell
+from duolora.cli.set_option import merge_options, methods, tell
 from duolora.cli.spread import Changes, Without, spread
 from duolora.errors import InputError
 from duolora.lora.write.atomic import check_folder, check_out
-from duolora.merging.options import METHODS, WEIGHTS, MergeOptions, options_of
+from duolora.merging.options import METHODS, WEIGHTS, MergeOptions
 from duolora.model.architectures import shapes_in
 from duolora.model.defaults import (
     AUTO,
@@ -116,6 +116,11 @@ app = typer.Typer(
 TensorboardOption = Annotated[
     Path | None, typer.Option("--tensorboard", metavar="DIR", help="Write event files of losses, masks and previews.")
 ]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="NAME=VALUE", is_eager=True, callback=tell,
+                 help="Any other option; `--set help` lists them, with their defaults."),
+]  # fmt: skip
 PREVIEWS = 50
 """With event files, a preview after so many steps."""
 
@@ -176,9 +181,18 @@ def demo(
 
 
 @dataclass(frozen=True)
-class Every:
-    """After how many steps something is written."""
+class Shown:
+    """What a LoRA is trained on, and after how many steps something is written."""
 
+    kind: Literal["content", "style"] = option(
+        "content", "content or style: what they show; a base may train the two otherwise."
+    )
+    class_prompts: Path | None = option(
+        None,
+        "Prior preservation: a text file with a prompt on each line, whose class images by the base stay as they are; "
+        "an empty file for none  [none, or the base's own].",
+    )
+    fit: str = option("crop", f"How an image becomes a square: {'; '.join(f'{k} ({v})' for k, v in FITS.items())}.")
     save_every: int = option(
         100, "Steps from one checkpoint to the next; the same command goes on from the last.", least=1
     )
@@ -207,21 +221,8 @@ def train(
     changed: Annotated[
         dict[str, Any], Changes(TrainOptions, without=("seed", "class_prompts"), default=", or the base's own")
     ],
-    kind: Annotated[
-        str, typer.Option(help="content or style: what they show; a base may train the two otherwise.")
-    ] = "content",
-    class_prompts: Annotated[
-        Path | None,
-        typer.Option(
-            help="Prior preservation: a text file with a prompt on each line, whose class images by the base stay as"
-            " they are; an empty file for none  [none, or the base's own]."
-        ),
-    ] = None,
-    fit: Annotated[
-        str, typer.Option(help=f"How an image becomes a square: {'; '.join(f'{k} ({v})' for k, v in FITS.items())}.")
-    ] = "crop",
+    shown: Shown,
     base: BaseChoice,
-    every: Every,
     seed: SeedOption = 0,
     tensorboard: TensorboardOption = None,
     overwrite: OverwriteOption = False,
@@ -229,27 +230,26 @@ def train(
     as_json: JsonOption = False,
 ) -> None:
     """Train a LoRA on images of a subject, or on one of a style."""
-    word("kind", kind, ("content", "style"))
-    word("fit", fit, list(FITS))
-    given = changed if class_prompts is None else changed | {"class_prompts": read_lines(class_prompts)}
-    options = replace(training_of(read_defaults(base.base), kind), seed=seed, **given)
+    word("fit", shown.fit, list(FITS))
+    given = changed if shown.class_prompts is None else changed | {"class_prompts": read_lines(shown.class_prompts)}
+    options = replace(training_of(read_defaults(base.base), shown.kind), seed=seed, **given)
     check_training(options, shapes_in(base.base))
     check_out(out, [base_path(base.base)], overwrite)
     check_inputs((), images)
     base = chosen(base, quiet)
     with doing(f"Loading {base.base}", quiet):
         from duolora.api.train import train as run
-        from duolora.progress import shown
+        from duolora.progress import shown as bars
         from duolora.training.callbacks import SavedPreviews, event_log
 
-    with event_log(tensorboard, PREVIEWS) as log, shown(not quiet):
+    with event_log(tensorboard, PREVIEWS) as log, bars(not quiet):
         previews = out.expanduser().with_suffix(".previews")
-        callback = SavedPreviews(previews, every.preview_every, log) if every.preview_every else log
+        callback = SavedPreviews(previews, shown.preview_every, log) if shown.preview_every else log
         done = run(
-            images, prompt, out, base, options, progress=not quiet, callback=callback, fit=fit, overwrite=overwrite,
-            kind=kind, save_every=every.save_every,
+            images, prompt, out, base, options, progress=not quiet, callback=callback, fit=shown.fit,
+            overwrite=overwrite, kind=shown.kind, save_every=shown.save_every,
         )  # fmt: skip
-    tell_images(quiet, images, fit=fit)
+    tell_images(quiet, images, fit=shown.fit)
     text = f"{done.path}: {verified(done.verification)}"
     report(as_json, text, path=done.path, losses=done.losses, **verification_facts(done.verification))
 
@@ -293,16 +293,7 @@ def merge(
     ],
     sides: Sides,
     preset: Annotated[str | None, typer.Option(help=f"The paper's loss weights: {', '.join(WEIGHTS)}.")] = None,
-    assignments: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME=VALUE",
-            is_eager=True,
-            callback=tell,
-            help="Any other option; `--set help` lists them, with their defaults.",
-        ),
-    ] = None,
+    assignments: SetOption = None,
     format: FormatOption = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
     run: Annotated[BaseChoice, Without(("base",))],
@@ -317,11 +308,10 @@ def merge(
     It is an ordinary LoRA, and its strength is verified.
     """
     content, style = _two(files or [], content, style)
-    options = _options(method, preset, changed | {"seed": seed}, assignments or [])
+    options = merge_options(method, preset, changed | {"seed": seed}, assignments or [])
     check_output(out, format, dtype, Export, (content, style, None if base is None else base_path(base)), overwrite)
     _check_sides({"content": content, "style": style}, sides, tensorboard, options, method, base or AUTO)
-    by_files = base is None and not options.asks_network
-    opened = None if by_files else chosen(replace(run, base=base or AUTO), quiet)
+    opened = chosen(replace(run, base=base or AUTO), quiet) if base is not None or options.asks_network else None
     with doing("Reading the two LoRAs", quiet):
         from duolora.api.merge import merge as merged
         from duolora.model.blocks import formatted
@@ -334,8 +324,7 @@ def merge(
             dtype=dtype, callback=log, overwrite=overwrite,
         )  # fmt: skip
     tell_images(quiet, sides.content_images, sides.style_images)
-    facts = {name: getattr(done, name) for name in _FACTS}
-    report(as_json, _said(done, options.unmasked), path=done.path, **verification_facts(done.verification), **facts)
+    _tell(done, options.unmasked, as_json)
 
 
 def _check_sides(
@@ -354,20 +343,8 @@ _FACTS = ("trainable", "left_out", "unmasked", "paths", "mean_change", "seconds"
 """What `merge --json` says of a merge, beside its file and how that was verified."""
 
 
-def _options(method: str, preset: str | None, changed: dict[str, Any], assignments: Sequence[str]) -> MergeOptions:
-    """The options of a method, once it is certain that it makes use of all that were given."""
-    if preset is not None:
-        word("--preset", preset, list(WEIGHTS))
-    options = options_of(method, **WEIGHTS.get(preset or "", {}))
-    typed = {name: f"--{name.replace('_', '-')} {value}" for name, value in changed.items() if name != "seed"}
-    typed |= {pair.partition("=")[0]: f"--set {pair}" for pair in assignments}
-    options = replace(options, **changed | assigned(assignments, options))
-    check_used(options, method, typed, preset)
-    return options
-
-
-def _said(done: Any, policy: str) -> str:
-    """What a merge has come to, in words."""
+def _tell(done: Any, policy: str, as_json: bool) -> None:
+    """Say what a merge has come to."""
     text = f"{' and '.join(map(str, done.paths))}: {verified(done.verification)}"
     if done.trainable:
         text += f"\n{done.trainable} mask entries trained, mean change {done.mean_change:.3f}; {done.seconds:.1f} s"
@@ -376,7 +353,8 @@ def _said(done: Any, policy: str) -> str:
         text += f"\nnot carried over: {printable(parts)}"
     if done.unmasked:
         text += f"\n{done.unmasked} modules outside the attention layers, by the policy unmasked={policy}"
-    return text
+    facts = {name: getattr(done, name) for name in _FACTS}
+    report(as_json, text, path=done.path, **verification_facts(done.verification), **facts)
 
 
 @app.command(epilog=examples("generate"))

@@ -153,12 +153,10 @@ for _name, _rows in (TABLES | {"tuning": TUNING}).items():
 
 
 @bench.command(epilog=examples("bench rerun"))
+@spread
 def rerun(
     folder: Annotated[Path, typer.Argument(help="Folder of a table that was run, with its config.json.")],
-    out: Annotated[Path, typer.Option(help="Folder of all benchmarks.")] = RunOptions.out,
-    workers: Annotated[int | None, typer.Option(help="Processes  [one for each core or GPU].")] = None,
-    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster, or `local`.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout.")] = False,
+    options: RunOptions,
 ) -> None:
     """Run a table again, on exactly the same rows, pairs and seeds.
 
@@ -168,11 +166,7 @@ def rerun(
     with doing(f"Loading what {folder} needs"):
         from duolora.bench.config import read_config
 
-    _run(read_config(folder), RunOptions(out=out, workers=workers, ray=ray, as_json=as_json))
-
-
-def _figure3(options: Figure3Options) -> None:
-    typer.echo("\n".join(map(str, _scaled(options))))
+    _run(read_config(folder), options)
 
 
 def _scaled(options: Figure3Options) -> list[Path]:
@@ -224,7 +218,7 @@ _command(
     "takes an hour or two on two CPU cores, all pairs most of a day. Table 6 asks people: `bench study`.",
 )  # fmt: skip
 _command(
-    Figure3Options, _figure3, "figure3",
+    Figure3Options, lambda options: typer.echo("\n".join(map(str, _scaled(options)))), "figure3",
     "Figure 3: what a base generates with some blocks turned down.\n\n"
     "Says which blocks carry the subject and which the style: block_map.json for `merge --set block_map=FILE`, and "
     "blocks.json, B-LoRA's two. By Atelier's classifier, or with --prompts by encoders, on any base. With --prompt it "

@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Annotated, Any, TextIO
+from typing import Annotated, Any
 
 import typer
 
@@ -83,17 +83,10 @@ def _told() -> Iterator[None]:
         others = warnings.showwarning
         seen: set[str] = set()
 
-        def show(
-            message: Warning | str,
-            category: type[Warning],
-            filename: str,
-            lineno: int,
-            file: TextIO | None = None,
-            line: str | None = None,
-        ) -> None:
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
             """`warnings.showwarning` for notices of this package; all others go on as they would."""
             if not issubclass(category, Notice):
-                others(message, category, filename, lineno, file, line)
+                others(message, category, *place, **more)
             elif str(message) not in seen:
                 seen.add(str(message))
                 typer.echo(f"duolora: {printable(str(message))}", err=True)

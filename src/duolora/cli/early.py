@@ -13,10 +13,10 @@ from duolora.lora.families import common, fitting, narrowed
 from duolora.lora.names import shapes_of
 from duolora.lora.read.header import making, read_header, weights_of
 from duolora.lora.write.atomic import check_export
-from duolora.merging.options import METHODS, ONLY, no_base, no_prompt
+from duolora.merging.options import no_base, no_prompt
 from duolora.model.architectures import PROJECTION, recognised
 from duolora.model.defaults import AUTO, check_base
-from duolora.options import FileDtype, check, idle, word
+from duolora.options import FileDtype, word
 
 
 def check_output(
@@ -75,23 +75,6 @@ def check_there(what: str, *places: Path) -> None:
     for place in places:
         if not os.path.exists(place.expanduser()):
             raise InputError(f"{place}: no such file or folder; expected {what}")
-
-
-def check_used(options: Any, method: str, given: Mapping[str, str], preset: str | None = None) -> None:
-    """Refuse values that nothing can be made with, and options that a method makes no use of.
-
-    Args:
-        options: all options as they are.
-        method: its name.
-        given: what was typed for each option that was given.
-        preset: the name of the preset, if one was given.
-    """
-    check(options)
-    for name, need in idle(options, given).items():
-        raise InputError(f"{given[name]}: {method} makes no use of it (it is for {ONLY[need]}); leave it out")
-    begins_otherwise = METHODS[method].is_one_shot and not options.is_one_shot
-    if preset is not None and (not options.asks_network or begins_otherwise):
-        raise InputError(f"--preset {preset}: {method} makes no use of it; leave it out")
 
 
 def check_place(host: str, port: int | None) -> None:

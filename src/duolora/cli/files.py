@@ -1,6 +1,6 @@
 """Commands that work on LoRA files alone: convert, compose, inspect."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -101,8 +101,7 @@ def compose(
     ] = None,
     oneshot: OneShot,
     assignments: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="oneshot: as in `duolora merge --set help`."),
+        list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="oneshot: as in `duolora merge --set help`.")
     ] = None,
     format: Annotated[str, typer.Option("--format", help="kohya, diffusers or uniform.")] = DEFAULT_FORMAT,
     dtype: DtypeOption = "float16",
@@ -118,7 +117,11 @@ def compose(
     """
     word("--method", method, ("sum", "oneshot"))
     check_output(out, format, dtype, Format, files, overwrite)
-    _check_asked(method, {**vars(oneshot), "set": assignments}, weight)
+    if method == "sum" and (given := [n for n, value in {**vars(oneshot), "set": assignments}.items() if value]):
+        name = given[0].replace("_", "-")
+        raise InputError(f"--{name}: the exact sum trains nothing; leave it out, or give --method oneshot")
+    if method == "oneshot" and weight is not None:
+        raise InputError("--weight: one-shot masks weigh the files; leave it out, or give --method sum")
     check_weights(weight, len(files))
     check_inputs(files, *(oneshot.images or ()), base=base.base if method == "oneshot" else None)
     with doing(f"Reading {len(files)} files", quiet):
@@ -139,14 +142,6 @@ def compose(
         tell_images(quiet, *images)
     text = f"{done.path}: {verified(done.verification)}{_not_carried(done.left_out)}"
     report(as_json, text, path=done.path, left_out=done.left_out, **verification_facts(done.verification))
-
-
-def _check_asked(method: str, oneshot: Mapping[str, object], weight: Sequence[float] | None) -> None:
-    if method == "sum" and (given := [name for name, value in oneshot.items() if value]):
-        name = given[0].replace("_", "-")
-        raise InputError(f"--{name}: the exact sum trains nothing; leave it out, or give --method oneshot")
-    if method == "oneshot" and weight is not None:
-        raise InputError("--weight: one-shot masks weigh the files; leave it out, or give --method sum")
 
 
 def inspect(

@@ -1,7 +1,7 @@
-"""`--set NAME=VALUE` of `duolora merge`: every option of a method, read from the command line and listed."""
+"""The options of `duolora merge`, with `--set NAME=VALUE`: read from the command line, checked and listed."""
 
-from collections.abc import Sequence
-from dataclasses import Field, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, fields, replace
 from pathlib import Path
 from textwrap import fill
 from typing import Any
@@ -9,11 +9,35 @@ from typing import Any
 import typer
 
 from duolora.errors import FileRefused, InputError, reason
-from duolora.options import kind, parsed, told
+from duolora.merging.options import METHOD_HELP, METHODS, ONLY, WEIGHTS, MergeOptions, options_of
+from duolora.options import check, idle, kind, parsed, told, word
 from duolora.textfiles import read_json
 
 TOPICS = ("strength", "training", "masks", "layer prior", "cycle", "similarity", "one-shot", "without masks")
 """Of options, the common ones first."""
+
+
+def merge_options(
+    method: str, preset: str | None, changed: Mapping[str, Any], assignments: Sequence[str]
+) -> MergeOptions:
+    """The options of a method with those that were given, by a preset, by flags of their own and by `--set`.
+
+    Raises:
+        InputError: there is no such method, preset or value, or the method makes no use of one that was given.
+    """
+    if preset is not None:
+        word("--preset", preset, list(WEIGHTS))
+    options = options_of(method, **WEIGHTS.get(preset or "", {}))
+    typed = {name: f"--{name.replace('_', '-')} {value}" for name, value in changed.items() if name != "seed"}
+    typed |= {pair.partition("=")[0]: f"--set {pair}" for pair in assignments}
+    options = replace(options, **{**changed, **assigned(assignments, options)})
+    check(options)
+    for name, need in idle(options, typed).items():
+        raise InputError(f"{typed[name]}: {method} makes no use of it (it is for {ONLY[need]}); leave it out")
+    begins_otherwise = METHODS[method].is_one_shot and not options.is_one_shot
+    if preset is not None and (not options.asks_network or begins_otherwise):
+        raise InputError(f"--preset {preset}: {method} makes no use of it; leave it out")
+    return options
 
 
 def assigned(assignments: Sequence[str], options: Any) -> dict[str, object]:
@@ -57,15 +81,11 @@ def tell(assignments: list[str] | None) -> list[str] | None:
 
 def methods() -> str:
     """A line of help for each method."""
-    from duolora.merging.options import METHOD_HELP
-
     return "\n".join(["\b", "Methods:", *(f"  {name:14} {text}" for name, text in METHOD_HELP.items())])
 
 
 def listed() -> str:
     """Every option by its topic: its default, its type or choices, which methods have another default, what it does."""
-    from duolora.merging.options import MergeOptions
-
     by_topic: dict[str, list[str]] = {}
     for field in sorted(fields(MergeOptions), key=lambda field: TOPICS.index(field.metadata["topic"])):
         by_topic.setdefault(field.metadata["topic"], []).append(_entry(field))
@@ -73,8 +93,6 @@ def listed() -> str:
 
 
 def _entry(field: Field[Any]) -> str:
-    from duolora.merging.options import METHODS, ONLY, MergeOptions
-
     others: dict[object, list[str]] = {}
     for method, options in METHODS.items():
         if (value := getattr(options, field.name)) != field.default:

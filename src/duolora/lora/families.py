@@ -205,23 +205,12 @@ _ONLY_SDXL = re.compile(r"text_encoder_2\.|add_embedding\.|.*\.transformer_block
 _TEXT_WIDTHS = {768: "SD 1.5", 1024: "SD 2", 2048: "SDXL"}
 _WIDTHS = (320, 640, 1280)
 _SAID = {
-    "sd_v1": "SD 1.5",
-    "sd_v2": "SD 2",
-    "sdxl": "SDXL",
-    "stable-diffusion-v1": "SD 1.5",
-    "stable-diffusion-v2": "SD 2",
-    "stable-diffusion-xl": "SDXL",
-    "sd3": "SD 3",
-    "stable-diffusion-3": "SD 3",
-    "stable-diffusion-v3": "SD 3",
-    "flux2": "FLUX.2",
-    "flux.2": "FLUX.2",
-    "flux-2": "FLUX.2",
-    "flux": "FLUX.1",
-    "qwen": "Qwen-Image",
-    "z-image": "Z-Image",
-    "z_image": "Z-Image",
-}
+    "sd_v1": "SD 1.5", "stable-diffusion-v1": "SD 1.5", "sd_v2": "SD 2", "stable-diffusion-v2": "SD 2",
+    "sdxl": "SDXL", "stable-diffusion-xl": "SDXL",
+    "sd3": "SD 3", "stable-diffusion-3": "SD 3", "stable-diffusion-v3": "SD 3",
+    "flux2": "FLUX.2", "flux.2": "FLUX.2", "flux-2": "FLUX.2", "flux": "FLUX.1",
+    "qwen": "Qwen-Image", "z-image": "Z-Image", "z_image": "Z-Image",
+}  # fmt: skip
 """How what a header says of its base begins, in small letters."""
 
 

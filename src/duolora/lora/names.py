@@ -18,28 +18,20 @@ from typing import Any
 TEXT_ENCODERS = {"text_encoder": "lora_te1_", "text_encoder_2": "lora_te2_"}
 """A module of a text encoder is named `text_encoder.text_model.…`, and begins with this in kohya's files."""
 KOHYA_PREFIXES = {
-    "lora_unet_": "",
-    "lycoris_": "",
-    "lora_te_": "text_encoder.",
-    "lora_te1_": "text_encoder.",
-    "lora_te2_": "text_encoder_2.",
-}
+    "lora_unet_": "", "lycoris_": "",
+    "lora_te_": "text_encoder.", "lora_te1_": "text_encoder.", "lora_te2_": "text_encoder_2.",
+}  # fmt: skip
 _LAYERS = 3
 """Numbers that a level takes up in sgm: two layers and a sampler on the way down, three layers on the way up."""
 _OUTER = {
-    "conv_in": "input_blocks.0.0",
-    "conv_out": "out.2",
-    "time_embedding.linear_1": "time_embed.0",
-    "time_embedding.linear_2": "time_embed.2",
-    "add_embedding.linear_1": "label_emb.0.0",
-    "add_embedding.linear_2": "label_emb.0.2",
-}
+    "conv_in": "input_blocks.0.0", "conv_out": "out.2",
+    "time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2",
+}  # fmt: skip
 _RESNET = {
-    "conv1": "in_layers.2",
-    "conv2": "out_layers.3",
-    "time_emb_proj": "emb_layers.1",
+    "conv1": "in_layers.2", "conv2": "out_layers.3", "time_emb_proj": "emb_layers.1",
     "conv_shortcut": "skip_connection",
-}
+}  # fmt: skip
 _OUTER_BACK, _RESNET_BACK = ({new: old for old, new in table.items()} for table in (_OUTER, _RESNET))
 _BLOCK = re.compile(
     r"(?:(down|up)_blocks\.([0-3])|mid_block)\.(resnets|attentions|downsamplers|upsamplers)\.([0-3])\.(.+)"

@@ -19,7 +19,6 @@ from duolora.merging.mask_file import MaskFile, read_masks, rebuilt, staged_mask
 from duolora.model import device
 from duolora.options import DEFAULT_FORMAT, Export, Format, Written, word
 
-SINGLE: dict[str, Format] = {"kohya": "kohya", "diffusers": "diffusers", "uniform": "uniform"}
 DTYPES = device.DTYPES | {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -89,7 +88,7 @@ def export(
             verified = [staged_adapter(stage, p, part, dtype, kind) for p, part in zip(paths, parts, strict=True)]
             worst = max(verified, key=lambda one: one.error)
             return Exported(paths, replace(worst, size=sum(one.size for one in verified)))
-        return Exported((out,), staged_adapter(stage, out, adapter, dtype, SINGLE[format]))
+        return Exported((out,), staged_adapter(stage, out, adapter, dtype, word("format", format, get_args(Format))))
 
 
 def _at_least_nothing(part: Adapter, whole: Adapter) -> Adapter:

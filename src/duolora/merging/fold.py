@@ -114,14 +114,15 @@ def combined(both: Sources, options: MergeOptions) -> Iterator[tuple[str, LowRan
         for name in one_by_one(both.roles, "Merging"):
             sides = ((both.content, options.content_weight), (both.style, options.style_weight))
             here = [replace(s[name], scale=s[name].scale * weight) for s, weight in sides if name in s]
-            yield name, here[0] if len(here) == 1 else _combined(here, options)
-
-
-def _combined(loras: Sequence[LowRank], options: MergeOptions) -> LowRank:
-    rank = options.rank or sum(lora.rank for lora in loras)
-    if options.combine == "svd":
-        return cut(svd_basis(concatenate(loras)), rank)
-    return best_of_rank(agreed([lora.delta() for lora in loras], options.combine, options.density), rank)
+            rank = options.rank or sum(lora.rank for lora in here)
+            if len(here) == 1:
+                yield name, here[0]
+            elif options.combine == "svd":
+                whole = svd_basis(concatenate(here))
+                yield name, replace(whole, up=whole.up[:, :rank], down=whole.down[:rank])
+            else:
+                deltas = [lora.delta() for lora in here]
+                yield name, best_of_rank(agreed(deltas, options.combine, options.density), rank)
 
 
 def agreed(deltas: Sequence[Float[Tensor, "d_out d_in"]], how: Combine, density: float) -> Float[Tensor, "d_out d_in"]:
@@ -145,8 +146,3 @@ def best_of_rank(delta: Float[Tensor, "d_out d_in"], rank: int) -> LowRank:
     v = u.T @ exact
     root = v.norm(dim=1).sqrt().clamp(min=torch.finfo(v.dtype).tiny)
     return LowRank((u * root).float(), (v / root[:, None]).float())
-
-
-def cut(lora: LowRank, rank: int) -> LowRank:
-    """The first `rank` directions."""
-    return replace(lora, up=lora.up[:, :rank], down=lora.down[:rank])

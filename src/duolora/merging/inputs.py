@@ -1,8 +1,9 @@
-"""The two LoRAs of a merge, and the prompts that bring them out."""
+"""What a merge is made from: the two LoRAs, the prompts that bring them out, and the images that they are shown."""
 
 import warnings
-from collections.abc import Container, Mapping
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -13,14 +14,22 @@ from duolora.lora.families import ATTENTION, common
 from duolora.lora.on_demand import OnDemand, one_by_one, outlines, renamed, spooled
 from duolora.merging.options import MaskAxis, MergeOptions, no_prompt
 from duolora.model.architectures import Architecture, recognised
+from duolora.model.base import Base
 from duolora.model.blocks import block_roles, blocks_of
+from duolora.model.images import load_images
+from duolora.model.mount import Mount
+from duolora.model.sample import guidance_of, sample_images
 from duolora.paper.choices import BlockMap, Role
 from duolora.paper.constyle import Prompts
 from duolora.paper.layer_prior import initial_masks
 from duolora.paper.lowrank import LowRank, svd_basis
+from duolora.progress import say
 
 Loras = Mapping[str, LowRank]
 Masks = dict[str, Tensor]
+Images = str | Path | None
+CALIBRATION_STEPS = 15
+"""Denoising steps of a calibration image, which is seen under noise (`docs/log.md`, 2026-11-28)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,3 +155,47 @@ def merged_prompt_of(content: str, style: str) -> str:
     subject, _, _ = content.partition(" in ")
     _, found, ending = style.rpartition(" in ")
     return f"{subject} in {ending}" if found else f"{content}, {style}"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration:
+    """What the masks are trained on: latents of content and of style images, and the three prompts."""
+
+    x_c: Tensor
+    x_s: Tensor
+    prompts: Prompts
+
+
+def calibration(
+    base: Base, both: Sources, options: MergeOptions, prompts: Prompts, images: tuple[Images, Images], progress: bool
+) -> Calibration:
+    """The latents of the given images or, where there are none, of images that each LoRA generates from its prompt."""
+    taught = ((both.content, prompts.content, images[0]), (both.style, prompts.style, images[1]))
+    x_c, x_s = latents_of(base, taught, options, progress)
+    base.release_encoders()
+    return Calibration(x_c, x_s, prompts)
+
+
+def latents_of(
+    base: Base, taught: Sequence[tuple[Loras, str, Images]], options: MergeOptions, progress: bool
+) -> list[Tensor]:
+    """For each LoRA with its prompt the latents of its images; those without any are generated with it."""
+    seeds = range(options.seed, options.seed + options.calibration_images)
+    found, missing = [], sum(images is None for _, _, images in taught)
+    if missing:
+        say(
+            f"No images are given for {missing} of {len(taught)} LoRAs: generating {len(seeds)} calibration images "
+            f"with each of those, {missing * len(seeds)} in all of {base.resolution} pixels, in "
+            f"{CALIBRATION_STEPS} steps each at guidance {guidance_of(base):g} (--set calibration_images=N)",
+            progress,
+        )
+    with Mount(base.unet, [loras for loras, _, _ in taught], "rank", base.device) as plain:
+        for own, (_, prompt, images) in zip(plain.owned().split(1), taught, strict=True):
+            if images is not None:
+                found.append(base.encode_images(load_images(images, base.resolution)))
+            else:
+                with plain.gating(own):
+                    prompts = [prompt] * len(seeds)
+                    generated = sample_images(base, prompts, list(seeds), steps=CALIBRATION_STEPS, progress=progress)
+                found.append(base.encode_images(generated))
+    return found

@@ -1,44 +1,43 @@
 """Learning the masks of a merge, by Adam (Sec. 4): one loop for all methods."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from duolora.errors import InputError
 from duolora.merging.closed_form import Part, one_shot
-from duolora.merging.inputs import Loras, Masks, Sources, first_masks
+from duolora.merging.inputs import Calibration, Masks, Sources, first_masks
 from duolora.merging.options import MergeOptions
-from duolora.merging.penalties import Penalties
 from duolora.model.base import Base
-from duolora.model.images import load_images
 from duolora.model.mount import Axis, Mount
 from duolora.model.predict import NoiseSchedule, Remembering, denoiser, noise_schedule
-from duolora.model.sample import guidance_of, sample_images
-from duolora.paper.constyle import Prompts, constyle, overall
-from duolora.progress import say
+from duolora.model.sample import sample_images
+from duolora.paper import ziplora
+from duolora.paper.choices import Role
+from duolora.paper.constyle import constyle, overall
+from duolora.paper.layer_prior import layer_prior_loss, layer_prior_loss_of_sums
 from duolora.training.callbacks import Callback, wants_preview
 from duolora.training.checkpoint import Training, check_loss, scaler_for, step_generator
 
-Images = str | Path | None
-CALIBRATION_STEPS = 15
-"""Denoising steps of a calibration image, which is seen under noise (`docs/log.md`, 2026-11-28)."""
 SAVE_EVERY = 25
 """Steps from one checkpoint to the next."""
 
 
 @dataclass(frozen=True, eq=False)
 class TrainedMasks:
-    """Masks, and how they came about: their mean change, and the terms of the loss at every tenth step."""
+    """Masks, and how they came about: mean change, the loss's terms at every tenth step, and the checkpoint, if any."""
 
     content_masks: Masks
     style_masks: Masks
     mean_change: float
     losses: list[dict[str, float]]
+    checkpoint: Path | None = None
 
     @property
     def trainable(self) -> int:
@@ -46,53 +45,50 @@ class TrainedMasks:
         return sum(m.numel() for masks in (self.content_masks, self.style_masks) for m in masks.values())
 
 
-@dataclass(frozen=True, eq=False)
-class Calibration:
-    """What the masks are trained on: latents of content and of style images, and the three prompts."""
+class Penalties:
+    """Eq. 1 over all modules, and ZipLoRA's similarity, of a row of `mount` with a content and a style adapter.
 
-    x_c: Tensor
-    x_s: Tensor
-    prompts: Prompts
+    They are made from one row that holds all masks: a handful of operations, however many modules there are. What has
+    no such form (a norm that is no sum, the cosine) is computed module by module from the same row.
+    """
 
+    def __init__(self, mount: Mount, roles: Mapping[str, Role], options: MergeOptions) -> None:
+        """Where in the row everything is; found once."""
+        self._mount, self._roles, self._options = mount, roles, options
+        where = mount.unflat(torch.arange(mount.columns, device=mount.device))
+        led = [name for name, role in roles.items() if role != "neutral"]
+        self._led = len(led)
+        self._content_leads = torch.tensor([roles[name] == "content" for name in led], device=mount.device).bool()
+        owner = torch.full((mount.columns,), 2 * self._led, device=mount.device)
+        for side, places in enumerate(where):
+            for k, name in enumerate(led):
+                owner[places.get(name, owner[:0])] = side * self._led + k
+        self._owner = owner
+        shared = [name for name in where[0] if name in where[1]] if options.masks in ("output", "input") else []
+        nothing = owner[:0]
+        self._pairs = [torch.cat([nothing, *(places[name] for name in shared)]) for places in where]
+        sizes = [len(where[0][name]) for name in shared]
+        self._shares = torch.cat([torch.full((n,), 1 / n, device=mount.device) for n in sizes] or [torch.zeros(0)])
 
-def calibration(
-    base: Base,
-    both: Sources,
-    options: MergeOptions,
-    prompts: Prompts,
-    images: tuple[Images, Images],
-    progress: bool,
-) -> Calibration:
-    """The latents of the given images or, where there are none, of images that each LoRA generates from its prompt."""
-    taught = ((both.content, prompts.content, images[0]), (both.style, prompts.style, images[1]))
-    x_c, x_s = latents_of(base, taught, options, progress)
-    base.release_encoders()
-    return Calibration(x_c, x_s, prompts)
+    def layer_prior(self, row: Float[Tensor, " columns"]) -> Float[Tensor, ""]:
+        """L_layer_prior (Eq. 1)."""
+        o = self._options
+        if o.norm != "diag":
+            nothing = row.new_zeros(0)
+            m_c, m_s = self._mount.unflat(row)
+            layers = [(m_c.get(n, nothing), m_s.get(n, nothing), role) for n, role in self._roles.items()]
+            return layer_prior_loss(layers, o.prior_lambda, o.norm, o.hinge, o.reduction, o.sparsity)
+        sums = row.new_zeros(2 * self._led + 1).index_add(0, self._owner, row.abs())[:-1]
+        c, s = sums[: self._led], sums[self._led :]
+        return layer_prior_loss_of_sums(c, s, self._content_leads, o.prior_lambda, o.hinge, o.reduction, o.sparsity)
 
-
-def latents_of(
-    base: Base, taught: Sequence[tuple[Loras, str, Images]], options: MergeOptions, progress: bool
-) -> list[Tensor]:
-    """For each LoRA with its prompt the latents of its images; those without any are generated with it."""
-    seeds = range(options.seed, options.seed + options.calibration_images)
-    found, missing = [], sum(images is None for _, _, images in taught)
-    if missing:
-        say(
-            f"No images are given for {missing} of {len(taught)} LoRAs: generating {len(seeds)} calibration images "
-            f"with each of those, {missing * len(seeds)} in all of {base.resolution} pixels, in "
-            f"{CALIBRATION_STEPS} steps each at guidance {guidance_of(base):g} (--set calibration_images=N)",
-            progress,
-        )
-    with Mount(base.unet, [loras for loras, _, _ in taught], "rank", base.device) as plain:
-        for own, (_, prompt, images) in zip(plain.owned().split(1), taught, strict=True):
-            if images is not None:
-                found.append(base.encode_images(load_images(images, base.resolution)))
-            else:
-                with plain.gating(own):
-                    prompts = [prompt] * len(seeds)
-                    generated = sample_images(base, prompts, list(seeds), steps=CALIBRATION_STEPS, progress=progress)
-                found.append(base.encode_images(generated))
-    return found
+    def similarity(self, row: Float[Tensor, " columns"]) -> Float[Tensor, ""]:
+        """ZipLoRA's penalty on masks that overlap."""
+        if self._options.similarity != "product" or self._options.masks not in ("output", "input"):
+            m_c, m_s = self._mount.unflat(row)
+            return ziplora.similarity([(m_c[n], m_s[n]) for n in m_c if n in m_s], self._options.similarity)
+        content, style = (row[places] for places in self._pairs)
+        return (content * style).abs() @ self._shares
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,12 +149,7 @@ class Learner:
         if o.lambda_similarity:
             loss = loss + o.lambda_similarity * self.penalties.similarity(self.row)
         cycle = terms.cycle_style + terms.cycle_content
-        return {
-            "loss": loss,
-            "reconstruction": terms.reconstruction,
-            "cycle": cycle,
-            "layer_prior": prior,
-        }
+        return {"loss": loss, "reconstruction": terms.reconstruction, "cycle": cycle, "layer_prior": prior}
 
 
 def tied(mount: Mount) -> Tensor:
@@ -246,4 +237,4 @@ def learn(
                         callback.masks(step + 1, {"content": m_c, "style": m_s})
                 if callback is not None and wants_preview(callback, step + 1, total):
                     callback.preview(step + 1, learning.preview())
-    return TrainedMasks(m_c, m_s, float((row - begun).abs().mean()), training.losses)
+    return TrainedMasks(m_c, m_s, float((row - begun).abs().mean()), training.losses, checkpoint)

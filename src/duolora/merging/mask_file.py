@@ -21,7 +21,7 @@ from duolora.lora.read.stored import read_tensors
 from duolora.lora.write.atomic import Stage, check_writable, whole_files
 from duolora.lora.write.layout import header_json, laid_out
 from duolora.merging.fold import folded
-from duolora.merging.inputs import Loras, Masks, Sources, parted
+from duolora.merging.inputs import Masks, Sources, parted
 from duolora.merging.options import Basis, MaskAxis, MergeOptions, Unmasked
 from duolora.paper.choices import Role
 
@@ -57,7 +57,8 @@ def staged_masks(stage: Stage, path: Path, found: MaskFile) -> Path:
     """Write a draft of the masks, which takes its name when the stage ends well; returns where the draft is."""
     check_writable(path)
     table = {kind: {name: mask.numel() for name, mask in sorted(found.masks[kind].items())} for kind in KINDS}
-    flat = {kind: _flat([found.masks[kind][name] for name in table[kind]]) for kind in KINDS}
+    each = {kind: [found.masks[kind][name].detach().float().cpu() for name in table[kind]] for kind in KINDS}
+    flat = {kind: torch.cat([torch.zeros(0), *masks]) for kind, masks in each.items()}
     kept = {key: value for key, value in found.metadata.items() if key != CONTENT_RANKS}
     header = found.notes | {"format": "pt", MASKS: header_json(table), METADATA: header_json(kept)}
     draft = stage(path, laid_out(flat, header))
@@ -109,8 +110,13 @@ def rebuilt(
             )
         sides[kind] = adapter
     options = _options(stored.metadata, content_weight, style_weight)
+    for kind, adapter in sides.items():
+        if missing := stored.masks[kind].keys() - adapter.modules.keys():
+            count = len(stored.masks[kind])
+            found = f"expected all {count} modules that have masks, found {count - len(missing)}"
+            raise FileRefused(f"{kind} LoRA: {found}")
     (of_content, content_unmasked), (of_style, style_unmasked) = (
-        _parted(sides[k], stored.masks[k], k, options) for k in KINDS
+        parted(stored.masks[kind], adapter, options) for kind, adapter in sides.items()
     )
     names: dict[str, Role] = {name: "neutral" for kind in KINDS for name in stored.masks[kind]}
     both = Sources(of_content, of_style, content_unmasked, style_unmasked, names)
@@ -118,14 +124,6 @@ def rebuilt(
     families = common((path, sides[kind].families) for kind, path in zip(KINDS, (content, style), strict=True))
     said, embeddings = stored.metadata | {CONTENT_RANKS: merged.content_ranks}, embeddings_of(*sides.values())
     return Adapter(merged.modules, said, notes=stored.notes, families=families, embeddings=embeddings)
-
-
-def _parted(adapter: Adapter, masks: Masks, kind: str, options: MergeOptions) -> tuple[Loras, Loras]:
-    """The modules with masks, in the basis of the masks, and the others."""
-    if missing := masks.keys() - adapter.modules.keys():
-        found = len(masks) - len(missing)
-        raise FileRefused(f"{kind} LoRA: expected all {len(masks)} modules that have masks, found {found}")
-    return parted(masks, adapter, options)
 
 
 def _options(metadata: Mapping[str, object], content_weight: float, style_weight: float) -> MergeOptions:
@@ -151,7 +149,3 @@ def _wrong_option(name: str, value: object) -> FileRefused:
     return FileRefused(
         f"masks: {name} of the merge: found {reprlib.repr(value)}, which it cannot be; download it again"
     )
-
-
-def _flat(masks: list[Tensor]) -> Tensor:
-    return torch.cat([m.detach().float().cpu() for m in masks]) if masks else torch.zeros(0)

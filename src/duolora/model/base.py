@@ -31,24 +31,8 @@ from duolora.lora.names import TEXT_ENCODERS
 from duolora.model.architectures import Architecture
 from duolora.model.blocks import architecture_of, block_of, layer_shapes, target_modules
 from duolora.model.defaults import FILE as DEFAULTS, BaseChoice as BaseChoice, BaseDefaults, base_path, read_defaults
-from duolora.model.device import (
-    FLOAT8,
-    NF4,
-    Offload,
-    chosen_checkpointing,
-    chosen_device,
-    chosen_dtype,
-    chosen_offload,
-)
-from duolora.model.files import (
-    Pipeline,
-    is_read,
-    read_network,
-    read_outline,
-    read_pipeline,
-    refusing,
-    weight_files,
-)
+from duolora.model.device import FLOAT8, NF4, Offload, chosen_checkpointing, chosen_device, chosen_dtype, chosen_offload
+from duolora.model.files import Pipeline, is_read, read_network, read_outline, read_pipeline, refusing, weight_files
 from duolora.model.kind import Kind
 from duolora.model.kinds import kind_of
 from duolora.model.prompts import chunks, tell_unread

@@ -3,7 +3,6 @@
 import os
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +82,7 @@ def check_configs(configs: Mapping[Path, Mapping[str, Any]]) -> None:
                 raise _wrong(path, key, "whole weights, since a quantised base is not read", value)
             if key == "transformers_weights" and value is not None:
                 raise _wrong(path, key, "weights under their usual name, which are checked", value)
-            if isinstance(value, int | float) and not (_finite(value) and abs(value) <= LARGEST):
+            if isinstance(value, int | float) and not abs(value) <= LARGEST:
                 raise _wrong(path, key, f"a number of at most {LARGEST}", value)
             if "layers" in key and isinstance(value, int) and value > LONGEST:
                 raise _wrong(path, key, f"at most {LONGEST} layers", value)
@@ -111,11 +110,6 @@ def _whole_numbers(value: Any) -> list[int]:
     if isinstance(value, list):
         return [number for part in value for number in _whole_numbers(part)]
     return [value] if isinstance(value, int) else []
-
-
-def _finite(value: float) -> bool:
-    """Whether a number is finite; whole numbers are, however large."""
-    return isinstance(value, int) or isfinite(value)
 
 
 def _leaves(value: Any, path: Path, key: str = "") -> Iterator[tuple[str, Any]]:

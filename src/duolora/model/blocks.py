@@ -54,12 +54,9 @@ def layer_shapes(network: nn.Module) -> dict[str, tuple[int, int]]:
 
 
 LITERAL: dict[str, Role] = {
-    "up_blocks.2": "content",
-    "down_blocks.2": "content",
-    "mid_block": "content",
-    "up_blocks.1": "style",
-    "down_blocks.1": "style",
-}
+    "up_blocks.2": "content", "down_blocks.2": "content", "mid_block": "content",
+    "up_blocks.1": "style", "down_blocks.1": "style",
+}  # fmt: skip
 BLORA: dict[str, Role] = {"up_blocks.0.attentions.0": "content", "up_blocks.0.attentions.1": "style"}
 
 

@@ -147,7 +147,10 @@ def read_image(path: Path) -> Image.Image:
         raise FileRefused(f"{path}: expected an image, found a folder, pipe or device; name a file")
     try:
         with _own_limits(), Image.open(path, formats=FORMATS) as file:
-            _check_size(path, file)
+            width, height = file.size  # before a pixel is decoded, since some would fill the memory
+            largest = LARGEST_JPEG if file.format in ("JPEG", "MPO") else LARGEST
+            if max(width, height) > LONGEST or width * height > largest:
+                raise _too_large(path, f"{width} × {height}")
             file.draft(file.mode, (REDUCED, REDUCED))
             file.load()
             turn = _turn(file)
@@ -179,14 +182,6 @@ def _own_limits() -> Iterator[None]:
             yield
         finally:
             Image.MAX_IMAGE_PIXELS, PngImagePlugin.MAX_TEXT_CHUNK, PngImagePlugin.MAX_TEXT_MEMORY = kept
-
-
-def _check_size(path: Path, image: Image.Image) -> None:
-    """Refuse an image that would fill the memory, before a pixel of it is decoded."""
-    width, height = image.size
-    largest = LARGEST_JPEG if image.format in ("JPEG", "MPO") else LARGEST
-    if max(width, height) > LONGEST or width * height > largest:
-        raise _too_large(path, f"{width} × {height}")
 
 
 def _too_large(path: Path, found: str) -> FileRefused:

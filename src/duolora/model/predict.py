@@ -21,6 +21,7 @@ from duolora.paper.constyle import Process
 
 TEACHERS: frozenset[Gate] = frozenset(("base", "content", "style"))
 GATES: tuple[Gate, ...] = ("base", "content", "style", "merged", "content_masked", "style_masked")
+"""In the order of a denoiser's rows: 0, (1, 0), (0, 1), (m_c, m_s), (m_c, 0) and (0, m_s)."""
 
 
 def predict(
@@ -163,17 +164,13 @@ class MountedDenoise(MountedUNet):
     merged: Callable[[], Float[Tensor, " columns"]]
     _owned: Float[Tensor, "2 columns"]
 
-    def gate_table(self) -> Float[Tensor, "gates columns"]:
-        """The gate rows in the order of `GATES`: 0, (1, 0), (0, 1), (m_c, m_s), (m_c, 0) and (0, m_s)."""
-        content, style = self._owned
-        merged = self.merged()
-        return torch.stack([torch.zeros_like(merged), content, style, merged, merged * content, merged * style])
-
     def __call__(
         self, x: Float[Tensor, "batch c h w"], t: Int[Tensor, " batch"], prompt: Sequence[str], gate: Sequence[Gate]
     ) -> Float[Tensor, "batch c h w"]:
         """The UNet's prediction in float32, each sample with its own prompt and gate."""
-        return self.predict(x, t, prompt, self.gate_table()[self._index(tuple(gate), GATES)])
+        (content, style), merged = self._owned, self.merged()
+        rows = torch.stack([torch.zeros_like(merged), content, style, merged, merged * content, merged * style])
+        return self.predict(x, t, prompt, rows[self._index(tuple(gate), GATES)])
 
 
 def mounted_unet(base: Base, mount: Mount, prompts: Sequence[str]) -> MountedUNet:
@@ -216,10 +213,7 @@ class Remembering:
 
 
 def denoiser(
-    base: Base,
-    mount: Mount,
-    prompts: Sequence[str],
-    merged: Callable[[], Float[Tensor, " columns"]],
+    base: Base, mount: Mount, prompts: Sequence[str], merged: Callable[[], Float[Tensor, " columns"]]
 ) -> MountedDenoise:
     """The `Denoise` of a base whose UNet carries a content and a style adapter; `merged` gives the merged gate row.
 

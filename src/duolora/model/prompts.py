@@ -39,8 +39,11 @@ def chunks(parts: Any, prompt: str) -> list[str]:
 
 def _packed(parts: Any, prompt: str) -> tuple[list[list[str]], list[str]]:
     """The words of each chunk, and those that are not read; tokens never reach over a space."""
-    words, tokenizers = prompt.split(), _tokenizers(parts)
-    lengths = [min(each.model_max_length, _read(parts)) for each in tokenizers]
+    words, names, limit = prompt.split(), ("tokenizer", "tokenizer_2", "tokenizer_3"), inf
+    tokenizers = [each for name in names if (each := getattr(parts, name, None)) is not None]
+    if hasattr(parts, "transformer"):  # whose last one reads all; CLIP is not read on in chunks
+        tokenizers, limit = tokenizers[-1:], kind_of(parts).tokens or inf
+    lengths = [min(each.model_max_length, limit) for each in tokenizers]
     if all(len(prompt.encode()) + 2 <= length for length in lengths):
         return [words], []  # no token is shorter than a byte
     most = _MOST if set(lengths) == {_CLIP} else 1
@@ -56,18 +59,6 @@ def _packed(parts: Any, prompt: str) -> tuple[list[list[str]], list[str]]:
         found[-1].append(word)
         room -= size
     return found, []
-
-
-def _tokenizers(parts: Any) -> list[Any]:
-    """Those that there are: Stable Diffusion has one, a base for timing none."""
-    names = ("tokenizer", "tokenizer_2", "tokenizer_3")
-    found = [each for name in names if (each := getattr(parts, name, None)) is not None]
-    return found[-1:] if hasattr(parts, "transformer") else found  # the last reads all; CLIP is not read on in chunks
-
-
-def _read(parts: Any) -> float:
-    """Tokens that are read at most, whatever the tokenizer says."""
-    return (hasattr(parts, "transformer") and kind_of(parts).tokens) or inf
 
 
 def tell_unread(parts: Any, prompts: Sequence[str]) -> None:

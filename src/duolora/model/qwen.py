@@ -51,10 +51,6 @@ def _facts(configs: Configs) -> dict[str, object]:
     }
 
 
-def _guided(scale: float, n: int) -> dict[str, Any]:
-    return {"true_cfg_scale": scale} | ({"negative_prompt": [" "] * n} if scale > 1 else {})
-
-
 QWEN = Kind(
     "Qwen-Image",
     QwenImagePipeline,
@@ -64,5 +60,6 @@ QWEN = Kind(
         "text_encoder": "Qwen2_5_VLForConditionalGeneration",
     },
     _facts, _encode, call, network="transformer", flow=True, patch=2, tokens=TOKENS - CHAT, video=True, guidance=4.0,
-    guided=_guided, unpacked=unpacked,
+    guided=lambda scale, n: {"true_cfg_scale": scale} | ({"negative_prompt": [" "] * n} if scale > 1 else {}),
+    unpacked=unpacked,
 )  # fmt: skip

@@ -25,8 +25,8 @@ VAE = {
     "scaling_factor": 0.13025,
     "force_upcast": True,
 }
-_CLIP = {"vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}
-CLIP_L = _CLIP | {
+CLIP_L = {
+    "vocab_size": 49408, "max_position_embeddings": 77, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1,
     "architectures": ["CLIPTextModel"],
     "model_type": "clip_text_model",
     "hidden_size": 768,
@@ -35,17 +35,11 @@ CLIP_L = _CLIP | {
     "num_attention_heads": 12,
     "hidden_act": "quick_gelu",
     "projection_dim": 768,
-}
-CLIP_G = _CLIP | {
-    "architectures": ["CLIPTextModelWithProjection"],
-    "model_type": "clip_text_model",
-    "hidden_size": 1280,
-    "intermediate_size": 5120,
-    "num_hidden_layers": 32,
-    "num_attention_heads": 20,
-    "hidden_act": "gelu",
-    "projection_dim": 1280,
-}
+}  # fmt: skip
+CLIP_G = CLIP_L | {
+    "architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280, "intermediate_size": 5120,
+    "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu", "projection_dim": 1280,
+}  # fmt: skip
 SD15 = {
     "unet": {"_class_name": "UNet2DConditionModel", "sample_size": 64, "cross_attention_dim": 768},
     "vae": VAE | {"sample_size": 512, "scaling_factor": 0.18215, "force_upcast": False},
@@ -119,7 +113,8 @@ def write_configs(folder: Path, architecture: str) -> None:
 
 def _write_tokenizer(folder: Path, padding: str) -> None:
     merges = gzip.decompress(resources.files(__package__).joinpath("clip_merges.txt.gz").read_bytes()).decode("utf-8")
-    letters = _letters()
+    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    letters = [*map(chr, plain), *(chr(256 + k) for k in range(256 - len(plain)))]  # for the 256 bytes, in CLIP's order
     words = [
         *letters,
         *(f"{letter}</w>" for letter in letters),
@@ -131,12 +126,6 @@ def _write_tokenizer(folder: Path, padding: str) -> None:
     _write(folder / "special_tokens_map.json", special)
     _write(folder / "vocab.json", {word: k for k, word in enumerate([*words, "<|startoftext|>", _END])})
     (folder / "merges.txt").write_text(f"#version: 0.2\n{merges}\n", "utf-8")
-
-
-def _letters() -> list[str]:
-    """The signs that stand for the 256 bytes, printable ones for themselves, in CLIP's order."""
-    plain = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    return [*map(chr, plain), *(chr(256 + k) for k in range(256 - len(plain)))]
 
 
 def _write(path: Path, value: object) -> None:

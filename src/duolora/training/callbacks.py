@@ -1,4 +1,4 @@
-"""Watching a training or a merge from outside, without any influence on it."""
+"""Following a training or a merge from outside, without any influence on it."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -20,7 +20,7 @@ class Callback(Protocol):
     """Images are generated after so many steps, and at the end; 0 is never."""
 
     def losses(self, done: int, of: int, terms: Mapping[str, float]) -> None:
-        """The terms of the loss, at every tenth update: so many updates are done, of so many."""
+        """The terms of the loss, at every tenth step: so many steps are done, of so many."""
 
     def masks(self, done: int, masks: Masks) -> None:
         """The masks by part and module, whenever the terms of a merge are told."""

@@ -101,7 +101,9 @@ def load_checkpoint(
     """
     with _refusing(path):
         with safe_open(path, "pt") as file:
-            progress = _progress(file)
+            progress = json.loads((file.metadata() or {})["progress"])
+            if not isinstance(progress, dict):
+                raise ValueError(f"its progress is a {type(progress).__name__}")
             step = progress["step"]
             stored = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
         values = {key.removeprefix("value."): value for key, value in stored.items() if key.startswith("value.")}
@@ -174,13 +176,6 @@ def _refusing(path: Path) -> Iterator[None]:
         raise FileRefused(
             f"{path}: no whole checkpoint of this run ({reason(error)}); delete it to begin anew"
         ) from error
-
-
-def _progress(file: Any) -> dict[str, Any]:
-    found = json.loads((file.metadata() or {})["progress"])
-    if not isinstance(found, dict):
-        raise ValueError(f"its progress is a {type(found).__name__}")
-    return found
 
 
 def _mark(tensors: Mapping[str, Tensor], step: int, losses: object) -> str:

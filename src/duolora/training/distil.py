@@ -24,8 +24,8 @@ from tqdm import tqdm
 
 from duolora.atelier.data import as_input, base_image
 from duolora.errors import InputError
-from duolora.model.base import Base, load_base
-from duolora.model.predict import noise_schedule
+from duolora.model.base import Base, PromptEmbeds, load_base
+from duolora.model.predict import noise_schedule, predict
 from duolora.options import word
 from duolora.provenance import file_hash
 from duolora.training.checkpoint import Training, checkpoint_path, scaler_for, step_generator
@@ -33,7 +33,7 @@ from duolora.training.checkpoint import Training, checkpoint_path, scaler_for, s
 SHAPES = ("ssd1b", "vega")
 TEACHER = Path(str(files("duolora.atelier").joinpath("weights", "base")))
 KEPT = 250
-"""Updates between two checkpoints."""
+"""Steps between two checkpoints."""
 
 
 @dataclass(frozen=True)
@@ -156,9 +156,8 @@ def _loss(
     clean = latents[rows].to(base.device)
     noisy = schedule.add_noise(clean, noise, t)
     prompts = base.encode_prompts([texts[row] for row in rows.tolist()])
-    embeds = prompts.embeds * told[:, None, None]
-    conditions = {"text_embeds": prompts.pooled * told[:, None], "time_ids": base.time_ids().repeat(recipe.batch, 1)}
+    prompts = PromptEmbeds(prompts.embeds * told[:, None, None], prompts.pooled * told[:, None])
     with torch.no_grad():
-        taught = base.unet(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
-    predicted = student(noisy, t, embeds, added_cond_kwargs=conditions, return_dict=False)[0]
+        taught = predict(base.unet, noisy, t, prompts, base.time_ids())
+    predicted = predict(student, noisy, t, prompts, base.time_ids())
     return F.mse_loss(predicted, schedule.target(clean, noise, t)) + recipe.matching * F.mse_loss(predicted, taught)

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int
@@ -76,8 +75,13 @@ def class_predictions(base: Base, prompts: tuple[str, ...], seed: int = 0, progr
 
 
 def class_images(base: Base, prompts: Sequence[str], seed: int, progress: bool = False) -> Float[Tensor, "n c h w"]:
-    """Latents of an image of each prompt by the base alone, from the user's cache where they were generated before."""
-    path = _place(base, prompts, seed)
+    """Latents of an image of each prompt by the base alone, from the user's cache where they were generated before.
+
+    There they go by the name of all that they depend on.
+    """
+    known = (base.weights_hash(), base.resolution, base.dtype, base.device.type, base.defaults.guidance, *prompts, seed)
+    key = hashlib.sha256(repr((known, torch.__version__)).encode()).hexdigest()
+    path = user_cache_path("duolora") / "class-images-1" / f"{key[:32]}.safetensors"
     with suppress(OSError, SafetensorError, KeyError):
         latents = load_file(path)["latents"].to(base.device)
         path.touch()
@@ -90,10 +94,3 @@ def class_images(base: Base, prompts: Sequence[str], seed: int, progress: bool =
         for old in sorted(path.parent.glob("*.safetensors"), key=lambda each: -each.stat().st_mtime)[CACHED:]:
             old.unlink()
     return latents
-
-
-def _place(base: Base, prompts: Sequence[str], seed: int) -> Path:
-    """Where the class images of a base are kept, by all that they depend on."""
-    known = (base.weights_hash(), base.resolution, base.dtype, base.device.type, base.defaults.guidance, *prompts, seed)
-    key = hashlib.sha256(repr((known, torch.__version__)).encode()).hexdigest()
-    return user_cache_path("duolora") / "class-images-1" / f"{key[:32]}.safetensors"

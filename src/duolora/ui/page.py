@@ -412,7 +412,8 @@ def _asking(gr: Any, acts: Acts, base: str) -> list[Any]:
         at.examples = []
         for pair in EXAMPLES:
             style = example_images(pair, acts.jobs.folder / "examples")["style"][0]
-            at.examples.append((gr.Button(_name(pair), icon=style, size="sm", elem_classes="example"), pair))
+            name = f"{article(pair.colour)} {pair.kind}, in the style of this {pair.shown}"
+            at.examples.append((gr.Button(name, icon=style, size="sm", elem_classes="example"), pair))
     with gr.Row():
         at.sides, at.notes = {}, {}
         _side(gr, acts, "The subject", "content", "a sks teapot in flat style")
@@ -428,10 +429,6 @@ def _asking(gr: Any, acts: Acts, base: str) -> list[Any]:
         seed = gr.Number(0, label="Seed")
     at.more = [where, method, train_steps, merge_steps, seed]
     return [*at.sides["content"], *at.sides["style"], *at.more]
-
-
-def _name(pair: Pair) -> str:
-    return f"{article(pair.colour)} {pair.kind}, in the style of this {pair.shown}"
 
 
 def _side(gr: Any, acts: Acts, title: str, key: str, example: str) -> None:

@@ -180,13 +180,7 @@ def sample_suite(seed: int = 0, size: int = 12) -> list[Case]:
 
 
 def _set(
-    rng: np.random.Generator,
-    name: str,
-    images: int,
-    kinds: Sequence[str],
-    styles: Sequence[str],
-    size: int,
-    first: int,
+    rng: np.random.Generator, name: str, images: int, kinds: Sequence[str], styles: Sequence[str], size: int, first: int
 ) -> list[Case]:
     """Pairs with kinds and styles in turn; the style image shows a kind that is none of them."""
     order = [

@@ -15,7 +15,8 @@ def run_folders(folders: Sequence[Path]) -> list[Path]:
     found: list[Path] = []
     for folder in (Path(f).expanduser() for f in folders):
         inside = [*sorted(folder.glob("*")), *sorted(folder.glob("on/*/*"))]
-        runs = [path for path in (folder, *inside) if _is_run(path)]
+        marks = ("table.json", "curves.json")
+        runs = [path for path in (folder, *inside) if any((path / mark).is_file() for mark in marks)]
         if not runs:
             raise InputError(
                 f"{folder}: expected a run's folder with table.json or curves.json in it, or a folder of such; found "
@@ -23,7 +24,3 @@ def run_folders(folders: Sequence[Path]) -> list[Path]:
             )
         found += runs
     return found
-
-
-def _is_run(path: Path) -> bool:
-    return (path / "table.json").is_file() or (path / "curves.json").is_file()

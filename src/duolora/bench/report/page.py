@@ -31,6 +31,7 @@ from duolora.bench.report.runs import (
 )
 from duolora.bench.tables.rows import ALONE
 from duolora.errors import FileRefused, InputError
+from duolora.lora.parts import CONTENT_RANKS
 from duolora.model.image_files import images_in, read_image
 from duolora.model.images import untiled
 from duolora.textfiles import write_whole
@@ -167,19 +168,30 @@ class _Page:
         mean, low, high = found
         span = f"{low:.2f}–{high:.2f}" if line.pairs > 1 and isfinite(low) and isfinite(high) else ""
         share = round(min(max(mean, 0.0), 1.0), 3)
-        number = {"mean": f"{mean:.2f}", "span": span, "paper": _printed(paper.get(metric))}
-        return number | {"share": share, "bad": metric.endswith(("leak", "leakage"))}
+        said = f"{paper[metric]:g}" if metric in paper else ""
+        bad = metric.endswith(("leak", "leakage"))
+        return {"mean": f"{mean:.2f}", "span": span, "paper": said, "share": share, "bad": bad}
 
     def _plots(self) -> list[dict[str, Any]]:
         found = []
         for dataset in self.run.datasets:
             lines = [line for line in self.run.lines if line.dataset == dataset]
             for content, style, quality in AXES:
-                if points := self._points(lines, content, style):
+                points = [
+                    Point(self.numbers[line.row], x, y, line.row not in self.apart)
+                    for line in lines
+                    if (x := line.metrics.get(content)) is not None and (y := line.metrics.get(style)) is not None
+                ]
+                timed = [
+                    Point(self.numbers[line.row], (s, s, s), y)
+                    for line in lines
+                    if quality and (s := line.costs["seconds"]) and (y := line.metrics.get(quality)) is not None
+                ]
+                if points:
                     name = f"{self.anchor}-{_slug(dataset)}"
                     svg = scatter(points, f"{content} (content)", f"{style} (style)", f"{name}-{content}")
                     found.append((f"{dataset}: content against style", svg))
-                    if quality and (timed := self._timed(lines, quality)):
+                    if timed:
                         svg = scatter(timed, "seconds to merge", f"{quality} (content and style)", f"{name}-t", True)
                         found.append((f"{dataset}: quality against time", svg))
         found += [(f"mean rank by block: {row}", bars(r, "directions", f"{self.anchor}-r{self.numbers[row]}"))
@@ -188,22 +200,6 @@ class _Page:
             known = [w for w in ("object", "style") if all(w in curve for curve in self.run.curves.values())]
             found += [(f"{w} by α", curves(self.run.curves, w, f"{self.anchor}-{w}")) for w in known]
         return [{"title": title, "svg": Markup(svg)} for title, svg in found]
-
-    def _points(self, lines: Sequence[Line], content: str, style: str) -> list[Point]:
-        found = []
-        for line in lines:
-            x, y = line.metrics.get(content), line.metrics.get(style)
-            if x is not None and y is not None:
-                found.append(Point(self.numbers[line.row], x, y, line.row not in self.apart))
-        return found
-
-    def _timed(self, lines: Sequence[Line], quality: str) -> list[Point]:
-        found = []
-        for line in lines:
-            seconds, y = line.costs["seconds"], line.metrics.get(quality)
-            if seconds and y is not None:
-                found.append(Point(self.numbers[line.row], (seconds, seconds, seconds), y))
-        return found
 
     def _ranks(self) -> dict[str, Ranks]:
         """Mean ranks of the rows whose masks were trained, over all cells of the run."""
@@ -228,11 +224,14 @@ class _Page:
         return found
 
     def _references(self, cell: Measured) -> list[dict[str, Any]]:
-        found = []
-        for job in cell.loras:
-            link = self._link(job.path) if job.path.exists() else ""
-            found.append({"title": job.kind, "images": [embedded(p) for p in images_in(job.images)], "link": link})
-        return found
+        return [
+            {
+                "title": job.kind,
+                "images": [embedded(p) for p in images_in(job.images)],
+                "link": self._link(job.path) if job.path.exists() else "",
+            }
+            for job in cell.loras
+        ]
 
     def _cell(self, cell: Measured) -> dict[str, Any]:
         number = self.numbers[cell.row]
@@ -245,7 +244,8 @@ class _Page:
         return {
             "anchor": self._anchor(cell), "row": cell.row, "number": number, "colour": colour(number),
             "strips": _strips(cell), "facts": " · ".join(facts),
-            "files": [{"name": p.name, "link": self._link(p)} for p in cell.files], "metadata": _readable(metadata),
+            "files": [{"name": p.name, "link": self._link(p)} for p in cell.files],
+            "metadata": json.dumps({k: v for k, v in metadata.items() if k != CONTENT_RANKS}, indent=1, default=str),
         }  # fmt: skip
 
     def _environment(self) -> dict[str, str]:
@@ -293,19 +293,5 @@ def _slug(text: str) -> str:
 def _cost(name: str, value: float | None) -> str:
     if value is None:
         return ""
-    said = {
-        "storage": f"{value / 1000:,.1f}",
-        "bytes": f"{value / 1000:,.0f}",
-        "seconds": f"{value:.1f}",
-        "change": f"{value:.3f}",
-    }
-    return said.get(name, f"{value:,.0f}")
-
-
-def _printed(value: float | None) -> str:
-    return "" if value is None else f"{value:g}"
-
-
-def _readable(metadata: Mapping[str, Any]) -> str:
-    """Metadata for people: one line for each entry, long lists of numbers on one line."""
-    return json.dumps({k: v for k, v in metadata.items() if k != "content_ranks"}, indent=1, default=str)
+    times, digits = {"storage": (1e-3, 1), "bytes": (1e-3, 0), "seconds": (1, 1), "change": (1, 3)}.get(name, (1, 0))
+    return f"{times * value:,.{digits}f}"

@@ -111,7 +111,10 @@ def read_run(folder: Path) -> Run:
     with undamaged(folder):
         about = _json(folder / "run.json") if (folder / "run.json").exists() else {}
         name = str(about.get("table", folder.name))
-        curves = _curves(_json(folder / "curves.json")) if (folder / "curves.json").exists() else None
+        curves = None
+        if (folder / "curves.json").exists():
+            found = _json(folder / "curves.json").items()
+            curves = {str(g): {key: [*map(float, values)] for key, values in curve.items()} for g, curve in found}
         known = TABLES | {"tuning": TUNING}
         title = known[name].title if name in known else name
         lines: tuple[Line, ...] = ()
@@ -141,10 +144,6 @@ def undamaged(folder: Path) -> Iterator[None]:
 
 def _short(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip() or 'no more is known'}".splitlines()[0][:200]
-
-
-def _curves(found: Any) -> dict[str, dict[str, list[float]]]:
-    return {str(group): {key: [float(v) for v in values] for key, values in c.items()} for group, c in found.items()}
 
 
 def _line(entry: Any, folder: Path) -> Line:

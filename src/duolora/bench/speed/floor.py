@@ -4,10 +4,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from duolora.bench.speed.scenes import Scene
@@ -32,11 +31,7 @@ class Passes:
 def passes(options: MergeOptions) -> Passes:
     """The calls that the losses of a method need, those of equal kind in one batch (`paper.constyle`)."""
     n = options.batch
-    plain, learning = {
-        "none": ((2,), (2,)),
-        "teacher": ((4, 2), (2,)),
-        "masked": ((2,), (4, 2)),
-    }[options.cycle_variant]
+    plain, learning = {"none": ((2,), (2,)), "teacher": ((4, 2), (2,)), "masked": ((2,), (4, 2))}[options.cycle_variant]
     return Passes(tuple(n * k for k in plain), tuple(n * k for k in learning))
 
 
@@ -56,7 +51,7 @@ class Floor:
             for batch in () if self.cached else needed.plain:
                 self._call(batch)
         first = self.scene.base.unet.get_submodule(next(iter(self.scene.both.roles)))
-        hook = first.register_forward_hook(_begin)
+        hook = first.register_forward_hook(lambda _m, _x, y: y.requires_grad_() if torch.is_grad_enabled() else y)
         try:
             for batch in needed.learning:
                 self._call(batch).square().mean().backward()
@@ -78,10 +73,6 @@ class Floor:
     @cached_property
     def _embeds(self) -> PromptEmbeds:
         return self.scene.base.encode_prompts([self.scene.data.prompts.content])
-
-
-def _begin(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-    return output.requires_grad_() if torch.is_grad_enabled() else output
 
 
 SIDE = {"cuda": 8192, "cpu": 1024}

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from tqdm import tqdm
 
 from duolora.bench.options import GrowthOptions, Setting
-from duolora.bench.speed.scenes import Scene, random_lora
-from duolora.bench.speed.speed import added, apart, clock_of, memory_of, scene_of, wait, way_of
+from duolora.bench.speed.scenes import Scene, random_lora, scene_of
+from duolora.bench.speed.speed import added, apart, clock_of, memory_of, wait, way_of
 from duolora.merging.closed_form import Part, one_shot
 from duolora.merging.options import METHODS
 from duolora.provenance import facts
@@ -54,8 +54,12 @@ class Point:
     def run(self, made: Scene) -> float:
         """Do the work once, after something that warms up; its seconds."""
         clock = getattr(time, clock_of(made))
-        if self.axis == "adapters":
-            parts = self._parts(made)
+        if self.axis == "adapters":  # as many as the size says, the last of them a style
+            loras = [random_lora(made.base, self.setting.rank, k) for k in range(self.size)]
+            parts = [
+                Part(lora, "style" if k == self.size - 1 else "content", made.data.x_c, f"prompt {k}")
+                for k, lora in enumerate(loras)
+            ]
             wait(made)
             begun = clock()
             one_shot(made.base, parts, made.both.roles, replace(METHODS["oneshot"], calls=1))
@@ -69,14 +73,6 @@ class Point:
                 learning.step(step + 1)
             wait(made)
             return float(clock() - begun)
-
-    def _parts(self, made: Scene) -> list[Part]:
-        """As many adapters as its size says, the last of them a style."""
-        loras = [random_lora(made.base, self.setting.rank, k) for k in range(self.size)]
-        return [
-            Part(lora, "style" if k == self.size - 1 else "content", made.data.x_c, f"prompt {k}")
-            for k, lora in enumerate(loras)
-        ]
 
 
 def slope(sizes: Sequence[float], values: Sequence[float]) -> float:
@@ -107,12 +103,9 @@ def growth(options: GrowthOptions, sizes: dict[Axis, tuple[int, ...]] = SIZES) -
             found[axis]["slope_mb"] = slope(sizes[axis], megabytes)
     path = write_json(options.out / "growth.json", {"setting": asdict(setting), **facts(device, seed), "axes": found})
     _plot(found, options.out / "growth.png")
-    lines = [f"{axis:10} time ~ size^{f['slope_seconds']:.2f}{_memory(f)}" for axis, f in found.items()]
-    return "\n".join([*lines, str(path), str(options.out / "growth.png")])
-
-
-def _memory(axis: dict[str, Any]) -> str:
-    return f", memory ~ size^{axis['slope_mb']:.2f}" if "slope_mb" in axis else ""
+    slopes = {"time": "slope_seconds", "memory": "slope_mb"}.items()
+    said = {axis: [f"{w} ~ size^{f[s]:.2f}" for w, s in slopes if s in f] for axis, f in found.items()}
+    return "\n".join([*(f"{a:10} {', '.join(x)}" for a, x in said.items()), f"{path}\n{options.out / 'growth.png'}"])
 
 
 def _plot(found: dict[str, dict[str, Any]], path: Path) -> None:

@@ -13,8 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from duolora.errors import BaseMismatch, InputError
-from duolora.merging.inputs import Loras, Masks, Sources
-from duolora.merging.learn import Calibration
+from duolora.merging.inputs import Calibration, Loras, Masks, Sources
 from duolora.merging.options import MergeOptions
 from duolora.model.base import Base, PromptEmbeds
 from duolora.model.predict import NoiseSchedule, noise_schedule, predict

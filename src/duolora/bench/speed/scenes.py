@@ -6,12 +6,13 @@ from dataclasses import dataclass
 import torch
 from diffusers import DDPMScheduler, StableDiffusionXLPipeline, UNet2DConditionModel
 
+from duolora.bench.options import Setting
 from duolora.errors import InputError
-from duolora.merging.inputs import Sources
-from duolora.merging.learn import Calibration
+from duolora.merging.inputs import Calibration, Sources
 from duolora.model.architectures import unet_config
 from duolora.model.base import Base, PromptEmbeds, load_base
 from duolora.model.blocks import roles, target_modules
+from duolora.model.device import DTYPES
 from duolora.paper.constyle import Prompts
 from duolora.paper.lowrank import LowRank
 
@@ -82,35 +83,28 @@ class Scene:
     data: Calibration
 
 
-def scene(
-    base: str,
-    rank: int,
-    resolution: int | None = None,
-    device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
-    width: int | None = None,
-    seed: int = 0,
-) -> Scene:
+def scene_of(setting: Setting) -> Scene:
     """A scene on `atelier`, on an SDXL-shaped UNet of about 100 M random parameters, or on an exact random one.
-
-    `width` narrows an exact one, to try a measurement out; resolution is that of the images, in pixels.
 
     Raises:
         InputError: there is no such base.
     """
-    if base == "atelier":
-        loaded = load_base("atelier", device, dtype)
-    elif base == SMALL:
-        loaded = random_base("sdxl", width or SMALL_WIDTH, resolution or 256, device, dtype, seed)
-    elif base in BASES:
-        loaded = random_base(BASES[base], width, resolution or 1024, device, dtype, seed)
+    s, dtype = setting, DTYPES[setting.dtype or ("float32" if setting.device == "cpu" else "bfloat16")]
+    if s.base == "atelier":
+        loaded = load_base("atelier", s.device, dtype)
+    elif s.base == SMALL:
+        loaded = random_base("sdxl", s.width or SMALL_WIDTH, s.resolution or 256, s.device, dtype, s.seed)
+    elif s.base in BASES:
+        loaded = random_base(BASES[s.base], s.width, s.resolution or 1024, s.device, dtype, s.seed)
     else:
-        raise InputError(f"base: expected atelier, {SMALL} or one of {', '.join(BASES)}, got {base!r}")
+        raise InputError(f"base: expected atelier, {SMALL} or one of {', '.join(BASES)}, got {s.base!r}")
+    if s.checkpointing:
+        loaded.unet.enable_gradient_checkpointing()
     size, channels = loaded.unet.config.sample_size, loaded.unet.config.in_channels
-    rng = torch.Generator().manual_seed(seed)
+    rng = torch.Generator().manual_seed(s.seed)
     x_c, x_s = torch.randn(2, IMAGES, channels, size, size, generator=rng).to(loaded.device)
-    both = Sources(random_lora(loaded, rank, 1), random_lora(loaded, rank, 2), {}, {}, roles(loaded.unet))
+    both = Sources(random_lora(loaded, s.rank, 1), random_lora(loaded, s.rank, 2), {}, {}, roles(loaded.unet))
     data = Calibration(
         x_c, x_s, Prompts("a sks thing in flat style", "a house in zwx style", "a sks thing in zwx style")
     )
-    return Scene(base, loaded, both, data)
+    return Scene(s.base, loaded, both, data)

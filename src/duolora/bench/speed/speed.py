@@ -18,22 +18,20 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from duolora.bench.options import Setting, SpeedOptions
 from duolora.bench.speed.floor import Floor, matrix_rate, operations, passes
-from duolora.bench.speed.reference import reference
-from duolora.bench.speed.scenes import Scene, scene
+from duolora.bench.speed.reference import Reference, reference
+from duolora.bench.speed.scenes import Scene, scene_of
 from duolora.errors import DuoLoRAError
 from duolora.merging.fold import folded
 from duolora.merging.inputs import first_masks
-from duolora.merging.learn import learner
+from duolora.merging.learn import Learner, learner
 from duolora.merging.options import METHODS, MergeOptions
-from duolora.model.device import DTYPES
 from duolora.provenance import facts
 from duolora.textfiles import markdown, write_json
 
@@ -45,30 +43,14 @@ PEAKS: tuple[Way, ...] = ("ours", "floor", "dense")
 TRAINED = ("ziplora", "ziprank", "ziprank-prior", "duolora")
 
 
-def scene_of(setting: Setting) -> Scene:
-    """The scene of a setting."""
-    s, dtype = setting, setting.dtype or ("float32" if setting.device == "cpu" else "bfloat16")
-    made = scene(s.base, s.rank, s.resolution, s.device, DTYPES[dtype], s.width, s.seed)
-    if setting.checkpointing:
-        made.base.unet.enable_gradient_checkpointing()
-    return made
-
-
-class Steps(Protocol):
-    """Something that makes training steps."""
-
-    def step(self, step: int) -> dict[str, Tensor]:
-        """One step."""
-
-
 @contextmanager
-def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[Steps]:
-    """One way to train the masks of a method."""
+def way_of(way: Way, made: Scene, options: MergeOptions) -> Iterator[Floor | Reference | Learner]:
+    """One way to train the masks of a method, step by step."""
     if way in ("floor", "cached floor"):
         yield Floor(made, options, cached=way == "cached floor")
     else:
         masks = first_masks(made.both, options, made.base.device)
-        loop: Callable[..., AbstractContextManager[Steps]] = reference if way == "dense" else learner
+        loop: Callable[..., AbstractContextManager[Reference | Learner]] = reference if way == "dense" else learner
         with loop(made.base, made.both, options, made.data, *masks) as learning:
             yield learning
 

@@ -132,17 +132,13 @@ def _compared(runs: Sequence[Run], asked: Sequence[str]) -> list[str]:
     """The labels of the methods to compare: those that were asked for, or some that are finished."""
     about = {cell.row: cell.result.get("row", {}) for run in runs for cell in _drawn(run)}
     known = {label: str(row.get("method") or row.get("how", "")) for label, row in about.items()}
-    rows = [matched(row, known) for row in asked] or _by_default(known)
+    papers = [row for row in ROWS if row in known]
+    merged = [row for row, method in known.items() if method]
+    rows = [matched(row, known) for row in asked] or (papers if len(papers) > 1 else merged)
     if len(set(rows)) < 2:
         found = f"{', '.join(rows) or 'none'}; finished are {', '.join(known) or 'none'}"
         raise InputError(f"rows: expected at least two different methods to compare, got {found}")
     return rows
-
-
-def _by_default(known: Mapping[str, str]) -> list[str]:
-    """Of the finished rows those of the paper's study or, where there are not two, all that are made by a method."""
-    papers = [row for row in ROWS if row in known]
-    return papers if len(papers) > 1 else [row for row, method in known.items() if method]
 
 
 def _questions(

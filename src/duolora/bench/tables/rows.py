@@ -233,14 +233,7 @@ TABLES: dict[str, Table] = {
     ),
     "table4": Table(
         "Table 4: several subjects in one style",
-        (
-            FLOOR,
-            Row("naive", "naive"),
-            Row("split by role", "split"),
-            Row("ZipLoRA", "ziplora"),
-            Row("DuoLoRA", "duolora"),
-            ORACLE,
-        ),
+        (FLOOR, Row("naive", "naive"), Row("split by role", "split"), *_SHOWN_TOGETHER[1:], ORACLE),
         tuple(MULTI),
     ),
     "table5": Table("Table 5: smaller bases, shaped like SSD-1B and Segmind-Vega", _METHODS),
@@ -250,11 +243,7 @@ TABLES: dict[str, Table] = {
             FLOOR,
             Row("ZipRank", "ziprank", {"lambda_layer_prior": 0.1}),
             *(
-                Row(
-                    f"init {c}/{s} prior {w}",
-                    "ziprank-prior",
-                    {"T_content": c, "T_style": s, "lambda_layer_prior": w},
-                )
+                Row(f"init {c}/{s} prior {w}", "ziprank-prior", dict(T_content=c, T_style=s, lambda_layer_prior=w))
                 for w, c, s in ((0.1, 0.1, 0.0), (0, 0.75, 0.5), (0, 1.0, 0.75), (0.1, 0.75, 0.5), (0.1, 1.0, 0.75))
             ),
             ORACLE,
@@ -298,15 +287,5 @@ TABLES: dict[str, Table] = {
     "figure9": Table("Figure 9: two subjects in one style", _SHOWN_TOGETHER, ("multi2",), "methods"),
     "figure10": Table("Figure 10: four subjects in one style", _SHOWN_TOGETHER, ("multi4",), "methods"),
 }  # fmt: skip
-PAPER = (
-    "table1",
-    "table2",
-    "table3",
-    "table4",
-    "table5",
-    "table7",
-    "table8",
-    "table9",
-    *(f"figure{k}" for k in range(4, 11)),
-)
+PAPER = tuple(name for name in TABLES if name.startswith(("table", "figure")))
 """What is in the paper, besides Figure 3 and the study of Table 6."""

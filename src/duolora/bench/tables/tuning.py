@@ -36,20 +36,16 @@ def _each(name: str, *values: float) -> Settings:
     return ({}, *({name: value} for value in values))
 
 
-def _grid(**values: tuple[float, ...]) -> Settings:
-    """All combinations; the first value of each is its default."""
-    _, *others = product(*values.values())
-    return ({}, *(dict(zip(values, chosen, strict=True)) for chosen in others))
-
-
 def _weakened(**values: tuple[float, ...]) -> Settings:
     """All combinations, then each value of the last option with the content part at 0.7 and at 0.5.
 
-    That is what naive gains most by, so whatever has strengths of its own has it, too.
+    The first value of each is its default. Naive gains most by such weights, so whatever has strengths of its own has
+    them, too.
     """
     name, last = list(values.items())[-1]
     weaker = [{"content_weight": w} | ({name: value} if k else {}) for w in (0.7, 0.5) for k, value in enumerate(last)]
-    return (*_grid(**values), *weaker)
+    _, *others = product(*values.values())
+    return ({}, *(dict(zip(values, chosen, strict=True)) for chosen in others), *weaker)
 
 
 _UNEVEN = _weights((1.0, 0.7), (1.0, 0.5), (0.7, 1.0), (0.5, 1.0), (0.7, 0.7))
@@ -130,7 +126,9 @@ def choose(table: Table, lines: Sequence[Mapping[str, Any]], path: Path, bases: 
         if row.group and line and line["pairs"] == whole:
             score = _score(line)
             if row.group not in best or score > best[row.group].score:
-                best[row.group] = Best(row.label, _tried(row), score)
+                tried = {name for changes in GRIDS[row.group] for name in changes}  # so that other options stay free
+                changes = {name: value for name, value in row.changes.items() if name in tried}
+                best[row.group] = Best(row.label, changes, score)
     kept = {group: each._asdict() for group, each in best.items()}
     write_json(path, {"rule": rule, "bases": dict(bases), "pairs": whole, "best": kept})
     said = [f"{b.row}  ({names}: {b.score[0]:.2f}, {b.score[1]:.2f})" for b in best.values()]
@@ -144,12 +142,6 @@ def _score(line: Mapping[str, Any]) -> tuple[float, float]:
         return round(both, 9), round(object_ + style, 9)
     content, style = (line[name][0] for name in ("dino", next(name for name in STYLES if line.get(name))))
     return round(math.sqrt(max(content, 0.0) * max(style, 0.0)), 9), round(content + style, 9)
-
-
-def _tried(row: Row) -> dict[str, object]:
-    """Of a setting's changes those that its grid tries, so that blocks chosen otherwise stay free."""
-    tried = {name for changes in GRIDS[row.group] for name in changes}
-    return {name: value for name, value in row.changes.items() if name in tried}
 
 
 def tuned(table: Table, path: Path, bases: Bases = ATELIER) -> Table:

@@ -41,7 +41,10 @@ def read_header(path: Path) -> tuple[dict[str, dict[str, Any]], dict[str, str]]:
     Raises:
         FileRefused: there is no such file, it is a pickle, or the header is not that of a whole file.
     """
-    _refuse_no_file(path)
+    if os.path.isdir(path):
+        raise FileRefused(f"{path}: expected a .safetensors file, got a folder; name the file in it")
+    if not os.path.isfile(path):
+        raise FileRefused(f"{shortened(path)}: expected a .safetensors file, found nothing there; check the path")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -81,7 +84,7 @@ def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, A
         FileRefused: it is no JSON object, or has NaN or infinite numbers, which are not valid JSON.
     """
     try:
-        value = json.loads(metadata.get(key) or "{}", parse_constant=_no_number, parse_float=_finite)
+        value = json.loads(metadata.get(key) or "{}", parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
         raise FileRefused(f"{file}: {key} in its header is not JSON; download the file again") from error
     if not isinstance(value, dict):
@@ -90,14 +93,10 @@ def json_object(metadata: Mapping[str, str], key: str, file: str) -> dict[str, A
 
 
 def _finite(text: str) -> float:
-    """A number with a point or an exponent; 1e400 is infinite as a float, and JSON could not say it again."""
+    """A number with a point or an exponent; NaN and 1e400, infinite as a float, are none that JSON could say again."""
     if not math.isfinite(value := float(text)):
         raise ValueError(text)
     return value
-
-
-def _no_number(name: str) -> float:
-    raise ValueError(name)
 
 
 def _parsed(path: Path, text: bytes) -> dict[str, Any]:
@@ -169,13 +168,6 @@ def _naturals(value: object) -> bool:
 
 def _damaged(path: Path, why: str) -> FileRefused:
     return FileRefused(f"{path}: {why}; the file is damaged or no .safetensors file; download it again")
-
-
-def _refuse_no_file(path: Path) -> None:
-    if os.path.isdir(path):
-        raise FileRefused(f"{path}: expected a .safetensors file, got a folder; name the file in it")
-    if not os.path.isfile(path):
-        raise FileRefused(f"{shortened(path)}: expected a .safetensors file, found nothing there; check the path")
 
 
 def _refuse_pickle(path: Path, start: bytes) -> None:

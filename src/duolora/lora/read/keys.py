@@ -23,14 +23,14 @@ from torch import Tensor
 from duolora.errors import FileRefused
 from duolora.lora.adapter import Adapter
 from duolora.lora.families import fitting, narrowed
-from duolora.lora.names import module_of, stem_and_side
+from duolora.lora.names import module_of
 from duolora.lora.on_demand import OnDemand
 from duolora.lora.parts import CONTENT_RANKS
 from duolora.lora.read.header import CONTROL, VERIFICATION, json_object, making, refuse_foreign
 from duolora.lora.read.notes import notes_of
 from duolora.lora.read.peft_config import ADAPTER_METADATA, NETWORK, PeftConfig, peft_configs
 from duolora.lora.read.stored import outline
-from duolora.lora.read.transformers import of_transformer, transformer_factors
+from duolora.lora.read.transformers import of_transformer, side_of, transformer_factors
 from duolora.paper.lowrank import LowRank
 from duolora.provenance import tensors_hash
 
@@ -68,7 +68,12 @@ def adapter_from(
     parts, left_out, families = (_of_transformer if of_transformer(tensors, file) else _parts)(tensors, file)
     embeddings = _embeddings(tensors)
     left_out = [part for part in left_out if part.removeprefix(BUNDLED) not in embeddings]
-    _refuse_two_strengths([name for name, part in parts.items() if part.alpha is not None], configs, file)
+    with_alpha = [name for name, part in parts.items() if part.alpha is not None]
+    if with_alpha and configs:
+        raise FileRefused(
+            f"{file}: expected alphas beside the weights or in {ADAPTER_METADATA}, found both, "
+            f"the first at {with_alpha[0]}; save it again with the program that made it"
+        )
     shapes = {name: _shape(part) for name, part in parts.items()}
     families = families or narrowed(fitting(shapes), metadata)
     if families[:1] == ("FLUX.1",) and shapes.get("x_embedder") == _CONTROLLED:
@@ -103,14 +108,8 @@ def _embeddings(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
     found: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for key in sorted(key for key in tensors if key.startswith(BUNDLED)):
         (word, encoder), value = _word_of(key), tensors[key]
-        if (
-            word.isprintable()
-            and word
-            and encoder
-            and value.dtype in _FLOATS
-            and value.ndim in (1, 2)
-            and value.numel()
-        ):
+        sound = value.dtype in _FLOATS and value.ndim in (1, 2) and value.numel()
+        if word and word.isprintable() and encoder and sound:
             found[word][encoder] = value.float().reshape(-1, value.shape[-1])
     return {word: known for word, known in [*found.items()][:_MOST_WORDS] if len(known) == 2}
 
@@ -131,12 +130,7 @@ def _parts(tensors: Mapping[str, Tensor], file: str) -> _Read:
         if key.endswith(".diff_b"):
             left_out.add("differences of biases (.diff_b)")
             continue
-        try:
-            stem, side = stem_and_side(key)
-        except ValueError as error:
-            raise FileRefused(
-                f"{file}: {key} is not a key of a plain LoRA; expected diffusers' or kohya's names"
-            ) from error
+        stem, side = side_of(key, file)
         part = parts[_module(stem, file)]
         if side in part.factors or (side == "alpha" and part.alpha is not None):
             raise FileRefused(f"{file}: {key} is there a second time under another spelling; remove one of the two")
@@ -236,11 +230,3 @@ def _scale(name: str, part: _Parts, configs: Mapping[str, PeftConfig], rank: int
         names = [name] if component == NETWORK else [rest, rest.removeprefix("text_model.")]
         return configs[component].scale(names, rank)
     return 1.0 if part.alpha is None else part.alpha / rank
-
-
-def _refuse_two_strengths(with_alpha: list[str], configs: Mapping[str, PeftConfig], file: str) -> None:
-    if with_alpha and configs:
-        raise FileRefused(
-            f"{file}: expected alphas beside the weights or in {ADAPTER_METADATA}, found both, "
-            f"the first at {with_alpha[0]}; save it again with the program that made it"
-        )

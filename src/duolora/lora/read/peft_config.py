@@ -6,20 +6,82 @@ the fields of newer versions are not read.
 """
 
 import math
+import re
 import reprlib
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import regex
+
 from duolora.errors import FileRefused
 from duolora.lora.read.header import json_object
-from duolora.lora.read.patterns import Matcher, PatternRefused
 
 ADAPTER_METADATA = "lora_adapter_metadata"
 NETWORK = "network"
 """The component that is no text encoder: `unet` or `transformer` in a header."""
 _ALPHA = 8
 """The alpha of LoraConfig when it is not told one."""
+_KNOWN = re.compile(r"(?:[^\\({]|\\[^A-Za-z0-9]|\\[dw]|\((?:\?:|(?!\?)))*")
+"""The patterns that trainers write: letters, `.`, `\\.`, `\\d`, `\\w`, classes, groups, `|`, `*`, `+`, `?`, `^`, `$`.
+
+They are matched by `regex`, whose time can be bounded: for some, Python's own engine takes longer than anybody waits.
+"""
+_LONGEST = 200_000
+"""Letters in all patterns of one config; a pattern with the name of every layer of SDXL has under 100,000."""
+_SECONDS = 10.0
+"""Of the processor for all names of one file, and of the clock for one match. A pattern for each layer of SDXL takes
+two in all; some patterns would never end."""
+
+
+class PatternRefused(ValueError):
+    """A pattern that is none, or not one of those that trainers write."""
+
+
+class Matcher:
+    """Finds the first pattern, in the config's order, that a name fits as PEFT fits it: to its end, at any depth."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        """Compile the patterns.
+
+        Raises:
+            PatternRefused: a pattern is damaged or of a kind that trainers do not write, or they are too long together.
+        """
+        patterns = list(patterns)
+        if sum(map(len, patterns)) > _LONGEST:
+            raise PatternRefused(f"more than {_LONGEST} letters")
+        self._patterns, self._left, self._found = list[Any](), _SECONDS, dict[str, int | None]()
+        for text in patterns:
+            try:
+                if not _KNOWN.fullmatch(text):
+                    raise PatternRefused("signs that trainers do not write")
+                re.compile(text)  # which PEFT asks, and which lets it close no bracket of ours
+                self._patterns.append(regex.compile(rf"(?:.*\.)?(?:{text})$"))
+            except (PatternRefused, re.error, regex.error) as error:
+                raise PatternRefused(f"{text[:80]!r} has {error}") from error
+            except RecursionError:
+                raise PatternRefused(f"{text[:80]!r} has too many groups within each other") from None
+
+    def first(self, name: str) -> int | None:
+        """The number of the first pattern that fits the name; None if none does.
+
+        Raises:
+            PatternRefused: all names together take longer than any patterns that trainers write.
+        """
+        if name not in self._found:
+            begun, found = time.thread_time(), None
+            try:
+                for number, pattern in enumerate(self._patterns):
+                    if pattern.match(name, timeout=_SECONDS):
+                        found = number
+                        break
+                    if time.thread_time() - begun > self._left:
+                        raise TimeoutError
+            except TimeoutError:
+                raise PatternRefused("too many ways to fit a name") from None
+            self._left, self._found[name] = self._left - (time.thread_time() - begun), found
+        return self._found[name]
 
 
 @dataclass(frozen=True)

@@ -84,16 +84,25 @@ def transformer_factors(tensors: Mapping[str, Tensor], file: str) -> tuple[Facto
     )
 
 
+def side_of(key: str, file: str) -> tuple[str, str]:
+    """The module's name in a key, and whether the key holds its down, up, mid or alpha.
+
+    Raises:
+        FileRefused: it is not a key of a plain LoRA.
+    """
+    try:
+        return (found[1], found[2]) if (found := _XLABS.fullmatch(key)) else stem_and_side(key)
+    except ValueError as error:
+        raise FileRefused(
+            f"{file}: {key} is not a key of a plain LoRA; expected diffusers' or kohya's names"
+        ) from error
+
+
 def _with_strength(tensors: Mapping[str, Tensor], file: str) -> Factors:
     """The factors by the names that they have in the file, once the strength is in them."""
     found: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        try:
-            stem, side = (x[1], x[2]) if (x := _XLABS.fullmatch(key)) else stem_and_side(key)
-        except ValueError as error:
-            raise FileRefused(
-                f"{file}: {key} is not a key of a plain LoRA; expected diffusers' or kohya's names"
-            ) from error
+        stem, side = side_of(key, file)
         if side in (here := found.setdefault(stem, {})):
             raise FileRefused(f"{file}: {key} is there a second time under another spelling; remove one of the two")
         here[side] = value
@@ -128,7 +137,7 @@ def _fits(found: Factors) -> bool:
 
 
 def _converted(given: Factors, family: str) -> Factors | None:
-    """What a family's converter makes of a file; None where it is not for it. Halves of nothing are left out."""
+    """What a family's converter makes of a file; None where it is not for it. Parts of nothing are left out."""
     from diffusers.loaders import lora_pipeline
     from diffusers.utils import logging
 

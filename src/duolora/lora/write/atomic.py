@@ -146,31 +146,23 @@ def _put_in_place(drafts: dict[Path, Path]) -> None:
         for path, draft in drafts.items():
             with _refusing(path):
                 if len(drafts) > 1 and os.path.exists(path):
-                    _linked(path, backups[path])
+                    try:
+                        os.link(path, backups[path])
+                    except OSError:  # on a disk that knows no links
+                        shutil.copy2(path, backups[path])
                 done.append(path)
                 draft.replace(path)
     except BaseException:
         for path in done:
             with suppress(OSError):
-                backups[path].replace(path) if backups[path].exists() else _unlinked(path, drafts[path])
+                if backups[path].exists():
+                    backups[path].replace(path)
+                elif not drafts[path].exists():  # which has become the new file
+                    path.unlink()
         raise
     finally:
         for backup in backups.values():
             backup.unlink(missing_ok=True)
-
-
-def _linked(path: Path, backup: Path) -> None:
-    """Keep what is at `path` under a second name; a copy where the disk knows no links."""
-    try:
-        os.link(path, backup)
-    except OSError:
-        shutil.copy2(path, backup)
-
-
-def _unlinked(path: Path, draft: Path) -> None:
-    """Take away a new file, once its draft has become it."""
-    if not draft.exists():
-        path.unlink()
 
 
 def _closed(draft: tuple[Path, IO[bytes]]) -> Path:

@@ -45,11 +45,11 @@ def _kohya(adapter: Adapter, dtype: torch.dtype) -> tuple[dict[str, Tensor], dic
     return tensors, kohya_metadata(adapter, tensors, dtype)
 
 
-def _uniform(adapter: Adapter, dtype: torch.dtype) -> tuple[dict[str, Tensor], dict[str, str]]:
-    return _diffusers(uniform(adapter), dtype)
-
-
-FORMATS: dict[Format, Writer] = {"kohya": _kohya, "diffusers": _diffusers, "uniform": _uniform}
+FORMATS: dict[Format, Writer] = {
+    "kohya": _kohya,
+    "diffusers": _diffusers,
+    "uniform": lambda adapter, dtype: _diffusers(uniform(adapter), dtype),
+}
 
 
 def write_adapter(
@@ -113,17 +113,14 @@ def staged_adapter(
         tensors, _ = FORMATS[format](adapter, dtype)
         with underway("Writing the file"):
             size = stage(path, laid_out(tensors, header | {VERIFICATION: header_json(known)})).stat().st_size
+    # learned tokens are beside a LoRA for diffusers, which refuses them in it (`load_textual_inversion`)
     for word, vectors in adapter.embeddings.items() if format != "kohya" else ():
-        beside = embedding_path(path, word)
+        named = re.sub(r"[^A-Za-z0-9]+", "_", word)[:60]
+        beside = path.with_name(f"{path.stem}.{named}.embedding.safetensors")
         if os.path.lexists(beside) and not os.path.lexists(path):  # else --overwrite was given
             raise InputError(f"{beside}: there is a file already; name another output, or move it away")
         stage(beside, laid_out({key: rows.contiguous() for key, rows in vectors.items()}, {}))
     return replace(found, size=size, format=format)
-
-
-def embedding_path(path: Path, word: str) -> Path:
-    """Where a learned token is beside a LoRA for diffusers, which refuses it in the file (`load_textual_inversion`)."""
-    return path.with_name(f"{path.stem}.{re.sub(r'[^A-Za-z0-9]+', '_', word)[:60]}.embedding.safetensors")
 
 
 def _in_diffusers(

@@ -30,14 +30,9 @@ from duolora.progress import through
 
 MODEL_SPEC = "1.0.1"
 _WIDTHS = {
-    "down_blocks.0.": 320,
-    "down_blocks.1.": 640,
-    "down_blocks.2.": 1280,
-    "mid_block.": 1280,
-    "up_blocks.0.": 1280,
-    "up_blocks.1.": 640,
-    "up_blocks.2.": 320,
-}
+    "down_blocks.0.": 320, "down_blocks.1.": 640, "down_blocks.2.": 1280, "mid_block.": 1280,
+    "up_blocks.0.": 1280, "up_blocks.1.": 640, "up_blocks.2.": 320,
+}  # fmt: skip
 """Outputs of the layers in SDXL's blocks; a feed-forward layer has eight times as many."""
 
 _DOUBLE = {
@@ -52,11 +47,7 @@ _DOUBLE = {
     "norm1.linear": "img_mod_lin",
     "norm1_context.linear": "txt_mod_lin",
 }
-_SINGLE = {
-    "attn.to_q attn.to_k attn.to_v proj_mlp": "linear1",
-    "proj_out": "linear2",
-    "norm.linear": "modulation_lin",
-}
+_SINGLE = {"attn.to_q attn.to_k attn.to_v proj_mlp": "linear1", "proj_out": "linear2", "norm.linear": "modulation_lin"}
 _REFINED = {"attention.to_q attention.to_k attention.to_v": "attention_qkv", "attention.to_out.0": "attention_out"}
 _NAMES: dict[str, dict[str, dict[str, str]]] = {
     "FLUX.1": {
@@ -92,9 +83,14 @@ _SWAPPED = "final_layer_adaLN_modulation_1"
 
 def kohya_tensors(adapter: Adapter, dtype: torch.dtype) -> dict[str, Tensor]:
     """The factors in `dtype`, and alphas in float32, under kohya's names."""
-    tensors, common = {}, _common_alpha(outlines(adapter.modules))
-    for stem, stored in one_by_one(_stems(adapter).items(), "Writing"):
-        lora = _with_alpha(stored, common)
+    # one alpha for the whole file: where they differ, diffusers gives some modules those of others (`docs/log.md`)
+    counts = Counter(alpha(lora) for lora in outlines(adapter.modules).values())
+    common = min(counts, key=lambda value: (value == 0, -counts[value], value)) or 1.0
+    tensors = {}
+    for stem, lora in one_by_one(_stems(adapter).items(), "Writing"):
+        if alpha(lora) != common:  # what is left of the strength is in `up`
+            scale = common / lora.rank
+            lora = replace(lora, up=lora.up * (lora.scale / scale), scale=scale)
         up, down = stored_factors(lora, dtype)
         tensors[f"{stem}.lora_down.weight"], tensors[f"{stem}.lora_up.weight"] = down, up
         tensors[f"{stem}.alpha"] = torch.tensor(alpha(lora), dtype=torch.float32)
@@ -115,7 +111,10 @@ def _stems(adapter: Adapter) -> Mapping[str, LowRank]:
     """The modules under kohya's names."""
     family, modules = adapter.families[0], adapter.modules
     if family == "SDXL":
-        names = kohya_names(modules, _is_sdxl(outlines(modules)) or None)
+        # SDXL's numbers are certain where all blocks that are covered have its widths: a B-LoRA covers two of them
+        widths = {name: width for name in modules for block, width in _WIDTHS.items() if name.startswith(block)}
+        known = all(outlines(modules)[name].d_out in (width, 8 * width) for name, width in widths.items())
+        names = kohya_names(modules, (bool(widths) and known) or None)
     elif family in UNETS:
         names = {name: stem.replace("lora_te1_", "lora_te_") for name, stem in kohya_names(modules, False).items()}
     else:
@@ -169,18 +168,14 @@ def _whole(stem: str, parts: Mapping[int, LowRank], count: int) -> LowRank:
     return LowRank(up, down)
 
 
-def _is_sdxl(modules: Mapping[str, LowRank]) -> bool:
-    """Whether all blocks that are covered have SDXL's widths, and so its numbers: a B-LoRA covers two of them."""
-    widths = {name: width for name in modules for block, width in _WIDTHS.items() if name.startswith(block)}
-    return bool(widths) and all(modules[name].d_out in (width, 8 * width) for name, width in widths.items())
-
-
 def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, str]:
     """The header: what kohya's trainer and the standard would say of such a file, whatever its name is."""
     modules = outlines(adapter.modules).values()
     ranks = {lora.rank for lora in modules}
     alphas = [value for key, value in tensors.items() if key.endswith(".alpha")]
-    prompt, hashed = adapter.metadata.get("prompt"), _weights_hash(tensors)
+    prompt, of_data = adapter.metadata.get("prompt"), hashlib.sha256()
+    for piece in data_of(tensors).values():  # as the standard has it: all that follows the header
+        of_data.update(piece)
     version, architecture = adapter.family.kohya or ("", "")
     convolutions = [lora.rank for lora in modules if lora.kernel not in (None, (1, 1))]
     found = {
@@ -189,11 +184,11 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(*ranks) if len(ranks) == 1 else "Dynamic",
         "ss_network_alpha": f"{float(alphas[0]):g}",
-        "sshs_model_hash": hashed,
+        "sshs_model_hash": of_data.hexdigest(),
         "modelspec.sai_model_spec": MODEL_SPEC,
         "modelspec.architecture": architecture,
         "modelspec.title": UNTITLED,
-        "modelspec.hash_sha256": f"0x{hashed}",
+        "modelspec.hash_sha256": f"0x{of_data.hexdigest()}",
     }
     if adapter.families[0] == "SDXL":
         found["modelspec.implementation"] = "https://github.com/Stability-AI/generative-models"
@@ -203,25 +198,3 @@ def kohya_metadata(adapter: Adapter, tensors: Mapping[str, Tensor], dtype: torch
     if isinstance(prompt, str):
         found["modelspec.trigger_phrase"] = found["modelspec.title"] = plain(prompt)
     return found
-
-
-def _weights_hash(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all bytes of tensors, in the file's order: as the standard has it, what follows the header."""
-    found = hashlib.sha256()
-    for piece in data_of(tensors).values():
-        found.update(piece)
-    return found.hexdigest()
-
-
-def _common_alpha(modules: Mapping[str, LowRank]) -> float:
-    """One alpha for the whole file: where they differ, diffusers gives some modules those of others (`docs/log.md`)."""
-    counts = Counter(alpha(lora) for lora in modules.values())
-    return min(counts, key=lambda value: (value == 0, -counts[value], value)) or 1.0
-
-
-def _with_alpha(lora: LowRank, common: float) -> LowRank:
-    """The same ΔW with this alpha, and what is left of the strength in `up`."""
-    if alpha(lora) == common:
-        return lora
-    scale = common / lora.rank
-    return replace(lora, up=lora.up * (lora.scale / scale), scale=scale)

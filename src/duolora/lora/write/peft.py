@@ -24,11 +24,6 @@ from duolora.provenance import tensors_hash
 NETWORKS = {"unet": "UNet", "transformer": "transformer"}
 
 
-def peft_files(folder: Path) -> tuple[Path, Path]:
-    """The files of a folder of PEFT's."""
-    return folder / PEFT_WEIGHTS, folder / PEFT_CONFIG
-
-
 def staged_peft(stage: Stage, folder: Path, adapter: Adapter, dtype: torch.dtype) -> Verification:
     """Write and verify drafts of both files; they take their names together.
 
@@ -49,13 +44,12 @@ def staged_peft(stage: Stage, folder: Path, adapter: Adapter, dtype: torch.dtype
     found = json.loads(diffusers_metadata(folded)[ADAPTER_METADATA])
     config = {key.removeprefix(prefix): value for key, value in found.items()} | {"peft_type": "LORA"}
     stored = {f"{PEFT_PREFIX}{key}": value for key, value in tensors.items()}
-    weights, described = peft_files(folder)
-    there = stage(described, [json.dumps(config, indent=1, sort_keys=True).encode()])
+    there = stage(folder / PEFT_CONFIG, [json.dumps(config, indent=1, sort_keys=True).encode()])
     header = {ADAPTER_METADATA: peft_metadata(there)}
     error = verify(adapter, adapter_from(tensors, header, str(folder)), dtype, folder).error
     said = {VERIFICATION: header_json(said_of(dtype, error, None, tensors_hash(tensors)))}
     notes = adapter.notes | {"format": "pt", METADATA: header_json(adapter.metadata)}
-    draft = stage(weights, laid_out(stored, notes | said))
+    draft = stage(folder / PEFT_WEIGHTS, laid_out(stored, notes | said))
     back = {key.removeprefix(PEFT_PREFIX): value for key, value in read_tensors(draft).items()}
     size = draft.stat().st_size + there.stat().st_size
     return replace(verify(adapter, adapter_from(back, header, str(folder)), dtype, folder, size), format="peft")
