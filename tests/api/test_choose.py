@@ -90,11 +90,11 @@ def test_a_negative_similarity_is_no_credit_for_the_other():
 def test_which_similarities(shows, photos):
     assert both_metrics(None, "sdxl/") == ("dino", "csd-s")
     assert both_metrics("clip-i,dino", "atelier") == ("dino", "clip-i")
-    for wrong in ("dino", "dino,atelier-content", "dino,clip-i,csd-s"):
+    for wrong in ("dino", "dino,atelier-content", "dino,clip-i,csd-s", "dino,leakage", "dino,clip-t", "nosuch,dino"):
         with pytest.raises(InputError, match="expected one of the content and one of the style"):
             both_metrics(wrong, "atelier")
     with pytest.raises(InputError, match="two or more files"):
-        choose(["one.safetensors"], "a cat", *photos)
+        choose("one.safetensors", "a cat", *photos)
     with pytest.raises(InputError, match="csd"):
         choose(["a.safetensors", "b.safetensors"], "a cat", *photos, metrics="atelier-content,csd-s")
 

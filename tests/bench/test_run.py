@@ -67,6 +67,7 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
         if cell.row.how == "chosen":
             scores = (found := cell.result())["scores"]
             assert max(scores, key=scores.get) == found["chosen"]
+            assert replace(cell, scoring=Scoring(("clip-t",))).folder != cell.folder
             assert [*sorted(path.name for path in cell.folder.glob("*.safetensors"))] == ["merged.safetensors"]
         masks = cell.folder / "masks.safetensors"
         assert masks.exists() is (cell.row.label == "ziprank")

@@ -1,7 +1,7 @@
 """Choose among LoRA files: the one whose images are nearest to the subject's photos and to the style image together.
 
-Which method merges best differs from pair to pair, far more than methods differ in the mean; so merge by several, and
-look at what comes out. The rule is that of tuning on photos: the geometric mean of the two similarities.
+Which method merges best differs from pair to pair, far more than methods differ in the mean. The
+rule is that of tuning on photos: the geometric mean of the two similarities.
 """
 
 import math
@@ -14,7 +14,7 @@ from duolora.api.generate import applied
 from duolora.errors import InputError
 from duolora.metrics.encoder import Card
 from duolora.metrics.encoders import load_embedder
-from duolora.metrics.named import METRICS, chosen
+from duolora.metrics.named import METRICS
 from duolora.metrics.similarity import all_pairs_mean
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.defaults import STEPS, Sampling, check_sampling
@@ -22,6 +22,7 @@ from duolora.model.image_files import image_paths, read_image
 from duolora.model.images import as_image
 from duolora.model.prompts import refuse_unread
 from duolora.model.sample import sample_images
+from duolora.options import several
 
 ATELIER, PUBLISHED = ("atelier-content", "atelier-csd"), ("dino", "csd-s")
 """The similarities with the subject and with the style, on Atelier and on other bases."""
@@ -88,7 +89,7 @@ class Choice:
 
 
 def choose(
-    loras: Sequence[str | Path],
+    loras: str | Path | Sequence[str | Path],
     prompt: str,
     content: str | Path,
     style: str | Path,
@@ -117,6 +118,7 @@ def choose(
     """
     num, seed, steps = given.get("num", 8), given.get("seed", 0), given.get("steps", STEPS)
     guidance, progress = given.get("guidance"), given.get("progress", True)
+    loras = several(loras)
     if len(loras) < 2:
         raise InputError(f"loras: expected two or more files to choose among, got {len(loras)}")
     check_sampling([prompt], Sampling(num, steps, Sampling.guidance if guidance is None else guidance))
@@ -128,7 +130,7 @@ def choose(
     loaded = opened(base)
     references = [embed(images) for embed, images in zip(embedders, photos, strict=True)]
     candidates = []
-    for path in map(Path, loras):
+    for path in (Path(each).expanduser() for each in loras):
         with applied(loaded, [path]):
             refuse_unread(loaded.parts, [prompt])
             pixels = sample_images(loaded, [prompt] * num, range(seed, seed + num), steps, guidance, progress=progress)
@@ -147,8 +149,10 @@ def both_metrics(metrics: str | Sequence[str] | None, base: str) -> tuple[str, s
     """
     if metrics is None:
         return ATELIER if base == "atelier" else PUBLISHED
-    names = chosen(metrics, ["content", "style"])
-    by_reference = {METRICS[name].against: name for name in names}
-    if len(names) != 2 or len(by_reference) != 2:
-        raise InputError(f"metrics: expected one of the content and one of the style, got {', '.join(names)}")
+    names = metrics.split(",") if isinstance(metrics, str) else list(metrics)
+    by_reference = {METRICS[n].against: n for n in map(str.strip, names) if n in METRICS and "leakage" not in n}
+    if len(names) != 2 or not {"content", "style"} <= by_reference.keys():
+        raise InputError(
+            f"metrics: expected one of the content and one of the style, such as dino,csd-s; got {','.join(names)}"
+        )
     return by_reference["content"], by_reference["style"]

@@ -89,12 +89,14 @@ def choose(
 ) -> None:
     """Rank LoRA files by how near they come to the photos.
 
-    Methods differ more from pair to pair than in the mean: merge by several, and take the one that suits the pair. The
-    score is the geometric mean of the two similarities; look at the images as well.
+    Such as merges of two LoRAs by several methods: which is best differs from pair to pair. The score
+    is the geometric mean of the two similarities; look at the images as well.
     """
     check_inputs(loras, content, style)
     if out is not None:
         check_out(out, loras, overwrite)
+        if folders := [path for path in loras if path.expanduser().is_dir()]:
+            raise InputError(f"{folders[0]}: a folder cannot be copied to --out; leave --out out, or convert it first")
     places, base = named_checkpoints(checkpoint or []), chosen_base(base, quiet)
     with doing("Loading the metrics", quiet):
         from duolora.api.choose import choose as run
@@ -105,7 +107,7 @@ def choose(
         progress=not quiet,
     )  # fmt: skip
     if out is not None:
-        write_whole(out, done.path.read_bytes())
+        write_whole(out.expanduser(), done.path.read_bytes())
     report(as_json, done.table(), **done.facts(), out=out)
 
 

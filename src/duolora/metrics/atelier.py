@@ -5,8 +5,8 @@ The classifier (`atelier/classifier.py`) has one trunk and four linear heads, ob
 * `atelier-content`, in DINO's place: its penultimate features f (384), as far as the object head sees them, V f with V
   an orthonormal basis of the head's centred rows. Two images of one object agree, whatever the style.
 * `atelier-style`, in CSD's place: the same through the style head.
-* `atelier-csd`, in CSD's place as well: the style encoder (`atelier/style_encoder.py`), a network of its own, which the
-  classifier that judges benchmarks has no part in.
+* `atelier-csd`, in CSD's place as well: the style encoder (`atelier/style_encoder.py`), a network of its own, in
+  which the classifier has no part; styles that the classifier does not know (`--dataset random`) it judges itself.
 * `atelier-image`, in CLIP-I's place: f itself, where content and style are entangled, as in CLIP's images.
 * `atelier-text`, in CLIP-T's place: for an image √p, p the classifier's probabilities of all answers, so that every
   question has length 1; for a prompt a one-hot for each question that it answers ("red" answers colour), zeros for the

@@ -14,7 +14,7 @@ from typing import Any, Protocol, runtime_checkable
 from PIL import Image
 from torch import Tensor
 
-from duolora.api.choose import choose
+from duolora.api.choose import ATELIER, choose
 from duolora.api.compose import compose
 from duolora.api.generate import applied
 from duolora.api.merge import merge
@@ -24,7 +24,8 @@ from duolora.bench.cells.scores import Images, Scoring
 from duolora.bench.options import PLAIN, Settings
 from duolora.bench.tables.render import is_sound
 from duolora.bench.tables.rows import ALONE, CANDIDATES, Row
-from duolora.errors import FileRefused
+from duolora.bench.tables.tuning import STYLES
+from duolora.errors import FileRefused, InputError
 from duolora.lora.read.file import read_adapter
 from duolora.merging.inputs import sources
 from duolora.merging.klora import klora
@@ -109,6 +110,8 @@ class Cell:
         options = {name: value for name, value in asdict(self.options).items() if value} if merged else {}
         measured = [described(self.row), options, self.problem.about(self.row)]
         measured += [how] if (how := self.settings.said()) else []
+        if self.row.how == "chosen":
+            measured += [[asdict(options_of(method)) for method in CANDIDATES], self._similarities()]
         about = json.dumps(measured, sort_keys=True)
         mark = hashlib.sha256(about.encode()).hexdigest()[:8]
         return self.out / "cells" / self.problem.name / f"{self.row.name}-{mark}-{self.seed}"
@@ -234,7 +237,9 @@ class Cell:
 
         A finished cell of a candidate gives its merge; the others are made here.
         """
-        begun, costs = time.perf_counter(), dict[Path, dict[str, Any]]()
+        begun, costs, metrics = time.perf_counter(), dict[Path, dict[str, Any]](), self._similarities()
+        if len(metrics) < 2:
+            raise InputError(f"{self.row.label}: expected dino, and csd-s or clip-i, among --metrics, to choose by")
         for method in CANDIDATES:
             cell = replace(self, row=Row(method, method))
             if cell.done and (cell.folder / MERGED).exists():
@@ -244,7 +249,7 @@ class Cell:
                 own = path.with_name(f"{method}.safetensors")
                 costs[own] = cell._merge(own, content, style, prompt) | {"chosen": method}
         found = choose(
-            [*costs], prompt, content.references(), style.references(), self.loaded, metrics=self._similarities(),
+            [*costs], prompt, content.references(), style.references(), self.loaded, metrics=metrics,
             checkpoints=self.scoring.checkpoints if self.scoring else None, seed=SEED + self.seed, progress=False,
             **self.settings.sampling(),
         )  # fmt: skip
@@ -252,14 +257,16 @@ class Cell:
         for file in costs:
             if file.parent == path.parent:
                 file.unlink(missing_ok=True)
+        path.with_name(MASKS).unlink(missing_ok=True)  # the last candidate's, whichever is taken
         scores = {costs[each.path]["chosen"]: each.score for each in found.candidates}
         return costs[found.path] | {"scores": scores, "seconds": time.perf_counter() - begun}
 
-    def _similarities(self) -> tuple[str, str] | None:
-        """By what a merge is chosen: on photos by DINO and the style measure that is there; else Atelier's own."""
-        if self.scoring is None or "dino" not in self.scoring.metrics:
-            return None
-        return "dino", next((name for name in ("csd-s", "clip-i") if name in self.scoring.metrics), "clip-i")
+    def _similarities(self) -> tuple[str, ...]:
+        """By what a merge is chosen: Atelier's own or, on photos, DINO and the better style measure that is there."""
+        if self.scoring is None:
+            return ATELIER
+        asked = self.scoring.metrics
+        return (*(["dino"] if "dino" in asked else []), *[name for name in STYLES if name in asked][:1])
 
     def _generated(self, files: Sequence[Path], prompts: Sequence[str], seeds: Sequence[int]) -> list[Image.Image]:
         """An image of each prompt and seed; each is written as it is made, and those that are there stay.
