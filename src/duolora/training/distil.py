@@ -54,25 +54,28 @@ def smaller_config(config: Mapping[str, Any], shape: str) -> dict[str, Any]:
     """The arguments of a UNet with fewer transformer blocks, nested as in SSD-1B's and Segmind-Vega's own configs.
 
     ssd1b   half of the blocks of each attention, rounded up; the last of the lowest up block stays whole
-    vega    a quarter of them, at least one
+    vega    a quarter of them, at least one; where there is one alone, the highest resolution goes without attention
 
     Raises:
         InputError: there is no such shape.
     """
     word("shape", shape, SHAPES)
     layers, depths = config["layers_per_block"], config["transformer_layers_per_block"]
-    depths = [depths] * len(config["down_block_types"]) if isinstance(depths, int) else list(depths)
-    with_attention = [
-        depth if "Cross" in kind else 0 for kind, depth in zip(config["down_block_types"], depths, strict=True)
-    ]
+    down_types = list(config["down_block_types"])
+    depths = [depths] * len(down_types) if isinstance(depths, int) else list(depths)
+    with_attention = [depth if "Cross" in kind else 0 for kind, depth in zip(down_types, depths, strict=True)]
     less = [math.ceil(d / 2) if shape == "ssd1b" else max(1, d // 4) for d in with_attention]
+    if shape == "vega" and with_attention[0] == 1:
+        with_attention[0] = 0  # a quarter of one block, which would be half as ssd1b has it, is none
     down: list[Any] = [[n] * layers if d else 0 for d, n in zip(with_attention, less, strict=True)]
     up: list[Any] = [[n] * (layers + 1) if d else 0 for d, n in zip(with_attention, less, strict=True)][::-1]
     if shape == "ssd1b" and up[0]:
         up[0][-1] = with_attention[-1]
     known = {name: value for name, value in config.items() if not name.startswith("_")}
     return known | {
+        "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in with_attention],
         "mid_block_type": "UNetMidBlock2D",
+        "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(with_attention)],
         "transformer_layers_per_block": down,
         "reverse_transformer_layers_per_block": up,
     }
