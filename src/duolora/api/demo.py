@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from duolora.api.choose import choose
 from duolora.api.generate import applied, new_folder
 from duolora.api.merge import merge, options_of
 from duolora.api.train import default_options, train
@@ -27,8 +28,8 @@ PAIR = Pair("car", "pink", "striped", "family-020", "boat", "green")
 merge chose it (`benchmarks/runs-2026-11-28/table1`). `--pair` takes others."""
 COUNT = 8
 """Images of each row."""
-SHOWN = ("naive", "split", "ziplora", "ziprank", "duolora")
-"""The methods that are run: those of the paper's Table 1 that merge two given LoRAs, and the split of ours."""
+SHOWN = ("naive", "ziplora", "ziprank", "duolora")
+"""The methods that are run: those of the paper's Table 1 that merge two LoRAs; `choose` takes one of theirs."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,7 @@ def spent(stages: dict[str, float]) -> str:
 def _trained_and_merged(
     base: Base, pair: Pair, out: Path, seed: int, progress: bool
 ) -> tuple[list[Job], dict[str, float]]:
-    """Train both LoRAs, merge them by every method; what there is to generate then, and the seconds of each stage."""
+    """Train both LoRAs, merge them by every method, choose; what to generate then, and the seconds of each stage."""
     stages = {}
     content, style = _references(out / "references", pair)
     files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
@@ -123,6 +124,11 @@ def _trained_and_merged(
         stages[f"merge {method}"] = done.seconds
         size = done.verification.size / 1000
         jobs.append(Job(method, pair.merged_prompt, done.path, done.trainable, done.mean_change, size, done.seconds))
+    begun, merges = time.perf_counter(), {job.lora: job for job in jobs if job.lora and job.name in SHOWN}
+    best = merges[choose([*merges], pair.merged_prompt, content, style, base, seed=seed, progress=progress).path]
+    stages["choose"] = time.perf_counter() - begun
+    whole = sum(job.seconds for job in merges.values()) + stages["choose"]
+    jobs.append(replace(best, name=f"best of four ({best.name})", seconds=whole))
     return jobs, stages
 
 
@@ -148,6 +154,8 @@ def table(rows: dict[Job, dict[str, float | None]], pair: Pair) -> str:
         f"Atelier, by its classifier: a {pair.colour} {pair.kind} ({pair.pattern}) in the style of one {pair.style}",
         f"image that shows {article(pair.shown)}. Shares of {COUNT} images; the LoRAs alone with prompts of their own,",
         "all others with the merged one. These are not the paper's numbers and cannot be compared with them.",
+        f"Look for the {pair.kind} of the first references, drawn as the last one draws its {pair.shown}: a merge is",
+        "right where both are in one image.",
     )
     return "\n".join([*said, "", markdown(head, lines)]) + "\n"
 
