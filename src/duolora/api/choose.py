@@ -5,17 +5,21 @@ rule is that of tuning on photos: the geometric mean of the two similarities.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
 from duolora.api.generate import applied
 from duolora.errors import InputError
-from duolora.metrics.encoder import Card
+from duolora.metrics.encoder import Card, Embedder
 from duolora.metrics.encoders import load_embedder
 from duolora.metrics.named import METRICS
-from duolora.metrics.similarity import all_pairs_mean
+from duolora.metrics.similarity import mean_by_row
 from duolora.model.base import Base, BaseChoice, opened
 from duolora.model.defaults import STEPS, Sampling, check_sampling
 from duolora.model.image_files import image_paths, read_image
@@ -122,23 +126,85 @@ def choose(
     if len(loras) < 2:
         raise InputError(f"loras: expected two or more files to choose among, got {len(loras)}")
     check_sampling([prompt], Sampling(num, steps, Sampling.guidance if guidance is None else guidance))
-    name = base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
-    names = both_metrics(given.get("metrics"), name)
-    photos = [[read_image(path) for path in image_paths(where)] for where in (content, style)]
-    places = given.get("checkpoints") or {}
-    embedders = [load_embedder(each, places.get(each)) for each in (METRICS[name].embedder for name in names)]
-    loaded = opened(base)
-    references = [embed(images) for embed, images in zip(embedders, photos, strict=True)]
-    candidates = []
-    for path in (Path(each).expanduser() for each in loras):
-        with applied(loaded, [path]):
-            refuse_unread(loaded.parts, [prompt])
-            pixels = sample_images(loaded, [prompt] * num, range(seed, seed + num), steps, guidance, progress=progress)
-        images = [as_image(each) for each in pixels.clamp(-1, 1)]
-        near = [all_pairs_mean(embed(images), known) for embed, known in zip(embedders, references, strict=True)]
-        candidates.append(Candidate(path, *near))
+    names = both_metrics(given.get("metrics"), name_of(base))
+    near = references(names, given.get("checkpoints"), content, style)
+    paths, seeds = [Path(lora).expanduser() for lora in loras], range(seed, seed + num)
+    candidates = [
+        Candidate(each.path, float(each.content.mean()), float(each.style.mean()))
+        for each in judged(opened(base), paths, prompt, near, seeds, steps, guidance, progress)
+    ]
     ranked = sorted(candidates, key=lambda each: -each.score)
-    return Choice(tuple(ranked), names, (embedders[0].card, embedders[1].card), prompt, num)
+    return Choice(tuple(ranked), names, (near[0].card, near[1].card), prompt, num)
+
+
+@dataclass(frozen=True, eq=False)
+class Judged:
+    """A file's images, and how near each is to the content and to the style: average cosines, in [-1, 1]."""
+
+    path: Path
+    images: list[Image.Image]
+    content: Float[Tensor, " n"]
+    style: Float[Tensor, " n"]
+
+
+@dataclass(frozen=True, eq=False)
+class Reference:
+    """The photos of one side, as its embedder sees them."""
+
+    embed: Embedder
+    known: Float[Tensor, "m d"]
+
+    @property
+    def card(self) -> Card:
+        """What made the embeddings."""
+        return self.embed.card
+
+    def near(self, images: Sequence[Image.Image]) -> Float[Tensor, " n"]:
+        """Each image's average cosine with the photos."""
+        return mean_by_row(self.embed(images), self.known)
+
+
+def references(
+    metrics: tuple[str, str], checkpoints: Mapping[str, str | Path] | None, content: str | Path, style: str | Path
+) -> tuple[Reference, Reference]:
+    """The content photos and the style image, each by the embedder of its metric.
+
+    Raises:
+        DuoLoRAError: a photo or a checkpoint cannot be used.
+    """
+    photos = [[read_image(path) for path in image_paths(where)] for where in (content, style)]
+    names = [METRICS[name].embedder for name in metrics]
+    embedders = [load_embedder(name, (checkpoints or {}).get(name)) for name in names]
+    first, second = (Reference(embed, embed(images)) for embed, images in zip(embedders, photos, strict=True))
+    return first, second
+
+
+def judged(
+    base: Base,
+    loras: Sequence[Path],
+    prompt: str,
+    near: tuple[Reference, Reference],
+    seeds: Sequence[int],
+    steps: int,
+    guidance: float | None,
+    progress: bool,
+) -> Iterator[Judged]:
+    """Generate with each file from the same seeds, and compare with the content and the style.
+
+    Raises:
+        DuoLoRAError: a file cannot be used.
+    """
+    for path in loras:
+        with applied(base, [path]):
+            refuse_unread(base.parts, [prompt])
+            pixels = sample_images(base, [prompt] * len(seeds), seeds, steps, guidance, progress=progress)
+        images = [as_image(each) for each in pixels.clamp(-1, 1)]
+        yield Judged(path, images, near[0].near(images), near[1].near(images))
+
+
+def name_of(base: str | BaseChoice | Base) -> str:
+    """What a base is called, loaded or not."""
+    return base.name if isinstance(base, Base) else base.base if isinstance(base, BaseChoice) else base
 
 
 def both_metrics(metrics: str | Sequence[str] | None, base: str) -> tuple[str, str]:

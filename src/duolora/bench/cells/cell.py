@@ -18,12 +18,13 @@ from duolora.api.choose import ATELIER, choose
 from duolora.api.compose import compose
 from duolora.api.generate import applied
 from duolora.api.merge import merge
+from duolora.api.refine import refine
 from duolora.api.train import default_options
 from duolora.bench.cells.lora import Lora, Source, shared_base
 from duolora.bench.cells.scores import Images, Scoring
 from duolora.bench.options import PLAIN, Settings
 from duolora.bench.tables.render import is_sound
-from duolora.bench.tables.rows import ALONE, CANDIDATES, Row
+from duolora.bench.tables.rows import ALONE, BEST, CANDIDATES, Row
 from duolora.bench.tables.tuning import STYLES
 from duolora.errors import FileRefused, InputError
 from duolora.lora.read.file import read_adapter
@@ -110,7 +111,7 @@ class Cell:
         options = {name: value for name, value in asdict(self.options).items() if value} if merged else {}
         measured = [described(self.row), options, self.problem.about(self.row)]
         measured += [how] if (how := self.settings.said()) else []
-        if self.row.how == "chosen":
+        if self.row.how in BEST:
             measured += [[asdict(options_of(method)) for method in CANDIDATES], self._similarities()]
         about = json.dumps(measured, sort_keys=True)
         mark = hashlib.sha256(about.encode()).hexdigest()[:8]
@@ -166,7 +167,7 @@ class Cell:
     def needs(self) -> list[Lora]:
         """The LoRAs that must be there before it runs."""
         how = self.row.how
-        kinds = [ALONE[how]] if how in ALONE else ["content", "style"] if how in ("merge", "klora", "chosen") else []
+        kinds = [ALONE[how]] if how in ALONE else ["content", "style"] if how in ("merge", "klora", *BEST) else []
         return [loras[kind] for loras in self.loras() for kind in kinds]
 
     def run(self) -> None:
@@ -196,7 +197,7 @@ class Cell:
         """The LoRA files that it generates with, and what they cost."""
         parts, how = self.loras(), self.row.how
         files = [loras[ALONE[how]].path for loras in parts] if how in ALONE else []
-        if how in ("merge", "chosen"):
+        if how in ("merge", *BEST):
             names = [MERGED] if len(parts) == 1 else [f"merged-{k}.safetensors" for k in range(len(parts))]
             files = [self.folder / name for name in names]
         whole = [self.folder / "composed.safetensors"] if len(files) > 1 else files
@@ -204,7 +205,7 @@ class Cell:
         if not made.exists():
             cost: dict[str, object] = {}
             for path, loras, part in () if how in ALONE else zip(files, parts, self.problem.parts, strict=False):
-                made_by = self._chosen if how == "chosen" else self._merge
+                made_by = self._merge if how == "merge" else self._best
                 cost = made_by(path, loras["content"], loras["style"], part.prompt)
             if whole != files:
                 cost = {"bytes": compose(files, whole[0], [1 / len(files)] * len(files)).verification.size}
@@ -232,34 +233,47 @@ class Cell:
             "error": merged.verification.error,
         }
 
-    def _chosen(self, path: Path, content: Lora, style: Lora, prompt: str) -> dict[str, object]:
-        """Keep the merge that `choose` takes of the candidates', by images from other seeds than those that are scored.
-
-        A finished cell of a candidate gives its merge; the others are made here.
-        """
-        begun, costs, metrics = time.perf_counter(), dict[Path, dict[str, Any]](), self._similarities()
-        if len(metrics) < 2:
-            raise InputError(f"{self.row.label}: expected dino, and csd-s or clip-i, among --metrics, to choose by")
+    def _candidates(self, path: Path, content: Lora, style: Lora, prompt: str) -> dict[Path, dict[str, Any]]:
+        """The merges that the best is made of, with their costs: finished cells', or made beside `path`."""
+        costs = dict[Path, dict[str, Any]]()
         for method in CANDIDATES:
             cell = replace(self, row=Row(method, method))
             if cell.done and (cell.folder / MERGED).exists():
                 costs[cell.folder / MERGED] = read_json(cell.folder / COST) | {"chosen": method}
-                begun -= costs[cell.folder / MERGED]["seconds"]
             else:
                 own = path.with_name(f"{method}.safetensors")
                 costs[own] = cell._merge(own, content, style, prompt) | {"chosen": method}
-        found = choose(
-            [*costs], prompt, content.references(), style.references(), self.loaded, metrics=metrics,
-            checkpoints=self.scoring.checkpoints if self.scoring else None, seed=SEED + self.seed, progress=False,
-            **self.settings.sampling(),
-        )  # fmt: skip
-        write_whole(path, found.path.read_bytes())
+        path.with_name(MASKS).unlink(missing_ok=True)  # the last candidate's
+        return costs
+
+    def _best(self, path: Path, content: Lora, style: Lora, prompt: str) -> dict[str, object]:
+        """Keep the merge that `choose` takes of the candidates', or train a LoRA on the best of their images.
+
+        The images have other seeds than those that are scored.
+        """
+        metrics = self._similarities()
+        if len(metrics) < 2:
+            raise InputError(f"{self.row.label}: expected dino, and csd-s or clip-i, among --metrics, to choose by")
+        costs = self._candidates(path, content, style, prompt)
+        begun, merging = time.perf_counter(), sum(cost["seconds"] for cost in costs.values())
+        photo, shown, how = content.references(), style.references(), self.settings.sampling()
+        known: dict[str, Any] = {"metrics": metrics, "seed": SEED + self.seed, "progress": False}
+        known |= {"checkpoints": self.scoring.checkpoints if self.scoring else None}
+        if self.row.how == "chosen":
+            found = choose([*costs], prompt, photo, shown, self.loaded, **known, **how)
+            write_whole(path, found.path.read_bytes())
+            scores = {costs[each.path]["chosen"]: each.score for each in found.candidates}
+            cost = costs[found.path] | {"scores": scores}
+        else:
+            options = replace(default_options(self.base), **self.settings.training, seed=self.seed)  # type: ignore[arg-type]
+            steps = {name: value for name, value in how.items() if name == "steps"}  # its guidance is its own
+            made = refine([*costs], prompt, photo, shown, path, self.loaded, options=options, **known, **steps)
+            size = made.trained.verification.size
+            cost = {"bytes": size, "kept": {costs[file]["chosen"]: n for file, n in made.kept.items()}}
         for file in costs:
             if file.parent == path.parent:
                 file.unlink(missing_ok=True)
-        path.with_name(MASKS).unlink(missing_ok=True)  # the last candidate's, whichever is taken
-        scores = {costs[each.path]["chosen"]: each.score for each in found.candidates}
-        return costs[found.path] | {"scores": scores, "seconds": time.perf_counter() - begun}
+        return cost | {"seconds": merging + time.perf_counter() - begun}
 
     def _similarities(self) -> tuple[str, ...]:
         """By what a merge is chosen: Atelier's own or, on photos, DINO and the better style measure that is there."""

@@ -10,7 +10,7 @@ from duolora.errors import FileRefused, InputError, reason
 from duolora.merging.options import WEIGHTS
 from duolora.textfiles import read_json
 
-How = Literal["merge", "floor", "content", "style", "class", "oracle", "klora", "pair", "chosen"]
+How = Literal["merge", "floor", "content", "style", "class", "oracle", "klora", "pair", "chosen", "refined"]
 Figure = Literal["", "ranks", "prompts", "methods"]
 
 
@@ -21,7 +21,8 @@ class Row:
     `how`: a merge by `method` with `changes` to its options; or, to compare with, the base without a LoRA ("floor"),
     one of the two LoRAs alone ("content", "style"), the style LoRA asked for a subject of that kind ("class"), a LoRA
     trained on true images of the subject in the style ("oracle"), or K-LoRA or PairCustomization ("pair"), which exist
-    at sampling time only; or that of the merges by `CANDIDATES` which `duolora choose` takes ("chosen").
+    at sampling time only; or of the merges by `CANDIDATES` the one that `duolora choose` takes ("chosen"), or what
+    `duolora refine` makes of them ("refined").
     `blocks`: the parts of the UNet that the content and the style LoRA are trained in; all of it where nothing is said.
     """
 
@@ -96,7 +97,8 @@ ALONE = {"content": "content", "style": "style", "class": "style", "oracle": "or
 """The LoRA that a row generates with, where it is one alone."""
 
 CANDIDATES = ("naive", "ziplora", "ziprank", "duolora")
-"""The methods that the row "chosen" chooses among, each as it ships."""
+"""The methods whose merges the rows "chosen" and "refined" go by, each as it ships."""
+BEST = ("chosen", "refined")
 
 BLORA = (("up_blocks.0.attentions.0",), ("up_blocks.0.attentions.1",))
 """B-LoRA's content and style blocks in SDXL (W4, W5); `with_blora` puts others in their place."""
@@ -214,6 +216,7 @@ _METHODS = (
     Row("DuoLoRA", "duolora"),
     Row("one-shot (ours)", "oneshot"),
     Row("best of four (ours)", how="chosen"),
+    Row("refined (ours)", how="refined"),
     ORACLE,
 )  # fmt: skip
 
