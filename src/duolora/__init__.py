@@ -1,8 +1,8 @@
 """Turn a content LoRA and a style LoRA into one ordinary LoRA file that generates that subject in that style.
 
-The verbs of the command line are functions here: `train`, `merge`, `generate`, `evaluate`, `choose`, `compose` and
-`compose_at_once`, `convert`, `inspect`; with them come their options, their results and their errors. Nothing heavy is
-imported before one of them is asked for.
+The verbs of the command line are functions here: `train`, `merge`, `generate`, `evaluate`, `choose`, `refine`,
+`compose` and `compose_at_once`, `convert`, `inspect`; with them come their options, their results and their errors.
+Nothing heavy is imported before one of them is asked for.
 """
 
 from importlib import import_module
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from duolora.api.generate import generate as generate
     from duolora.api.inspect import inspect as inspect
     from duolora.api.merge import Merged as Merged, merge as merge, options_of as options_of
+    from duolora.api.refine import Refined as Refined, refine as refine
     from duolora.api.train import Trained as Trained, default_options as default_options, train as train
     from duolora.errors import (
         BaseMismatch as BaseMismatch,
@@ -45,6 +46,7 @@ _EXPORTS = {
     "duolora.api.generate": ("generate",),
     "duolora.api.inspect": ("inspect",),
     "duolora.api.merge": ("Merged", "merge", "options_of"),
+    "duolora.api.refine": ("Refined", "refine"),
     "duolora.api.train": ("Trained", "default_options", "train"),
     "duolora.errors": ("BaseMismatch", "DuoLoRAError", "FileRefused", "InputError"),
     "duolora.lora.verify": ("Verification",),

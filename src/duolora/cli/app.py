@@ -419,7 +419,7 @@ def ui(
     serve(folder, base, host, port, password)
 
 
-for command in (scores.evaluate, scores.choose, files.convert, files.compose, files.inspect):
+for command in (scores.evaluate, scores.choose, scores.refine, files.convert, files.compose, files.inspect):
     app.command(epilog=examples(command.__name__))(command)
 app.add_typer(
     typer.Typer(

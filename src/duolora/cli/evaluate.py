@@ -1,4 +1,4 @@
-"""Commands that measure images and look at data sets: evaluate, datasets."""
+"""Commands that measure images, go by what they measure, and look at data sets: evaluate, choose, refine, datasets."""
 
 from pathlib import Path
 from typing import Annotated
@@ -109,6 +109,52 @@ def choose(
     if out is not None:
         write_whole(out.expanduser(), done.path.read_bytes())
     report(as_json, done.table(), **done.facts(), out=out)
+
+
+@spread
+def refine(
+    loras: Annotated[list[Path], typer.Argument(help="A LoRA file or more, such as merges by several methods.")],
+    prompt: Annotated[str, typer.Option(help="What to generate; the new LoRA's caption.")],
+    content: Annotated[Path, typer.Option(help="The subject's photos.")],
+    style: Annotated[Path, typer.Option(help="The style image.")],
+    out: Annotated[
+        Path, typer.Option(help="The .safetensors file to write; the images that it learns go to OUT-kept.")
+    ],
+    *,
+    num: Annotated[int, typer.Option(help="Images of each file.", min=1)] = 24,
+    keep: Annotated[int, typer.Option(help="How many of all are kept.", min=1)] = 12,
+    metrics: Annotated[
+        str | None,
+        typer.Option(help="One of the content and one of the style  [atelier-content,atelier-csd or dino,csd-s]."),
+    ] = None,
+    checkpoint: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
+    ] = None,
+    base: BaseChoice,
+    seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Train one LoRA on the best images of several.
+
+    Each file generates, those images that are nearest to the photos and the style are kept, and a LoRA is trained on
+    them. Look at what was kept: it is what you get.
+    """
+    check_inputs(loras, content, style)
+    check_out(out, loras, overwrite)
+    places, base = named_checkpoints(checkpoint or []), chosen_base(base, quiet)
+    with doing("Loading the metrics", quiet):
+        from duolora.api.refine import refine as run
+
+    done = run(
+        loras, prompt, content, style, out, base, metrics=metrics, checkpoints=places, num=num, keep=keep, seed=seed,
+        progress=not quiet, overwrite=overwrite,
+    )  # fmt: skip
+    kept = ", ".join(f"{count} of {path}" for path, count in done.kept.items())
+    report(as_json, f"{done.path}: trained on {keep} images, {done.images} ({kept})", path=done.path,
+           images=done.images, kept={str(path): count for path, count in done.kept.items()})  # fmt: skip
 
 
 checkpoints = typer.Typer(name="checkpoints", no_args_is_help=True, help="Checkpoints of the metrics' encoders.")

@@ -36,6 +36,10 @@ EXAMPLES: dict[str, tuple[str, ...]] = {
         "duolora choose naive.safetensors ziplora.safetensors duolora.safetensors --content photos --style flat.png "
         '--prompt "a sks teapot in zwx style" --out best.safetensors',
     ),
+    "refine": (
+        "duolora refine naive.safetensors ziplora.safetensors duolora.safetensors --content photos --style flat.png "
+        '--prompt "a sks teapot in zwx style" --out refined.safetensors',
+    ),
     "checkpoints convert": (
         "duolora checkpoints convert csd CSD.pth --out csd.safetensors",
         "duolora checkpoints convert clip clip-vit-base-patch32 --out clip",
