@@ -87,7 +87,7 @@ def test_a_row_with_another_prompt_says_so(monkeypatch):
 
 def asked_of(monkeypatch, base, tmp_path, seed):
     """What the demo asks of training, merging and generating; nothing is run."""
-    asked = {"train": [], "merge": [], "choose": [], "sample": []}
+    asked = {"train": [], "merge": [], "refine": [], "sample": []}
 
     def train(images, prompt, out, base, options, progress):
         asked["train"].append(options.seed)
@@ -98,20 +98,20 @@ def asked_of(monkeypatch, base, tmp_path, seed):
             path=out, verification=SimpleNamespace(size=1), trainable=0, mean_change=0.0, seconds=0.0
         )
 
-    def choose(files, prompt, content, style, base, seed, progress):
-        asked["choose"].append((len(files), seed))
-        return SimpleNamespace(path=files[-1])
+    def refine(files, prompt, content, style, out, base, seed, progress):
+        asked["refine"].append(([path.stem for path in files], seed))
+        return SimpleNamespace(path=out, trained=SimpleNamespace(verification=SimpleNamespace(size=1)))
 
     def sample_images(base, prompts, seeds):
         asked["sample"].append(list(seeds))
         return torch.zeros(len(prompts), 3, 32, 32)
 
-    for name, stub in (("train", train), ("merge", merge), ("choose", choose), ("sample_images", sample_images)):
+    for name, stub in (("train", train), ("merge", merge), ("refine", refine), ("sample_images", sample_images)):
         monkeypatch.setattr(module, name, stub)
     monkeypatch.setattr(module, "applied", lambda *_: nullcontext())
     monkeypatch.setattr(module, "opened", lambda _: base)
     text = demo(tmp_path / str(seed), seed, PAIR, progress=False)
-    assert "best of four (duolora)" in text
+    assert "refined (ours)" in text
     assert "Look for the teapot" in text
     return asked
 
@@ -120,7 +120,7 @@ def test_the_seed_reaches_training_merging_and_generating(monkeypatch, base, tmp
     first, second = (asked_of(monkeypatch, base, tmp_path, seed) for seed in (0, 5))
     assert (first["train"], second["train"]) == ([0, 0], [5, 5])
     assert [seed for _, _, seed in second["merge"]] == [5] * len(module.SHOWN)
-    assert second["choose"] == [(len(module.SHOWN), 5)]
+    assert second["refine"] == [([*module.SHOWN], 5)]
     assert [(method, options) for method, options, _ in second["merge"]] == [
         (method, METHODS[method]) for method in module.SHOWN
     ]

@@ -9,9 +9,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from duolora.api.choose import choose
 from duolora.api.generate import applied, new_folder
 from duolora.api.merge import merge, options_of
+from duolora.api.refine import refine
 from duolora.api.train import default_options, train
 from duolora.atelier.classifier import classify, load_classifier
 from duolora.atelier.family import article
@@ -29,7 +29,7 @@ merge chose it (`benchmarks/runs-2026-11-28/table1`). `--pair` takes others."""
 COUNT = 8
 """Images of each row."""
 SHOWN = ("naive", "ziplora", "ziprank", "duolora")
-"""The methods that are run: those of the paper's Table 1 that merge two LoRAs; `choose` takes one of theirs."""
+"""The methods that are run: those of the paper's Table 1 that merge two LoRAs; `refine` learns from all of them."""
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,9 @@ def demo(
 ) -> str:
     """Run the whole road into the folder `out`; returns the table as text.
 
-    Leaves `references/`, `content.safetensors`, `style.safetensors`, one LoRA file for each method in `merged/`, the
-    images in `images/`, `comparison.png`, `table.md` and `results.json`. The seed is that of training, merging and
-    generating.
+    Leaves `references/`, `content.safetensors`, `style.safetensors`, one LoRA file for each method in `merged/`,
+    `refined.safetensors` and the images that it learnt from, the images of all in `images/`, `comparison.png`,
+    `table.md` and `results.json`. The seed is that of training, merging and generating.
 
     Raises:
         InputError: nothing can be written into `out`; nothing was made then.
@@ -60,7 +60,7 @@ def demo(
     out = new_folder(out)
     for part in ("references", "merged", "images"):
         check_folder(out / part)
-    for part in ("content", "style"):
+    for part in ("content", "style", "refined"):
         check_writable(out / f"{part}.safetensors")
     started = time.perf_counter()
     base, classifier = opened(base), load_classifier()
@@ -101,7 +101,7 @@ def spent(stages: dict[str, float]) -> str:
 def _trained_and_merged(
     base: Base, pair: Pair, out: Path, seed: int, progress: bool
 ) -> tuple[list[Job], dict[str, float]]:
-    """Train both LoRAs, merge them by every method, choose; what to generate then, and the seconds of each stage."""
+    """Train both LoRAs, merge them by every method, refine; what to generate then, and the seconds of each stage."""
     stages = {}
     content, style = _references(out / "references", pair)
     files = {"content": out / "content.safetensors", "style": out / "style.safetensors"}
@@ -124,11 +124,13 @@ def _trained_and_merged(
         stages[f"merge {method}"] = done.seconds
         size = done.verification.size / 1000
         jobs.append(Job(method, pair.merged_prompt, done.path, done.trainable, done.mean_change, size, done.seconds))
-    begun, merges = time.perf_counter(), {job.lora: job for job in jobs if job.lora and job.name in SHOWN}
-    best = merges[choose([*merges], pair.merged_prompt, content, style, base, seed=seed, progress=progress).path]
-    stages["choose"] = time.perf_counter() - begun
-    whole = sum(job.seconds for job in merges.values()) + stages["choose"]
-    jobs.append(replace(best, name=f"best of four ({best.name})", seconds=whole))
+    begun, merges = time.perf_counter(), [job.lora for job in jobs if job.lora and job.name in SHOWN]
+    refined = refine(
+        merges, pair.merged_prompt, content, style, out / "refined.safetensors", base, seed=seed, progress=progress
+    )
+    stages["refine"] = time.perf_counter() - begun
+    size, whole = refined.trained.verification.size / 1000, sum(job.seconds for job in jobs) + stages["refine"]
+    jobs.append(Job("refined (ours)", pair.merged_prompt, refined.path, kilobytes=size, seconds=whole))
     return jobs, stages
 
 
