@@ -49,7 +49,7 @@ def test_colour_is_not_classified_where_the_style_hides_it():
 
 
 def test_table_has_a_line_for_each_row():
-    rows = {Job(n, "", masks=1234, kilobytes=5.0): truth(SEEN, PAIR) for n in ("naive", "duolora")}
+    rows = {Job(n, "", masks=1234, change=0.5, kilobytes=5.0): truth(SEEN, PAIR) for n in ("naive", "duolora")}
     text = table(rows, PAIR)
     assert "| naive | 0.50 | 0.50 | 0.25 |" in text
     assert "1,234" in text

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from duolora.api.choose import choose
+from duolora.api.refine import refine
 from duolora.bench.cells import cell as cells, lora, pairs
 from duolora.bench.cells.cell import Cell
 from duolora.bench.cells.pairs import sample_suite, suite
@@ -35,6 +36,7 @@ ROWS = (
     blora_rows()[2],
     Row("K-LoRA", how="klora"),
     Row("best of two", how="chosen"),
+    Row("refined", how="refined"),
     Row("oracle", how="oracle"),
     Row("pair", how="pair"),
 )
@@ -45,6 +47,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, quick_training: None) -> None:
     monkeypatch.setattr(pairs, "COUNT", 1)
     monkeypatch.setattr(cells, "CANDIDATES", ("naive", "split"))
     monkeypatch.setattr(cells, "choose", lambda *a, **k: choose(*a, **k | {"steps": 1, "num": 2}))
+    monkeypatch.setattr(cells, "refine", lambda *a, **k: refine(*a, **k | {"steps": 1, "num": 2, "keep": 3}))
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: cells_draw(*a, **k | {"steps": 2}))
 
 
@@ -69,6 +72,12 @@ def test_a_table_runs_once_and_reports_what_failed(tmp_path, quick):
             assert max(scores, key=scores.get) == found["chosen"]
             assert replace(cell, scoring=Scoring(("clip-t",))).folder != cell.folder
             assert [*sorted(path.name for path in cell.folder.glob("*.safetensors"))] == ["merged.safetensors"]
+        if cell.row.how == "refined":
+            assert sum(cell.result()["kept"].values()) == 3
+            assert {path.name for path in cell.folder.iterdir()} == {
+                "merged.safetensors", "cost.json", "images.png", "result.json"
+            }  # fmt: skip
+            assert cell.result()["seconds"] > 0
         masks = cell.folder / "masks.safetensors"
         assert masks.exists() is (cell.row.label == "ziprank")
         if masks.exists():
@@ -141,6 +150,7 @@ def test_a_cell_that_is_killed_goes_on_with_the_images_that_it_has(tmp_path, qui
 
     monkeypatch.setattr(cells, "CANDIDATES", ("naive", "split"))
     monkeypatch.setattr(cells, "choose", lambda *a, **k: choose(*a, **k | {"steps": 1, "num": 2}))
+    monkeypatch.setattr(cells, "refine", lambda *a, **k: refine(*a, **k | {"steps": 1, "num": 2, "keep": 3}))
     monkeypatch.setattr(cells, "sample_images", sample)
     with pytest.raises(KeyboardInterrupt):
         stopped.run()
@@ -149,6 +159,7 @@ def test_a_cell_that_is_killed_goes_on_with_the_images_that_it_has(tmp_path, qui
     kept = {path: path.stat().st_mtime_ns for path in stopped.folder.rglob("*") if path.is_file()}
     monkeypatch.setattr(cells, "CANDIDATES", ("naive", "split"))
     monkeypatch.setattr(cells, "choose", lambda *a, **k: choose(*a, **k | {"steps": 1, "num": 2}))
+    monkeypatch.setattr(cells, "refine", lambda *a, **k: refine(*a, **k | {"steps": 1, "num": 2, "keep": 3}))
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: (asked.append(a[2]), sampled(*a, **k))[1])
     monkeypatch.setattr(cells, "merge", None)  # the merge is there
     stopped.run()
@@ -165,6 +176,7 @@ def test_chosen_settings_have_loras_and_cells_of_their_own(tmp_path, quick, monk
     used = []
     monkeypatch.setattr(cells, "CANDIDATES", ("naive", "split"))
     monkeypatch.setattr(cells, "choose", lambda *a, **k: choose(*a, **k | {"steps": 1, "num": 2}))
+    monkeypatch.setattr(cells, "refine", lambda *a, **k: refine(*a, **k | {"steps": 1, "num": 2, "keep": 3}))
     monkeypatch.setattr(cells, "sample_images", lambda *a, **k: (used.append(k), cells_draw(*a, **k | {"steps": 1}))[1])
     asked = {"out": tmp_path, "pairs": 1, "dataset": ["single"], "row": ["naive"]}
     plain = config_of("table1", TABLES["table1"], TableOptions(**asked))

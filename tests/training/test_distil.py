@@ -9,7 +9,7 @@ from diffusers import StableDiffusionXLPipeline, UNet2DConditionModel
 from duolora.errors import InputError
 from duolora.model.architectures import SDXL
 from duolora.model.base import load_base
-from duolora.model.blocks import target_modules
+from duolora.model.blocks import roles, target_modules
 from duolora.training import distil as module
 from duolora.training.distil import TEACHER, DistilRecipe, distil, smaller_config, student_of
 
@@ -39,6 +39,7 @@ def test_students_begin_as_the_teacher_where_they_have_its_layers():
         sizes.append(sum(p.numel() for p in student.parameters()))
         attention = {name.partition(".attentions")[0] for name in target_modules(student)}
         assert ("down_blocks.0" in attention) == (shape == "ssd1b"), "Atelier has one block in each attention"
+        assert {*roles(student).values()} == {"content", "style"}
     assert sizes[0] > sizes[1] > sizes[2]
 
 

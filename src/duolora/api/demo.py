@@ -40,7 +40,7 @@ class Job:
     prompt: str
     lora: Path | None = None
     masks: int = 0
-    change: float = 0.0
+    change: float | None = None
     kilobytes: float = 0.0
     seconds: float = 0.0
 
@@ -58,7 +58,7 @@ def demo(
         InputError: nothing can be written into `out`; nothing was made then.
     """
     out = new_folder(out)
-    for part in ("references", "merged", "images"):
+    for part in ("references", "merged", "images", "refined-kept"):
         check_folder(out / part)
     for part in ("content", "style", "refined"):
         check_writable(out / f"{part}.safetensors")
@@ -149,9 +149,10 @@ def table(rows: dict[Job, dict[str, float | None]], pair: Pair) -> str:
     head = ("", "object", "style", "both", "colour", "pattern", "leak", "masks", "mean change", "file, kB", "time, s")
     lines = []
     for job, shares in rows.items():
-        merged = [f"{job.masks:,}", f"{job.change:.3f}", f"{job.kilobytes:.0f}", f"{job.seconds:.1f}"]
+        merge = [f"{job.masks:,}", f"{job.change:.3f}"] if job.change is not None else ["", ""]
+        file = [f"{job.kilobytes:.0f}", f"{job.seconds:.1f}"] if job.kilobytes else ["", ""]
         cells = ["–" if share is None else f"{share:.2f}" for share in shares.values()]
-        lines.append([job.name, *cells, *(merged if job.kilobytes else [""] * 4)])
+        lines.append([job.name, *cells, *merge, *file])
     said = (
         f"Atelier, by its classifier: a {pair.colour} {pair.kind} ({pair.pattern}) in the style of one {pair.style}",
         f"image that shows {article(pair.shown)}. Shares of {COUNT} images; the LoRAs alone with prompts of their own,",

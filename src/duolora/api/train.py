@@ -1,6 +1,6 @@
 """Train a LoRA on a few images (Sec. 4, "Implementation details"): one verb, one file out."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -56,6 +56,7 @@ class TrainKeywords(TypedDict, total=False):
     overwrite: bool
     kind: str | None
     save_every: int
+    about: Mapping[str, object]
 
 
 def train(
@@ -84,6 +85,7 @@ def train(
         overwrite: whether a file that is there already is replaced, as by default; an input never is.
         kind: content or style, what the images show; a base may have other options for the two, and the file says it.
         save_every: steps from one checkpoint to the next, by default 100; Ctrl-C leaves one, too.
+        about: what else the file's metadata say, and in place of what they would.
 
     Raises:
         DuoLoRAError: an image, the prompt, the base or the output path cannot be used.
@@ -141,6 +143,7 @@ def _metadata(
         **({} if kind is None else {"kind": kind}),
         "images": [file_hash(path) for path in files],
         "versions": versions(),
+        **given.get("about", {}),
     }
 
 

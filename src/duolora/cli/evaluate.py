@@ -1,7 +1,8 @@
 """Commands that measure images, go by what they measure, and look at data sets: evaluate, choose, refine, datasets."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,12 +19,14 @@ from duolora.cli.common import (
 )
 from duolora.cli.early import check_inputs, check_there
 from duolora.cli.examples import examples
-from duolora.cli.spread import Without, spread
+from duolora.cli.spread import Changes, Without, spread
 from duolora.errors import InputError
 from duolora.lora.write.atomic import check_out
 from duolora.metrics.named import DEFAULTS, chosen, named_checkpoints
-from duolora.model.defaults import BaseChoice
+from duolora.model.architectures import shapes_in
+from duolora.model.defaults import BaseChoice, read_defaults
 from duolora.options import word
+from duolora.training.options import TrainOptions, check_training, training_of
 
 
 def evaluate(
@@ -118,11 +121,14 @@ def refine(
     content: Annotated[Path, typer.Option(help="The subject's photos.")],
     style: Annotated[Path, typer.Option(help="The style image.")],
     out: Annotated[
-        Path, typer.Option(help="The .safetensors file to write; the images that it learns go to OUT-kept.")
+        Path, typer.Option(help="The .safetensors file to write; what it learns from goes beside it, into NAME-kept.")
     ],
     *,
     num: Annotated[int, typer.Option(help="Images of each file.", min=1)] = 24,
     keep: Annotated[int, typer.Option(help="How many of all are kept.", min=1)] = 12,
+    guidance: Annotated[
+        float | None, typer.Option(help="Their guidance  [1.5, or the base's own where that is less].", min=0)
+    ] = None,
     metrics: Annotated[
         str | None,
         typer.Option(help="One of the content and one of the style  [atelier-content,atelier-csd or dino,csd-s]."),
@@ -131,6 +137,10 @@ def refine(
         list[str] | None,
         typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
     ] = None,
+    changed: Annotated[
+        dict[str, Any],
+        Changes(TrainOptions, without=("seed", "class_prompts", "learn_tokens"), default=", or the base's own"),
+    ],
     base: BaseChoice,
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -142,6 +152,8 @@ def refine(
     Each file generates, those images that are nearest to the photos and the style are kept, and a LoRA is trained on
     them. Look at what was kept: it is what you get.
     """
+    options = replace(training_of(read_defaults(base.base)), seed=seed, **changed)
+    check_training(options, shapes_in(base.base))
     check_inputs(loras, content, style)
     check_out(out, loras, overwrite)
     places, base = named_checkpoints(checkpoint or []), chosen_base(base, quiet)
@@ -150,11 +162,12 @@ def refine(
 
     done = run(
         loras, prompt, content, style, out, base, metrics=metrics, checkpoints=places, num=num, keep=keep, seed=seed,
-        progress=not quiet, overwrite=overwrite,
+        guidance=guidance, options=options, progress=not quiet, overwrite=overwrite,
     )  # fmt: skip
-    kept = ", ".join(f"{count} of {path}" for path, count in done.kept.items())
-    report(as_json, f"{done.path}: trained on {keep} images, {done.images} ({kept})", path=done.path,
-           images=done.images, kept={str(path): count for path, count in done.kept.items()})  # fmt: skip
+    kept = {str(path): count for path, count in done.kept.items()}
+    said = ", ".join(f"{count} of {path}" for path, count in kept.items())
+    report(as_json, f"{done.path}: trained on {keep} images, in {done.images} ({said})", path=done.path,
+           images=done.images, kept=kept, metrics=done.metrics)  # fmt: skip
 
 
 checkpoints = typer.Typer(name="checkpoints", no_args_is_help=True, help="Checkpoints of the metrics' encoders.")

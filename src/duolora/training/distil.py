@@ -6,6 +6,8 @@ The student is the teacher without some of its transformer blocks and without at
 begins with. Text encoders, tokenizers, VAE and scheduler are the teacher's own, and don't learn.
 """
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Mapping
@@ -28,6 +30,7 @@ from duolora.model.base import Base, PromptEmbeds, load_base
 from duolora.model.predict import noise_schedule, predict
 from duolora.options import word
 from duolora.provenance import file_hash
+from duolora.textfiles import read_json
 from duolora.training.checkpoint import Training, checkpoint_path, scaler_for, step_generator
 
 SHAPES = ("ssd1b", "vega")
@@ -54,7 +57,7 @@ def smaller_config(config: Mapping[str, Any], shape: str) -> dict[str, Any]:
     """The arguments of a UNet with fewer transformer blocks, nested as in SSD-1B's and Segmind-Vega's own configs.
 
     ssd1b   half of the blocks of each attention, rounded up; the last of the lowest up block stays whole
-    vega    a quarter of them, at least one; where there is one alone, the highest resolution goes without attention
+    vega    a quarter of them, at least one; where there is one alone, none in the first down block with attention
 
     Raises:
         InputError: there is no such shape.
@@ -65,17 +68,17 @@ def smaller_config(config: Mapping[str, Any], shape: str) -> dict[str, Any]:
     depths = [depths] * len(down_types) if isinstance(depths, int) else list(depths)
     with_attention = [depth if "Cross" in kind else 0 for kind, depth in zip(down_types, depths, strict=True)]
     less = [math.ceil(d / 2) if shape == "ssd1b" else max(1, d // 4) for d in with_attention]
-    if shape == "vega" and with_attention[0] == 1:
-        with_attention[0] = 0  # a quarter of one block, which would be half as ssd1b has it, is none
     down: list[Any] = [[n] * layers if d else 0 for d, n in zip(with_attention, less, strict=True)]
     up: list[Any] = [[n] * (layers + 1) if d else 0 for d, n in zip(with_attention, less, strict=True)][::-1]
     if shape == "ssd1b" and up[0]:
         up[0][-1] = with_attention[-1]
+    if shape == "vega" and max(with_attention) == 1:
+        first = with_attention.index(1)
+        down[first], down_types[first] = 0, "DownBlock2D"
     known = {name: value for name, value in config.items() if not name.startswith("_")}
     return known | {
-        "down_block_types": ["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in with_attention],
+        "down_block_types": down_types,
         "mid_block_type": "UNetMidBlock2D",
-        "up_block_types": ["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(with_attention)],
         "transformer_layers_per_block": down,
         "reverse_transformer_layers_per_block": up,
     }
@@ -92,14 +95,16 @@ def student_of(teacher: UNet2DConditionModel, shape: str) -> UNet2DConditionMode
 def distil(shape: str, folder: Path, recipe: DistilRecipe, device: torch.device) -> Path:
     """Distil a base into `folder`, going on from its checkpoint if there is one; returns the pipeline's folder.
 
-    The name tells shape, steps and teacher apart; a finished one is returned as it is.
+    The name tells shape, steps, teacher and config apart; a finished one is returned as it is.
 
     Raises:
         InputError: there is no such shape, or a number of the recipe is too small.
     """
     if recipe.steps < 1 or recipe.images < 1 or recipe.batch < 1:
         raise InputError(f"distil: expected steps, images and batch above 0, got {recipe}")
-    mark = file_hash(TEACHER / "unet" / "diffusion_pytorch_model.safetensors")
+    teacher = file_hash(TEACHER / "unet" / "diffusion_pytorch_model.safetensors")
+    config = smaller_config(read_json(TEACHER / "unet" / "config.json"), shape)
+    mark = hashlib.sha256(json.dumps([teacher, config], sort_keys=True).encode()).hexdigest()
     out = folder / f"atelier-{shape}-{recipe.steps}-{mark[:8]}"
     if out.exists():
         return out

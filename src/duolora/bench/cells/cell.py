@@ -18,7 +18,7 @@ from duolora.api.choose import ATELIER, choose
 from duolora.api.compose import compose
 from duolora.api.generate import applied
 from duolora.api.merge import merge
-from duolora.api.refine import refine
+from duolora.api.refine import FIRST, GUIDANCE, KEEP, NUM, refine
 from duolora.api.train import default_options
 from duolora.bench.cells.lora import Lora, Source, shared_base
 from duolora.bench.cells.scores import Images, Scoring
@@ -45,8 +45,6 @@ MERGED, MASKS, COST, SHEET, IMAGES = "merged.safetensors", "masks.safetensors", 
 metrics later, each of them, in its folder."""
 SIDE = 256
 """The largest side of an image on the sheet."""
-SEED = 900_000
-"""The first seed of images that a merge is chosen by, far from those that are scored."""
 
 
 @dataclass(frozen=True)
@@ -113,6 +111,8 @@ class Cell:
         measured += [how] if (how := self.settings.said()) else []
         if self.row.how in BEST:
             measured += [[asdict(options_of(method)) for method in CANDIDATES], self._similarities()]
+        if self.row.how == "refined":
+            measured += [[GUIDANCE, NUM, KEEP], asdict(default_options(self.base))]
         about = json.dumps(measured, sort_keys=True)
         mark = hashlib.sha256(about.encode()).hexdigest()[:8]
         return self.out / "cells" / self.problem.name / f"{self.row.name}-{mark}-{self.seed}"
@@ -257,17 +257,19 @@ class Cell:
         costs = self._candidates(path, content, style, prompt)
         begun, merging = time.perf_counter(), sum(cost["seconds"] for cost in costs.values())
         photo, shown, how = content.references(), style.references(), self.settings.sampling()
-        known: dict[str, Any] = {"metrics": metrics, "seed": SEED + self.seed, "progress": False}
-        known |= {"checkpoints": self.scoring.checkpoints if self.scoring else None}
+        checkpoints = self.scoring.checkpoints if self.scoring else None
+        known: dict[str, Any] = {"metrics": metrics, "checkpoints": checkpoints, "progress": False}
         if self.row.how == "chosen":
-            found = choose([*costs], prompt, photo, shown, self.loaded, **known, **how)
+            found = choose([*costs], prompt, photo, shown, self.loaded, seed=FIRST + self.seed, **known, **how)
             write_whole(path, found.path.read_bytes())
             scores = {costs[each.path]["chosen"]: each.score for each in found.candidates}
             cost = costs[found.path] | {"scores": scores}
         else:
             options = replace(default_options(self.base), **self.settings.training, seed=self.seed)  # type: ignore[arg-type]
             steps = {name: value for name, value in how.items() if name == "steps"}  # its guidance is its own
-            made = refine([*costs], prompt, photo, shown, path, self.loaded, options=options, **known, **steps)
+            known |= steps | {"seed": self.seed, "options": options}
+            made = refine([*costs], prompt, photo, shown, path, self.loaded, **known)
+            shutil.rmtree(made.images)
             size = made.trained.verification.size
             cost = {"bytes": size, "kept": {costs[file]["chosen"]: n for file, n in made.kept.items()}}
         for file in costs:
