@@ -126,7 +126,7 @@ def refine(
     best = ranked(torch.cat([each.content for each in seen]), torch.cat([each.style for each in seen]))[:keep].tolist()
     draft = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir()
+    draft.mkdir(parents=True)
     for k, i in enumerate(best):
         images[i].save(draft / f"{k:03d}.png")
     shutil.rmtree(folder, ignore_errors=True)
