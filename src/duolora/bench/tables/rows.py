@@ -99,6 +99,7 @@ ALONE = {"content": "content", "style": "style", "class": "style", "oracle": "or
 CANDIDATES = ("naive", "ziplora", "ziprank", "duolora")
 """The methods whose merges the rows "chosen" and "refined" go by, each as it ships."""
 BEST = ("chosen", "refined")
+"""How rows come about that go by the candidates' images."""
 
 BLORA = (("up_blocks.0.attentions.0",), ("up_blocks.0.attentions.1",))
 """B-LoRA's content and style blocks in SDXL (W4, W5); `with_blora` puts others in their place."""
