@@ -19,6 +19,7 @@ from typing import TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
 from duolora.api.choose import both_metrics, judged, name_of, references
@@ -124,13 +125,7 @@ def refine(
     del near  # whose encoders may be on the GPU
     images = [image for each in seen for image in each.images]
     best = ranked(torch.cat([each.content for each in seen]), torch.cat([each.style for each in seen]))[:keep].tolist()
-    draft = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    for k, i in enumerate(best):
-        images[i].save(draft / f"{k:03d}.png")
-    shutil.rmtree(folder, ignore_errors=True)
-    os.replace(draft, folder)
+    _save([images[i] for i in best], folder)
     kept = {path: sum(paths[i // num] == path for i in best) for path in paths}
     about = {"made_by": "duolora refine", "metrics": names, "num": num, "first_seed": first, "guidance": guidance}
     about |= {"sources": [file_hash(path) for path in paths if path.is_file()], "kept": list(kept.values())}
@@ -156,6 +151,17 @@ def _folder(out: Path, references: Sequence[str | Path], overwrite: bool) -> Pat
     if not overwrite:
         raise InputError(f"{folder}: there are images already; name another output, or replace them with --overwrite")
     return folder
+
+
+def _save(images: Sequence[Image.Image], folder: Path) -> None:
+    """Write the images, by number, into a folder that takes the place of the one that is there once it is whole."""
+    draft = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir(parents=True)
+    for k, image in enumerate(images):
+        image.save(draft / f"{k:03d}.png")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(draft, folder)
 
 
 def ranked(content: Float[Tensor, " n"], style: Float[Tensor, " n"]) -> Tensor:

@@ -28,6 +28,15 @@ from duolora.model.defaults import BaseChoice, read_defaults
 from duolora.options import word
 from duolora.training.options import TrainOptions, check_training, training_of
 
+BothOption = Annotated[
+    str | None,
+    typer.Option(help="One of the content and one of the style  [atelier-content,atelier-csd or dino,csd-s]."),
+]
+CheckpointOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
+]
+
 
 def evaluate(
     generated: Annotated[
@@ -42,10 +51,7 @@ def evaluate(
     metrics: Annotated[
         str, typer.Option(help="`atelier` (offline), `paper`, or names: dino,clip-i,clip-t,csd-s,leakage.")
     ] = "atelier",
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
-    ] = None,
+    checkpoint: CheckpointOption = None,
     device: Annotated[str, typer.Option(help="Where the networks run.")] = "auto",
     no_cache: Annotated[bool, typer.Option("--no-cache", help="Keep no embeddings on disk, and use none.")] = False,
     quiet: QuietOption = False,
@@ -76,14 +82,8 @@ def choose(
     *,
     out: Annotated[Path | None, typer.Option(help="Where to copy the best file.")] = None,
     num: Annotated[int, typer.Option(help="Images of each file.", min=1)] = 8,
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="One of the content and one of the style  [atelier-content,atelier-csd or dino,csd-s]."),
-    ] = None,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
-    ] = None,
+    metrics: BothOption = None,
+    checkpoint: CheckpointOption = None,
     base: Annotated[BaseChoice, Without(("gradient_checkpointing",))],
     seed: SeedOption = 0,
     overwrite: OverwriteOption = False,
@@ -129,14 +129,8 @@ def refine(
     guidance: Annotated[
         float | None, typer.Option(help="Their guidance  [1.5, or the base's own where that is less].", min=0)
     ] = None,
-    metrics: Annotated[
-        str | None,
-        typer.Option(help="One of the content and one of the style  [atelier-content,atelier-csd or dino,csd-s]."),
-    ] = None,
-    checkpoint: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=WHERE", help="Another hub id, folder or file for dino, clip or csd."),
-    ] = None,
+    metrics: BothOption = None,
+    checkpoint: CheckpointOption = None,
     changed: Annotated[
         dict[str, Any],
         Changes(TrainOptions, without=("seed", "class_prompts", "learn_tokens"), default=", or the base's own"),
